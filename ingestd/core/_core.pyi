@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The core's border: a worker's loop in C, its counters, events and commands."""
+
+from typing import Final, NamedTuple
+
+COMMAND_GRANT_SEGMENT: Final[int]  # a: segment index, b: segment sequence
+COMMAND_STORE_FULL: Final[int]  # no segment can be had: flows that need one are refused
+COMMAND_STOP_ACCEPTING: Final[int]
+COMMAND_DRAIN: Final[int]  # a: ns until flows still open are interrupted; then run() returns
+COMMAND_SET_FLUSH_INTERVAL: Final[int]  # a: ns
+COMMAND_SET_COMMIT_INTERVAL: Final[int]  # a: ns
+COMMAND_SET_IDLE_TIMEOUT: Final[int]  # a: listener index, b: ns, 0: none
+
+EVENT_FLOW_OPENED: Final[int]
+EVENT_FLOW_SEALED: Final[int]  # bytes_count: the flow's bytes, all durable
+EVENT_FLOW_INTERRUPTED: Final[int]  # code: close_reason of core/format.h; detail: errno or 0
+EVENT_FLOW_REFUSED: Final[int]  # code: close_reason; nothing was stored of it
+EVENT_ACCEPT_FAILED: Final[int]  # code: errno
+EVENT_STORE_FAILED: Final[int]  # code: errno; detail: 0 write, 1 flush; bytes_count: store offset
+EVENT_STORE_FULL: Final[int]
+EVENT_WRITE_RETRIED: Final[int]  # code: errno; bytes_count: store offset
+EVENT_SEGMENT_OPENED: Final[int]  # code: segment index; bytes_count: sequence
+EVENT_SEGMENT_CLOSED: Final[int]  # code: segment index; bytes_count: sequence
+EVENT_BACKPRESSURE: Final[int]  # code: 0 ended, 1 area, 2 device
+
+class Event(NamedTuple):
+    kind: int
+    code: int
+    detail: int
+    bytes_count: int
+    listener_index: int  # -1: none
+    peer: str  # "192.0.2.1:4000", "[2001:db8::1]:4000" or ""
+    flow: bytes  # 16 bytes, zeros where no flow is meant
+    time_ns: int  # Unix time
+
+class CoreFault(OSError):
+    """A system call failed: errno, the call's name and the object it was made for."""
+
+    call: str
+    object_name: str
+
+class DeviceProfile(NamedTuple):
+    """What direct I/O on an open file or device takes; bytes."""
+
+    mem_align: int
+    write_align: int
+
+def device_profile(fd: int) -> DeviceProfile: ...
+def kernel_features() -> dict[str, bool]:
+    """What the running kernel's io_uring offers, e.g. writev_fixed, zcrx; asked, not derived."""
+
+class Worker:
+    """One worker. Every argument is a keyword; sizes in bytes, times in ns.
+
+    setup() and run() are called on the worker's own thread, once each; the
+    GIL is released for the whole of run(). All else may be called from any
+    thread at any time.
+    """
+
+    def __init__(
+        self,
+        *,
+        store_fd: int,
+        store_uuid: bytes,
+        segments_offset: int,
+        segment_bytes: int,
+        block_bytes: int,
+        mem_align: int,
+        write_align: int,
+        virt_mask: int,
+        iovecs_max: int,
+        worker_index: int,
+        cpu: int,  # -1: not pinned
+        area_bytes: int,
+        write_bytes_max: int,
+        writes_in_flight_max: int,
+        flows_max: int,
+        flush_interval_ns: int,
+        commit_interval_ns: int,
+        checksum: bool,
+    ) -> None: ...
+    def setup(self) -> None: ...
+    def run(self) -> None: ...
+    def add_listener(
+        self, fd: int, index: int, name: str, protocol: int, idle_timeout_ns: int, flows_max: int
+    ) -> None:
+        """Before run(): accept on a listening socket; fd stays the caller's."""
+    def command(self, kind: int, a: int = 0, b: int = 0) -> None: ...
+    def events(self) -> list[Event]: ...
+    @property
+    def event_fd(self) -> int:
+        """Readable when events or segments_wanted() ask for a look; clear by os.eventfd_read."""
+    def segments_wanted(self) -> int:
+        """How many segments the worker wants to hold ready and does not have."""
+    def counters(self) -> dict[str, int]:
+        """Totals and gauges; see ingestd/core/stats.h for each name and unit."""
+    def histograms(self) -> dict[str, tuple[int, ...]]:
+        """write_latency, flush_latency: counts per bucket of HISTOGRAM_BOUNDS_NS, then over;
+        write_latency_sum_ns and flush_latency_sum_ns are among the counters."""
+
+HISTOGRAM_BOUNDS_NS: Final[tuple[int, ...]]

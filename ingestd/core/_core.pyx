@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+# cython: language_level=3, embedsignature=False
+"""The core's border: see _core.pyi for what each name means.
+
+Nothing is decided here: arguments go into C structs, results come out of them.
+"""
+
+from collections import namedtuple
+
+from cpython.bytes cimport PyBytes_FromStringAndSize
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.string cimport memcpy, memset
+
+cdef extern from "fault.h" nogil:
+    struct fault:
+        int code
+        char call[40]
+        char object[88]
+
+cdef extern from "stats.h" nogil:
+    int HISTOGRAM_BUCKETS_COUNT
+    struct histogram:
+        uint64_t counts[21]
+
+cdef extern from "mailbox.h" nogil:
+    enum:
+        _GRANT_SEGMENT "COMMAND_GRANT_SEGMENT"
+        _STORE_FULL "COMMAND_STORE_FULL"
+        _STOP_ACCEPTING "COMMAND_STOP_ACCEPTING"
+        _DRAIN "COMMAND_DRAIN"
+        _SET_FLUSH_INTERVAL "COMMAND_SET_FLUSH_INTERVAL"
+        _SET_COMMIT_INTERVAL "COMMAND_SET_COMMIT_INTERVAL"
+        _SET_IDLE_TIMEOUT "COMMAND_SET_IDLE_TIMEOUT"
+        _FLOW_OPENED "EVENT_FLOW_OPENED"
+        _FLOW_SEALED "EVENT_FLOW_SEALED"
+        _FLOW_INTERRUPTED "EVENT_FLOW_INTERRUPTED"
+        _FLOW_REFUSED "EVENT_FLOW_REFUSED"
+        _ACCEPT_FAILED "EVENT_ACCEPT_FAILED"
+        _STORE_FAILED "EVENT_STORE_FAILED"
+        _EVENT_STORE_FULL "EVENT_STORE_FULL"
+        _WRITE_RETRIED "EVENT_WRITE_RETRIED"
+        _SEGMENT_OPENED "EVENT_SEGMENT_OPENED"
+        _SEGMENT_CLOSED "EVENT_SEGMENT_CLOSED"
+        _BACKPRESSURE "EVENT_BACKPRESSURE"
+    struct command:
+        uint32_t kind
+        uint64_t a
+        uint64_t b
+    struct event:
+        uint32_t kind
+        int32_t code
+        int32_t detail
+        int32_t listener_index
+        uint64_t bytes_count
+        uint64_t time_ns
+        uint8_t flow[16]
+        char peer[64]
+    struct mailbox:
+        int event_fd
+    int mailbox_post(mailbox *m, command c)
+    bint mailbox_read(mailbox *m, event *out)
+    uint32_t mailbox_grants_wanted(mailbox *m)
+
+cdef extern from "worker.h" nogil:
+    struct worker_settings:
+        int store_fd
+        uint8_t store_uuid[16]
+        uint64_t segments_offset
+        uint64_t segment_bytes
+        uint32_t block_bytes
+        uint32_t mem_align
+        uint32_t write_align
+        uint32_t virt_mask
+        uint32_t iovecs_max
+        uint32_t worker_index
+        int cpu
+        uint64_t area_bytes
+        uint32_t write_bytes_max
+        uint32_t writes_in_flight_max
+        uint32_t flows_max
+        uint64_t flush_interval_ns
+        uint64_t commit_interval_ns
+        bint checksum
+    struct worker:
+        fault fault
+        mailbox mailbox
+        histogram write_latency
+        histogram flush_latency
+    worker *worker_create(const worker_settings *s)
+    void worker_destroy(worker *w)
+    int worker_add_listener(worker *w, int fd, uint32_t index, const char *name,
+                            uint32_t protocol, uint64_t idle_timeout_ns, uint32_t flows_max)
+    int worker_setup(worker *w)
+    int worker_run(worker *w)
+
+cdef extern from "inspect.h" nogil:
+    int STATS_COUNT
+    const char *stats_name(int index)
+    uint64_t stats_value(const worker *w, int index)
+    uint64_t histogram_count(const histogram *h, int bucket)
+    uint64_t histogram_bound_ns(int bucket)
+    int FEATURES_COUNT
+    const char *feature_name(int index)
+    int feature_query(int index)
+    int direct_io_alignment(int fd, uint32_t *mem_align, uint32_t *write_align)
+
+COMMAND_GRANT_SEGMENT = _GRANT_SEGMENT
+COMMAND_STORE_FULL = _STORE_FULL
+COMMAND_STOP_ACCEPTING = _STOP_ACCEPTING
+COMMAND_DRAIN = _DRAIN
+COMMAND_SET_FLUSH_INTERVAL = _SET_FLUSH_INTERVAL
+COMMAND_SET_COMMIT_INTERVAL = _SET_COMMIT_INTERVAL
+COMMAND_SET_IDLE_TIMEOUT = _SET_IDLE_TIMEOUT
+
+EVENT_FLOW_OPENED = _FLOW_OPENED
+EVENT_FLOW_SEALED = _FLOW_SEALED
+EVENT_FLOW_INTERRUPTED = _FLOW_INTERRUPTED
+EVENT_FLOW_REFUSED = _FLOW_REFUSED
+EVENT_ACCEPT_FAILED = _ACCEPT_FAILED
+EVENT_STORE_FAILED = _STORE_FAILED
+EVENT_STORE_FULL = _EVENT_STORE_FULL
+EVENT_WRITE_RETRIED = _WRITE_RETRIED
+EVENT_SEGMENT_OPENED = _SEGMENT_OPENED
+EVENT_SEGMENT_CLOSED = _SEGMENT_CLOSED
+EVENT_BACKPRESSURE = _BACKPRESSURE
+
+HISTOGRAM_BOUNDS_NS = tuple(histogram_bound_ns(i) for i in range(HISTOGRAM_BUCKETS_COUNT))
+
+Event = namedtuple(
+    "Event", "kind code detail bytes_count listener_index peer flow time_ns"
+)
+DeviceProfile = namedtuple("DeviceProfile", "mem_align write_align")
+
+
+class CoreFault(OSError):
+    def __init__(self, code, call, object_name):
+        super().__init__(code, f"{call} for {object_name}")
+        self.call = call
+        self.object_name = object_name
+
+
+cdef raise_fault(fault *f):
+    raise CoreFault(f.code, f.call.decode(), f.object.decode())
+
+
+def device_profile(int fd):
+    cdef uint32_t mem_align, write_align
+    cdef int code = direct_io_alignment(fd, &mem_align, &write_align)
+    if code < 0:
+        raise CoreFault(-code, "statx", f"file descriptor {fd}")
+    return DeviceProfile(mem_align, write_align)
+
+
+def kernel_features():
+    features = {}
+    for i in range(FEATURES_COUNT):
+        code = feature_query(i)
+        if code < 0:
+            raise CoreFault(-code, "io_uring_setup", "ring to ask the kernel")
+        features[feature_name(i).decode()] = code > 0
+    return features
+
+
+cdef class Worker:
+    cdef worker *w
+
+    def __init__(self, *, int store_fd, bytes store_uuid, segments_offset,
+                 segment_bytes, block_bytes, mem_align, write_align, virt_mask, iovecs_max,
+                 worker_index, int cpu, area_bytes, write_bytes_max, writes_in_flight_max,
+                 flows_max, flush_interval_ns, commit_interval_ns, bint checksum):
+        cdef worker_settings s
+        if len(store_uuid) != 16 or self.w != NULL:
+            raise ValueError("store_uuid has 16 bytes, and a worker is made once")
+        memset(&s, 0, sizeof(s))
+        memcpy(s.store_uuid, <const char *>store_uuid, 16)
+        s.store_fd = store_fd
+        s.segments_offset = segments_offset
+        s.segment_bytes = segment_bytes
+        s.block_bytes = block_bytes
+        s.mem_align = mem_align
+        s.write_align = write_align
+        s.virt_mask = virt_mask
+        s.iovecs_max = iovecs_max
+        s.worker_index = worker_index
+        s.cpu = cpu
+        s.area_bytes = area_bytes
+        s.write_bytes_max = write_bytes_max
+        s.writes_in_flight_max = writes_in_flight_max
+        s.flows_max = flows_max
+        s.flush_interval_ns = flush_interval_ns
+        s.commit_interval_ns = commit_interval_ns
+        s.checksum = checksum
+        self.w = worker_create(&s)
+        if self.w == NULL:
+            raise MemoryError("a worker could not be created")
+
+    def __dealloc__(self):
+        worker_destroy(self.w)
+
+    def add_listener(self, int fd, index, str name, protocol, idle_timeout_ns, flows_max):
+        code = worker_add_listener(self.w, fd, index, name.encode(), protocol, idle_timeout_ns,
+                                   flows_max)
+        if code < 0:
+            raise CoreFault(-code, "add_listener", name)
+
+    def setup(self):
+        cdef int code
+        with nogil:
+            code = worker_setup(self.w)
+        if code < 0:
+            raise_fault(&self.w.fault)
+
+    def run(self):
+        cdef int code
+        with nogil:
+            code = worker_run(self.w)
+        if code < 0:
+            raise_fault(&self.w.fault)
+
+    def command(self, kind, a=0, b=0):
+        cdef command c
+        c.kind = kind
+        c.a = a
+        c.b = b
+        code = mailbox_post(&self.w.mailbox, c)
+        if code < 0:
+            raise CoreFault(-code, "command", "worker's mailbox")
+
+    def events(self):
+        cdef event e
+        events = []
+        while mailbox_read(&self.w.mailbox, &e):
+            events.append(Event(e.kind, e.code, e.detail, e.bytes_count, e.listener_index,
+                                (<bytes>e.peer).decode(),
+                                PyBytes_FromStringAndSize(<char *>e.flow, 16), e.time_ns))
+        return events
+
+    @property
+    def event_fd(self):
+        return self.w.mailbox.event_fd
+
+    def segments_wanted(self):
+        return mailbox_grants_wanted(&self.w.mailbox)
+
+    def counters(self):
+        return {stats_name(i).decode(): stats_value(self.w, i) for i in range(STATS_COUNT)}
+
+    def histograms(self):
+        buckets = range(HISTOGRAM_BUCKETS_COUNT + 1)
+        return {
+            "write_latency": tuple([histogram_count(&self.w.write_latency, i) for i in buckets]),
+            "flush_latency": tuple([histogram_count(&self.w.flush_latency, i) for i in buckets]),
+        }

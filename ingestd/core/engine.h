@@ -1,0 +1,36 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * An engine is how fragments arrive: a table of a few functions.
+ *
+ * All are called on the worker's thread. An engine reads sockets into the area,
+ * hands bytes to batch_add() in stream order, and tells the flow's end by
+ * intake_end(). Whatever it handed over as a hold comes back by release().
+ */
+#ifndef INGESTD_ENGINE_H
+#define INGESTD_ENGINE_H
+
+#include "flow.h"
+#include "uring.h"
+
+struct worker;
+
+struct engine {
+    const char *name;
+    /* Registers what it needs with the ring; 0 or -errno with the fault set. */
+    int (*open)(struct worker *w);
+    /* A flow begins: its socket is to be read. */
+    void (*start)(struct worker *w, struct flow *f);
+    /* A completion with one of the engine's tags. */
+    void (*complete)(struct worker *w, enum uring_tag tag, struct flow *f, int result);
+    /* Once a turn: hand over what is old, serve who waits. Returns the next time. */
+    uint64_t (*turn)(struct worker *w);
+    /* The flow is to end now (f->stop): hand over what it has, or let go of it
+     * (f->drop), then intake_end(). */
+    void (*stop)(struct worker *w, struct flow *f);
+    /* A write that read from this hold is complete. */
+    void (*release)(struct worker *w, uint64_t hold);
+};
+
+extern const struct engine engine_recv;
+
+#endif

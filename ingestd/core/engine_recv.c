@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Engine `recv`: the kernel copies from the socket into a slot of the area.
+ *
+ * Works on every kernel and NIC. A flow without data holds no memory: it is
+ * polled. With data it borrows a slot sized to what waits in its socket and
+ * receives into it contiguously, so that no copy in user space is ever needed;
+ * a flow that fills slots gets larger ones and receives that wait for a whole
+ * slot (MSG_WAITALL), which age ends. Owned by the worker's thread. Invariants:
+ *  - A flow has at most one slot, and one receive or poll under way.
+ *  - A slot is with a flow, with a batch, or free.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include "worker.h"
+
+/* A slot's offset is a multiple of SLOT_BYTES_MIN: its order fits below. */
+#define HOLD_ORDER_MASK (SLOT_BYTES_MIN - 1ull)
+static_assert(BUDDY_ORDERS_MAX <= SLOT_BYTES_MIN, "order fits into a hold");
+
+static void advance(struct worker *w, struct flow *f);
+
+static int recv_open(struct worker *w)
+{
+    (void)w; /* the area is registered by the worker for its writes; no more is needed */
+    return 0;
+}
+
+static void arm_poll(struct worker *w, struct flow *f)
+{
+    struct io_uring_sqe *sqe = worker_sqe(w);
+    io_uring_prep_poll_add(sqe, f->fd, POLLIN | POLLRDHUP);
+    sqe->user_data = uring_tag(TAG_POLL, f->index);
+    f->ops_in_flight++;
+    f->polled = true;
+}
+
+static void arm_receive(struct worker *w, struct flow *f)
+{
+    struct io_uring_sqe *sqe = worker_sqe(w);
+    uint64_t room = buddy_slot_bytes(f->slot_order) - f->slot_filled;
+    assert(f->slot_offset != UINT64_MAX && room > 0);
+    io_uring_prep_recv(sqe, f->fd, w->area.base + f->slot_offset + f->slot_filled, room,
+                       f->bulk ? MSG_WAITALL : 0);
+    sqe->user_data = uring_tag(TAG_RECEIVE, f->index);
+    f->ops_in_flight++;
+    f->phase = FLOW_RECEIVING;
+    if (f->queue != QUEUE_DIRTY)
+        flow_wait(&w->flows, f, QUEUE_ARMED, w->now_ns);
+}
+
+/* Half the area divided by the flows that receive: large slots for few flows,
+ * small ones for many, and always some left for the writes. */
+static uint32_t order_max(const struct worker *w)
+{
+    uint64_t receiving = w->flows.waiting[QUEUE_DIRTY].count + w->flows.waiting[QUEUE_ARMED].count;
+    uint64_t share = w->area.slots_bytes / (2 * (receiving + 1));
+    uint32_t order = buddy_order(&w->area.slots, share);
+    return order > 0 && buddy_slot_bytes(order) > share ? order - 1 : order;
+}
+
+static bool take_slot(struct worker *w, struct flow *f, uint32_t order)
+{
+    uint32_t most = order_max(w);
+    f->slot_order = order < most ? order : most;
+    f->slot_filled = 0;
+    f->slot_offset = buddy_take(&w->area.slots, f->slot_order);
+    if (f->slot_offset == UINT64_MAX)
+        return false;
+    STAT_ADD(w, area_receiving_bytes, buddy_slot_bytes(f->slot_order));
+    return true;
+}
+
+static void slot_left_flow(struct worker *w, struct flow *f)
+{
+    STAT_ADD(w, area_receiving_bytes, -buddy_slot_bytes(f->slot_order));
+    f->slot_offset = UINT64_MAX;
+    f->slot_filled = 0;
+}
+
+static void give_slot(struct worker *w, struct flow *f)
+{
+    if (f->slot_offset == UINT64_MAX)
+        return;
+    buddy_give(&w->area.slots, f->slot_offset, f->slot_order);
+    slot_left_flow(w, f);
+}
+
+static void recv_release(struct worker *w, uint64_t hold)
+{
+    uint32_t order = (uint32_t)(hold & HOLD_ORDER_MASK);
+    buddy_give(&w->area.slots, hold & ~HOLD_ORDER_MASK, order);
+    STAT_ADD(w, area_writing_bytes, -buddy_slot_bytes(order));
+}
+
+/* Hands the slot's bytes to a batch, and the slot with them. */
+static bool deliver(struct worker *w, struct flow *f)
+{
+    uint64_t slot_bytes = buddy_slot_bytes(f->slot_order);
+    uint32_t taken = batch_add(w, f, w->area.base + f->slot_offset, f->slot_filled,
+                               (uint32_t)(slot_bytes - f->slot_filled),
+                               f->slot_offset | f->slot_order);
+    if (taken == 0)
+        return false;
+    assert(taken == f->slot_filled); /* no slot is larger than a batch's payload */
+    STAT_ADD(w, area_writing_bytes, slot_bytes);
+    slot_left_flow(w, f);
+    return true;
+}
+
+/* Goes on receiving: into what is left of the slot, or into a new one sized to
+ * what waits in the socket. */
+static void receive(struct worker *w, struct flow *f)
+{
+    int pending = 0;
+    if (f->slot_offset == UINT64_MAX) {
+        uint32_t order = f->slot_order + 1; /* it filled the last one: more is to come */
+        if (!f->bulk) {
+            ioctl(f->fd, FIONREAD, &pending);
+            order = buddy_order(&w->area.slots, (uint64_t)pending);
+        }
+        if (!take_slot(w, f, order)) {
+            f->phase = FLOW_STARVED;
+            flow_wait(&w->flows, f, QUEUE_STARVED, w->now_ns);
+            return;
+        }
+    }
+    arm_receive(w, f);
+}
+
+static void finish(struct worker *w, struct flow *f)
+{
+    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    give_slot(w, f);
+    if (f->stop)
+        intake_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, 0);
+    else if (f->error)
+        intake_end(w, f, FLOW_STATE_INTERRUPTED, CLOSE_REASON_PEER, f->error);
+    else
+        intake_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+}
+
+/* The one place that decides what a flow does next, given what it has. */
+static void advance(struct worker *w, struct flow *f)
+{
+    bool over = f->eof || f->error || f->stop;
+    bool full = f->slot_offset != UINT64_MAX &&
+                f->slot_filled == buddy_slot_bytes(f->slot_order);
+    bool none = f->slot_filled == 0;
+    if (!none && !f->drop && (over || full || f->flush_due) && !deliver(w, f)) {
+        f->phase = FLOW_BLOCKED;
+        flow_wait(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
+        return;
+    }
+    if (over) {
+        finish(w, f);
+        return;
+    }
+    f->bulk = full;
+    f->flush_due = false;
+    if (f->bulk) {
+        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+        receive(w, f);
+        return;
+    }
+    if (f->slot_filled == 0) {
+        give_slot(w, f);
+        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    } else if (f->queue != QUEUE_DIRTY) {
+        flow_wait(&w->flows, f, QUEUE_DIRTY, w->now_ns);
+    }
+    f->phase = FLOW_POLLING;
+    if (!f->polled)
+        arm_poll(w, f);
+}
+
+static void received(struct worker *w, struct flow *f, int result)
+{
+    f->cancelling = false;
+    if (result > 0) {
+        f->slot_filled += (uint32_t)result;
+        STAT_ADD(w, kernel_copied_bytes, result);
+        intake_received(w, f, (uint32_t)result);
+    } else if (result == 0) {
+        f->eof = true;
+    } else if (result != -ECANCELED && result != -EINTR && result != -EAGAIN) {
+        f->error = -result;
+    }
+    advance(w, f);
+}
+
+static void recv_complete(struct worker *w, enum uring_tag tag, struct flow *f, int result)
+{
+    if (tag == TAG_RECEIVE) {
+        received(w, f, result);
+    } else if (tag == TAG_POLL) {
+        f->polled = false;
+        /* In another phase it says nothing new: that phase ends in a poll. */
+        if (f->phase == FLOW_POLLING)
+            receive(w, f);
+    }
+}
+
+static void cancel(struct worker *w, struct flow *f, enum uring_tag tag)
+{
+    struct io_uring_sqe *sqe = worker_sqe(w);
+    io_uring_prep_cancel64(sqe, uring_tag(tag, f->index), 0);
+    sqe->user_data = uring_tag(TAG_CANCEL, f->index);
+    f->ops_in_flight++;
+}
+
+static void cancel_receive(struct worker *w, struct flow *f)
+{
+    if (!f->cancelling)
+        cancel(w, f, TAG_RECEIVE);
+    f->cancelling = true;
+}
+
+static void recv_stop(struct worker *w, struct flow *f)
+{
+    assert(f->stop && !f->ended);
+    if (f->phase == FLOW_RECEIVING) {
+        cancel_receive(w, f);
+        return;
+    }
+    if (f->polled)
+        cancel(w, f, TAG_POLL);
+    advance(w, f);
+}
+
+/* What has waited for flush_interval goes to a batch, full or not. */
+static uint64_t flush_aged(struct worker *w, enum flow_queue queue)
+{
+    struct flow *f;
+    while ((f = flow_first(&w->flows, queue)) != NULL) {
+        uint64_t due_ns = f->since_ns + w->settings.flush_interval_ns;
+        if (due_ns > w->now_ns)
+            return due_ns;
+        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+        f->flush_due = true;
+        if (f->phase == FLOW_RECEIVING)
+            cancel_receive(w, f);
+        else
+            advance(w, f);
+    }
+    return TIME_NEVER;
+}
+
+static void serve_blocked(struct worker *w)
+{
+    struct flow *f;
+    while ((f = flow_first(&w->flows, QUEUE_BLOCKED)) != NULL) {
+        if (f->phase == FLOW_CLOSING) {
+            if (!intake_retry_close(w, f))
+                return;
+            continue;
+        }
+        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+        advance(w, f);
+        if (f->phase == FLOW_BLOCKED)
+            return;
+    }
+}
+
+static void serve_starved(struct worker *w)
+{
+    struct flow *f;
+    while ((f = flow_first(&w->flows, QUEUE_STARVED)) != NULL) {
+        receive(w, f);
+        if (f->phase == FLOW_STARVED)
+            return;
+    }
+}
+
+static uint64_t recv_turn(struct worker *w)
+{
+    serve_blocked(w);
+    serve_starved(w);
+    uint64_t dirty_ns = flush_aged(w, QUEUE_DIRTY);
+    uint64_t armed_ns = flush_aged(w, QUEUE_ARMED);
+    return time_min(dirty_ns, armed_ns);
+}
+
+static void recv_start(struct worker *w, struct flow *f)
+{
+    f->phase = FLOW_POLLING;
+    arm_poll(w, f);
+}
+
+const struct engine engine_recv = {
+    .name = "recv",
+    .open = recv_open,
+    .start = recv_start,
+    .complete = recv_complete,
+    .turn = recv_turn,
+    .stop = recv_stop,
+    .release = recv_release,
+};

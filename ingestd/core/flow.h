@@ -1,0 +1,120 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Flows and the queues they wait in.
+ *
+ * The table is taken at start; a flow is named by its index. Owned by the
+ * worker's thread. Invariants:
+ *  - A flow is in at most one wait queue, and in its listener's idle queue
+ *    exactly while it is being received.
+ *  - stored_bytes <= received_bytes; durable_bytes <= stored_bytes.
+ *  - A flow is freed only when no completion and no commit can name it.
+ */
+#ifndef INGESTD_FLOW_H
+#define INGESTD_FLOW_H
+
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "segment.h"
+
+#define FLOW_NONE UINT32_MAX
+#define FLOW_LINE_BYTES 384
+
+enum flow_phase {
+    FLOW_FREE = 0,
+    FLOW_POLLING,   /* no buffer; waits until the socket has data */
+    FLOW_RECEIVING, /* a receive into its slot is under way */
+    FLOW_STARVED,   /* has data, waits for a slot */
+    FLOW_BLOCKED,   /* its slot waits for a batch to go into */
+    FLOW_CLOSING,   /* received; waits for the commit of its CLOSE record */
+    FLOW_ANSWERING, /* the last line is being sent */
+    FLOW_LINGERING, /* answered early: what still arrives is dropped for a moment */
+    FLOW_GONE,      /* closed; completions that name it are still to come */
+};
+
+enum flow_queue {
+    QUEUE_NONE = 0,
+    QUEUE_DIRTY,   /* bytes lie in a slot, ordered by when the first came */
+    QUEUE_ARMED,   /* a receive waits in the kernel, ordered by when it was armed */
+    QUEUE_STARVED, /* in the order in which they asked */
+    QUEUE_BLOCKED,
+    QUEUE_LINGER,
+    QUEUES_COUNT
+};
+
+struct flow_link {
+    uint32_t next, prev;
+};
+
+struct flow_list {
+    uint32_t head, tail, count;
+};
+
+struct flow {
+    uint8_t id[16];
+    int fd;
+    uint32_t index;
+    uint8_t phase;
+    uint8_t queue;
+    uint8_t listener;
+    uint8_t ops_in_flight; /* completions that still name this flow */
+    bool opened;           /* its OPEN record is in a batch */
+    bool polled;           /* a poll of its socket is under way */
+    bool eof;              /* the sender has half-closed */
+    bool stop;             /* it is to be ended from outside */
+    bool drop;             /* ... and bytes not yet with a batch are given up */
+    bool ended;            /* nothing more is received: intake_end() was called */
+    bool cancelling;       /* its receive is being cancelled */
+    bool flush_due;        /* what its slot holds is to be handed over */
+    bool checksummed;      /* crc is that of its bytes */
+    bool bulk;             /* fills whole slots: receives wait for a full one */
+    uint8_t state;         /* enum flow_state of its CLOSE record */
+    uint8_t reason;        /* enum close_reason */
+    int error;             /* errno of the connection, for the log */
+
+    /* the slot it borrows */
+    uint32_t slot_order;
+    uint32_t slot_filled;
+    uint64_t slot_offset; /* UINT64_MAX: none */
+
+    uint64_t received_bytes;
+    uint64_t stored_bytes; /* handed to batches */
+    uint64_t durable_bytes;
+    uint32_t crc;          /* CRC32C of the bytes stored */
+    uint32_t acks_pending; /* entries of the acknowledgement queue that name it */
+    uint64_t started_ns;   /* Unix time */
+    uint64_t since_ns;     /* since when it stands in its wait queue */
+    uint64_t active_ns;    /* last byte received */
+    struct segment_span_ref span;
+
+    struct flow_link wait, idle;
+    uint8_t peer_address[16];
+    uint16_t peer_port;
+    uint8_t peer_family;
+    uint16_t line_bytes;
+    char line[FLOW_LINE_BYTES];
+};
+
+struct flow_table {
+    struct flow *flows;
+    uint32_t capacity;
+    uint32_t used_upto; /* flows at or behind this index were never used */
+    uint32_t free_head; /* linked by wait.next */
+    uint32_t count;
+    struct flow_list waiting[QUEUES_COUNT];
+};
+
+int flow_table_init(struct flow_table *t, uint32_t capacity);
+void flow_table_destroy(struct flow_table *t);
+struct flow *flow_take(struct flow_table *t); /* NULL when all are in use */
+void flow_give(struct flow_table *t, struct flow *f);
+
+/* Moves a flow to the tail of a wait queue, out of the one it is in. */
+void flow_wait(struct flow_table *t, struct flow *f, enum flow_queue queue, uint64_t since_ns);
+struct flow *flow_first(const struct flow_table *t, enum flow_queue queue);
+
+/* The idle queue of a listener: least recently active first. */
+void flow_idle_touch(struct flow_table *t, struct flow_list *list, struct flow *f);
+void flow_idle_remove(struct flow_table *t, struct flow_list *list, struct flow *f);
+
+#endif

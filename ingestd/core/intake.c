@@ -1,0 +1,342 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Connections in, answers out: intake.h.
+ */
+#include "intake.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "answer.h"
+#include "worker.h"
+
+/* After an accept failed for want of descriptors or memory, others may give some back. */
+#define ACCEPT_RETRY_NS 100000000ull
+/* How long what a sender still sends is dropped, so that our last line reaches
+ * it before a reset could. */
+#define LINGER_NS 1000000000ull
+#define DISCARD_BYTES (1u << 20)
+
+/* UUID version 7 (RFC 9562): 48 bits of Unix time in ms, then random bits. */
+static void make_id(struct worker *w, uint8_t id[16])
+{
+    if (w->id_random_used == 0 || w->id_random_used + 10 > sizeof w->id_random) {
+        size_t have = 0;
+        while (have < sizeof w->id_random) {
+            ssize_t n = getrandom(w->id_random + have, sizeof w->id_random - have, 0);
+            have += n > 0 ? (size_t)n : 0;
+        }
+        w->id_random_used = 0;
+    }
+    uint64_t ms = worker_unix_ns(w) / 1000000;
+    for (int i = 0; i < 6; i++)
+        id[i] = (uint8_t)(ms >> (40 - 8 * i));
+    memcpy(id + 6, w->id_random + w->id_random_used, 10);
+    w->id_random_used += 10;
+    id[6] = (uint8_t)((id[6] & 0x0f) | 0x70);
+    id[8] = (uint8_t)((id[8] & 0x3f) | 0x80);
+}
+
+static void note_peer(struct flow *f, const struct sockaddr_storage *peer)
+{
+    if (peer->ss_family == AF_INET) {
+        const struct sockaddr_in *in = (const void *)peer;
+        f->peer_family = 4;
+        f->peer_port = ntohs(in->sin_port);
+        memcpy(f->peer_address, &in->sin_addr, 4);
+    } else if (peer->ss_family == AF_INET6) {
+        const struct sockaddr_in6 *in6 = (const void *)peer;
+        bool mapped = IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr);
+        f->peer_family = mapped ? 4 : 6;
+        f->peer_port = ntohs(in6->sin6_port);
+        memcpy(f->peer_address, in6->sin6_addr.s6_addr + (mapped ? 12 : 0), mapped ? 4 : 16);
+    }
+}
+
+static void arm_accept(struct worker *w, struct listener *l)
+{
+    struct io_uring_sqe *sqe = worker_sqe(w);
+    l->peer_bytes = sizeof l->peer;
+    io_uring_prep_accept(sqe, l->fd, (struct sockaddr *)&l->peer, &l->peer_bytes, SOCK_CLOEXEC);
+    sqe->user_data = uring_tag(TAG_ACCEPT, (uint32_t)(l - w->listeners));
+    l->accepting = true;
+}
+
+static void accept_failed(struct worker *w, struct listener *l, int code)
+{
+    /* A peer that left before it was accepted is no failure of ours. */
+    if (code == ECANCELED || code == ECONNABORTED || code == EINTR || code == EAGAIN)
+        return;
+    l->retry_ns = w->now_ns + ACCEPT_RETRY_NS;
+    STAT_ADD(w, accept_errors, 1);
+    worker_event(w, EVENT_ACCEPT_FAILED, NULL, code, (int)l->index, 0);
+}
+
+void intake_accepted(struct worker *w, uint32_t listener, int result)
+{
+    struct listener *l = &w->listeners[listener];
+    assert(l->accepting);
+    l->accepting = false;
+    if (result < 0) {
+        accept_failed(w, l, -result);
+        return;
+    }
+    struct flow *f = flow_take(&w->flows);
+    assert(f != NULL); /* an accept is armed only while there is room for its flow */
+    f->fd = result;
+    f->listener = (uint8_t)listener;
+    f->started_ns = worker_unix_ns(w);
+    f->active_ns = w->now_ns;
+    note_peer(f, &l->peer);
+    make_id(w, f->id);
+    f->checksummed = w->settings.checksum;
+    l->flow_count++;
+    STAT_ADD(w, flows_opened, 1);
+    worker_event(w, EVENT_FLOW_OPENED, f, 0, 0, 0);
+    flow_idle_touch(&w->flows, &l->idle, f);
+    w->engine->start(w, f);
+    if (w->writer.failed)
+        intake_interrupt(w, f, CLOSE_REASON_NONE, true);
+    else if (w->writer.exhausted)
+        intake_interrupt(w, f, CLOSE_REASON_STORE_FULL, true);
+}
+
+void intake_received(struct worker *w, struct flow *f, uint32_t bytes)
+{
+    f->received_bytes += bytes;
+    f->active_ns = w->now_ns;
+    STAT_ADD(w, received_bytes, bytes);
+    flow_idle_touch(&w->flows, &w->listeners[f->listener].idle, f);
+}
+
+static void hang_up(struct worker *w, struct flow *f)
+{
+    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    close(f->fd);
+    f->fd = -1;
+    f->phase = FLOW_GONE;
+    intake_gone(w, f);
+}
+
+static void send_answer(struct worker *w, struct flow *f)
+{
+    f->line_bytes = (uint16_t)answer_format(f, w->writer.failed, f->line, sizeof f->line);
+    f->phase = FLOW_ANSWERING;
+    struct io_uring_sqe *sqe = worker_sqe(w);
+    io_uring_prep_send(sqe, f->fd, f->line, f->line_bytes, MSG_NOSIGNAL | MSG_WAITALL);
+    sqe->user_data = uring_tag(TAG_SEND, f->index);
+    f->ops_in_flight++;
+}
+
+void intake_closed(struct worker *w, struct flow *f)
+{
+    bool stored = f->opened;
+    assert(f->ended && f->phase == FLOW_CLOSING);
+    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    if (f->state == FLOW_STATE_SEALED) {
+        STAT_ADD(w, flows_sealed, 1);
+        worker_event(w, EVENT_FLOW_SEALED, f, 0, 0, f->durable_bytes);
+    } else if (stored) {
+        STAT_ADD(w, flows_interrupted, 1);
+        worker_event(w, EVENT_FLOW_INTERRUPTED, f, f->reason, f->error, f->durable_bytes);
+    } else {
+        STAT_ADD(w, flows_refused, 1);
+        worker_event(w, EVENT_FLOW_REFUSED, f, f->reason, f->error, 0);
+    }
+    if (f->reason == CLOSE_REASON_PEER)
+        hang_up(w, f);
+    else
+        send_answer(w, f);
+}
+
+bool intake_retry_close(struct worker *w, struct flow *f)
+{
+    assert(f->phase == FLOW_CLOSING);
+    if (f->state == FLOW_STATE_SEALED && f->stored_bytes != f->received_bytes) {
+        /* Bytes were given up with a batch that the full store could not take. */
+        f->state = FLOW_STATE_INTERRUPTED;
+        f->reason = CLOSE_REASON_STORE_FULL;
+    }
+    bool nothing = f->state == FLOW_STATE_INTERRUPTED && !f->opened;
+    if (nothing || w->writer.speechless) {
+        f->state = FLOW_STATE_INTERRUPTED;
+        f->reason = CLOSE_REASON_STORE_FULL;
+        intake_closed(w, f);
+        return true;
+    }
+    if (!batch_add_close(w, f))
+        return false;
+    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    return true;
+}
+
+void intake_unclosed(struct worker *w, struct flow *f)
+{
+    assert(f->phase == FLOW_CLOSING);
+    flow_wait(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
+}
+
+void intake_gone(struct worker *w, struct flow *f)
+{
+    assert(f->phase == FLOW_GONE);
+    if (f->ops_in_flight > 0 || f->acks_pending > 0)
+        return;
+    w->listeners[f->listener].flow_count--;
+    flow_give(&w->flows, f);
+}
+
+static void close_unsealed(struct worker *w, struct flow *f)
+{
+    f->state = FLOW_STATE_INTERRUPTED;
+    intake_closed(w, f);
+}
+
+void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason, int error)
+{
+    assert(!f->ended && f->slot_offset == UINT64_MAX);
+    f->ended = true;
+    f->state = state;
+    f->reason = reason;
+    f->error = error;
+    f->phase = FLOW_CLOSING;
+    flow_idle_remove(&w->flows, &w->listeners[f->listener].idle, f);
+    bool nothing = state == FLOW_STATE_INTERRUPTED && !f->opened;
+    if (w->writer.failed) {
+        close_unsealed(w, f);
+    } else if (nothing) {
+        intake_closed(w, f);
+    } else if (!batch_add_close(w, f)) {
+        flow_wait(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
+    }
+}
+
+void intake_interrupt(struct worker *w, struct flow *f, uint8_t reason, bool drop)
+{
+    if (f->ended || f->stop)
+        return;
+    f->stop = true;
+    f->drop = drop;
+    f->reason = reason;
+    w->engine->stop(w, f);
+}
+
+void intake_interrupt_all(struct worker *w, uint8_t reason, bool drop)
+{
+    for (uint32_t i = 0; i < w->flows.used_upto; i++) {
+        struct flow *f = &w->flows.flows[i];
+        if (f->phase == FLOW_FREE)
+            continue;
+        f->drop = f->drop || drop;
+        if (f->phase == FLOW_GONE)
+            intake_gone(w, f); /* it may have waited for acknowledgements only */
+        else if (f->phase == FLOW_CLOSING && w->writer.failed)
+            close_unsealed(w, f);
+        else
+            intake_interrupt(w, f, reason, drop);
+    }
+}
+
+void intake_refuse_silent(struct worker *w)
+{
+    for (uint32_t i = 0; i < w->flows.used_upto; i++) {
+        struct flow *f = &w->flows.flows[i];
+        if (f->phase != FLOW_FREE && f->received_bytes == 0)
+            intake_interrupt(w, f, CLOSE_REASON_SHUTDOWN, true);
+    }
+}
+
+static void discard(struct worker *w, struct flow *f)
+{
+    struct io_uring_sqe *sqe = worker_sqe(w);
+    /* TCP drops what it would have copied when asked with MSG_TRUNC: tcp(7). */
+    io_uring_prep_recv(sqe, f->fd, NULL, DISCARD_BYTES, MSG_TRUNC);
+    sqe->user_data = uring_tag(TAG_DISCARD, f->index);
+    f->ops_in_flight++;
+}
+
+static void answered(struct worker *w, struct flow *f, int result)
+{
+    bool early = !f->eof;
+    if (!early || result < 0) {
+        hang_up(w, f);
+        return;
+    }
+    shutdown(f->fd, SHUT_WR);
+    f->phase = FLOW_LINGERING;
+    flow_wait(&w->flows, f, QUEUE_LINGER, w->now_ns);
+    discard(w, f);
+}
+
+void intake_complete(struct worker *w, enum uring_tag tag, struct flow *f, int result)
+{
+    if (tag == TAG_SEND)
+        answered(w, f, result);
+    else if (tag == TAG_DISCARD && f->phase == FLOW_LINGERING && result > 0)
+        discard(w, f);
+    else if (tag == TAG_DISCARD && f->phase == FLOW_LINGERING)
+        hang_up(w, f);
+}
+
+static uint64_t end_lingering(struct worker *w)
+{
+    struct flow *f;
+    while ((f = flow_first(&w->flows, QUEUE_LINGER)) != NULL) {
+        if (f->since_ns + LINGER_NS > w->now_ns)
+            return f->since_ns + LINGER_NS;
+        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+        shutdown(f->fd, SHUT_RDWR); /* the discard comes back with 0 */
+    }
+    return TIME_NEVER;
+}
+
+static uint64_t end_idle(struct worker *w, struct listener *l)
+{
+    while (l->idle_timeout_ns != 0 && l->idle.head != FLOW_NONE) {
+        struct flow *f = &w->flows.flows[l->idle.head];
+        uint64_t due_ns = f->active_ns + l->idle_timeout_ns;
+        if (due_ns > w->now_ns)
+            return due_ns;
+        flow_idle_remove(&w->flows, &l->idle, f);
+        intake_interrupt(w, f, CLOSE_REASON_IDLE, false);
+    }
+    return TIME_NEVER;
+}
+
+static uint64_t accept_more(struct worker *w, struct listener *l)
+{
+    bool room = l->flow_count < l->flows_max &&
+                w->flows.count + w->listener_count < w->flows.capacity;
+    if (l->stopped || l->accepting || !room)
+        return TIME_NEVER;
+    if (l->retry_ns > w->now_ns)
+        return l->retry_ns;
+    arm_accept(w, l);
+    return TIME_NEVER;
+}
+
+uint64_t intake_turn(struct worker *w)
+{
+    uint64_t next_ns = end_lingering(w);
+    for (uint32_t i = 0; i < w->listener_count; i++) {
+        next_ns = time_min(next_ns, end_idle(w, &w->listeners[i]));
+        next_ns = time_min(next_ns, accept_more(w, &w->listeners[i]));
+    }
+    return next_ns;
+}
+
+void intake_stop_accepting(struct worker *w)
+{
+    for (uint32_t i = 0; i < w->listener_count; i++) {
+        struct listener *l = &w->listeners[i];
+        if (!l->stopped && l->accepting) {
+            struct io_uring_sqe *sqe = worker_sqe(w);
+            io_uring_prep_cancel64(sqe, uring_tag(TAG_ACCEPT, i), 0);
+            sqe->user_data = uring_tag(TAG_ACCEPT_CANCEL, i);
+        }
+        l->stopped = true;
+    }
+}

@@ -1,0 +1,76 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Intake: connections become flows, and flows end with an answer.
+ *
+ * accept -> engine receives -> intake_end() -> CLOSE record -> commit ->
+ * receipt -> close. Owned by the worker's thread. Invariants:
+ *  - A sealed flow's receipt is sent only after its CLOSE record is committed.
+ *  - A connection that never sent a byte and never half-closed leaves nothing
+ *    in the store.
+ *  - One accept per listener is under way, and only while there is room.
+ */
+#ifndef INGESTD_INTAKE_H
+#define INGESTD_INTAKE_H
+
+#include <netinet/in.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "flow.h"
+#include "uring.h"
+
+#define LISTENERS_MAX 16u
+#define LISTENER_NAME_BYTES 64
+
+struct worker;
+
+struct listener {
+    int fd;
+    uint32_t index; /* the daemon's number for it */
+    uint32_t protocol;
+    uint64_t idle_timeout_ns; /* 0: none */
+    uint32_t flows_max;
+    uint32_t flow_count;
+    char name[LISTENER_NAME_BYTES];
+    struct flow_list idle;
+    bool accepting;      /* an accept is under way */
+    bool cancelling;     /* ... and being cancelled */
+    bool stopped;        /* no more accepts */
+    uint64_t retry_ns;   /* not before, after an accept failed */
+    struct sockaddr_storage peer;
+    socklen_t peer_bytes;
+};
+
+/* The engine took bytes from the flow's socket. */
+void intake_received(struct worker *w, struct flow *f, uint32_t bytes);
+
+/* Nothing more is received: all bytes are with batches. The flow is closed as
+ * sealed or interrupted, for a reason (enum close_reason) and maybe an errno. */
+void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason, int error);
+
+/* Its CLOSE record is committed, or never will be. */
+void intake_closed(struct worker *w, struct flow *f);
+
+/* A CLOSE record that did not get in is to be tried again; true once it is in. */
+bool intake_retry_close(struct worker *w, struct flow *f);
+
+/* Its CLOSE record was given up with its batch. */
+void intake_unclosed(struct worker *w, struct flow *f);
+
+/* A completion or commit that a closed flow had to wait for has come. */
+void intake_gone(struct worker *w, struct flow *f);
+
+/* Ends a flow from outside: time-out, shutdown, full store. */
+void intake_interrupt(struct worker *w, struct flow *f, uint8_t reason, bool drop);
+void intake_interrupt_all(struct worker *w, uint8_t reason, bool drop);
+/* A drain does not wait for connections that never sent anything. */
+void intake_refuse_silent(struct worker *w);
+
+void intake_accepted(struct worker *w, uint32_t listener, int result);
+void intake_complete(struct worker *w, enum uring_tag tag, struct flow *f, int result);
+
+/* Once a turn: accepts to arm, time-outs. Returns the next time. */
+uint64_t intake_turn(struct worker *w);
+void intake_stop_accepting(struct worker *w);
+
+#endif

@@ -1,0 +1,250 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A worker's loop: submit and wait, switch on the tag, then let each part have
+ * its turn. Runs on the worker's thread from run() to the end of the drain.
+ */
+#include <assert.h>
+#include <errno.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "worker.h"
+
+#define SUBMIT_TRIES_MAX 1000u
+
+static uint64_t clock_ns(clockid_t clock)
+{
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
+}
+
+static void read_clock(struct worker *w)
+{
+    w->now_ns = clock_ns(CLOCK_MONOTONIC);
+    w->realtime_delta_ns = (int64_t)(clock_ns(CLOCK_REALTIME) - w->now_ns);
+    STAT_SET(w, loop_beat_ns, w->now_ns);
+    STAT_ADD(w, loop_turns, 1);
+}
+
+uint64_t worker_unix_ns(const struct worker *w)
+{
+    return (uint64_t)((int64_t)w->now_ns + w->realtime_delta_ns);
+}
+
+struct io_uring_sqe *worker_sqe(struct worker *w)
+{
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&w->ring);
+    for (uint32_t i = 0; sqe == NULL && i < SUBMIT_TRIES_MAX; i++) {
+        io_uring_submit(&w->ring);
+        sqe = io_uring_get_sqe(&w->ring);
+    }
+    assert(sqe != NULL); /* submitting always empties the queue on this ring */
+    return sqe;
+}
+
+static void arm_command(struct worker *w)
+{
+    struct io_uring_sqe *sqe = worker_sqe(w);
+    io_uring_prep_read(sqe, w->mailbox.command_fd, &w->command_buffer, sizeof w->command_buffer,
+                       0);
+    sqe->user_data = uring_tag(TAG_COMMAND, 0);
+}
+
+static void obey(struct worker *w, const struct command *c)
+{
+    switch (c->kind) {
+    case COMMAND_GRANT_SEGMENT:
+        writer_grant(w, (uint32_t)c->a, c->b);
+        break;
+    case COMMAND_STORE_FULL:
+        w->writer.full = true;
+        break;
+    case COMMAND_STOP_ACCEPTING:
+        intake_stop_accepting(w);
+        break;
+    case COMMAND_DRAIN:
+        intake_stop_accepting(w);
+        intake_refuse_silent(w);
+        w->draining = true;
+        w->drain_deadline_ns = w->now_ns + c->a;
+        break;
+    case COMMAND_SET_FLUSH_INTERVAL:
+        w->settings.flush_interval_ns = c->a;
+        break;
+    case COMMAND_SET_COMMIT_INTERVAL:
+        w->settings.commit_interval_ns = c->a;
+        break;
+    case COMMAND_SET_IDLE_TIMEOUT:
+        for (uint32_t i = 0; i < w->listener_count; i++)
+            if (w->listeners[i].index == c->a)
+                w->listeners[i].idle_timeout_ns = c->b;
+        break;
+    }
+}
+
+static void obey_all(struct worker *w)
+{
+    struct command c;
+    while (mailbox_take(&w->mailbox, &c))
+        obey(w, &c);
+    arm_command(w);
+}
+
+static void flow_complete(struct worker *w, enum uring_tag tag, uint32_t index, int result)
+{
+    struct flow *f = &w->flows.flows[index];
+    assert(index < w->flows.used_upto && f->phase != FLOW_FREE && f->ops_in_flight > 0);
+    f->ops_in_flight--;
+    if (tag == TAG_SEND || tag == TAG_DISCARD)
+        intake_complete(w, tag, f, result);
+    else
+        w->engine->complete(w, tag, f, result);
+    if (f->phase == FLOW_GONE)
+        intake_gone(w, f);
+}
+
+static void complete(struct worker *w, const struct io_uring_cqe *cqe)
+{
+    enum uring_tag tag = (enum uring_tag)(cqe->user_data >> 32);
+    uint32_t index = (uint32_t)cqe->user_data;
+    switch (tag) {
+    case TAG_COMMAND:
+        obey_all(w);
+        break;
+    case TAG_ACCEPT:
+        intake_accepted(w, index, cqe->res);
+        break;
+    case TAG_WRITE:
+        device_write_complete(w, index, cqe->res);
+        break;
+    case TAG_FLUSH:
+        device_flush_complete(w, cqe->res);
+        break;
+    case TAG_ACCEPT_CANCEL:
+        break;
+    case TAG_POLL:
+    case TAG_RECEIVE:
+    case TAG_CANCEL:
+    case TAG_SEND:
+    case TAG_DISCARD:
+        flow_complete(w, tag, index, cqe->res);
+        break;
+    }
+}
+
+/* What a full store could not take is given up, and its flows are told. */
+static void settle_full_store(struct worker *w)
+{
+    const struct batch *b = w->batches.open;
+    if (!w->writer.exhausted || w->writer.failed || b == NULL || !b->full)
+        return;
+    if (b->rescued && !w->writer.speechless)
+        return; /* it only waits for its turn to be written */
+    batch_abandon(w);
+    intake_interrupt_all(w, CLOSE_REASON_STORE_FULL, true);
+}
+
+static uint64_t drain(struct worker *w)
+{
+    if (!w->draining)
+        return TIME_NEVER;
+    if (w->now_ns >= w->drain_deadline_ns)
+        intake_interrupt_all(w, CLOSE_REASON_SHUTDOWN, false);
+    /* When the last flow has its CLOSE record, what is open is written out and closed. */
+    w->writer.closing = w->flows.count == 0 && w->batches.open == NULL;
+    return w->drain_deadline_ns > w->now_ns ? w->drain_deadline_ns : TIME_NEVER;
+}
+
+static void account_backpressure(struct worker *w, uint64_t before_ns)
+{
+    uint32_t waiting = w->flows.waiting[QUEUE_STARVED].count + w->flows.waiting[QUEUE_BLOCKED].count;
+    uint32_t cause = 0;
+    if (w->backpressure == 1)
+        STAT_ADD(w, backpressure_area_ns, w->now_ns - before_ns);
+    if (w->backpressure == 2)
+        STAT_ADD(w, backpressure_device_ns, w->now_ns - before_ns);
+    if (waiting > 0) {
+        bool device = w->device.batches_in_flight >= w->settings.writes_in_flight_max ||
+                      (w->batches.open != NULL && w->batches.open->full) ||
+                      w->batches.free_count == 0;
+        cause = device ? 2 : 1;
+    }
+    w->backpressure = cause;
+}
+
+static void publish(struct worker *w)
+{
+    STAT_SET(w, flows_waiting,
+             w->flows.waiting[QUEUE_STARVED].count + w->flows.waiting[QUEUE_BLOCKED].count);
+    uint64_t open = 0;
+    for (uint32_t i = 0; i < w->listener_count; i++)
+        open += w->listeners[i].idle.count;
+    STAT_SET(w, flows_open, open);
+    STAT_SET(w, flows_closing, w->flows.count - open);
+    STAT_SET(w, area_free_bytes, w->area.slots.free_bytes);
+    STAT_SET(w, writes_in_flight, w->device.batches_in_flight);
+    STAT_SET(w, segments_ready, w->writer.ready_count);
+    STAT_SET(w, store_is_full, w->writer.exhausted);
+    mailbox_wake_reader(&w->mailbox);
+}
+
+static int wait(struct worker *w, uint64_t next_ns)
+{
+    uint64_t wait_ns = next_ns > w->now_ns ? next_ns - w->now_ns : 0;
+    wait_ns = time_min(wait_ns, WORKER_TURN_NS_MAX);
+    struct __kernel_timespec t = {
+        .tv_sec = (long long)(wait_ns / 1000000000ull),
+        .tv_nsec = (long long)(wait_ns % 1000000000ull),
+    };
+    struct io_uring_cqe *cqe;
+    int code = io_uring_submit_and_wait_timeout(&w->ring, &cqe, 1, &t, NULL);
+    bool benign = code >= 0 || code == -ETIME || code == -EINTR || code == -EAGAIN ||
+                  code == -EBUSY;
+    return benign ? 0 : fault_set(&w->fault, -code, "io_uring_enter", "worker's ring");
+}
+
+static uint64_t turn(struct worker *w)
+{
+    batch_turn(w); /* what was full may have its place now, and flows wait behind it */
+    uint64_t next_ns = w->engine->turn(w);
+    next_ns = time_min(next_ns, intake_turn(w));
+    next_ns = time_min(next_ns, batch_turn(w));
+    settle_full_store(w);
+    next_ns = time_min(next_ns, drain(w));
+    return time_min(next_ns, writer_turn(w));
+}
+
+/* The footers written last are covered too, so that the next start scans nothing. */
+static int last_flush(struct worker *w)
+{
+    if (w->writer.failed || fdatasync(w->settings.store_fd) == 0)
+        return 0;
+    return fault_set(&w->fault, errno, "fdatasync", "store");
+}
+
+int worker_run(struct worker *w)
+{
+    read_clock(w);
+    arm_command(w);
+    for (;;) {
+        struct io_uring_cqe *cqe;
+        unsigned head, count = 0;
+        uint64_t before_ns = w->now_ns;
+        io_uring_for_each_cqe(&w->ring, head, cqe)
+        {
+            complete(w, cqe);
+            count++;
+        }
+        io_uring_cq_advance(&w->ring, count);
+        account_backpressure(w, before_ns);
+        uint64_t next_ns = turn(w);
+        publish(w);
+        if (w->writer.closing && writer_is_idle(w))
+            return last_flush(w);
+        int code = wait(w, next_ns);
+        if (code < 0)
+            return code;
+        read_clock(w);
+    }
+}

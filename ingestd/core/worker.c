@@ -1,0 +1,210 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Building and taking down a worker; what is read of it from other threads.
+ */
+#include "worker.h"
+
+#include <arpa/inet.h>
+#include <assert.h>
+#include <errno.h>
+#include <sched.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define RING_ENTRIES 4096u
+#define RING_COMPLETIONS_MAX 65536u /* IORING_MAX_CQ_ENTRIES, io_uring/io_uring.h, Linux 6.1 */
+/* Slots end on a boundary of their own: what `recv` pads is padded in place. */
+#define BOUNCE_BYTES AREA_PAGE_BYTES
+
+struct worker *worker_create(const struct worker_settings *s)
+{
+    struct worker *w = calloc(1, sizeof *w);
+    if (w == NULL)
+        return NULL;
+    w->settings = *s;
+    w->engine = &engine_recv;
+    if (mailbox_open(&w->mailbox, &w->fault) < 0) {
+        worker_destroy(w);
+        return NULL;
+    }
+    w->mailbox.grants_wanted = SEGMENTS_READY_MAX;
+    return w;
+}
+
+void worker_destroy(struct worker *w)
+{
+    if (w == NULL)
+        return;
+    if (w->ring_open)
+        io_uring_queue_exit(&w->ring);
+    device_close(w);
+    writer_close(w);
+    batch_pool_close(w);
+    flow_table_destroy(&w->flows);
+    area_close(&w->area);
+    mailbox_close(&w->mailbox);
+    free(w);
+}
+
+int worker_add_listener(struct worker *w, int fd, uint32_t index, const char *name,
+                        uint32_t protocol, uint64_t idle_timeout_ns, uint32_t flows_max)
+{
+    if (w->listener_count == LISTENERS_MAX || strlen(name) >= LISTENER_NAME_BYTES)
+        return -E2BIG;
+    struct listener *l = &w->listeners[w->listener_count++];
+    *l = (struct listener){
+        .fd = fd,
+        .index = index,
+        .protocol = protocol,
+        .idle_timeout_ns = idle_timeout_ns,
+        .flows_max = flows_max,
+        .idle = {FLOW_NONE, FLOW_NONE, 0},
+    };
+    strcpy(l->name, name);
+    return 0;
+}
+
+static int pin(struct worker *w)
+{
+    cpu_set_t set;
+    char object[32];
+    if (w->settings.cpu < 0)
+        return 0;
+    CPU_ZERO(&set);
+    CPU_SET((size_t)w->settings.cpu, &set);
+    snprintf(object, sizeof object, "CPU %d", w->settings.cpu);
+    if (sched_setaffinity(0, sizeof set, &set) != 0)
+        return fault_set(&w->fault, errno, "sched_setaffinity", object);
+    return 0;
+}
+
+static uint32_t power_of_two_below(uint64_t value)
+{
+    uint32_t power = 1;
+    while (power * 2ull <= value)
+        power *= 2;
+    return power;
+}
+
+static int open_ring(struct worker *w)
+{
+    struct io_uring_params p = {
+        .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQSIZE |
+                 IORING_SETUP_SUBMIT_ALL,
+    };
+    p.cq_entries = power_of_two_below(4ull * w->settings.flows_max + 2 * RING_ENTRIES);
+    if (p.cq_entries > RING_COMPLETIONS_MAX)
+        p.cq_entries = RING_COMPLETIONS_MAX;
+    int code = io_uring_queue_init_params(RING_ENTRIES, &w->ring, &p);
+    if (code < 0)
+        return fault_set(&w->fault, -code, "io_uring_setup", "worker's ring");
+    w->ring_open = true;
+    return 0;
+}
+
+static int register_memory(struct worker *w)
+{
+    char object[64];
+    struct iovec all = {w->area.base, w->area.mapping_bytes};
+    snprintf(object, sizeof object, "area of %llu bytes",
+             (unsigned long long)w->area.mapping_bytes);
+    int code = io_uring_register_buffers(&w->ring, &all, 1);
+    if (code < 0)
+        return fault_set(&w->fault, -code, "io_uring_register_buffers", object);
+    code = io_uring_register_files(&w->ring, &w->settings.store_fd, 1);
+    if (code < 0)
+        return fault_set(&w->fault, -code, "io_uring_register_files", "store");
+    return 0;
+}
+
+static void make_profile(struct worker *w)
+{
+    const struct worker_settings *s = &w->settings;
+    uint64_t payload_max =
+        segment_batch_bytes_max(s->segment_bytes, s->block_bytes) - 2 * BATCH_HEADER_BYTES_MAX;
+    if (payload_max > s->write_bytes_max)
+        payload_max = s->write_bytes_max;
+    w->batches.payload_bytes_max = payload_max;
+    w->batches.bounce_bytes = BOUNCE_BYTES;
+    w->batches.profile = (struct plan_profile){
+        /* Older kernels want every iovec to be a multiple of the logical block,
+         * and `recv` has nothing to gain from less: it pads in place. */
+        .mem_align = s->mem_align > s->write_align ? s->mem_align : s->write_align,
+        .block_bytes = s->block_bytes,
+        .virt_mask = s->virt_mask,
+        .iovecs_max = s->iovecs_max,
+        .batch_bytes_max = (uint32_t)payload_max + 2 * BATCH_HEADER_BYTES_MAX,
+    };
+}
+
+static int open_area(struct worker *w, uint32_t batch_count)
+{
+    const struct worker_settings *s = &w->settings;
+    uint64_t own = batch_pool_own_bytes(batch_count, BOUNCE_BYTES) +
+                   writer_own_bytes(s->segment_bytes, s->block_bytes);
+    uint64_t slot_bytes_max = power_of_two_below(w->batches.payload_bytes_max);
+    uint64_t slots = s->area_bytes > own ? (s->area_bytes - own) / slot_bytes_max : 0;
+    if (slots < 2)
+        return fault_set(&w->fault, EINVAL, "area", "area too small for write_bytes_max");
+    int code = area_open(&w->area, slots * slot_bytes_max, slot_bytes_max, own, &w->fault);
+    STAT_SET(w, area_bytes, w->area.slots_bytes);
+    STAT_SET(w, area_free_bytes, w->area.slots_bytes);
+    STAT_SET(w, area_hugepage_bytes, w->area.hugepage_bytes);
+    return code;
+}
+
+int worker_setup(struct worker *w)
+{
+    uint32_t batch_count = w->settings.writes_in_flight_max + 1;
+    int code = pin(w);
+    make_profile(w);
+    code = code < 0 ? code : open_area(w, batch_count);
+    code = code < 0 ? code : open_ring(w);
+    code = code < 0 ? code : register_memory(w);
+    code = code < 0 ? code : batch_pool_open(w, batch_count);
+    code = code < 0 ? code : device_open(w, batch_count + 3 * SEGMENTS_LIVE_MAX);
+    code = code < 0 ? code : writer_open(w);
+    code = code < 0 ? code : w->engine->open(w);
+    if (code == 0 && flow_table_init(&w->flows, w->settings.flows_max) < 0)
+        code = fault_set(&w->fault, ENOMEM, "calloc", "flow table");
+    return code;
+}
+
+static void format_peer(const struct flow *f, char *out, size_t capacity)
+{
+    char address[INET6_ADDRSTRLEN];
+    if (f->peer_family == 0)
+        return;
+    inet_ntop(f->peer_family == 4 ? AF_INET : AF_INET6, f->peer_address, address, sizeof address);
+    snprintf(out, capacity, f->peer_family == 4 ? "%s:%u" : "[%s]:%u", address, f->peer_port);
+}
+
+void worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
+                  int detail, uint64_t bytes_count)
+{
+    struct event *e = mailbox_event(&w->mailbox);
+    if (e == NULL) {
+        STAT_ADD(w, events_dropped, 1);
+        return;
+    }
+    e->kind = kind;
+    e->code = code;
+    e->detail = detail;
+    e->bytes_count = bytes_count;
+    e->time_ns = worker_unix_ns(w);
+    if (f != NULL) {
+        e->listener_index = (int32_t)w->listeners[f->listener].index;
+        memcpy(e->flow, f->id, sizeof e->flow);
+        format_peer(f, e->peer, sizeof e->peer);
+    }
+    mailbox_publish(&w->mailbox);
+}
+
+void histogram_add(struct histogram *h, uint64_t value_ns)
+{
+    static const uint64_t bounds[HISTOGRAM_BUCKETS_COUNT] = {HISTOGRAM_BOUNDS_NS_LIST};
+    uint32_t bucket = 0;
+    while (bucket < HISTOGRAM_BUCKETS_COUNT && value_ns > bounds[bucket])
+        bucket++;
+    __atomic_store_n(&h->counts[bucket], h->counts[bucket] + 1, __ATOMIC_RELAXED);
+}

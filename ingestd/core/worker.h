@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A worker: one thread, one ring, one area, one store; and its loop.
+ *
+ * Workers share nothing. setup and run are called on the worker's own thread;
+ * post, read events and read counters from any. Invariants:
+ *  - The ring is entered by one thread only (IORING_SETUP_SINGLE_ISSUER).
+ *  - All memory is taken in setup; run allocates nothing.
+ */
+#ifndef INGESTD_WORKER_H
+#define INGESTD_WORKER_H
+
+#include "area.h"
+#include "batch.h"
+#include "device.h"
+#include "engine.h"
+#include "fault.h"
+#include "flow.h"
+#include "intake.h"
+#include "mailbox.h"
+#include "stats.h"
+#include "uring.h"
+#include "writer.h"
+
+#define WORKER_TURN_NS_MAX 1000000000ull /* the loop shows that it lives once a second */
+#define TIME_NEVER UINT64_MAX
+
+struct worker_settings {
+    int store_fd;
+    uint8_t store_uuid[16];
+    uint64_t segments_offset;
+    uint64_t segment_bytes;
+    uint32_t block_bytes;
+    uint32_t mem_align;
+    uint32_t write_align;
+    uint32_t virt_mask;
+    uint32_t iovecs_max;
+    uint32_t worker_index;
+    int cpu; /* -1: not pinned */
+    uint64_t area_bytes;
+    uint32_t write_bytes_max;
+    uint32_t writes_in_flight_max;
+    uint32_t flows_max;
+    uint64_t flush_interval_ns;
+    uint64_t commit_interval_ns;
+    bool checksum;
+};
+
+struct worker {
+    struct worker_settings settings;
+    struct fault fault;
+    struct io_uring ring;
+    bool ring_open;
+    bool draining;
+    uint64_t drain_deadline_ns;
+    uint64_t now_ns;           /* CLOCK_MONOTONIC, once a turn */
+    int64_t realtime_delta_ns; /* add to now_ns for Unix time */
+    uint64_t waiting_since_ns; /* back-pressure being accounted, or 0 */
+    uint32_t backpressure;     /* 0 none, 1 area, 2 device */
+    uint64_t command_buffer;   /* the eventfd is read into it */
+
+    struct area area;
+    struct flow_table flows;
+    struct batch_pool batches;
+    struct device device;
+    struct writer writer;
+    const struct engine *engine;
+    struct listener listeners[LISTENERS_MAX];
+    uint32_t listener_count;
+    struct mailbox mailbox;
+    struct stats stats;
+    struct histogram write_latency, flush_latency;
+    uint8_t id_random[2048]; /* random bytes for flow ids, used up from the start */
+    uint32_t id_random_used;
+};
+
+struct worker *worker_create(const struct worker_settings *s);
+void worker_destroy(struct worker *w);
+int worker_add_listener(struct worker *w, int fd, uint32_t index, const char *name,
+                        uint32_t protocol, uint64_t idle_timeout_ns, uint32_t flows_max);
+int worker_setup(struct worker *w); /* 0 or -errno with w->fault */
+int worker_run(struct worker *w);   /* 0 after a drain, or -errno with w->fault */
+
+/* A submission entry; makes room by submitting when the queue is full. */
+struct io_uring_sqe *worker_sqe(struct worker *w);
+uint64_t worker_unix_ns(const struct worker *w);
+void worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
+                  int detail, uint64_t bytes_count);
+void histogram_add(struct histogram *h, uint64_t value_ns);
+
+#define STAT_ADD(w, name, amount)                                                                  \
+    __atomic_store_n(&(w)->stats.name, (w)->stats.name + (uint64_t)(amount), __ATOMIC_RELAXED)
+#define STAT_SET(w, name, value)                                                                   \
+    __atomic_store_n(&(w)->stats.name, (uint64_t)(value), __ATOMIC_RELAXED)
+
+static inline uint64_t time_min(uint64_t a, uint64_t b)
+{
+    return a < b ? a : b;
+}
+
+#endif

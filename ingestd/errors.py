@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error that ingestd raises on purpose, and the exit code of each.
+
+Exception tree (exit code)::
+
+    IngestdError (1)
+    ├── UsageError (2)            a command line that cannot be meant
+    ├── ConfigError (3)           a configuration that is not valid
+    ├── StoreError (4)            a store that cannot be used as asked
+    │   ├── NotAStoreError (5)    no store, or none of a version we know
+    │   ├── StoreDamagedError (6) bytes of the store contradict each other
+    │   ├── StoreBusyError (7)    another process holds the store
+    │   ├── UnsafeDeviceError (8) formatting would destroy something
+    │   └── StoreFailedError (9)  the device failed under a running daemon
+    ├── FlowNotFoundError (10)    no flow, or several, of that id
+    ├── EngineError (11)          the engine that was asked for cannot be had
+    ├── ListenError (12)          an address cannot be bound
+    ├── ResourceError (13)        memory, locked memory or descriptors are short
+    ├── SenderError (14)          the daemon did not acknowledge what was sent
+    └── SystemCallError (15)      any other call that the kernel refused
+
+A message is one sentence that names the object and, behind a colon or in a
+second clause, the way out. Bugs are not in this tree: they are assertions.
+"""
+
+from __future__ import annotations
+
+
+class IngestdError(Exception):
+    """Base of all errors that a user, an operator or a machine can cause."""
+
+    exit_code = 1
+
+
+class UsageError(IngestdError):
+    """The command line contradicts itself or names something that is not there."""
+
+    exit_code = 2
+
+
+class ConfigError(IngestdError):
+    """The configuration is not valid; the message names file, key and nearest known key."""
+
+    exit_code = 3
+
+
+class StoreError(IngestdError):
+    """A store cannot be used as asked."""
+
+    exit_code = 4
+
+
+class NotAStoreError(StoreError):
+    """The path holds no store, or one of a format version that is not ours."""
+
+    exit_code = 5
+
+
+class StoreDamagedError(StoreError):
+    """The store's bytes contradict each other; the message says where."""
+
+    exit_code = 6
+
+
+class StoreBusyError(StoreError):
+    """Another process serves, mounts or holds the store."""
+
+    exit_code = 7
+
+
+class UnsafeDeviceError(StoreError):
+    """Formatting would destroy a mounted, partitioned or otherwise used device."""
+
+    exit_code = 8
+
+
+class StoreFailedError(StoreError):
+    """The device under a running daemon failed; nothing more is acknowledged."""
+
+    exit_code = 9
+
+
+class FlowNotFoundError(IngestdError):
+    """No flow has that id, or several share the prefix."""
+
+    exit_code = 10
+
+
+class EngineError(IngestdError):
+    """The engine that the configuration demands cannot be had."""
+
+    exit_code = 11
+
+
+class ListenError(IngestdError):
+    """A listener or the metrics endpoint cannot bind its address."""
+
+    exit_code = 12
+
+
+class ResourceError(IngestdError):
+    """Memory, locked memory, hugepages or descriptors do not suffice."""
+
+    exit_code = 13
+
+
+class SenderError(IngestdError):
+    """The receiving side did not acknowledge everything that was sent."""
+
+    exit_code = 14
+
+
+class SystemCallError(IngestdError):
+    """A system call failed in a way that no other class describes."""
+
+    exit_code = 15
