@@ -10,6 +10,7 @@ COMMAND_DRAIN: Final[int]  # a: ns until flows still open are interrupted; then 
 COMMAND_SET_FLUSH_INTERVAL: Final[int]  # a: ns
 COMMAND_SET_COMMIT_INTERVAL: Final[int]  # a: ns
 COMMAND_SET_IDLE_TIMEOUT: Final[int]  # a: listener index, b: ns, 0: none
+COMMAND_ADOPT: Final[int]  # a: descriptor of a connection, b: listener index
 
 EVENT_FLOW_OPENED: Final[int]
 EVENT_FLOW_SEALED: Final[int]  # bytes_count: the flow's bytes, all durable
@@ -21,7 +22,14 @@ EVENT_STORE_FULL: Final[int]
 EVENT_WRITE_RETRIED: Final[int]  # code: errno; bytes_count: store offset
 EVENT_SEGMENT_OPENED: Final[int]  # code: segment index; bytes_count: sequence
 EVENT_SEGMENT_CLOSED: Final[int]  # code: segment index; bytes_count: sequence
-EVENT_BACKPRESSURE: Final[int]  # code: 0 ended, 1 area, 2 device
+EVENT_BACKPRESSURE: Final[int]  # lasts a second; code: 0 ended, 1 area, 2 device
+EVENT_FLOW_BY_COPY: Final[int]  # code: NAPI id of an rx queue without zero copy
+# code: index of the worker that the connection belongs to; detail: its descriptor,
+# which now belongs to whoever reads this: pass it on by COMMAND_ADOPT, or close it.
+EVENT_FLOW_ELSEWHERE: Final[int]
+
+ENGINE_RECV: Final[int]
+ENGINE_ZCRX: Final[int]
 
 class Event(NamedTuple):
     kind: int
@@ -78,6 +86,12 @@ class Worker:
         flush_interval_ns: int,
         commit_interval_ns: int,
         checksum: bool,
+        engine: int = 0,  # ENGINE_RECV or ENGINE_ZCRX
+        interface_index: int = 0,  # zcrx; 0: the kernel's device-less mode
+        rx_queue: int = 0,
+        rx_buf_len: int = 0,  # asked for; 0: a page
+        refill_entries: int = 4096,  # a power of two, at most 32768
+        queue_retry_ns: int = 0,  # how long a queue that is still held is asked for again
     ) -> None: ...
     def setup(self) -> None: ...
     def run(self) -> None: ...

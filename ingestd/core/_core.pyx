@@ -31,6 +31,7 @@ cdef extern from "mailbox.h" nogil:
         _SET_FLUSH_INTERVAL "COMMAND_SET_FLUSH_INTERVAL"
         _SET_COMMIT_INTERVAL "COMMAND_SET_COMMIT_INTERVAL"
         _SET_IDLE_TIMEOUT "COMMAND_SET_IDLE_TIMEOUT"
+        _ADOPT "COMMAND_ADOPT"
         _FLOW_OPENED "EVENT_FLOW_OPENED"
         _FLOW_SEALED "EVENT_FLOW_SEALED"
         _FLOW_INTERRUPTED "EVENT_FLOW_INTERRUPTED"
@@ -42,6 +43,8 @@ cdef extern from "mailbox.h" nogil:
         _SEGMENT_OPENED "EVENT_SEGMENT_OPENED"
         _SEGMENT_CLOSED "EVENT_SEGMENT_CLOSED"
         _BACKPRESSURE "EVENT_BACKPRESSURE"
+        _FLOW_BY_COPY "EVENT_FLOW_BY_COPY"
+        _FLOW_ELSEWHERE "EVENT_FLOW_ELSEWHERE"
     struct command:
         uint32_t kind
         uint64_t a
@@ -62,6 +65,9 @@ cdef extern from "mailbox.h" nogil:
     uint32_t mailbox_grants_wanted(mailbox *m)
 
 cdef extern from "worker.h" nogil:
+    enum:
+        _ENGINE_RECV "ENGINE_RECV"
+        _ENGINE_ZCRX "ENGINE_ZCRX"
     struct worker_settings:
         int store_fd
         uint8_t store_uuid[16]
@@ -81,6 +87,12 @@ cdef extern from "worker.h" nogil:
         uint64_t flush_interval_ns
         uint64_t commit_interval_ns
         bint checksum
+        uint32_t engine
+        uint32_t interface_index
+        uint32_t rx_queue
+        uint32_t rx_buf_len
+        uint32_t refill_entries
+        uint64_t queue_retry_ns
     struct worker:
         fault fault
         mailbox mailbox
@@ -111,6 +123,7 @@ COMMAND_DRAIN = _DRAIN
 COMMAND_SET_FLUSH_INTERVAL = _SET_FLUSH_INTERVAL
 COMMAND_SET_COMMIT_INTERVAL = _SET_COMMIT_INTERVAL
 COMMAND_SET_IDLE_TIMEOUT = _SET_IDLE_TIMEOUT
+COMMAND_ADOPT = _ADOPT
 
 EVENT_FLOW_OPENED = _FLOW_OPENED
 EVENT_FLOW_SEALED = _FLOW_SEALED
@@ -123,6 +136,11 @@ EVENT_WRITE_RETRIED = _WRITE_RETRIED
 EVENT_SEGMENT_OPENED = _SEGMENT_OPENED
 EVENT_SEGMENT_CLOSED = _SEGMENT_CLOSED
 EVENT_BACKPRESSURE = _BACKPRESSURE
+EVENT_FLOW_BY_COPY = _FLOW_BY_COPY
+EVENT_FLOW_ELSEWHERE = _FLOW_ELSEWHERE
+
+ENGINE_RECV = _ENGINE_RECV
+ENGINE_ZCRX = _ENGINE_ZCRX
 
 HISTOGRAM_BOUNDS_NS = tuple(histogram_bound_ns(i) for i in range(HISTOGRAM_BUCKETS_COUNT))
 
@@ -167,7 +185,9 @@ cdef class Worker:
     def __init__(self, *, int store_fd, bytes store_uuid, segments_offset,
                  segment_bytes, block_bytes, mem_align, write_align, virt_mask, iovecs_max,
                  worker_index, int cpu, area_bytes, write_bytes_max, writes_in_flight_max,
-                 flows_max, flush_interval_ns, commit_interval_ns, bint checksum):
+                 flows_max, flush_interval_ns, commit_interval_ns, bint checksum, engine=0,
+                 interface_index=0, rx_queue=0, rx_buf_len=0, refill_entries=4096,
+                 queue_retry_ns=0):
         cdef worker_settings s
         if len(store_uuid) != 16 or self.w != NULL:
             raise ValueError("store_uuid has 16 bytes, and a worker is made once")
@@ -190,6 +210,12 @@ cdef class Worker:
         s.flush_interval_ns = flush_interval_ns
         s.commit_interval_ns = commit_interval_ns
         s.checksum = checksum
+        s.engine = engine
+        s.interface_index = interface_index
+        s.rx_queue = rx_queue
+        s.rx_buf_len = rx_buf_len
+        s.refill_entries = refill_entries
+        s.queue_retry_ns = queue_retry_ns
         self.w = worker_create(&s)
         if self.w == NULL:
             raise MemoryError("a worker could not be created")

@@ -68,10 +68,10 @@ static struct batch *open_batch(struct worker *w)
     struct batch *b = &p->batches[p->free[--p->free_count]];
     uint32_t iovecs = p->profile.iovecs_max < BATCH_IOVECS_MAX ? p->profile.iovecs_max
                                                                : BATCH_IOVECS_MAX;
-    plan_begin(&b->plan, b->iov, iovecs, b->header, BATCH_HEADER_BYTES_MAX, b->bounce,
+    plan_begin(&b->plan, b->iov, iovecs, b->header, p->header_bytes_max, b->bounce,
                p->bounce_bytes, w->settings.checksum);
     b->opened_ns = w->now_ns;
-    b->full = b->urgent = b->placed = false;
+    b->full = b->urgent = b->hurried = b->placed = false;
     b->rescued = w->writer.exhausted;
     b->hold_count = b->touch_count = 0;
     p->open = b;
@@ -139,7 +139,7 @@ static struct batch *batch_for(struct worker *w, struct flow *f, uint32_t bytes)
         if (b == NULL)
             return NULL;
         bool room = !b->full && b->touch_count < BATCH_TOUCHES_MAX - 1 &&
-                    b->hold_count < BATCH_HOLDS_MAX && b->plan.iov_count + 4 <= b->plan.iov_capacity;
+                    b->hold_count < p->holds_max && b->plan.iov_count + 4 <= b->plan.iov_capacity;
         room = room && (plan_is_empty(&b->plan) || bytes == 0 ||
                         b->plan.payload_end + bytes <= p->payload_bytes_max);
         room = room && frame_has_room(&b->plan.frame, records);
@@ -166,6 +166,10 @@ uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t byt
     if (b == NULL || b->rescued)
         return 0;
     uint32_t taken = plan_add(&b->plan, &w->batches.profile, &fragment);
+    if (hold & BATCH_HOLD_COPIED) {
+        b->plan.direct_bytes -= taken;
+        b->plan.bounced_bytes[BOUNCE_PRESSURE] += taken;
+    }
     assert(taken <= bytes && (taken > 0 || !plan_is_empty(&b->plan)));
     if (taken > 0) {
         touch(b, f, taken, f->crc, fragment.crc, 0);
@@ -173,7 +177,8 @@ uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t byt
         f->crc = fragment.crc;
         f->stored_bytes += taken;
     }
-    if (b->plan.payload_end >= w->batches.payload_bytes_max || taken < bytes)
+    if (b->plan.payload_end >= w->batches.payload_bytes_max || taken < bytes ||
+        b->hold_count >= w->batches.holds_max)
         close_open(w);
     return taken;
 }
@@ -205,7 +210,7 @@ uint64_t batch_turn(struct worker *w)
         return TIME_NEVER;
     uint64_t due_ns = b->opened_ns + w->settings.flush_interval_ns;
     bool urgent = b->urgent && w->device.batches_in_flight < URGENT_WRITES_MAX;
-    if (b->full || urgent || w->now_ns >= due_ns) {
+    if (b->full || b->hurried || urgent || w->now_ns >= due_ns) {
         close_open(w);
         return TIME_NEVER; /* what it waits for, if it does, wakes the loop */
     }
@@ -224,6 +229,12 @@ void batch_release(struct worker *w, struct batch *b)
     assert(w->batches.open != b && w->batches.free_count < w->batches.count);
     release_holds(w, b);
     w->batches.free[w->batches.free_count++] = b->index;
+}
+
+void batch_hurry(struct worker *w)
+{
+    if (w->batches.open != NULL)
+        w->batches.open->hurried = true;
 }
 
 void batch_abandon(struct worker *w)

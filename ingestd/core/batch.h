@@ -20,6 +20,9 @@
 #define BATCH_HOLDS_MAX 1024u
 #define BATCH_TOUCHES_MAX 1024u
 
+/* In a hold: what was received was copied out before (reason `pressure`). */
+#define BATCH_HOLD_COPIED (1ull << 63)
+
 struct worker;
 
 /* What a batch does for one flow; kept until the flow is told of the commit. */
@@ -40,6 +43,7 @@ struct batch {
     bool full;      /* takes nothing more; waits to be placed */
     bool urgent;    /* someone waits for its commit */
     bool rescued;   /* holds last words only and may use the segment's reserve */
+    bool hurried;   /* to be written at once: memory is short */
     bool placed;    /* has its place in a segment */
     uint32_t index;
     uint32_t hold_count;
@@ -58,6 +62,8 @@ struct batch_pool {
     uint32_t free_count;
     struct batch *open; /* or NULL */
     uint32_t bounce_bytes;
+    uint32_t header_bytes_max; /* of one batch */
+    uint32_t holds_max;        /* of one batch */
     uint64_t payload_bytes_max;
     struct plan_profile profile;
 };
@@ -79,6 +85,9 @@ bool batch_add_close(struct worker *w, struct flow *f);
 /* Closes and places the open batch if it is full, old, or wanted; called once a
  * turn. Returns when to call again at the latest. */
 uint64_t batch_turn(struct worker *w);
+
+/* The memory that the open batch holds is wanted back: it is closed at its next turn. */
+void batch_hurry(struct worker *w);
 
 /* Gives the open batch's content up, as if never taken: the store is full or has
  * failed. Flows are put back to what lies in batches placed before. */

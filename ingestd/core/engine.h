@@ -21,7 +21,8 @@ struct engine {
     /* A flow begins: its socket is to be read. */
     void (*start)(struct worker *w, struct flow *f);
     /* A completion with one of the engine's tags. */
-    void (*complete)(struct worker *w, enum uring_tag tag, struct flow *f, int result);
+    void (*complete)(struct worker *w, enum uring_tag tag, struct flow *f,
+                     const struct io_uring_cqe *cqe);
     /* Once a turn: hand over what is old, serve who waits. Returns the next time. */
     uint64_t (*turn)(struct worker *w);
     /* The flow is to end now (f->stop): hand over what it has, or let go of it
@@ -29,8 +30,17 @@ struct engine {
     void (*stop)(struct worker *w, struct flow *f);
     /* A write that read from this hold is complete. */
     void (*release)(struct worker *w, uint64_t hold);
+    /* Memory of its own, taken in open(). */
+    void (*close)(struct worker *w);
 };
 
 extern const struct engine engine_recv;
+extern const struct engine engine_zcrx;
+
+/* Shared by the engines: ends a flow whose bytes are all with batches, and lets
+ * flows that found no room try again in the order in which they came. */
+void engine_finish(struct worker *w, struct flow *f);
+void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, struct flow *f));
+void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag);
 
 #endif

@@ -22,8 +22,6 @@
 #define HOLD_ORDER_MASK (SLOT_BYTES_MIN - 1ull)
 static_assert(BUDDY_ORDERS_MAX <= SLOT_BYTES_MIN, "order fits into a hold");
 
-static void advance(struct worker *w, struct flow *f);
-
 static int recv_open(struct worker *w)
 {
     (void)w; /* the area is registered by the worker for its writes; no more is needed */
@@ -132,18 +130,6 @@ static void receive(struct worker *w, struct flow *f)
     arm_receive(w, f);
 }
 
-static void finish(struct worker *w, struct flow *f)
-{
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
-    give_slot(w, f);
-    if (f->stop)
-        intake_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, 0);
-    else if (f->error)
-        intake_end(w, f, FLOW_STATE_INTERRUPTED, CLOSE_REASON_PEER, f->error);
-    else
-        intake_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
-}
-
 /* The one place that decides what a flow does next, given what it has. */
 static void advance(struct worker *w, struct flow *f)
 {
@@ -157,7 +143,8 @@ static void advance(struct worker *w, struct flow *f)
         return;
     }
     if (over) {
-        finish(w, f);
+        give_slot(w, f);
+        engine_finish(w, f);
         return;
     }
     f->bulk = full;
@@ -193,10 +180,11 @@ static void received(struct worker *w, struct flow *f, int result)
     advance(w, f);
 }
 
-static void recv_complete(struct worker *w, enum uring_tag tag, struct flow *f, int result)
+static void recv_complete(struct worker *w, enum uring_tag tag, struct flow *f,
+                          const struct io_uring_cqe *cqe)
 {
     if (tag == TAG_RECEIVE) {
-        received(w, f, result);
+        received(w, f, cqe->res);
     } else if (tag == TAG_POLL) {
         f->polled = false;
         /* In another phase it says nothing new: that phase ends in a poll. */
@@ -205,18 +193,10 @@ static void recv_complete(struct worker *w, enum uring_tag tag, struct flow *f, 
     }
 }
 
-static void cancel(struct worker *w, struct flow *f, enum uring_tag tag)
-{
-    struct io_uring_sqe *sqe = worker_sqe(w);
-    io_uring_prep_cancel64(sqe, uring_tag(tag, f->index), 0);
-    sqe->user_data = uring_tag(TAG_CANCEL, f->index);
-    f->ops_in_flight++;
-}
-
 static void cancel_receive(struct worker *w, struct flow *f)
 {
     if (!f->cancelling)
-        cancel(w, f, TAG_RECEIVE);
+        engine_cancel(w, f, TAG_RECEIVE);
     f->cancelling = true;
 }
 
@@ -228,7 +208,7 @@ static void recv_stop(struct worker *w, struct flow *f)
         return;
     }
     if (f->polled)
-        cancel(w, f, TAG_POLL);
+        engine_cancel(w, f, TAG_POLL);
     advance(w, f);
 }
 
@@ -250,22 +230,6 @@ static uint64_t flush_aged(struct worker *w, enum flow_queue queue)
     return TIME_NEVER;
 }
 
-static void serve_blocked(struct worker *w)
-{
-    struct flow *f;
-    while ((f = flow_first(&w->flows, QUEUE_BLOCKED)) != NULL) {
-        if (f->phase == FLOW_CLOSING) {
-            if (!intake_retry_close(w, f))
-                return;
-            continue;
-        }
-        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
-        advance(w, f);
-        if (f->phase == FLOW_BLOCKED)
-            return;
-    }
-}
-
 static void serve_starved(struct worker *w)
 {
     struct flow *f;
@@ -278,8 +242,9 @@ static void serve_starved(struct worker *w)
 
 static uint64_t recv_turn(struct worker *w)
 {
-    serve_blocked(w);
+    engine_serve_blocked(w, advance);
     serve_starved(w);
+    STAT_SET(w, area_free_bytes, w->area.slots.free_bytes);
     uint64_t dirty_ns = flush_aged(w, QUEUE_DIRTY);
     uint64_t armed_ns = flush_aged(w, QUEUE_ARMED);
     return time_min(dirty_ns, armed_ns);
@@ -291,6 +256,11 @@ static void recv_start(struct worker *w, struct flow *f)
     arm_poll(w, f);
 }
 
+static void recv_close(struct worker *w)
+{
+    (void)w;
+}
+
 const struct engine engine_recv = {
     .name = "recv",
     .open = recv_open,
@@ -299,4 +269,5 @@ const struct engine engine_recv = {
     .turn = recv_turn,
     .stop = recv_stop,
     .release = recv_release,
+    .close = recv_close,
 };

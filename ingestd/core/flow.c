@@ -87,6 +87,7 @@ struct flow *flow_take(struct flow_table *t)
     memset(f, 0, sizeof *f);
     f->index = (uint32_t)(f - t->flows);
     f->slot_offset = UINT64_MAX;
+    f->fragment_head = f->fragment_tail = FLOW_NONE;
     f->wait = f->idle = (struct flow_link){FLOW_NONE, FLOW_NONE};
     t->count++;
     return f;

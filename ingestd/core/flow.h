@@ -59,6 +59,7 @@ struct flow {
     uint8_t listener;
     uint8_t ops_in_flight; /* completions that still name this flow */
     bool opened;           /* its OPEN record is in a batch */
+    bool adopted;          /* another worker accepted it */
     bool polled;           /* a poll of its socket is under way */
     bool eof;              /* the sender has half-closed */
     bool stop;             /* it is to be ended from outside */
@@ -67,12 +68,17 @@ struct flow {
     bool cancelling;       /* its receive is being cancelled */
     bool flush_due;        /* what its slot holds is to be handed over */
     bool checksummed;      /* crc is that of its bytes */
+    bool starved;          /* the kernel found no chunk for it */
     bool bulk;             /* fills whole slots: receives wait for a full one */
     uint8_t state;         /* enum flow_state of its CLOSE record */
     uint8_t reason;        /* enum close_reason */
     int error;             /* errno of the connection, for the log */
 
-    /* the slot it borrows */
+    /* engine zcrx: fragments that no batch could take yet */
+    uint32_t fragment_head, fragment_tail;
+    bool armed; /* its multishot receive is under way */
+
+    /* engine recv: the slot it borrows */
     uint32_t slot_order;
     uint32_t slot_filled;
     uint64_t slot_offset; /* UINT64_MAX: none */

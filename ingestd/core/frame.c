@@ -34,10 +34,6 @@ static uint32_t round_up(uint32_t value, uint32_t power_of_two) {
     return (value + power_of_two - 1) & ~(power_of_two - 1);
 }
 
-static bool is_power_of_two(uint32_t value) {
-    return value != 0 && (value & (value - 1)) == 0;
-}
-
 void frame_begin(struct frame *f, uint8_t *buffer, uint32_t capacity) {
     assert((uintptr_t)buffer % RECORD_ALIGN == 0);
     assert(capacity >= sizeof(struct batch_header) && capacity <= BATCH_HEADER_BYTES_MAX);
@@ -142,7 +138,7 @@ int frame_add_close(struct frame *f, const uint8_t flow[16], const struct frame_
 }
 
 uint32_t frame_header_bytes(const struct frame *f, uint32_t block_bytes) {
-    assert(is_power_of_two(block_bytes));
+    assert(block_bytes != 0 && (block_bytes & (block_bytes - 1)) == 0);
     return round_up(f->used, block_bytes);
 }
 

@@ -76,19 +76,12 @@ static void accept_failed(struct worker *w, struct listener *l, int code)
     worker_event(w, EVENT_ACCEPT_FAILED, NULL, code, (int)l->index, 0);
 }
 
-void intake_accepted(struct worker *w, uint32_t listener, int result)
+static void begin(struct worker *w, struct listener *l, int fd)
 {
-    struct listener *l = &w->listeners[listener];
-    assert(l->accepting);
-    l->accepting = false;
-    if (result < 0) {
-        accept_failed(w, l, -result);
-        return;
-    }
     struct flow *f = flow_take(&w->flows);
     assert(f != NULL); /* an accept is armed only while there is room for its flow */
-    f->fd = result;
-    f->listener = (uint8_t)listener;
+    f->fd = fd;
+    f->listener = (uint8_t)(l - w->listeners);
     f->started_ns = worker_unix_ns(w);
     f->active_ns = w->now_ns;
     note_peer(f, &l->peer);
@@ -103,6 +96,50 @@ void intake_accepted(struct worker *w, uint32_t listener, int result)
         intake_interrupt(w, f, CLOSE_REASON_NONE, true);
     else if (w->writer.exhausted)
         intake_interrupt(w, f, CLOSE_REASON_STORE_FULL, true);
+}
+
+void intake_accepted(struct worker *w, uint32_t listener, int result)
+{
+    struct listener *l = &w->listeners[listener];
+    assert(l->accepting);
+    l->accepting = false;
+    if (result < 0) {
+        accept_failed(w, l, -result);
+        return;
+    }
+    begin(w, l, result);
+}
+
+void intake_adopt(struct worker *w, uint32_t listener_index, int fd)
+{
+    uint32_t i = 0;
+    while (i < w->listener_count && w->listeners[i].index != listener_index)
+        i++;
+    /* One place is kept for each listener's accept; those are not ours to use. */
+    if (i == w->listener_count || w->flows.count + w->listener_count >= w->flows.capacity) {
+        STAT_ADD(w, flows_refused, 1);
+        close(fd);
+        return;
+    }
+    struct listener *l = &w->listeners[i];
+    struct sockaddr_storage peer = l->peer;
+    socklen_t bytes = sizeof l->peer;
+    getpeername(fd, (struct sockaddr *)&l->peer, &bytes);
+    begin(w, l, fd);
+    l->peer = peer;
+}
+
+bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner)
+{
+    if (f->adopted || !worker_event(w, EVENT_FLOW_ELSEWHERE, f, (int)owner, f->fd, 0))
+        return false;
+    struct listener *l = &w->listeners[f->listener];
+    STAT_ADD(w, flows_handed_away, 1);
+    flow_idle_remove(&w->flows, &l->idle, f);
+    f->ended = true;
+    f->phase = FLOW_GONE; /* its socket now belongs to the other worker */
+    intake_gone(w, f);
+    return true;
 }
 
 void intake_received(struct worker *w, struct flow *f, uint32_t bytes)

@@ -66,6 +66,12 @@ void intake_interrupt_all(struct worker *w, uint8_t reason, bool drop);
 /* A drain does not wait for connections that never sent anything. */
 void intake_refuse_silent(struct worker *w);
 
+/* A connection that another worker accepted and that came by our rx queue. */
+void intake_adopt(struct worker *w, uint32_t listener_index, int fd);
+
+/* Gives a connection just accepted to another worker; false if that cannot be told. */
+bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner);
+
 void intake_accepted(struct worker *w, uint32_t listener, int result);
 void intake_complete(struct worker *w, enum uring_tag tag, struct flow *f, int result);
 

@@ -11,6 +11,7 @@
 #include "worker.h"
 
 #define SUBMIT_TRIES_MAX 1000u
+#define BACKPRESSURE_TOLD_NS 1000000000ull
 
 static uint64_t clock_ns(clockid_t clock)
 {
@@ -69,6 +70,9 @@ static void obey(struct worker *w, const struct command *c)
         w->draining = true;
         w->drain_deadline_ns = w->now_ns + c->a;
         break;
+    case COMMAND_ADOPT:
+        intake_adopt(w, (uint32_t)c->b, (int)c->a);
+        break;
     case COMMAND_SET_FLUSH_INTERVAL:
         w->settings.flush_interval_ns = c->a;
         break;
@@ -91,15 +95,17 @@ static void obey_all(struct worker *w)
     arm_command(w);
 }
 
-static void flow_complete(struct worker *w, enum uring_tag tag, uint32_t index, int result)
+static void flow_complete(struct worker *w, enum uring_tag tag, uint32_t index,
+                          const struct io_uring_cqe *cqe)
 {
     struct flow *f = &w->flows.flows[index];
     assert(index < w->flows.used_upto && f->phase != FLOW_FREE && f->ops_in_flight > 0);
-    f->ops_in_flight--;
+    if (!(cqe->flags & IORING_CQE_F_MORE))
+        f->ops_in_flight--;
     if (tag == TAG_SEND || tag == TAG_DISCARD)
-        intake_complete(w, tag, f, result);
+        intake_complete(w, tag, f, cqe->res);
     else
-        w->engine->complete(w, tag, f, result);
+        w->engine->complete(w, tag, f, cqe);
     if (f->phase == FLOW_GONE)
         intake_gone(w, f);
 }
@@ -123,12 +129,15 @@ static void complete(struct worker *w, const struct io_uring_cqe *cqe)
         break;
     case TAG_ACCEPT_CANCEL:
         break;
+    case TAG_ZCRX_EVENT:
+        zcrx_event(w, (uint32_t)cqe->res);
+        break;
     case TAG_POLL:
     case TAG_RECEIVE:
     case TAG_CANCEL:
     case TAG_SEND:
     case TAG_DISCARD:
-        flow_complete(w, tag, index, cqe->res);
+        flow_complete(w, tag, index, cqe);
         break;
     }
 }
@@ -156,6 +165,17 @@ static uint64_t drain(struct worker *w)
     return w->drain_deadline_ns > w->now_ns ? w->drain_deadline_ns : TIME_NEVER;
 }
 
+/* Moments of it are normal and only counted; what lasts is told. */
+static void tell_backpressure(struct worker *w)
+{
+    bool lasts = w->now_ns - w->backpressure_since_ns >= BACKPRESSURE_TOLD_NS;
+    bool told = w->backpressure_told;
+    if (lasts && told != (w->backpressure != 0)) {
+        worker_event(w, EVENT_BACKPRESSURE, NULL, (int)w->backpressure, 0, 0);
+        w->backpressure_told = !told;
+    }
+}
+
 static void account_backpressure(struct worker *w, uint64_t before_ns)
 {
     uint32_t waiting = w->flows.waiting[QUEUE_STARVED].count + w->flows.waiting[QUEUE_BLOCKED].count;
@@ -170,7 +190,10 @@ static void account_backpressure(struct worker *w, uint64_t before_ns)
                       w->batches.free_count == 0;
         cause = device ? 2 : 1;
     }
+    if ((cause != 0) != (w->backpressure != 0))
+        w->backpressure_since_ns = w->now_ns;
     w->backpressure = cause;
+    tell_backpressure(w);
 }
 
 static void publish(struct worker *w)
@@ -182,7 +205,6 @@ static void publish(struct worker *w)
         open += w->listeners[i].idle.count;
     STAT_SET(w, flows_open, open);
     STAT_SET(w, flows_closing, w->flows.count - open);
-    STAT_SET(w, area_free_bytes, w->area.slots.free_bytes);
     STAT_SET(w, writes_in_flight, w->device.batches_in_flight);
     STAT_SET(w, segments_ready, w->writer.ready_count);
     STAT_SET(w, store_is_full, w->writer.exhausted);

@@ -28,6 +28,7 @@ enum command_kind {
     COMMAND_SET_FLUSH_INTERVAL = 5,
     COMMAND_SET_COMMIT_INTERVAL = 6,
     COMMAND_SET_IDLE_TIMEOUT = 7,
+    COMMAND_ADOPT = 8,
 };
 
 struct command {
@@ -47,6 +48,8 @@ enum event_kind {
     EVENT_SEGMENT_OPENED = 9,
     EVENT_SEGMENT_CLOSED = 10,
     EVENT_BACKPRESSURE = 11,
+    EVENT_FLOW_BY_COPY = 12,
+    EVENT_FLOW_ELSEWHERE = 13,
 };
 
 struct event {

@@ -24,6 +24,13 @@ uint32_t segment_reserve_bytes(uint64_t segment_bytes)
     return segment_footer_bytes_max(segment_bytes);
 }
 
+uint32_t segment_header_bytes_max(uint64_t segment_bytes, uint32_t block_bytes)
+{
+    /* A footer grows by less than 2.25 x its records: see segment_fits. */
+    uint32_t quarter = segment_footer_bytes_max(segment_bytes) / 4 / block_bytes * block_bytes;
+    return quarter < BATCH_HEADER_BYTES_MAX ? quarter : BATCH_HEADER_BYTES_MAX;
+}
+
 uint64_t segment_batch_bytes_max(uint64_t segment_bytes, uint32_t block_bytes)
 {
     return segment_bytes - (uint64_t)SEGMENT_DATA_BLOCK * block_bytes -

@@ -60,7 +60,8 @@ struct segment {
 uint32_t segment_footer_bytes_max(uint64_t segment_bytes);
 uint32_t segment_reserve_bytes(uint64_t segment_bytes);
 
-/* The largest batch that an empty segment is sure to take. */
+/* The largest header, and the largest batch, that an empty segment is sure to take. */
+uint32_t segment_header_bytes_max(uint64_t segment_bytes, uint32_t block_bytes);
 uint64_t segment_batch_bytes_max(uint64_t segment_bytes, uint32_t block_bytes);
 
 void segment_open(struct segment *s, uint32_t index, uint64_t sequence, uint64_t offset,

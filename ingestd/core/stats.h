@@ -52,6 +52,11 @@
     X(loop_beat_ns, "gauge: CLOCK_MONOTONIC at the last turn, ns")                                 \
     X(store_errno, "gauge: 0, or the errno that made the store fail")                              \
     X(store_is_full, "gauge: 1 when no segment can be had")                                        \
+    X(chunks_lent, "gauge: chunks of the area that are not with the kernel")                       \
+    X(rx_buf_len, "gauge: bytes of a chunk, 0 without zero-copy receive")                          \
+    X(alloc_failures, "times the kernel told that it found no chunk for a packet")                 \
+    X(flows_by_copy, "connections on an rx queue without zero copy, served by the kernel's copy")  \
+    X(flows_handed_away, "connections given to the worker whose rx queue they came by")            \
     X(area_hugepage_bytes, "gauge: bytes of the area on MAP_HUGETLB pages")
 
 struct stats {

@@ -25,6 +25,7 @@ enum uring_tag {
     TAG_WRITE,       /* index: device write */
     TAG_FLUSH,
     TAG_ACCEPT_CANCEL,
+    TAG_ZCRX_EVENT, /* res: the event's type */
 };
 
 static inline uint64_t uring_tag(enum uring_tag tag, uint32_t index)

@@ -13,8 +13,6 @@
 
 #define RING_ENTRIES 4096u
 #define RING_COMPLETIONS_MAX 65536u /* IORING_MAX_CQ_ENTRIES, io_uring/io_uring.h, Linux 6.1 */
-/* Slots end on a boundary of their own: what `recv` pads is padded in place. */
-#define BOUNCE_BYTES AREA_PAGE_BYTES
 
 struct worker *worker_create(const struct worker_settings *s)
 {
@@ -22,7 +20,7 @@ struct worker *worker_create(const struct worker_settings *s)
     if (w == NULL)
         return NULL;
     w->settings = *s;
-    w->engine = &engine_recv;
+    w->engine = s->engine == ENGINE_ZCRX ? &engine_zcrx : &engine_recv;
     if (mailbox_open(&w->mailbox, &w->fault) < 0) {
         worker_destroy(w);
         return NULL;
@@ -37,6 +35,7 @@ void worker_destroy(struct worker *w)
         return;
     if (w->ring_open)
         io_uring_queue_exit(&w->ring);
+    w->engine->close(w);
     device_close(w);
     writer_close(w);
     batch_pool_close(w);
@@ -92,6 +91,8 @@ static int open_ring(struct worker *w)
         .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQSIZE |
                  IORING_SETUP_SUBMIT_ALL,
     };
+    if (w->settings.engine == ENGINE_ZCRX)
+        p.flags |= IORING_SETUP_CQE32;
     p.cq_entries = power_of_two_below(4ull * w->settings.flows_max + 2 * RING_ENTRIES);
     if (p.cq_entries > RING_COMPLETIONS_MAX)
         p.cq_entries = RING_COMPLETIONS_MAX;
@@ -120,16 +121,19 @@ static int register_memory(struct worker *w)
 static void make_profile(struct worker *w)
 {
     const struct worker_settings *s = &w->settings;
+    bool zcrx = s->engine == ENGINE_ZCRX;
     uint64_t payload_max =
         segment_batch_bytes_max(s->segment_bytes, s->block_bytes) - 2 * BATCH_HEADER_BYTES_MAX;
-    if (payload_max > s->write_bytes_max)
-        payload_max = s->write_bytes_max;
+    payload_max = time_min(payload_max, s->write_bytes_max);
+    if (zcrx) /* several batches must fit into the area, and leave the NIC its part */
+        payload_max = time_min(payload_max, s->area_bytes / 8 / AREA_PAGE_BYTES * AREA_PAGE_BYTES);
     w->batches.payload_bytes_max = payload_max;
-    w->batches.bounce_bytes = BOUNCE_BYTES;
+    w->batches.header_bytes_max = segment_header_bytes_max(s->segment_bytes, s->block_bytes);
+    w->batches.holds_max = BATCH_HOLDS_MAX;
     w->batches.profile = (struct plan_profile){
         /* Older kernels want every iovec to be a multiple of the logical block,
          * and `recv` has nothing to gain from less: it pads in place. */
-        .mem_align = s->mem_align > s->write_align ? s->mem_align : s->write_align,
+        .mem_align = zcrx || s->mem_align > s->write_align ? s->mem_align : s->write_align,
         .block_bytes = s->block_bytes,
         .virt_mask = s->virt_mask,
         .iovecs_max = s->iovecs_max,
@@ -137,16 +141,34 @@ static void make_profile(struct worker *w)
     };
 }
 
+/* Slots of `recv` end on a boundary of their own and are padded in place.
+ * Fragments of `zcrx` bounce a head and a tail each, or everything where the
+ * device has a virtual boundary that they do not respect. */
+static uint32_t bounce_bytes(const struct worker *w)
+{
+    const struct plan_profile *p = &w->batches.profile;
+    uint64_t least = plan_bounce_bytes_min(p);
+    if (w->settings.engine != ENGINE_ZCRX)
+        return (uint32_t)least;
+    uint64_t edges = 2ull * p->mem_align * BATCH_HOLDS_MAX;
+    uint64_t most = p->virt_mask != 0 ? w->batches.payload_bytes_max
+                                      : time_min(edges, w->batches.payload_bytes_max);
+    return (uint32_t)((least + most + AREA_PAGE_BYTES - 1) / AREA_PAGE_BYTES * AREA_PAGE_BYTES);
+}
+
 static int open_area(struct worker *w, uint32_t batch_count)
 {
     const struct worker_settings *s = &w->settings;
-    uint64_t own = batch_pool_own_bytes(batch_count, BOUNCE_BYTES) +
+    w->batches.bounce_bytes = bounce_bytes(w);
+    uint64_t own = batch_pool_own_bytes(batch_count, w->batches.bounce_bytes) +
                    writer_own_bytes(s->segment_bytes, s->block_bytes);
     uint64_t slot_bytes_max = power_of_two_below(w->batches.payload_bytes_max);
-    uint64_t slots = s->area_bytes > own ? (s->area_bytes - own) / slot_bytes_max : 0;
-    if (slots < 2)
+    if (slot_bytes_max < SLOT_BYTES_MIN || s->area_bytes < 2 * slot_bytes_max)
         return fault_set(&w->fault, EINVAL, "area", "area too small for write_bytes_max");
-    int code = area_open(&w->area, slots * slot_bytes_max, slot_bytes_max, own, &w->fault);
+    uint64_t slots = s->area_bytes / slot_bytes_max * slot_bytes_max;
+    if (s->engine == ENGINE_ZCRX)
+        own += zcrx_relief_bytes(slots);
+    int code = area_open(&w->area, slots, slot_bytes_max, own, &w->fault);
     STAT_SET(w, area_bytes, w->area.slots_bytes);
     STAT_SET(w, area_free_bytes, w->area.slots_bytes);
     STAT_SET(w, area_hugepage_bytes, w->area.hugepage_bytes);
@@ -179,13 +201,13 @@ static void format_peer(const struct flow *f, char *out, size_t capacity)
     snprintf(out, capacity, f->peer_family == 4 ? "%s:%u" : "[%s]:%u", address, f->peer_port);
 }
 
-void worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
+bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
                   int detail, uint64_t bytes_count)
 {
     struct event *e = mailbox_event(&w->mailbox);
     if (e == NULL) {
         STAT_ADD(w, events_dropped, 1);
-        return;
+        return false;
     }
     e->kind = kind;
     e->code = code;
@@ -198,6 +220,7 @@ void worker_event(struct worker *w, enum event_kind kind, const struct flow *f, 
         format_peer(f, e->peer, sizeof e->peer);
     }
     mailbox_publish(&w->mailbox);
+    return true;
 }
 
 void histogram_add(struct histogram *h, uint64_t value_ns)

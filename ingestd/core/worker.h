@@ -14,6 +14,7 @@
 #include "batch.h"
 #include "device.h"
 #include "engine.h"
+#include "engine_zcrx.h"
 #include "fault.h"
 #include "flow.h"
 #include "intake.h"
@@ -24,6 +25,8 @@
 
 #define WORKER_TURN_NS_MAX 1000000000ull /* the loop shows that it lives once a second */
 #define TIME_NEVER UINT64_MAX
+
+enum worker_engine { ENGINE_RECV = 0, ENGINE_ZCRX = 1 };
 
 struct worker_settings {
     int store_fd;
@@ -44,6 +47,12 @@ struct worker_settings {
     uint64_t flush_interval_ns;
     uint64_t commit_interval_ns;
     bool checksum;
+    uint32_t engine; /* enum worker_engine */
+    uint32_t interface_index; /* zcrx; 0: the kernel's device-less mode */
+    uint32_t rx_queue;
+    uint32_t rx_buf_len; /* asked for; 0: a page */
+    uint32_t refill_entries; /* a power of two */
+    uint64_t queue_retry_ns; /* how long a queue that is still held is asked for again */
 };
 
 struct worker {
@@ -55,8 +64,9 @@ struct worker {
     uint64_t drain_deadline_ns;
     uint64_t now_ns;           /* CLOCK_MONOTONIC, once a turn */
     int64_t realtime_delta_ns; /* add to now_ns for Unix time */
-    uint64_t waiting_since_ns; /* back-pressure being accounted, or 0 */
-    uint32_t backpressure;     /* 0 none, 1 area, 2 device */
+    uint32_t backpressure; /* 0 none, 1 area, 2 device */
+    uint64_t backpressure_since_ns;
+    bool backpressure_told;
     uint64_t command_buffer;   /* the eventfd is read into it */
 
     struct area area;
@@ -65,6 +75,7 @@ struct worker {
     struct device device;
     struct writer writer;
     const struct engine *engine;
+    struct zcrx zcrx;
     struct listener listeners[LISTENERS_MAX];
     uint32_t listener_count;
     struct mailbox mailbox;
@@ -84,7 +95,7 @@ int worker_run(struct worker *w);   /* 0 after a drain, or -errno with w->fault 
 /* A submission entry; makes room by submitting when the queue is full. */
 struct io_uring_sqe *worker_sqe(struct worker *w);
 uint64_t worker_unix_ns(const struct worker *w);
-void worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
+bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
                   int detail, uint64_t bytes_count);
 void histogram_add(struct histogram *h, uint64_t value_ns);
 

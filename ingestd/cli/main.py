@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands' arguments, and what becomes of their errors.
+
+Invariants: main() returns an exit code and lets no error of a user or a machine
+out as a traceback; the list of exit codes in the help is made from errors.py.
+Owned by the main thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, NoReturn
+
+from ingestd import __version__
+from ingestd.address import Address, parse_address
+from ingestd.cli.cat_command import run_cat
+from ingestd.cli.run_commands import run_check_config, run_send, run_serve
+from ingestd.cli.store_commands import run_format, run_info, run_ls
+from ingestd.cli.verify_command import run_verify
+from ingestd.errors import IngestdError, ResourceError, SystemCallError, UsageError
+from ingestd.sizes import parse_size
+
+EXIT_INTERRUPTED: Final = 130  # as a shell shows SIGINT
+EXIT_BROKEN_PIPE: Final = 141  # as a shell shows SIGPIPE
+
+_LABEL_BYTES_MAX: Final = 64
+
+
+class _Parser(argparse.ArgumentParser):
+    """Tells errors like everything else does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(UsageError.exit_code, f"ingestd: error: {message}\n")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return the exit code of the process."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names may be in any script
+    try:
+        arguments = build_parser().parse_args(argv)
+        command: Callable[[argparse.Namespace], int] = arguments.command
+        code = command(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return code
+    except IngestdError as error:
+        return _tell(error)
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        return EXIT_BROKEN_PIPE
+    except MemoryError:
+        return _tell(ResourceError("memory ran out: free some, or configure smaller areas"))
+    except OSError as error:
+        where = error.filename if isinstance(error.filename, str) else "a system call"
+        return _tell(SystemCallError(f"{where}: {error.strerror or error}"))
+    finally:
+        _close_stdout()
+
+
+def _tell(error: IngestdError) -> int:
+    for sentence in str(error).split("\n"):
+        print(f"ingestd: error: {sentence}", file=sys.stderr)
+    return error.exit_code
+
+
+def _close_stdout() -> None:
+    """Flush, and where nobody takes it, see that the interpreter does not try again."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
+
+
+def exit_codes() -> dict[int, str]:
+    """Every exit code and what it means; those of errors come from errors.py."""
+    return {
+        0: "everything was done",
+        **dict(sorted(_error_codes(IngestdError))),
+        IngestdError.exit_code: "any other error",
+        EXIT_INTERRUPTED: "interrupted from the keyboard",
+        EXIT_BROKEN_PIPE: "whoever read the output went away",
+    }
+
+
+def _error_codes(kind: type[IngestdError]) -> Iterator[tuple[int, str]]:
+    yield kind.exit_code, (kind.__doc__ or "").splitlines()[0].rstrip(".")
+    for narrower in kind.__subclasses__():
+        yield from _error_codes(narrower)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    codes = "\n".join(f"  {code:3}  {meaning}" for code, meaning in exit_codes().items())
+    parser = _Parser(
+        prog="ingestd",
+        description="TCP flows into raw block devices, with durable receipts.",
+        epilog=f"exit codes:\n{codes}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"ingestd {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    _add_format(commands)
+    _add_serve(commands)
+    _add_readers(commands)
+    _add_cat(commands)
+    _add_send(commands)
+    _add_check_config(commands)
+    return parser
+
+
+_Commands = argparse._SubParsersAction  # argparse has no public name for it
+
+
+def _add(
+    commands: _Commands[_Parser], name: str, text: str, run: Callable[[argparse.Namespace], int]
+) -> _Parser:
+    parser = commands.add_parser(
+        name, help=text, description=f"{text[0].upper()}{text[1:]}.", allow_abbrev=False
+    )
+    parser.set_defaults(command=run)
+    return parser
+
+
+def _add_format(commands: _Commands[_Parser]) -> None:
+    parser = _add(
+        commands,
+        "format",
+        "make a store of a block device or a file",
+        run_format,
+    )
+    parser.add_argument("path", metavar="PATH", help="block device, or file to make")
+    parser.add_argument(
+        "--size", type=_size, help="bytes of a file, such as 4GiB; a device is taken whole"
+    )
+    parser.add_argument(
+        "--segment-size", type=_size, help="bytes of a segment (default: after the store's size)"
+    )
+    parser.add_argument(
+        "--zero", action="store_true", help="write zeros first, so that first writes are fast"
+    )
+    parser.add_argument("--label", type=_label, default="", help="a name for people")
+    parser.add_argument(
+        "--force", action="store_true", help="destroy a file system or store that is there"
+    )
+
+
+def _add_serve(commands: _Commands[_Parser]) -> None:
+    parser = _add(commands, "serve", "take flows in until SIGTERM", run_serve)
+    parser.add_argument("-c", "--config", metavar="FILE", help="configuration in TOML")
+    parser.add_argument("--store", metavar="PATH", help='path of the store "default"')
+    parser.add_argument(
+        "--listen", metavar="HOST:PORT", help='address of the listener "default", raw protocol'
+    )
+    parser.add_argument("--metrics", metavar="HOST:PORT", help="address of the metrics endpoint")
+    parser.add_argument("--engine", metavar="auto|recv|zcrx", help="how bytes come in")
+
+
+def _add_readers(commands: _Commands[_Parser]) -> None:
+    for name, text, run in (
+        ("ls", "list the flows of a store", run_ls),
+        ("verify", "read everything in a store and check it", run_verify),
+        ("info", "show what a store is and how full it is", run_info),
+    ):
+        parser = _add(commands, name, text, run)
+        parser.add_argument("store", metavar="STORE", help="block device or file")
+        parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def _add_cat(commands: _Commands[_Parser]) -> None:
+    parser = _add(commands, "cat", "write out the bytes of a flow", run_cat)
+    parser.add_argument("store", metavar="STORE", help="block device or file")
+    parser.add_argument("flow", metavar="FLOW", help="flow id, or its first characters")
+    parser.add_argument(
+        "--offset", metavar="N", type=_size, default=0, help="begin at this byte, such as 1GiB"
+    )
+    parser.add_argument("--length", metavar="N", type=_size, help="write at most so many bytes")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="write to FILE instead of standard output"
+    )
+
+
+def _add_send(commands: _Commands[_Parser]) -> None:
+    parser = _add(commands, "send", "send a file or standard input as one flow", run_send)
+    parser.add_argument("file", metavar="FILE", help="file to send; -: standard input")
+    parser.add_argument(
+        "--to", metavar="HOST:PORT", type=_address, required=True, help="a raw listener"
+    )
+    parser.add_argument("--json", action="store_true", help="print the receipt as JSON")
+
+
+def _add_check_config(commands: _Commands[_Parser]) -> None:
+    parser = _add(
+        commands,
+        "check-config",
+        "check a configuration and print what it comes to, defaults included",
+        run_check_config,
+    )
+    parser.add_argument(
+        "-c", "--config", metavar="FILE", required=True, help="configuration in TOML"
+    )
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _address(text: str) -> Address:
+    try:
+        return parse_address(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _label(text: str) -> str:
+    if len(text.encode(errors="replace")) > _LABEL_BYTES_MAX or not text.isprintable():
+        raise argparse.ArgumentTypeError(
+            f"a label is text of at most {_LABEL_BYTES_MAX} bytes on one line"
+        )
+    return text

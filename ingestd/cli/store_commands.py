@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The commands that make a store and tell of one: format, ls, info.
+
+Invariant: each imports what it needs when it runs, and none needs the daemon.
+Owned by the main thread.
+"""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from ingestd.cli.output import (
+    counted,
+    note,
+    print_json,
+    print_pairs,
+    print_table,
+    safe,
+    short_time,
+)
+from ingestd.sizes import full_size, short_size
+
+if TYPE_CHECKING:
+    from ingestd.direct_io import DirectProfile
+    from ingestd.store.flows import Flow
+    from ingestd.store.image import StoreImage
+    from ingestd.store.superblock import Superblock
+
+_COLUMNS: Final = ("FLOW", "STATE", "SIZE", "BYTES", "STARTED", "NAME", "PEER")
+_FLUSH_RIGHT: Final = frozenset({"SIZE", "BYTES"})
+
+
+def run_format(arguments: Namespace) -> int:
+    """Make a store; print its UUID and geometry."""
+    from ingestd.store.formatting import format_store
+
+    superblock = format_store(
+        arguments.path,
+        size_bytes=arguments.size,
+        segment_bytes=arguments.segment_size,
+        zero=arguments.zero,
+        label=arguments.label,
+        force=arguments.force,
+    )
+    print(f"{safe(arguments.path)}: formatted")
+    print_pairs(_geometry(superblock))
+    return 0
+
+
+def _geometry(superblock: Superblock) -> list[tuple[str, object]]:
+    return [
+        ("UUID", superblock.uuid),
+        ("label", superblock.label or None),
+        ("size", full_size(superblock.store_bytes)),
+        ("segments", f"{superblock.segment_count} of {full_size(superblock.segment_bytes)}"),
+        ("block", full_size(superblock.block_bytes)),
+    ]
+
+
+def run_ls(arguments: Namespace) -> int:
+    """List the flows, oldest first."""
+    from ingestd.store.image import read_image
+
+    with read_image(arguments.store) as image:
+        _tell_warnings(image.warnings)
+        if arguments.json:
+            for flow in image.flows:
+                print_json(flow.as_dict())
+        else:
+            print_table(_COLUMNS, [_row(flow) for flow in image.flows], _FLUSH_RIGHT)
+    return 0
+
+
+def _row(flow: Flow) -> tuple[str, ...]:
+    return (
+        flow.flow,
+        flow.state,
+        short_size(flow.bytes),
+        str(flow.bytes),
+        short_time(flow.started),
+        flow.name or "-",
+        flow.peer or "-",
+    )
+
+
+def _tell_warnings(warnings: Iterable[str]) -> None:
+    for text in warnings:
+        note(text)
+
+
+def run_info(arguments: Namespace) -> int:
+    """Show identity, geometry, use and device of a store."""
+    from ingestd.store.image import read_image
+
+    with read_image(arguments.store) as image:
+        _tell_warnings(image.warnings)
+        # The profile is the core's knowledge, and reading a store needs no core.
+        from ingestd.worker import device_profile
+
+        profile = device_profile(image.path)
+        if arguments.json:
+            print_json(_info_object(image, profile))
+        else:
+            print(f"{safe(image.path)}: a store of ingestd")
+            print_pairs(_info_pairs(image, profile))
+    return 0
+
+
+def _info_object(image: StoreImage, profile: DirectProfile) -> dict[str, Any]:
+    from ingestd.store.flows import utc_text
+
+    superblock = image.superblock
+    return {
+        "path": image.path,
+        "uuid": superblock.uuid,
+        "label": superblock.label,
+        "created": utc_text(superblock.created_ns),
+        "generation": superblock.generation,
+        "served": image.served,
+        "store_bytes": superblock.store_bytes,
+        "segment_bytes": superblock.segment_bytes,
+        "segment_count": superblock.segment_count,
+        "block_bytes": superblock.block_bytes,
+        "segments": image.segment_counts(),
+        "flows": _flow_counts(image),
+        "payload_bytes": sum(segment.payload_bytes for segment in image.segments),
+        "direct_io": profile._asdict(),
+    }
+
+
+def _flow_counts(image: StoreImage) -> dict[str, int]:
+    from ingestd.store.flows import STATE_INTERRUPTED, STATE_OPEN, STATE_SEALED
+
+    counts = Counter(flow.state for flow in image.flows)
+    return {state: counts[state] for state in (STATE_OPEN, STATE_SEALED, STATE_INTERRUPTED)}
+
+
+def _info_pairs(image: StoreImage, profile: DirectProfile) -> list[tuple[str, object]]:
+    told = _info_object(image, profile)
+    free_bytes = told["segments"]["free"] * image.superblock.segment_bytes
+    return [
+        *_geometry(image.superblock),
+        ("created", told["created"]),
+        ("generation", image.superblock.generation),
+        ("served", "yes, by a daemon that runs now" if image.served else "no"),
+        ("in use", f"{counted(told['segments'])} segments"),
+        ("free", full_size(free_bytes)),
+        ("flows", counted(told["flows"])),
+        ("payload", full_size(told["payload_bytes"])),
+        ("direct I/O", _profile_text(profile)),
+    ]
+
+
+def _profile_text(profile: DirectProfile) -> str:
+    boundary = f", boundary {profile.virt_mask + 1}" if profile.virt_mask else ""
+    return (
+        f"memory aligned to {profile.mem_align}, writes to {profile.write_align} bytes{boundary},"
+        f" up to {profile.iovecs_max} pieces a write"
+    )

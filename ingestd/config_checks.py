@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Checks that need more than one value of the configuration at a time.
+
+Invariants: a check reads settings that are valid one by one, and reports; it
+changes nothing. The only thing asked of the machine is what a path stands for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import combinations
+from typing import TYPE_CHECKING, Final
+
+from ingestd.address import Address, same_listening_address
+from ingestd.config_problems import Problem
+from ingestd.identity import identity
+from ingestd.sizes import exact_size
+
+if TYPE_CHECKING:
+    from ingestd.config import Settings
+
+LISTENERS_PER_STORE_MAX: Final = 16  # LISTENERS_MAX of core/intake.h
+WRITES_PER_AREA_MIN: Final = 4  # one fills, one is written, one is flushed, one to spare
+
+
+def crosscheck(settings: Settings, cpus_online: frozenset[int]) -> list[Problem]:
+    """Return what is contradictory in settings, on a machine with these CPUs."""
+    return [
+        *_check_presence(settings),
+        *_check_store_names(settings),
+        *_check_listener_counts(settings),
+        *_check_cpus(settings, cpus_online),
+        *_check_areas(settings),
+        *_check_addresses(settings),
+        *_check_paths(settings),
+        *_check_engine(settings),
+    ]
+
+
+def _check_presence(settings: Settings) -> Iterator[Problem]:
+    if not settings.store:
+        yield Problem("", "names no store: add [store.NAME] with a path, or give --store PATH")
+    if not settings.listener:
+        yield Problem(
+            "",
+            "names no listener: add [listener.NAME] with an address, or give --listen HOST:PORT",
+        )
+
+
+def _check_store_names(settings: Settings) -> Iterator[Problem]:
+    known = ", ".join(settings.store)
+    for name, listener in settings.listener.items():
+        key = f"listener.{name}.store"
+        if not listener.store and len(settings.store) > 1:
+            yield Problem(key, f"is missing: with several stores, name one of {known}")
+        elif listener.store and settings.store and listener.store not in settings.store:
+            yield Problem(key, f'there is no store "{listener.store}": name one of {known}')
+
+
+def _check_listener_counts(settings: Settings) -> Iterator[Problem]:
+    for name in settings.store:
+        count = sum(listener.store == name for listener in settings.listener.values())
+        if count > LISTENERS_PER_STORE_MAX:
+            yield Problem(
+                f"store.{name}", f"has {count} listeners, at most {LISTENERS_PER_STORE_MAX} can be"
+            )
+
+
+def _check_cpus(settings: Settings, cpus_online: frozenset[int]) -> Iterator[Problem]:
+    for name, store in settings.store.items():
+        key = f"store.{name}.cpus"
+        if store.cpus and len(store.cpus) != store.workers:
+            yield Problem(
+                key,
+                f"names {len(store.cpus)} CPUs for {store.workers} workers:"
+                " give one each, or none to leave them unpinned",
+            )
+        if len(set(store.cpus)) != len(store.cpus):
+            yield Problem(key, "names a CPU twice: each worker needs one of its own")
+        for cpu in sorted(set(store.cpus) - cpus_online):
+            online = ", ".join(str(number) for number in sorted(cpus_online))
+            yield Problem(key, f"there is no CPU {cpu} online: there are {online}")
+
+
+def _check_areas(settings: Settings) -> Iterator[Problem]:
+    for name, store in settings.store.items():
+        area_min = WRITES_PER_AREA_MIN * store.write_bytes_max
+        if store.area < area_min:
+            yield Problem(
+                f"store.{name}.area",
+                f"must hold {WRITES_PER_AREA_MIN} writes of write_bytes_max:"
+                f" make it {exact_size(area_min)} or more, or the writes smaller",
+            )
+
+
+def _check_addresses(settings: Settings) -> Iterator[Problem]:
+    endpoints: list[tuple[str, Address]] = [
+        (f"listener.{name}.address", listener.endpoint)
+        for name, listener in settings.listener.items()
+    ]
+    if settings.metrics.endpoint is not None:
+        endpoints.append(("metrics.address", settings.metrics.endpoint))
+    for (key, one), (other_key, other) in combinations(endpoints, 2):
+        if same_listening_address(one, other):
+            yield Problem(other_key, f"{other} is taken by {key} ({one}): use another port")
+
+
+def _check_paths(settings: Settings) -> Iterator[Problem]:
+    identities = [(name, identity(store.path)) for name, store in settings.store.items()]
+    for (name, one), (other_name, other) in combinations(identities, 2):
+        if one == other:
+            yield Problem(
+                f"store.{other_name}.path", f"is the store of store.{name}.path: name each once"
+            )
+
+
+def _check_engine(settings: Settings) -> Iterator[Problem]:
+    engine = settings.engine
+    if engine.kind == "zcrx" and engine.interface is None:
+        yield Problem("engine.interface", 'is missing: kind = "zcrx" needs a network interface')
+    if engine.queues and engine.interface is None:
+        yield Problem("engine.interface", "is missing: engine.queues are queues of an interface")
+    if len(set(engine.queues)) != len(engine.queues):
+        yield Problem("engine.queues", "names a queue twice")

@@ -1,0 +1,42 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the engines of engine.h have in common.
+ */
+#include "engine.h"
+
+#include "worker.h"
+
+void engine_finish(struct worker *w, struct flow *f)
+{
+    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    if (f->stop)
+        intake_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, 0);
+    else if (f->error)
+        intake_end(w, f, FLOW_STATE_INTERRUPTED, CLOSE_REASON_PEER, f->error);
+    else
+        intake_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+}
+
+void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, struct flow *f))
+{
+    struct flow *f;
+    while ((f = flow_first(&w->flows, QUEUE_BLOCKED)) != NULL) {
+        if (f->phase == FLOW_CLOSING) {
+            if (!intake_retry_close(w, f))
+                return;
+            continue;
+        }
+        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+        advance(w, f);
+        if (f->phase == FLOW_BLOCKED)
+            return;
+    }
+}
+
+void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag)
+{
+    struct io_uring_sqe *sqe = worker_sqe(w);
+    io_uring_prep_cancel64(sqe, uring_tag(tag, f->index), 0);
+    sqe->user_data = uring_tag(TAG_CANCEL, f->index);
+    f->ops_in_flight++;
+}

@@ -1,0 +1,405 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Engine `zcrx`: the NIC puts payload into chunks of the area; batches are
+ * written from where it lies, and a chunk goes back when its writes are done.
+ *
+ * One multishot RECV_ZC per flow. A flow whose fragments find no batch is
+ * paused (its receive is cancelled), so that the TCP window closes. With
+ * interface 0 the kernel's device-less mode runs the same code and copies.
+ * Owned by the worker's thread; invariants are in engine_zcrx.h.
+ */
+#include "engine_zcrx.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "worker.h"
+#include "zcrx_open.h"
+
+/* Per chunk: how many fragments can be out at once, on average. Small packets
+ * that share a page make many; contiguous ones are merged while they wait. */
+#define FRAGMENTS_PER_CHUNK 4u
+#define RELIEF_SLOT_BYTES_MAX 65536u
+#define RECEIVE_BUFFER_BYTES_MIN 32768u
+#define RECEIVE_BUFFER_BYTES_MAX (4u << 20)
+#define RECEIVE_BUFFER_FLOWS_MIN 16u
+#define RELIEF_ORDER_SHIFT 56
+#define STARVED_RETRY_NS 1000000ull
+
+uint64_t zcrx_relief_bytes(uint64_t area_bytes)
+{
+    uint64_t eighth = area_bytes / 8 / RELIEF_SLOT_BYTES_MAX * RELIEF_SLOT_BYTES_MAX;
+    return eighth > RELIEF_SLOT_BYTES_MAX ? eighth : RELIEF_SLOT_BYTES_MAX;
+}
+
+static int zcrx_open(struct worker *w)
+{
+    struct zcrx *z = &w->zcrx;
+    int code = zcrx_open_queue(w);
+    if (code < 0)
+        return code;
+    z->fragment_count = z->chunk_count * FRAGMENTS_PER_CHUNK;
+    z->fragments = calloc(z->fragment_count, sizeof *z->fragments);
+    uint64_t relief_bytes = zcrx_relief_bytes(w->area.slots_bytes);
+    z->relief_base = area_own(&w->area, relief_bytes);
+    bool out_of_memory = z->fragments == NULL ||
+                         refill_init(&z->refill, z->chunk_count, zcrx_chunk_shift(z),
+                                     z->fragment_count * 16) < 0 ||
+                         buddy_init(&z->relief, relief_bytes, RELIEF_SLOT_BYTES_MAX) < 0;
+    if (out_of_memory)
+        return fault_set(&w->fault, ENOMEM, "calloc", "account of the area's chunks");
+    for (uint32_t i = 0; i < z->fragment_count; i++)
+        z->fragments[i].next = i + 1 < z->fragment_count ? i + 1 : FLOW_NONE;
+    uint32_t holds_max = z->chunk_count / 8 > 4 ? z->chunk_count / 8 : 4;
+    w->batches.holds_max = holds_max < BATCH_HOLDS_MAX ? holds_max : BATCH_HOLDS_MAX;
+    uint32_t writes_max = z->chunk_count / 2 / w->batches.holds_max;
+    if (writes_max > 1 && writes_max - 1 < w->settings.writes_in_flight_max)
+        w->settings.writes_in_flight_max = writes_max - 1;
+    STAT_SET(w, rx_buf_len, z->rx_buf_len);
+    return 0;
+}
+
+static void zcrx_close(struct worker *w)
+{
+    struct zcrx *z = &w->zcrx;
+    if (z->region != NULL)
+        munmap(z->region, z->region_bytes);
+    refill_destroy(&z->refill);
+    buddy_destroy(&z->relief);
+    free(z->fragments);
+    memset(z, 0, sizeof *z);
+}
+
+static void arm(struct worker *w, struct flow *f)
+{
+    struct io_uring_sqe *sqe = worker_sqe(w);
+    io_uring_prep_rw(URING_OP_RECV_ZC, sqe, f->fd, NULL, 0, 0);
+    sqe->ioprio = IORING_RECV_MULTISHOT;
+    sqe->file_index = w->zcrx.id; /* shares its place with zcrx_ifq_idx */
+    sqe->user_data = uring_tag(TAG_RECEIVE, f->index);
+    f->ops_in_flight++;
+    f->armed = true;
+    f->phase = FLOW_RECEIVING;
+}
+
+static void zcrx_release(struct worker *w, uint64_t hold)
+{
+    if (hold & BATCH_HOLD_COPIED) {
+        uint32_t order = (uint32_t)(hold >> RELIEF_ORDER_SHIFT) & 0x7f;
+        buddy_give(&w->zcrx.relief, hold & ((1ull << RELIEF_ORDER_SHIFT) - 1), order);
+        return;
+    }
+    refill_return(&w->zcrx.refill, hold);
+}
+
+static uint8_t *data_of(struct worker *w, uint64_t hold)
+{
+    if (hold & BATCH_HOLD_COPIED)
+        return w->zcrx.relief_base + (hold & ((1ull << RELIEF_ORDER_SHIFT) - 1));
+    return w->area.base + hold;
+}
+
+/* Hands bytes to batches until all are taken; returns how many were. A fragment
+ * that two batches share has two holders. */
+static uint32_t hand_over(struct worker *w, struct flow *f, uint64_t hold, uint32_t bytes)
+{
+    bool copied = (hold & BATCH_HOLD_COPIED) != 0;
+    uint32_t done = 0;
+    while (done < bytes) {
+        uint64_t rest = hold + done;
+        uint32_t taken = batch_add(w, f, data_of(w, rest), bytes - done, 0, copied ? hold : rest);
+        if (taken == 0)
+            break;
+        assert(!copied || taken == bytes);
+        done += taken;
+        if (done < bytes)
+            refill_share(&w->zcrx.refill, rest);
+    }
+    return done;
+}
+
+static struct zcrx_fragment *fragment_at(struct worker *w, uint32_t index)
+{
+    assert(index < w->zcrx.fragment_count);
+    return &w->zcrx.fragments[index];
+}
+
+/* Puts what no batch took at the end of the flow's list; false when the table
+ * is used up. */
+static bool append_pending(struct worker *w, struct flow *f, uint64_t hold, uint32_t bytes)
+{
+    struct zcrx *z = &w->zcrx;
+    uint32_t index = z->fragment_free;
+    if (index == FLOW_NONE)
+        return false;
+    struct zcrx_fragment *n = fragment_at(w, index);
+    z->fragment_free = n->next;
+    *n = (struct zcrx_fragment){.offset = hold, .bytes = bytes, .next = FLOW_NONE};
+    if (f->fragment_tail == FLOW_NONE)
+        f->fragment_head = index;
+    else
+        fragment_at(w, f->fragment_tail)->next = index;
+    f->fragment_tail = index;
+    z->fragments_pending++;
+    return true;
+}
+
+static void pop_pending(struct worker *w, struct flow *f)
+{
+    struct zcrx *z = &w->zcrx;
+    uint32_t index = f->fragment_head;
+    struct zcrx_fragment *n = fragment_at(w, index);
+    f->fragment_head = n->next;
+    if (f->fragment_head == FLOW_NONE)
+        f->fragment_tail = FLOW_NONE;
+    n->next = z->fragment_free;
+    z->fragment_free = index;
+    z->fragments_pending--;
+}
+
+/* Gives the flow's pending fragments to batches, or up. True when none is left. */
+static bool settle_pending(struct worker *w, struct flow *f)
+{
+    while (f->fragment_head != FLOW_NONE) {
+        struct zcrx_fragment *n = fragment_at(w, f->fragment_head);
+        if (f->drop) {
+            zcrx_release(w, n->offset);
+        } else {
+            uint32_t taken = hand_over(w, f, n->offset, n->bytes);
+            n->offset += taken;
+            n->bytes -= taken;
+            if (n->bytes > 0)
+                return false;
+        }
+        pop_pending(w, f);
+    }
+    return true;
+}
+
+static bool chunks_are_short(const struct worker *w)
+{
+    return w->zcrx.refill.chunks_lent > w->zcrx.chunk_count / 4 * 3;
+}
+
+/* The one place that decides what a flow does next, given what it has. */
+static void advance(struct worker *w, struct flow *f)
+{
+    bool over = f->eof || f->error || f->stop;
+    if (!settle_pending(w, f)) {
+        if (f->armed && !f->cancelling) {
+            engine_cancel(w, f, TAG_RECEIVE);
+            f->cancelling = true;
+        }
+        f->phase = FLOW_BLOCKED;
+        flow_wait(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
+        return;
+    }
+    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    if (over && !f->armed) {
+        engine_finish(w, f);
+    } else if (f->armed) {
+        f->phase = FLOW_RECEIVING;
+    } else if (f->starved) {
+        f->phase = FLOW_STARVED; /* the kernel found no chunk: when some are back */
+        flow_wait(&w->flows, f, QUEUE_STARVED, w->now_ns);
+    } else {
+        arm(w, f);
+    }
+}
+
+static void delivered(struct worker *w, struct flow *f, uint64_t offset, uint32_t bytes)
+{
+    uint32_t taken = 0;
+    refill_delivered(&w->zcrx.refill, offset);
+    intake_received(w, f, bytes);
+    if (f->drop) {
+        refill_return(&w->zcrx.refill, offset);
+        return;
+    }
+    if (f->fragment_head == FLOW_NONE)
+        taken = hand_over(w, f, offset, bytes);
+    if (taken == bytes)
+        return;
+    if (!append_pending(w, f, offset + taken, bytes - taken)) {
+        /* Far more and smaller fragments than the area is made for. */
+        refill_return(&w->zcrx.refill, offset + taken);
+        f->error = ENOBUFS;
+        f->drop = true;
+    }
+    if (f->phase == FLOW_RECEIVING)
+        advance(w, f);
+}
+
+/* The multishot receive has ended; result says why. */
+static void ended(struct worker *w, struct flow *f, int result)
+{
+    f->armed = false;
+    f->cancelling = false;
+    if (result == 0)
+        f->eof = true;
+    else if (result == -ENOMEM)
+        f->starved = true; /* the copy path found no chunk */
+    else if (result < 0 && result != -ECANCELED && result != -ENOSPC && result != -EINTR)
+        f->error = -result;
+    if (f->phase == FLOW_RECEIVING)
+        advance(w, f);
+}
+
+static void zcrx_complete(struct worker *w, enum uring_tag tag, struct flow *f,
+                          const struct io_uring_cqe *cqe)
+{
+    if (tag != TAG_RECEIVE)
+        return; /* what a cancel found, its receive tells */
+    if (cqe->res > 0) {
+        const struct abi_zcrx_completion *more = (const void *)(cqe + 1);
+        delivered(w, f, more->offset & ABI_ZCRX_OFFSET_MASK, (uint32_t)cqe->res);
+    }
+    if (!(cqe->flags & IORING_CQE_F_MORE))
+        ended(w, f, cqe->res > 0 ? -ENOSPC : cqe->res);
+}
+
+static void zcrx_stop(struct worker *w, struct flow *f)
+{
+    assert(f->stop && !f->ended);
+    if (f->armed && !f->cancelling) {
+        engine_cancel(w, f, TAG_RECEIVE);
+        f->cancelling = true;
+    }
+    if (!f->armed || f->phase == FLOW_BLOCKED)
+        advance(w, f);
+}
+
+/* Data that waits in sockets occupies chunks: all receive buffers together are
+ * kept near half of the area. SO_RCVBUF is doubled by the kernel: socket(7). */
+static void bound_receive_buffer(struct worker *w, const struct flow *f)
+{
+    uint32_t flows = w->flows.count > RECEIVE_BUFFER_FLOWS_MIN ? w->flows.count
+                                                               : RECEIVE_BUFFER_FLOWS_MIN;
+    uint64_t bytes = w->area.slots_bytes / 2 / flows;
+    bytes = time_min(bytes, RECEIVE_BUFFER_BYTES_MAX);
+    int value = bytes < RECEIVE_BUFFER_BYTES_MIN ? (int)RECEIVE_BUFFER_BYTES_MIN / 2
+                                                 : (int)(bytes / 2);
+    setsockopt(f->fd, SOL_SOCKET, SO_RCVBUF, &value, sizeof value);
+}
+
+/* Which rx queue the connection came by: ours, another worker's, or one that
+ * is not set up for zero copy. Returns whether the flow stays here. */
+static bool is_ours(struct worker *w, struct flow *f)
+{
+    struct zcrx *z = &w->zcrx;
+    unsigned napi = 0;
+    socklen_t bytes = sizeof napi;
+    getsockopt(f->fd, SOL_SOCKET, SO_INCOMING_NAPI_ID, &napi, &bytes);
+    if (z->napi_own == 0 || napi == z->napi_own)
+        return true;
+    for (uint32_t i = 0; i < z->napi_other_count; i++) {
+        if (z->napi_others[i] == napi)
+            return !intake_hand_away(w, f, z->napi_owners[i]);
+    }
+    STAT_ADD(w, flows_by_copy, 1);
+    worker_event(w, EVENT_FLOW_BY_COPY, f, (int)napi, 0, 0);
+    return true;
+}
+
+void zcrx_event(struct worker *w, uint32_t type)
+{
+    if (type == ABI_ZCRX_EVENT_ALLOC_FAIL)
+        STAT_ADD(w, alloc_failures, 1);
+    batch_hurry(w);
+    zcrx_arm_event(w, type);
+}
+
+static void zcrx_start(struct worker *w, struct flow *f)
+{
+    if (!is_ours(w, f))
+        return;
+    bound_receive_buffer(w, f);
+    arm(w, f);
+}
+
+/* Copies what a flow has waiting into one relief slot after the other, and
+ * gives the chunks back. */
+static void copy_out(struct worker *w, struct flow *f)
+{
+    struct zcrx *z = &w->zcrx;
+    uint32_t index = f->fragment_head;
+    while (index != FLOW_NONE && chunks_are_short(w)) {
+        struct zcrx_fragment *n = fragment_at(w, index);
+        uint32_t order = buddy_order(&z->relief, n->bytes);
+        bool fits = !(n->offset & BATCH_HOLD_COPIED) && buddy_slot_bytes(order) >= n->bytes;
+        uint64_t slot = fits ? buddy_take(&z->relief, order) : UINT64_MAX;
+        if (fits && slot == UINT64_MAX)
+            return;
+        if (fits) {
+            memcpy(z->relief_base + slot, w->area.base + n->offset, n->bytes);
+            refill_return(&z->refill, n->offset);
+            n->offset = slot | BATCH_HOLD_COPIED | (uint64_t)order << RELIEF_ORDER_SHIFT;
+        }
+        index = n->next;
+    }
+}
+
+/* The relief valve: TCP's out-of-order queue holds chunks too, and with none
+ * left for a retransmission it would hold them for ever. */
+static void relieve(struct worker *w)
+{
+    if (w->zcrx.refill.chunks_lent > w->zcrx.chunk_count / 2)
+        batch_hurry(w);
+    uint32_t index = w->flows.waiting[QUEUE_BLOCKED].head;
+    while (chunks_are_short(w) && index != FLOW_NONE) {
+        struct flow *f = &w->flows.flows[index];
+        if (f->phase == FLOW_BLOCKED)
+            copy_out(w, f);
+        index = f->wait.next;
+    }
+}
+
+/* Chunks come back by our writes, but also when sockets are read or closed, of
+ * which nobody tells: so starved flows also try again after a while. */
+static uint64_t serve_starved(struct worker *w)
+{
+    struct flow *f;
+    while ((f = flow_first(&w->flows, QUEUE_STARVED)) != NULL) {
+        if (f->since_ns + STARVED_RETRY_NS > w->now_ns)
+            return f->since_ns + STARVED_RETRY_NS;
+        f->starved = false;
+        advance(w, f);
+    }
+    return TIME_NEVER;
+}
+
+static uint64_t zcrx_turn(struct worker *w)
+{
+    struct zcrx *z = &w->zcrx;
+    engine_serve_blocked(w, advance);
+    relieve(w);
+    uint32_t fresh = refill_publish(&z->refill);
+    if (fresh > 0 && w->settings.interface_index == 0)
+        zcrx_flush_refill(w);
+    uint64_t next_ns = serve_starved(w);
+    if (z->kernel_stats != NULL) {
+        uint64_t bytes = __atomic_load_n(&z->kernel_stats->copy_bytes, __ATOMIC_RELAXED);
+        STAT_SET(w, kernel_copied_bytes, bytes);
+    }
+    uint64_t lent_bytes = (uint64_t)z->refill.chunks_lent * z->rx_buf_len;
+    STAT_SET(w, chunks_lent, z->refill.chunks_lent);
+    STAT_SET(w, area_writing_bytes, lent_bytes);
+    STAT_SET(w, area_free_bytes, w->area.slots_bytes - lent_bytes);
+    return next_ns;
+}
+
+const struct engine engine_zcrx = {
+    .name = "zcrx",
+    .open = zcrx_open,
+    .start = zcrx_start,
+    .complete = zcrx_complete,
+    .turn = zcrx_turn,
+    .stop = zcrx_stop,
+    .release = zcrx_release,
+    .close = zcrx_close,
+};

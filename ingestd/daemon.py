@@ -1,0 +1,358 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon: everything brought up in order, looked after, and taken down.
+
+Invariants:
+ - Order: stores (locked, recovered), workers (set up), listeners, pump, run,
+   metrics, READY=1. What a failed start has done is undone in reverse.
+ - The service manager is told that the process lives only while every worker's
+   loop turns.
+ - A store that failed stays failed and the others go on; a worker that ends
+   unasked ends the process, since nothing can take its place.
+
+Everything here runs on the main thread, but wake(), which any thread may call.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import time
+import traceback
+from contextlib import ExitStack, suppress
+from typing import TYPE_CHECKING, Final
+
+from ingestd import __version__, systemd
+from ingestd.config import diff, log_target
+from ingestd.engine import EngineChoice, choose_engine
+from ingestd.errors import ConfigError, IngestdError, StoreFailedError, SystemCallError
+from ingestd.eventlog import EventLog, errno_text
+from ingestd.log import Log, LogEvent, open_log
+from ingestd.metrics import IngestdCollector
+from ingestd.metrics_server import start_metrics
+from ingestd.pump import Pump
+from ingestd.signals import SignalInbox
+from ingestd.startup import (
+    StoreOpener,
+    check_limits,
+    open_listeners,
+    open_store,
+    start_workers,
+    stop_workers,
+)
+from ingestd.status import StatusLine
+from ingestd.worker import Core, WorkerThread, kernel_features, load_core
+
+if TYPE_CHECKING:
+    from ingestd.config import Settings
+    from ingestd.store.serving import ServedStore
+
+TICK_S: Final = 1.0
+WATCHDOG_PINGS: Final = 3  # in the time that the service manager allows for one
+# The core's loop turns at least once a second; this allows for a busy machine.
+LOOP_AGE_MAX_S: Final = 10.0
+STATUS_INTERVAL_S: Final = 5.0
+# Kept of drain_timeout_s to write, flush and answer after flows were interrupted.
+DRAIN_MARGIN_S: Final = 2.0
+DRAIN_MARGIN_PART: Final = 0.25
+# With less, a healthy flush would be called stuck.
+STOP_TIMEOUT_MIN_S: Final = 2.0
+# For taking down what is left after the workers; told to the service manager.
+CLOSE_TIME_S: Final = 10.0
+EXIT_CODE_BUG: Final = 1
+
+
+def serve(settings: Settings) -> int:
+    """Serve until SIGTERM or SIGINT; return the exit code. Raises IngestdError at start."""
+    from ingestd.store.serving import open_for_serving
+
+    target = log_target(settings.log)
+    sink = systemd.journal_sink() if target == "journald" else None
+    log = open_log(settings.log.level, target, journal_sink=sink)
+    return Daemon(settings, core=load_core(), open_store=open_for_serving, log=log).run()
+
+
+def drain_time_s(drain_timeout_s: float) -> float:
+    """Return how long flows may go on after SIGTERM: the time-out less a margin."""
+    return drain_timeout_s - min(DRAIN_MARGIN_S, drain_timeout_s * DRAIN_MARGIN_PART)
+
+
+class Daemon:
+    """One run of the daemon; run() once, on the main thread."""
+
+    def __init__(
+        self, settings: Settings, *, core: Core, open_store: StoreOpener, log: Log
+    ) -> None:
+        self._started_settings = settings  # what needs a restart to change
+        self._settings = settings  # as reloaded
+        self._core = core
+        self._open_store = open_store
+        self._log = log
+        self._status = StatusLine(time.monotonic)
+        self._watchdog_s = systemd.watchdog_timeout_s()
+        self._tick_s = min(TICK_S, (self._watchdog_s or TICK_S) / WATCHDOG_PINGS)
+        self._stores: dict[str, ServedStore] = {}
+        self._workers: list[WorkerThread] = []
+        self._listener_names: list[str] = []
+        self._pump: Pump | None = None
+        self._failed_stores: set[str] = set()
+        self._late_workers: set[str] = set()
+        self._events_dropped_count = 0
+        self._reload_wanted = False
+        self._deadline_s: float | None = None  # set: stopping, and until when
+        self._exit_code: int | None = None  # set: the loop ends now, with this
+        self._next_tick_s = 0.0
+        self._next_status_s = 0.0
+
+    def run(self) -> int:
+        """Bring everything up, serve until told to stop, take everything down."""
+        with ExitStack() as undo:
+            self._signals = undo.enter_context(SignalInbox())
+            self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            undo.callback(self._close_wake_fd)
+            self._selector = undo.enter_context(selectors.DefaultSelector())
+            self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
+            self._selector.register(self._wake_fd, selectors.EVENT_READ, self._on_wake)
+            if self._bring_up(undo):
+                self._loop()
+        self._log.tell_suppressed()
+        exit_code = self._final_exit_code()
+        self._log.emit(LogEvent.STOPPED, exit_code=exit_code)
+        return exit_code
+
+    def wake(self) -> None:
+        """Let the main loop look at events and workers now."""
+        os.eventfd_write(self._wake_fd, 1)
+
+    def _close_wake_fd(self) -> None:
+        # A worker that hangs still knows the number, which must not get another meaning.
+        if not any(worker.alive() for worker in self._workers):
+            os.close(self._wake_fd)
+
+    # --- Start ------------------------------------------------------------------
+
+    def _bring_up(self, undo: ExitStack) -> bool:
+        """Do every step of the start; False when a signal asked to stop meanwhile."""
+        settings = self._settings
+        self._log.emit(
+            LogEvent.DAEMON_STARTING,
+            version=__version__,
+            pid=os.getpid(),
+            stores=sorted(settings.store),
+            listeners=sorted(settings.listener),
+        )
+        engine = choose_engine(settings.engine.kind, kernel_features(self._core))
+        self._log.emit(LogEvent.ENGINE_CHOSEN, engine=engine.kind, reason=engine.reason)
+        check_limits(settings, self._log)
+        for name in settings.store:
+            self._stores[name] = open_store(
+                settings, name, self._open_store, self._workers, self._log, undo
+            )
+            if self._stop_wanted_early():
+                return False
+        start_workers(settings, self._stores, self._core, self._log, self.wake, self._workers, undo)
+        if self._stop_wanted_early():
+            return False
+        self._listener_names = open_listeners(settings, self._workers, self._log, undo)
+        self._event_log = EventLog(self._core, self._log, self._listener_names)
+        self._run_workers(undo)
+        self._bring_up_metrics(engine, undo)
+        self._log.emit(LogEvent.READY, listeners=len(settings.listener))
+        systemd.notify_ready(self._status_line())
+        return True
+
+    def _stop_wanted_early(self) -> bool:
+        taken = self._signals.take()
+        self._reload_wanted |= signal.SIGHUP in taken
+        return any(number != signal.SIGHUP for number in taken)
+
+    def _run_workers(self, undo: ExitStack) -> None:
+        self._pump = Pump(self._workers, self.wake)
+        undo.callback(self._pump.close)
+        # Once more, as draining workers may still need the pump.
+        undo.callback(stop_workers, self._workers)
+        self._pump.start()
+        for worker in self._workers:
+            worker.run()
+
+    def _bring_up_metrics(self, engine: EngineChoice, undo: ExitStack) -> None:
+        endpoint = self._settings.metrics.endpoint
+        if endpoint is None:
+            return
+        collector = IngestdCollector(
+            self._workers, self._stores, engine, self._core.HISTOGRAM_BOUNDS_NS
+        )
+        server = start_metrics(endpoint, collector)
+        undo.callback(server.close)
+        for address in server.addresses:
+            self._log.emit(LogEvent.LISTENING, listener="metrics", address=str(address))
+
+    # --- Loop -------------------------------------------------------------------
+
+    def _loop(self) -> None:
+        if self._reload_wanted:
+            self._reload()
+        while self._exit_code is None and not self._has_stopped():
+            wait_until_s = min(self._next_tick_s, self._deadline_s or self._next_tick_s)
+            for key, _ in self._selector.select(max(0.0, wait_until_s - time.monotonic())):
+                key.data()
+            self._look_after_workers()
+            if time.monotonic() >= self._next_tick_s:
+                self._tick()
+        self._tell_events()
+
+    def _has_stopped(self) -> bool:
+        return self._deadline_s is not None and not any(w.alive() for w in self._workers)
+
+    def _on_wake(self) -> None:
+        with suppress(BlockingIOError):
+            os.eventfd_read(self._wake_fd)
+        self._tell_events()
+
+    def _tell_events(self) -> None:
+        for worker in self._workers:
+            for event in worker.events():
+                if event.kind == self._core.EVENT_STORE_FAILED:
+                    self._failed_stores.add(worker.store_name)
+                self._event_log.tell(worker, event)
+
+    def _look_after_workers(self) -> None:
+        """End the loop if a worker, or the pump, did what it must not."""
+        if self._pump is not None and self._pump.error is not None:
+            self._tell_dead("pump", self._pump.error)
+            self._exit_code = EXIT_CODE_BUG
+        if self._deadline_s is None:
+            for worker in self._workers:
+                if not worker.alive():
+                    self._tell_dead(worker.name, worker.error)
+                    self._exit_code = _exit_code_of(worker.error)
+        elif time.monotonic() >= self._deadline_s:
+            for worker in self._workers:
+                if worker.alive():
+                    self._log.emit(
+                        LogEvent.WORKER_FAILED,
+                        worker=worker.name,
+                        error="it did not stop within drain_timeout_s",
+                        way_out="look for a device that hangs (dmesg); acknowledged bytes are safe",
+                    )
+                    self._exit_code = SystemCallError.exit_code
+
+    def _tell_dead(self, name: str, error: BaseException | None) -> None:
+        if error is None:
+            self._log.emit(LogEvent.WORKER_FAILED, worker=name, error="it ended unasked")
+        elif isinstance(error, IngestdError):
+            self._log.emit(LogEvent.WORKER_FAILED, worker=name, error=str(error))
+        else:
+            trace = "".join(traceback.format_exception(error))
+            self._log.emit(LogEvent.WORKER_FAILED, worker=name, error=repr(error), trace=trace)
+
+    def _final_exit_code(self) -> int:
+        if self._exit_code is not None:
+            return self._exit_code
+        for worker in self._workers:
+            if worker.error is not None:
+                self._tell_dead(worker.name, worker.error)
+                return _exit_code_of(worker.error)
+        return StoreFailedError.exit_code if self._failed_stores else 0
+
+    # --- Once a second ----------------------------------------------------------
+
+    def _tick(self) -> None:
+        now_s = time.monotonic()
+        self._next_tick_s = now_s + self._tick_s
+        self._log.tell_suppressed()
+        counters = [worker.counters() for worker in self._workers]
+        self._look_for_lost_events(counters)
+        if self._loops_turn() and self._watchdog_s is not None:
+            systemd.notify_watchdog()
+        if now_s >= self._next_status_s and self._deadline_s is None:
+            self._next_status_s = now_s + STATUS_INTERVAL_S
+            systemd.notify_status(self._status.line(counters, self._failed_stores))
+
+    def _status_line(self) -> str:
+        counters = (worker.counters() for worker in self._workers)
+        return self._status.line(counters, self._failed_stores)
+
+    def _look_for_lost_events(self, counters: list[dict[str, int]]) -> None:
+        """Tell what the counters know and the events, being too many, did not say."""
+        dropped_count = sum(shot["events_dropped"] for shot in counters)
+        if dropped_count > self._events_dropped_count:
+            self._log.emit(LogEvent.EVENTS_LOST, count=dropped_count - self._events_dropped_count)
+            self._events_dropped_count = dropped_count
+        for worker, shot in zip(self._workers, counters, strict=True):
+            if shot["store_errno"] and worker.store_name not in self._failed_stores:
+                self._failed_stores.add(worker.store_name)
+                self._log.emit(
+                    LogEvent.STORE_FAILED,
+                    store=worker.store_name,
+                    worker=worker.index,
+                    error=errno_text(shot["store_errno"]),
+                )
+
+    def _loops_turn(self) -> bool:
+        late = {w.name: w.loop_age_s() for w in self._workers}
+        late = {name: age_s for name, age_s in late.items() if age_s > LOOP_AGE_MAX_S}
+        for name in late.keys() - self._late_workers:
+            self._log.emit(LogEvent.WATCHDOG_LATE, worker=name, loop_age_s=round(late[name], 1))
+        self._late_workers = set(late)
+        return not late
+
+    # --- Signals ----------------------------------------------------------------
+
+    def _on_signals(self) -> None:
+        for number in self._signals.take():
+            if number != signal.SIGHUP:
+                self._stop(number)
+            elif self._deadline_s is None:
+                self._reload()
+
+    def _stop(self, number: signal.Signals) -> None:
+        """Begin to drain; the second time, let open flows have no more time."""
+        is_first = self._deadline_s is None
+        timeout_s = self._settings.daemon.drain_timeout_s
+        drain_s = drain_time_s(timeout_s) if is_first else 0.0
+        self._log.emit(LogEvent.DRAINING, signal=number.name, drain_s=round(drain_s, 3))
+        if is_first:
+            stop_s = max(timeout_s, STOP_TIMEOUT_MIN_S)
+            self._deadline_s = time.monotonic() + stop_s
+            systemd.notify_stopping("draining: open flows may end", stop_s + CLOSE_TIME_S)
+        for worker in self._workers:
+            worker.stop_accepting()
+            worker.drain(drain_s)
+
+    def _reload(self) -> None:
+        """Apply what of a changed configuration can be; a bad one changes nothing."""
+        systemd.notify_reloading()
+        try:
+            new = self._settings.reload()
+        except ConfigError as error:
+            self._log.emit(LogEvent.CONFIG_REFUSED, error=str(error))
+        else:
+            self._apply(new)
+        systemd.notify_ready(self._status_line())
+
+    def _apply(self, new: Settings) -> None:
+        changed = diff(self._settings, new).changed_at_run_time
+        waiting = diff(self._started_settings, new).needs_restart
+        self._settings = new
+        self._log.set_level(new.log.level)
+        for worker in self._workers:
+            store = new.store.get(worker.store_name)
+            if store is not None:
+                worker.set_intervals(store.flush_interval_s, store.commit_interval_s)
+        self._apply_idle_timeouts(new)
+        self._log.emit(LogEvent.CONFIG_RELOADED, changed=list(changed))
+        if waiting:
+            self._log.emit(LogEvent.CONFIG_NEEDS_RESTART, keys=list(waiting))
+
+    def _apply_idle_timeouts(self, new: Settings) -> None:
+        for index, name in enumerate(self._listener_names):
+            store_name = self._started_settings.listener[name].store
+            listener = new.listener.get(name)
+            for worker in self._workers:
+                if listener is not None and worker.store_name == store_name:
+                    worker.set_idle_timeout(index, listener.idle_timeout_s)
+
+
+def _exit_code_of(error: BaseException | None) -> int:
+    return error.exit_code if isinstance(error, IngestdError) else EXIT_CODE_BUG

@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the block layer's queue of a store takes in one direct write.
+
+Invariants: only reads sysfs; where the answer cannot be had, the stricter one
+is given. No state; any thread may call.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+from pathlib import Path
+from typing import Final, NamedTuple
+
+SYSFS_DEVICES: Final = Path("/sys/dev/block")
+# One writev takes UIO_MAXIOV of them (include/uapi/linux/uio.h); what a device
+# takes less, the block layer splits.
+IOVECS_MAX: Final = 1024
+
+
+class DirectProfile(NamedTuple):
+    """The planner's profile of a store: bytes, a mask of addresses, a number."""
+
+    mem_align: int  # address and length of every iovec
+    write_align: int  # offset and length of a write
+    virt_mask: int  # inner edges of the iovec list lie on multiples of this + 1
+    iovecs_max: int
+
+
+def complete_profile(
+    mem_align: int, write_align: int, fd: int, sysfs: Path = SYSFS_DEVICES
+) -> DirectProfile:
+    """Return the whole profile of an open store, of which statx told the alignments.
+
+    The virtual boundary only matters where pieces smaller than a logical block
+    are written as they lie: all else the block layer splits at the boundary.
+    """
+    virt_mask = 0
+    if mem_align < write_align:
+        known = virt_boundary_mask(fd, sysfs)
+        virt_mask = mmap.PAGESIZE - 1 if known is None else known
+    return DirectProfile(mem_align, write_align, virt_mask, IOVECS_MAX)
+
+
+def virt_boundary_mask(fd: int, sysfs: Path = SYSFS_DEVICES) -> int | None:
+    """Return the queue's virt_boundary_mask, or None where the file has no queue of its own.
+
+    Documentation/ABI/stable/sysfs-block. A partition's queue is its disk's.
+    """
+    status = os.fstat(fd)
+    number = status.st_rdev if stat.S_ISBLK(status.st_mode) else status.st_dev
+    device = sysfs / f"{os.major(number)}:{os.minor(number)}"
+    for directory in (device / "queue", device.resolve().parent / "queue"):
+        try:
+            return int((directory / "virt_boundary_mask").read_text(encoding="ascii"))
+        except (OSError, ValueError):
+            continue
+    return None

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What workers report, as lines of the log.
+
+Invariants: every kind of core event has exactly one line; numbers that mean
+something (reasons, errnos) are told by name. Floods are the log's business.
+Owned by the main thread.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from ingestd.log import Log, LogEvent
+from ingestd.store import layout
+
+if TYPE_CHECKING:
+    from ingestd.core._core import Event
+    from ingestd.worker import Core, WorkerThread
+
+# enum close_reason of core/format.h, in the words of the raw protocol's errors.
+_REASONS: Final = {
+    layout.CLOSE_REASON_NONE: "none",
+    layout.CLOSE_REASON_PEER: "connection_lost",
+    layout.CLOSE_REASON_IDLE: "idle_timeout",
+    layout.CLOSE_REASON_SHUTDOWN: "shutdown",
+    layout.CLOSE_REASON_STORE_FULL: "store_full",
+    layout.CLOSE_REASON_LIMIT: "limit",
+    layout.CLOSE_REASON_REPLACED: "replaced",
+    layout.CLOSE_REASON_CHECKSUM: "checksum",
+}
+_BACKPRESSURE_CAUSES: Final = {1: "area", 2: "device"}
+_WHAT_FAILED: Final = {0: "write", 1: "flush"}
+
+_Fields = dict[str, Any]
+
+
+def errno_text(code: int) -> str:
+    """Return an errno as people look it up: "EIO: Input/output error"."""
+    return f"{errno.errorcode.get(code, code)}: {os.strerror(code)}"
+
+
+class EventLog:
+    """Turns events of a worker's core into events of the log."""
+
+    def __init__(self, core: Core, log: Log, listener_names: Sequence[str]) -> None:
+        self._log = log
+        self._listener_names = listener_names
+        self._tellers: dict[int, Callable[[Event], tuple[LogEvent, _Fields]]] = {
+            core.EVENT_FLOW_OPENED: lambda e: (LogEvent.FLOW_OPENED, self._flow(e)),
+            core.EVENT_FLOW_SEALED: lambda e: (
+                LogEvent.FLOW_SEALED,
+                self._flow(e) | {"bytes": e.bytes_count},
+            ),
+            core.EVENT_FLOW_INTERRUPTED: lambda e: (
+                LogEvent.FLOW_INTERRUPTED,
+                self._flow(e) | {"durable_bytes": e.bytes_count} | _reason(e),
+            ),
+            core.EVENT_FLOW_REFUSED: lambda e: (
+                LogEvent.FLOW_REFUSED,
+                self._flow(e) | _reason(e),
+            ),
+            core.EVENT_ACCEPT_FAILED: lambda e: (
+                LogEvent.ACCEPT_FAILED,
+                self._listener(e.detail)
+                | {"error": errno_text(e.code), "way_out": _accept_advice(e.code)},
+            ),
+            core.EVENT_STORE_FAILED: _store_failed,
+            core.EVENT_STORE_FULL: lambda _: (LogEvent.STORE_FULL, {}),
+            core.EVENT_WRITE_RETRIED: lambda e: (
+                LogEvent.WRITE_RETRIED,
+                {"error": errno_text(e.code), "tries": e.detail, "store_offset": e.bytes_count},
+            ),
+            core.EVENT_SEGMENT_OPENED: lambda e: (LogEvent.SEGMENT_OPENED, _segment(e)),
+            core.EVENT_SEGMENT_CLOSED: lambda e: (LogEvent.SEGMENT_CLOSED, _segment(e)),
+            core.EVENT_BACKPRESSURE: _backpressure,
+        }
+
+    def tell(self, worker: WorkerThread, event: Event) -> None:
+        """Log one event of a worker."""
+        teller = self._tellers.get(event.kind)
+        assert teller is not None, f"event kind {event.kind} of the core is unknown"
+        log_event, fields = teller(event)
+        self._log.emit(log_event, store=worker.store_name, worker=worker.index, **fields)
+
+    def _flow(self, event: Event) -> _Fields:
+        flow = {"flow": str(uuid.UUID(bytes=event.flow))} if any(event.flow) else {}
+        return flow | {"peer": event.peer} | self._listener(event.listener_index)
+
+    def _listener(self, index: int) -> _Fields:
+        if not 0 <= index < len(self._listener_names):
+            return {}
+        return {"listener": self._listener_names[index]}
+
+
+def _reason(event: Event) -> _Fields:
+    fields: _Fields = {"reason": _REASONS.get(event.code, str(event.code))}
+    if event.detail:
+        fields["error"] = errno_text(event.detail)
+    return fields
+
+
+def _segment(event: Event) -> _Fields:
+    return {"segment": event.code, "sequence": event.bytes_count}
+
+
+def _store_failed(event: Event) -> tuple[LogEvent, _Fields]:
+    return LogEvent.STORE_FAILED, {
+        "error": errno_text(event.code),
+        "failed": _WHAT_FAILED.get(event.detail, str(event.detail)),
+        "store_offset": event.bytes_count,
+        "way_out": "look at the device (dmesg, smartctl), then restart: acknowledged is safe",
+    }
+
+
+def _backpressure(event: Event) -> tuple[LogEvent, _Fields]:
+    if event.code == 0:
+        return LogEvent.BACKPRESSURE_ENDED, {}
+    return LogEvent.BACKPRESSURE_STARTED, {
+        "cause": _BACKPRESSURE_CAUSES.get(event.code, str(event.code))
+    }
+
+
+def _accept_advice(code: int) -> str:
+    if code in (errno.EMFILE, errno.ENFILE):
+        return "raise LimitNOFILE in the systemd unit, or `ulimit -n`"
+    return "accepting goes on by itself after a moment"

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the kernel lets this process have: locked memory and descriptors.
+
+Invariants: what is asked of the kernel is only read, but for the soft limit of
+descriptors, which is raised up to the hard one. Owned by the main thread.
+"""
+
+from __future__ import annotations
+
+import resource
+from pathlib import Path
+from typing import Final, NamedTuple
+
+from ingestd.errors import ResourceError
+from ingestd.sizes import full_size
+
+# include/uapi/linux/capability.h
+CAP_IPC_LOCK: Final = 14
+STATUS_PATH: Final = Path("/proc/self/status")
+
+
+class LockedNeed(NamedTuple):
+    """Memory that one store's workers register with their rings, bytes."""
+
+    store_name: str
+    workers_count: int
+    bytes_per_worker: int
+
+    @property
+    def bytes_count(self) -> int:
+        """For all workers of the store."""
+        return self.workers_count * self.bytes_per_worker
+
+
+def has_capability(status: str, number: int) -> bool:
+    """Tell whether the text of /proc/PID/status shows a capability as effective.
+
+    proc(5): CapEff is a mask in hexadecimal. Raises ValueError without that line.
+    """
+    for line in status.splitlines():
+        key, _, value = line.partition(":")
+        if key == "CapEff":
+            return bool(int(value.strip(), 16) >> number & 1)
+    raise ValueError("no CapEff line")
+
+
+def locked_memory_limit() -> int | None:
+    """Return the bytes that may be locked, or None where there is no limit for us.
+
+    io_uring counts registered buffers against RLIMIT_MEMLOCK of the user, for
+    all its processes together, unless CAP_IPC_LOCK is effective.
+    """
+    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if soft == resource.RLIM_INFINITY:
+        return None
+    if has_capability(STATUS_PATH.read_text(encoding="ascii", errors="replace"), CAP_IPC_LOCK):
+        return None
+    return soft
+
+
+def check_locked_memory(needs: list[LockedNeed], limit_bytes: int | None) -> None:
+    """Raise ResourceError, with the numbers, where the areas do not fit the limit."""
+    needed_bytes = sum(need.bytes_count for need in needs)
+    if limit_bytes is None or needed_bytes <= limit_bytes:
+        return
+    parts = ", ".join(
+        f'store "{need.store_name}": {need.workers_count} x {need.bytes_per_worker}'
+        for need in needs
+    )
+    raise ResourceError(
+        f"the areas need {needed_bytes} bytes of locked memory ({parts}), and RLIMIT_MEMLOCK"
+        f" allows {limit_bytes}: {memlock_advice(needed_bytes)}"
+    )
+
+
+def memlock_advice(needed_bytes: int | None) -> str:
+    """Return how to get more locked memory, as the end of a sentence."""
+    kib = "unlimited" if needed_bytes is None else str(-(-needed_bytes // 1024))
+    size = "" if needed_bytes is None else f" for {full_size(needed_bytes)}"
+    return (
+        f"set LimitMEMLOCK=infinity in the systemd unit, or `ulimit -l {kib}`{size}"
+        " in the shell that starts ingestd, or make the stores' area smaller"
+    )
+
+
+def raise_descriptor_limit(needed_count: int) -> int:
+    """Raise the soft limit of descriptors if need be; return the limit that then holds."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or soft >= needed_count:
+        return needed_count if soft == resource.RLIM_INFINITY else soft
+    wanted = needed_count if hard == resource.RLIM_INFINITY else min(needed_count, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted

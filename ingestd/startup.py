@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Bringing the parts of the daemon up, each with its undo.
+
+Invariants:
+ - Whatever a step has done stands in the ExitStack before the step can fail,
+   so that a start that fails half-way leaves nothing behind.
+ - A store is closed only when none of its workers is alive any more.
+
+Owned by the main thread.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Final, Protocol
+
+from ingestd.limits import (
+    LockedNeed,
+    check_locked_memory,
+    locked_memory_limit,
+    raise_descriptor_limit,
+)
+from ingestd.listen import open_listener
+from ingestd.log import Log, LogEvent
+from ingestd.sizes import short_size
+from ingestd.worker import (
+    HUGEPAGE_BYTES,
+    Core,
+    WorkerThread,
+    locked_bytes,
+    store_profile,
+)
+
+if TYPE_CHECKING:
+    from ingestd.config import ListenerSettings, Settings
+    from ingestd.store.serving import RecoverySummary, ServedStore
+
+# Descriptors of the process itself: stores, rings, event fds, log, metrics.
+DESCRIPTORS_OWN_COUNT: Final = 256
+WARNINGS_SHOWN_MAX: Final = 10
+# For workers that are ended because the start failed or another one died.
+ABANDON_TIMEOUT_S: Final = 2.0
+
+
+class StoreOpener(Protocol):
+    """ingestd.store.serving.open_for_serving, or what stands in for it in a test."""
+
+    def __call__(self, path: str, *, expected_uuid: str | None = None) -> ServedStore: ...
+
+
+def check_limits(settings: Settings, log: Log) -> None:
+    """Raise ResourceError where locked memory is short; get the descriptors that are needed."""
+    needs = [
+        LockedNeed(name, store.workers, locked_bytes(store))
+        for name, store in settings.store.items()
+    ]
+    check_locked_memory(needs, locked_memory_limit())
+    needed_count = DESCRIPTORS_OWN_COUNT + sum(
+        store.workers * min(store.flows_max, _connections_max(settings, name))
+        for name, store in settings.store.items()
+    )
+    limit_count = raise_descriptor_limit(needed_count)
+    if limit_count < needed_count:
+        log.emit(
+            LogEvent.DESCRIPTORS_SHORT,
+            limit=limit_count,
+            needed=needed_count,
+            way_out="raise LimitNOFILE in the systemd unit (`ulimit -Hn` elsewhere),"
+            " or lower flows_max or connections_max",
+        )
+
+
+def _connections_max(settings: Settings, store_name: str) -> int:
+    return sum(listener.connections_max for _, listener in listeners_of(settings, store_name))
+
+
+def listeners_of(settings: Settings, store_name: str) -> list[tuple[str, ListenerSettings]]:
+    """Return the listeners that feed a store, as (name, settings)."""
+    return [item for item in settings.listener.items() if item[1].store == store_name]
+
+
+def open_store(
+    settings: Settings,
+    name: str,
+    opener: StoreOpener,
+    workers: Sequence[WorkerThread],
+    log: Log,
+    undo: ExitStack,
+) -> ServedStore:
+    """Lock and recover one store. workers: those of all stores, as they come to be."""
+    wanted = settings.store[name]
+    store = opener(wanted.path, expected_uuid=wanted.uuid)
+
+    def close() -> None:
+        # Its descriptor must not be given to something else under a worker that hangs.
+        if not any(worker.store is store and worker.alive() for worker in workers):
+            store.close()
+
+    undo.callback(close)
+    superblock = store.superblock
+    log.emit(
+        LogEvent.STORE_OPENED,
+        store=name,
+        path=store.path,
+        uuid=superblock.uuid,
+        generation=superblock.generation,
+        size=short_size(superblock.store_bytes),
+        segments=superblock.segment_count,
+        segments_free=store.segments_free_count,
+    )
+    _log_recovery(name, store.recovery, log)
+    return store
+
+
+def _log_recovery(name: str, recovery: RecoverySummary, log: Log) -> None:
+    found = asdict(recovery)
+    warnings = [str(text) for text in found.pop("warnings")]
+    for text in warnings:
+        if text.startswith("superblock"):
+            log.emit(LogEvent.SUPERBLOCK_DAMAGED, store=name, warning=text)
+    found["seconds"] = round(recovery.seconds, 3)
+    log.emit(
+        LogEvent.RECOVERED,
+        level="warning" if warnings else None,
+        store=name,
+        warnings_count=len(warnings),
+        warnings=warnings[:WARNINGS_SHOWN_MAX],
+        **found,
+    )
+
+
+def start_workers(
+    settings: Settings,
+    stores: Mapping[str, ServedStore],
+    core: Core,
+    log: Log,
+    on_end: Callable[[], None],
+    workers: list[WorkerThread],
+    undo: ExitStack,
+) -> None:
+    """Set up every worker, all at the same time, and append it to workers."""
+    undo.callback(stop_workers, workers)
+    for name, store in stores.items():
+        profile = store_profile(core, store.fd, store.path)
+        for index in range(settings.store[name].workers):
+            worker = WorkerThread(
+                core,
+                store,
+                settings.store[name],
+                store_name=name,
+                index=index,
+                profile=profile,
+                on_end=on_end,
+            )
+            workers.append(worker)
+            worker.start()
+    for worker in workers:
+        worker.wait_ready()
+        _log_worker(worker, settings, log)
+
+
+def _log_worker(worker: WorkerThread, settings: Settings, log: Log) -> None:
+    store = settings.store[worker.store_name]
+    hugepage_bytes = worker.counters()["area_hugepage_bytes"]
+    log.emit(
+        LogEvent.WORKER_STARTED,
+        store=worker.store_name,
+        worker=worker.index,
+        cpu=store.cpus[worker.index] if store.cpus else "any",
+        area=short_size(store.area),
+        hugepages=short_size(hugepage_bytes),
+        mem_align=worker.profile.mem_align,
+        write_align=worker.profile.write_align,
+        virt_mask=worker.profile.virt_mask,
+    )
+    if hugepage_bytes == 0:
+        log.emit(
+            LogEvent.AREA_WITHOUT_HUGEPAGES,
+            store=worker.store_name,
+            worker=worker.index,
+            way_out=f"raise vm.nr_hugepages by {locked_bytes(store) // HUGEPAGE_BYTES}"
+            " for each worker, to save the kernel work",
+        )
+
+
+def stop_workers(workers: Sequence[WorkerThread]) -> None:
+    """End all workers whatever they do, and wait a little for them."""
+    for worker in workers:
+        worker.abandon()
+    deadline_s = time.monotonic() + ABANDON_TIMEOUT_S
+    for worker in workers:
+        worker.join(max(0.0, deadline_s - time.monotonic()))
+
+
+def open_listeners(
+    settings: Settings, workers: Sequence[WorkerThread], log: Log, undo: ExitStack
+) -> list[str]:
+    """Bind every listener for every worker of its store.
+
+    Returns names by the number that workers know a socket by: a listener whose
+    host name has several addresses has several numbers. Raises ListenError.
+    """
+    names: list[str] = []
+    for name, listener in settings.listener.items():
+        own = [worker for worker in workers if worker.store_name == listener.store]
+        sockets = open_listener(name, listener.endpoint, len(own))
+        undo.callback(sockets.close)
+        for worker, worker_sockets in zip(own, sockets.per_worker, strict=True):
+            for offset, sock in enumerate(worker_sockets):
+                worker.add_listener(
+                    sock.fileno(),
+                    len(names) + offset,
+                    name,
+                    listener.idle_timeout_s,
+                    listener.connections_max,
+                )
+        names += [name] * len(sockets.addresses)
+        for address in sockets.addresses:
+            log.emit(
+                LogEvent.LISTENING,
+                listener=name,
+                address=str(address),
+                protocol=listener.protocol,
+                store=listener.store,
+                note=sockets.note or "as configured",
+            )
+    return names

@@ -1,0 +1,289 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flows, put together from the spans and events of all segments.
+
+Invariants: a flow's bytes are the prefix [0, bytes) that its spans cover
+without a hole, durable_bytes of them known to be on stable media. What lay
+behind a hole when a generation ended is never joined to later bytes: the next
+generation's sender went on at the hole, perhaps with other bytes. Values; any
+thread may read.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final, TypeAlias
+
+from ingestd.store.layout import (
+    CLOSE_HAS_CRC32C,
+    CLOSE_REASON_CHECKSUM,
+    CLOSE_REASON_IDLE,
+    CLOSE_REASON_LIMIT,
+    CLOSE_REASON_NONE,
+    CLOSE_REASON_PEER,
+    CLOSE_REASON_REPLACED,
+    CLOSE_REASON_SHUTDOWN,
+    CLOSE_REASON_STORE_FULL,
+    FLOW_STATE_SEALED,
+    RecordCloseRow,
+    generation_of,
+)
+from ingestd.store.records import CloseEvent, Event, OpenEvent
+from ingestd.store.segment import SegmentImage, Span
+
+STATE_OPEN: Final = "open"
+STATE_SEALED: Final = "sealed"
+STATE_INTERRUPTED: Final = "interrupted"
+
+PROTOCOLS: Final = {1: "raw", 2: "ingest"}
+REASONS: Final = {
+    CLOSE_REASON_NONE: "none",
+    CLOSE_REASON_PEER: "peer",
+    CLOSE_REASON_IDLE: "idle_timeout",
+    CLOSE_REASON_SHUTDOWN: "shutdown",
+    CLOSE_REASON_STORE_FULL: "store_full",
+    CLOSE_REASON_LIMIT: "limit",
+    CLOSE_REASON_REPLACED: "replaced",
+    CLOSE_REASON_CHECKSUM: "checksum",
+}
+
+FlowId: TypeAlias = bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One flow as the store shows it.
+
+    `flow` is the UUID in text, `peer` "1.2.3.4:5" or "[::1]:5", `state` one of
+    open, sealed, interrupted; times are RFC 3339 in UTC; `checksum` is
+    "crc32c:" and eight hexadecimal digits of all of its bytes. `reason` tells
+    why it was interrupted; None also where no CLOSE record came to be, as after
+    a crash. What a reader needs is in `spans`.
+    """
+
+    flow: str
+    name: str | None
+    peer: str | None
+    listener: str | None
+    state: str
+    bytes: int
+    durable_bytes: int
+    started: str | None
+    ended: str | None
+    checksum: str | None
+    reason: str | None = None
+    protocol: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    flow_id: FlowId = b""
+    spans: tuple[Span, ...] = ()
+
+    def as_dict(self) -> dict[str, str | int | None]:
+        """Return what a listing shows of a flow, in its order."""
+        return {
+            "flow": self.flow,
+            "name": self.name,
+            "peer": self.peer,
+            "listener": self.listener,
+            "state": self.state,
+            "bytes": self.bytes,
+            "durable_bytes": self.durable_bytes,
+            "started": self.started,
+            "ended": self.ended,
+            "checksum": self.checksum,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Anomaly:
+    """Something odd about a flow's spans; `is_damage`: no crash leaves it so."""
+
+    flow: str
+    text: str
+    is_damage: bool
+
+
+@dataclass(slots=True)
+class _Parts:
+    """All that the segments have of one flow, in the order of their sequences."""
+
+    spans: list[Span] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    generation: int = 0
+
+
+@dataclass(slots=True)
+class _Prefix:
+    """The spans that follow each other from byte 0 on, and how far they reach."""
+
+    spans: list[Span] = field(default_factory=list)
+    end: int = 0
+    durable_end: int = 0
+    has_crc32c: bool = True
+    crc: int = 0
+    hole: tuple[int, int] | None = None
+    overlap: tuple[int, int] | None = None
+    broken_chain_at: int | None = None
+
+
+def assemble(
+    segments: Iterable[SegmentImage], *, generation: int, live: bool
+) -> tuple[list[Flow], list[Anomaly]]:
+    """Return the flows in the order in which they began, and what is odd about them.
+
+    `generation` is the superblock's; `live`: a daemon serves the store now, so
+    that flows of this generation may go on.
+    """
+    parts: dict[FlowId, _Parts] = {}
+    for segment in sorted(segments, key=lambda s: s.sequence):
+        for span in segment.spans:
+            part = parts.setdefault(span.flow, _Parts())
+            part.spans.append(span)
+            part.generation = segment.generation
+        for event in segment.events:
+            part = parts.setdefault(event.flow, _Parts())
+            part.events.append(event)
+            part.generation = segment.generation
+    flows, anomalies = [], []
+    for flow_id, part in parts.items():
+        prefix = _prefix(part.spans, generation)
+        may_go_on = live and part.generation >= generation
+        flow = _flow(flow_id, part, prefix, may_go_on=may_go_on)
+        flows.append(flow)
+        anomalies += _damages(flow, part, prefix)
+        if flow.state != STATE_OPEN:
+            anomalies += _losses(flow, part, prefix)
+    flows.sort(key=lambda f: (f.started or "", f.flow))
+    return flows, anomalies
+
+
+def _prefix(spans: list[Span], generation: int) -> _Prefix:
+    """Join spans from byte 0 on, one generation after the other."""
+    prefix = _Prefix()
+    of_generation: dict[int, list[Span]] = {}
+    for span in spans:
+        if span.end_offset > span.first_offset:
+            of_generation.setdefault(generation_of(span.segment_sequence), []).append(span)
+    for number, group in sorted(of_generation.items()):
+        for span in sorted(group, key=lambda s: (s.first_offset, s.segment_sequence)):
+            if span.first_offset > prefix.end:
+                prefix.hole = prefix.hole or (prefix.end, span.first_offset)
+                break
+            if span.first_offset < prefix.end:
+                prefix.overlap = prefix.overlap or (span.first_offset, prefix.end)
+                continue
+            _join(prefix, span, span.end_offset if number < generation else span.durable_end)
+    return prefix
+
+
+def _join(prefix: _Prefix, span: Span, durable_end: int) -> None:
+    if prefix.durable_end == span.first_offset:
+        prefix.durable_end = durable_end
+    if prefix.has_crc32c and span.has_crc32c and span.crc_before != prefix.crc:
+        prefix.broken_chain_at = span.first_offset
+    prefix.has_crc32c &= span.has_crc32c
+    prefix.crc = span.crc_after
+    prefix.end = span.end_offset
+    prefix.spans.append(span)
+
+
+def _flow(flow_id: FlowId, part: _Parts, prefix: _Prefix, *, may_go_on: bool) -> Flow:
+    opens = [event for event in part.events if isinstance(event, OpenEvent)]
+    last = part.events[-1] if part.events else None
+    close = last.row if isinstance(last, CloseEvent) else None
+    state = _state(close, prefix, may_go_on=may_go_on)
+    listener, name, labels = opens[0].texts() if opens else ("", "", "")
+    return Flow(
+        flow=str(uuid.UUID(bytes=flow_id)),
+        name=name or None,
+        peer=opens[-1].peer() if opens else None,
+        listener=listener or None,
+        state=state,
+        bytes=prefix.end,
+        durable_bytes=prefix.durable_end,
+        started=utc_text(opens[0].row.started_ns) if opens else None,
+        ended=utc_text(close.ended_ns) if close and state != STATE_OPEN else None,
+        checksum=_checksum(close, prefix),
+        reason=REASONS.get(close.reason) if close and state == STATE_INTERRUPTED else None,
+        protocol=PROTOCOLS.get(opens[0].row.protocol) if opens else None,
+        labels=_labels(labels),
+        flow_id=flow_id,
+        spans=tuple(prefix.spans),
+    )
+
+
+def _state(close: RecordCloseRow | None, prefix: _Prefix, *, may_go_on: bool) -> str:
+    """The state that the flow's last event leaves it in; `close` is that event, if a CLOSE."""
+    if close and close.state == FLOW_STATE_SEALED and close.stream_bytes == prefix.end:
+        return STATE_SEALED
+    if close and close.state != FLOW_STATE_SEALED:
+        return STATE_INTERRUPTED
+    # A seal whose bytes are not all found yet, under a daemon that goes on writing.
+    return STATE_OPEN if may_go_on else STATE_INTERRUPTED
+
+
+def _checksum(close: RecordCloseRow | None, prefix: _Prefix) -> str | None:
+    if close and close.flags & CLOSE_HAS_CRC32C and close.stream_bytes == prefix.end:
+        return checksum_text(close.crc32c)
+    if prefix.spans and prefix.has_crc32c and prefix.broken_chain_at is None:
+        return checksum_text(prefix.crc)
+    return None
+
+
+def _labels(text: str) -> dict[str, str]:
+    pairs = (line.partition("=") for line in text.splitlines() if line)
+    return {key: value for key, _, value in pairs}
+
+
+def _damages(flow: Flow, part: _Parts, prefix: _Prefix) -> list[Anomaly]:
+    """What no order of whole and lost writes explains."""
+    found = []
+    if prefix.overlap:
+        found.append(
+            f"bytes {prefix.overlap[0]} to {prefix.overlap[1]} are there twice; those that"
+            " were written later are not presented"
+        )
+    if prefix.broken_chain_at is not None:
+        found.append(f"the checksums before and behind byte {prefix.broken_chain_at} disagree")
+    close = part.events[-1].row if part.events else None
+    if (
+        isinstance(close, RecordCloseRow)
+        and close.flags & CLOSE_HAS_CRC32C
+        and prefix.has_crc32c
+        and close.stream_bytes == prefix.end
+        and close.crc32c != prefix.crc
+    ):
+        found.append(
+            f"its CLOSE record states {checksum_text(close.crc32c)}, its bytes have"
+            f" {checksum_text(prefix.crc)}"
+        )
+    return [Anomaly(flow.flow, text, is_damage=True) for text in found]
+
+
+def _losses(flow: Flow, part: _Parts, prefix: _Prefix) -> list[Anomaly]:
+    """What a crash leaves behind where nothing had been acknowledged."""
+    found = []
+    if prefix.hole:
+        found.append(
+            f"bytes {prefix.hole[0]} to {prefix.hole[1]} are not there, and what lies behind"
+            " them is not presented"
+        )
+    close = part.events[-1].row if part.events else None
+    if isinstance(close, RecordCloseRow) and close.stream_bytes > prefix.end:
+        found.append(f"it ended with {close.stream_bytes} bytes, and {prefix.end} are there")
+    return [Anomaly(flow.flow, text, is_damage=False) for text in found]
+
+
+def checksum_text(crc: int) -> str:
+    """Return a CRC32C as receipts and listings show it."""
+    return f"crc32c:{crc:08x}"
+
+
+def utc_text(time_ns: int) -> str | None:
+    """Return a Unix time in RFC 3339, UTC, to the microsecond; None for 0."""
+    if not time_ns:
+        return None
+    seconds, rest_ns = divmod(time_ns, 10**9)
+    when = datetime.fromtimestamp(seconds, UTC)
+    return f"{when:%Y-%m-%dT%H:%M:%S}.{rest_ns // 1000:06d}Z"

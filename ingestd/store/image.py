@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The image of a store: all of its segments and flows at one moment.
+
+Invariants: making an image writes nothing and needs nobody's help; while a
+daemon writes, it shows at least all that was acknowledged when it was begun.
+An image keeps the device open for its readers: close it, or use it as a
+context manager. One thread makes it; any may read it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Final
+
+from ingestd.errors import FlowNotFoundError
+from ingestd.store.device import Device, open_device
+from ingestd.store.flows import Anomaly, Flow, assemble
+from ingestd.store.scan import Scanner
+from ingestd.store.segment import SegmentImage, SegmentState
+from ingestd.store.superblock import Superblock, SuperblockReading, read_superblock
+
+# Enough to keep a device busy with small reads; the decoding shares one processor anyway.
+SCAN_THREADS: Final = 4
+SCAN_TRIES: Final = 3
+CANDIDATES_MAX: Final = 5
+
+
+@dataclass(slots=True)
+class StoreImage:
+    """A store as it was found; `served`: a daemon held it at that time.
+
+    `warnings` are sentences about damage that the image could do without.
+    """
+
+    device: Device
+    superblock: Superblock
+    segments: list[SegmentImage]
+    flows: list[Flow]
+    served: bool
+    warnings: list[str]
+    anomalies: list[Anomaly] = field(default_factory=list)
+
+    @property
+    def path(self) -> str:
+        """The store's file or block device."""
+        return self.device.path
+
+    def segment_counts(self) -> dict[str, int]:
+        """Return how many segments are in each state, every state named."""
+        counts = Counter(segment.state for segment in self.segments)
+        return {str(state): counts[state] for state in SegmentState}
+
+    def find(self, prefix: str) -> Flow:
+        """Return the one flow whose id begins with `prefix`, dashes and case aside.
+
+        Raises FlowNotFoundError if there is none, or more than one.
+        """
+        wanted = prefix.strip().replace("-", "").lower()
+        found = [flow for flow in self.flows if flow.flow_id.hex().startswith(wanted)]
+        if not found:
+            raise FlowNotFoundError(
+                f"{self.path} has no flow {prefix!r}: list its flows with: ingestd ls {self.path}"
+            )
+        if len(found) > 1:
+            names = ", ".join(flow.flow for flow in found[:CANDIDATES_MAX])
+            more = len(found) - CANDIDATES_MAX
+            raise FlowNotFoundError(
+                f"{len(found)} flows of {self.path} begin with {prefix!r}, write more of the id:"
+                f" {names}{f' and {more} more' if more > 0 else ''}"
+            )
+        return found[0]
+
+    def close(self) -> None:
+        """Close the device; the flows can no longer be read."""
+        self.device.close()
+
+    def __enter__(self) -> StoreImage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def read_image(path: str, *, thorough: bool = False) -> StoreImage:
+    """Read what a store holds, whether or not a daemon serves it.
+
+    `thorough` also looks for proof of lost batches, at the price of reading all
+    of the segments without a footer. Raises NotAStoreError, StoreDamagedError
+    or StoreError.
+    """
+    device = open_device(path)
+    try:
+        return _read(device, thorough)
+    except BaseException:
+        device.close()
+        raise
+
+
+def _read(device: Device, thorough: bool) -> StoreImage:
+    for left in reversed(range(SCAN_TRIES)):
+        served = device.is_served()
+        reading = read_superblock(device)
+        image = image_of(device, reading, live=served, thorough=thorough and not served)
+        # A daemon that started meanwhile has changed what the states mean.
+        if not left or read_superblock(device).superblock.generation == (
+            reading.superblock.generation
+        ):
+            break
+    return image
+
+
+def image_of(
+    device: Device, reading: SuperblockReading, *, live: bool, thorough: bool
+) -> StoreImage:
+    """Scan every segment of an open store and put its flows together."""
+    superblock = reading.superblock
+    warnings = list(reading.warnings)
+    if device.size_bytes < superblock.store_bytes:
+        warnings.append(
+            f"{device.path} has {device.size_bytes} bytes and was formatted with"
+            f" {superblock.store_bytes}: its end is missing"
+        )
+    scanner = Scanner(device, superblock, live=live, thorough=thorough)
+    with ThreadPoolExecutor(SCAN_THREADS, "store-scan") as pool:
+        segments = list(pool.map(scanner.scan, range(superblock.segment_count)))
+    for segment in segments:
+        warnings += segment.warnings
+    flows, anomalies = assemble(segments, generation=superblock.generation, live=live)
+    return StoreImage(device, superblock, segments, flows, live, warnings, anomalies)

@@ -1,0 +1,214 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening a store for the daemon: lock, recovery, and the free segments to hand out.
+
+Invariants: nothing is concluded from the absence of bytes before they were
+looked for, nor made permanent before what was found is on stable media; a
+crash at any point leaves a store that the next opening recovers to the same
+flows; recovering a recovered store changes nothing but the generation. A
+segment is handed out once. take_segment() may be called by any thread.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from dataclasses import dataclass
+
+from ingestd.errors import StoreDamagedError, StoreError
+from ingestd.store.device import Device, open_device
+from ingestd.store.footer import build_footer
+from ingestd.store.image import StoreImage, image_of
+from ingestd.store.layout import SEQUENCE_COUNTER_MAX, sequence_of
+from ingestd.store.segment import SegmentImage, SegmentState
+from ingestd.store.superblock import (
+    Superblock,
+    SuperblockReading,
+    raised,
+    read_superblock,
+    write_superblocks,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverySummary:
+    """What opening a store found and did.
+
+    The counts of segments are those after the recovery: `segments_open` are
+    older ones that hold no room for a footer. `segments_recovered` were left
+    open and got one; `segments_freed` were opened and never used.
+    """
+
+    segments_free: int
+    segments_open: int
+    segments_closed: int
+    segments_damaged: int
+    segments_recovered: int
+    segments_freed: int
+    flows: int
+    flows_interrupted: int
+    batches_dropped: int
+    seconds: float
+    warnings: tuple[str, ...]
+
+
+class ServedStore:
+    """A store that this process alone writes to; close it, or use it as a context manager."""
+
+    def __init__(
+        self,
+        device: Device,
+        superblock: Superblock,
+        free: list[int],
+        recovery: RecoverySummary,
+    ) -> None:
+        self.superblock = superblock
+        self.recovery = recovery
+        self._device = device
+        self._free = sorted(free)
+        self._counter = 0
+        self._mutex = threading.Lock()
+
+    @property
+    def fd(self) -> int:
+        """Open for reading and writing with O_DIRECT; -1 once closed."""
+        return self._device.fd
+
+    @property
+    def path(self) -> str:
+        """The store's file or block device."""
+        return self._device.path
+
+    @property
+    def segments_free_count(self) -> int:
+        """How many segments take_segment() can still hand out."""
+        with self._mutex:
+            return len(self._free)
+
+    def take_segment(self) -> tuple[int, int] | None:
+        """Return index and sequence of a free segment, lowest index first; None: store full."""
+        with self._mutex:
+            if not self._free:
+                return None
+            self._counter += 1
+            assert self._counter <= SEQUENCE_COUNTER_MAX
+            index = heapq.heappop(self._free)
+            return index, sequence_of(self.superblock.generation, self._counter)
+
+    def close(self) -> None:
+        """Give up the store and its lock; a second call does nothing."""
+        self._device.close()
+
+    def __enter__(self) -> ServedStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_for_serving(path: str, *, expected_uuid: str | None = None) -> ServedStore:
+    """Lock a store, recover it, and raise its generation.
+
+    Raises NotAStoreError, StoreBusyError, StoreDamagedError or StoreError; of a
+    UUID that is not the expected one, StoreError.
+    """
+    device = open_device(path, write=True, exclusive=True)
+    try:
+        device.lock()
+        return _recover(device, expected_uuid)
+    except BaseException:
+        device.close()
+        raise
+
+
+def _recover(device: Device, expected_uuid: str | None) -> ServedStore:
+    started_s = time.monotonic()
+    reading = read_superblock(device)
+    _check(device, reading.superblock, expected_uuid)
+    # The daemon that wrote last may have died before its flush: what is read
+    # from here on is on stable media before anything rests on it.
+    device.sync()
+    image = image_of(device, reading, live=False, thorough=True)
+    superblock = raised(reading.superblock, _next_generation(reading, image.segments))
+    write_superblocks(device, superblock)
+    outcome = [_settle(device, superblock, segment) for segment in image.segments]
+    if any(outcome):
+        device.sync()
+    free = [segment.index for segment in image.segments if segment.state is SegmentState.FREE]
+    summary = _summary(image, outcome, time.monotonic() - started_s)
+    return ServedStore(device, superblock, free, summary)
+
+
+def _check(device: Device, superblock: Superblock, expected_uuid: str | None) -> None:
+    """Raise if the store is not the one meant, or cannot be written as its format asks."""
+    path = device.path
+    wanted = (expected_uuid or superblock.uuid).replace("-", "").lower()
+    if wanted != superblock.store_uuid.hex():
+        raise StoreError(
+            f"{path} is the store {superblock.uuid}, and the configuration expects"
+            f" {expected_uuid}: correct the path or the uuid"
+        )
+    if device.size_bytes < superblock.store_bytes:
+        raise StoreDamagedError(
+            f"{path} has {device.size_bytes} bytes and was formatted with"
+            f" {superblock.store_bytes}: restore its size before serving it"
+        )
+    if device.align_bytes > superblock.block_bytes:
+        raise StoreError(
+            f"{path} has blocks of {device.align_bytes} bytes and was formatted with"
+            f" {superblock.block_bytes}: read it here, and serve it from a device with such blocks"
+        )
+
+
+def _next_generation(reading: SuperblockReading, segments: list[SegmentImage]) -> int:
+    """A generation that no segment can have: sequences are never used twice.
+
+    A copy of the superblock that cannot be read may have been one ahead of the
+    other, and a segment of that generation may have lost its header.
+    """
+    highest = max(
+        [reading.superblock.generation, *(segment.generation for segment in segments)]
+    )
+    return highest + (2 if reading.warnings else 1)
+
+
+def _settle(device: Device, superblock: Superblock, segment: SegmentImage) -> bool:
+    """Give a segment that an earlier generation left open its footer, or free it.
+
+    Returns whether something was written; `segment` is changed to what it is now.
+    """
+    if segment.state is not SegmentState.OPEN:
+        return False
+    base = superblock.segment_offset(segment.index)
+    if segment.batch_count == 0 and segment.footer is None:
+        device.write(base, bytes(superblock.block_bytes))
+        segment.state = SegmentState.FREE
+        return True
+    footer = build_footer(segment, superblock, time.time_ns())
+    if footer is None:
+        segment.warnings.append(f"segment {segment.index} has no room for a footer")
+        return False
+    device.write(base + superblock.segment_bytes - len(footer), footer)
+    segment.state = SegmentState.CLOSED
+    return True
+
+
+def _summary(image: StoreImage, outcome: list[bool], seconds: float) -> RecoverySummary:
+    counts = image.segment_counts()
+    written = [segment for segment, did in zip(image.segments, outcome, strict=True) if did]
+    freed = sum(segment.state is SegmentState.FREE for segment in written)
+    warnings = list(image.warnings)
+    warnings += [w for s in image.segments for w in s.warnings if w not in warnings]
+    return RecoverySummary(
+        segments_free=counts["free"],
+        segments_open=counts["open"],
+        segments_closed=counts["closed"],
+        segments_damaged=counts["damaged"],
+        segments_recovered=len(written) - freed,
+        segments_freed=freed,
+        flows=len(image.flows),
+        flows_interrupted=sum(flow.state == "interrupted" for flow in image.flows),
+        batches_dropped=sum(segment.batches_dropped for segment in image.segments),
+        seconds=seconds,
+        warnings=tuple(warnings),
+    )

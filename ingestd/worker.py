@@ -1,0 +1,459 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A worker as the daemon sees it: one core Worker and the thread it lives on.
+
+Invariants:
+ - The core's Worker is made, set up and run on this object's own thread, which
+   takes no signals, and whose end is always told by on_end().
+ - A segment is granted at most once, and none is lost on the way.
+ - fault_to_error() is the only place that words an errno of the core.
+
+grant_segments() belongs to one thread at a time (the pump), events() to one
+(the daemon's main thread); everything else may be called from any.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from ingestd.direct_io import DirectProfile, complete_profile
+from ingestd.errors import (
+    ConfigError,
+    EngineError,
+    IngestdError,
+    ListenError,
+    NotAStoreError,
+    ResourceError,
+    SystemCallError,
+)
+from ingestd.limits import memlock_advice
+
+if TYPE_CHECKING:
+    from ingestd.config import StoreSettings
+    from ingestd.core._core import CoreFault, DeviceProfile, Event
+    from ingestd.core._core import Worker as CoreWorker
+    from ingestd.store.serving import ServedStore
+
+SETUP_TIMEOUT_S: Final = 60.0
+NS_PER_S: Final = 1_000_000_000
+HUGEPAGE_BYTES: Final = 2 * 1024 * 1024  # AREA_HUGEPAGE_BYTES of core/area.h
+LISTENERS_MAX: Final = 16  # of core/intake.h
+PROTOCOL_RAW: Final = 1  # record_open.protocol of core/format.h
+IO_URING_DISABLED_PATH: Final = Path("/proc/sys/kernel/io_uring_disabled")
+
+
+class Core(Protocol):
+    """The module ingestd.core._core, or what stands in for it in a test."""
+
+    COMMAND_GRANT_SEGMENT: int
+    COMMAND_STORE_FULL: int
+    COMMAND_STOP_ACCEPTING: int
+    COMMAND_DRAIN: int
+    COMMAND_SET_FLUSH_INTERVAL: int
+    COMMAND_SET_COMMIT_INTERVAL: int
+    COMMAND_SET_IDLE_TIMEOUT: int
+    EVENT_FLOW_OPENED: int
+    EVENT_FLOW_SEALED: int
+    EVENT_FLOW_INTERRUPTED: int
+    EVENT_FLOW_REFUSED: int
+    EVENT_ACCEPT_FAILED: int
+    EVENT_STORE_FAILED: int
+    EVENT_STORE_FULL: int
+    EVENT_WRITE_RETRIED: int
+    EVENT_SEGMENT_OPENED: int
+    EVENT_SEGMENT_CLOSED: int
+    EVENT_BACKPRESSURE: int
+    HISTOGRAM_BOUNDS_NS: tuple[int, ...]
+    CoreFault: type[CoreFault]
+    Worker: type[CoreWorker]
+
+    def device_profile(self, fd: int) -> DeviceProfile: ...
+    def kernel_features(self) -> dict[str, bool]: ...
+
+
+def load_core() -> Core:
+    """Return the compiled core; imported late, as reading a store needs none of it."""
+    from ingestd.core import _core
+
+    return _core
+
+
+def device_profile(path: str) -> DirectProfile:
+    """Return what direct I/O on a device or file takes.
+
+    Raises NotAStoreError where the path cannot be opened for direct I/O, or
+    SystemCallError.
+    """
+    core = load_core()
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+    except OSError as error:
+        raise NotAStoreError(
+            f"{path} cannot be opened for direct I/O ({error.strerror}):"
+            " name a block device, or a file on a file system that has O_DIRECT"
+        ) from None
+    try:
+        return store_profile(core, fd, path)
+    finally:
+        os.close(fd)
+
+
+def store_profile(core: Core, fd: int, path: str) -> DirectProfile:
+    """Return what direct I/O on an open store takes. Raises what fault_to_error() makes."""
+    try:
+        alignments = core.device_profile(fd)
+    except core.CoreFault as fault:
+        raise fault_to_error(fault, path) from None
+    return complete_profile(alignments.mem_align, alignments.write_align, fd)
+
+
+def kernel_features(core: Core) -> dict[str, bool]:
+    """Return what the kernel's io_uring offers. Raises what fault_to_error() makes."""
+    try:
+        return core.kernel_features()
+    except core.CoreFault as fault:
+        raise fault_to_error(fault, "io_uring") from None
+
+
+class _Rule(NamedTuple):
+    """What an errno of a call means: class of the error, and the way out."""
+
+    call: str  # beginning of the call's name; "": any
+    errnos: tuple[int, ...]
+    error: type[IngestdError]
+    way_out: str
+
+
+# The first that fits counts.
+_RULES: Final = (
+    _Rule(
+        "",
+        (errno.EMFILE, errno.ENFILE),
+        ResourceError,
+        "raise LimitNOFILE in the systemd unit, or `ulimit -n`",
+    ),
+    _Rule("io_uring_register_buffers", (errno.ENOMEM, errno.EPERM), ResourceError, "{memlock}"),
+    _Rule(
+        "io_uring_register_buffers",
+        (errno.EFAULT, errno.E2BIG),
+        ConfigError,
+        "make the store's area smaller, as one registered buffer holds at most 1 GiB",
+    ),
+    _Rule(
+        "io_uring_",
+        (errno.EPERM, errno.EACCES),
+        EngineError,
+        "{disabled}",
+    ),
+    _Rule(
+        "io_uring_",
+        (errno.ENOSYS, errno.EINVAL),
+        EngineError,
+        "use Linux 6.1 or newer with CONFIG_IO_URING, as this kernel lacks what was asked for",
+    ),
+    _Rule("io_uring_", (errno.ENOMEM,), ResourceError, "{memlock}"),
+    _Rule(
+        "area",
+        (errno.EINVAL,),
+        ConfigError,
+        "make the store's area larger, or write_bytes_max or writes_in_flight_max smaller",
+    ),
+    _Rule(
+        "mmap",
+        (errno.E2BIG,),
+        ConfigError,
+        "make the store's area or writes_in_flight_max smaller, as area and the worker's own"
+        " part behind it must fit 1 GiB",
+    ),
+    _Rule(
+        "",
+        (errno.ENOMEM,),
+        ResourceError,
+        "make the store's area or flows_max smaller, or give the machine or the unit"
+        " (MemoryMax) more memory",
+    ),
+    _Rule(
+        "sched_setaffinity",
+        (errno.EINVAL, errno.EPERM),
+        ConfigError,
+        "name a CPU in the store's cpus that this process may use (taskset -cp shows them)",
+    ),
+    _Rule(
+        "pthread_setaffinity_np",
+        (errno.EINVAL, errno.EPERM),
+        ConfigError,
+        "name a CPU in the store's cpus that this process may use (taskset -cp shows them)",
+    ),
+)
+
+
+def fault_to_error(fault: CoreFault, subject: str, locked_bytes: int | None = None) -> IngestdError:
+    """Return the error that a failed call of the core is for its users.
+
+    subject: whom it befell, such as "worker data-0"; locked_bytes: what the
+    worker registers with its ring, for advice about RLIMIT_MEMLOCK.
+    """
+    code = fault.errno or 0
+    what = f"{subject}: {fault.call} for {fault.object_name} failed ({os.strerror(code)})"
+    for rule in _RULES:
+        if fault.call.startswith(rule.call) and code in rule.errnos:
+            way_out = rule.way_out.format(
+                memlock=memlock_advice(locked_bytes), disabled=_io_uring_advice()
+            )
+            return rule.error(f"{what}: {way_out}")
+    return SystemCallError(f"{what}: the kernel's log (dmesg) may say why")
+
+
+def _io_uring_advice() -> str:
+    """What stands between this process and io_uring; the sysctl is of Linux 6.6."""
+    try:
+        value = IO_URING_DISABLED_PATH.read_text(encoding="ascii").strip()
+    except OSError:
+        value = "0"
+    if value == "1":
+        return (
+            "kernel.io_uring_disabled is 1: set it to 0, or put the user into the group"
+            " that the sysctl kernel.io_uring_group names"
+        )
+    if value == "2":
+        return "kernel.io_uring_disabled is 2: set it to 0 with sysctl"
+    return "let the container's seccomp profile or the security module allow io_uring"
+
+
+class WorkerThread:
+    """One worker: start(), wait_ready(), add_listener(), run(), drain(), join()."""
+
+    def __init__(
+        self,
+        core: Core,
+        store: ServedStore,
+        settings: StoreSettings,
+        *,
+        store_name: str,
+        index: int,
+        profile: DirectProfile,
+        on_end: Callable[[], None],
+    ) -> None:
+        self.store_name = store_name
+        self.index = index
+        self.name = f"{store_name}-{index}"
+        self.store = store
+        self.error: BaseException | None = None  # why the thread ended, if not by a drain
+        self._core = core
+        self._settings = settings
+        self.profile = profile
+        self._on_end = on_end
+        self._worker: CoreWorker | None = None
+        self._is_ready = threading.Event()
+        self._may_run = threading.Event()
+        self._is_abandoned = False
+        self._has_ended = threading.Event()
+        self._run_begun_ns = 0
+        self._listeners_count = 0
+        self._is_full_told = False
+        self._grant_held: tuple[int, int] | None = None
+        # A thread that does not come back must not keep the process from ending.
+        self._thread = threading.Thread(target=self._main, name=self.name, daemon=True)
+
+    def start(self) -> None:
+        """Begin to set up; wait_ready() tells how that went."""
+        self._thread.start()
+
+    def wait_ready(self, timeout_s: float = SETUP_TIMEOUT_S) -> None:
+        """Return once the worker is set up, or raise why it could not be."""
+        if not self._is_ready.wait(timeout_s):
+            raise SystemCallError(
+                f"worker {self.name}: its setup took longer than {timeout_s:g} s:"
+                " make the store's area smaller, or look for a machine short of memory"
+            )
+        if self.error is not None:
+            raise self.error
+
+    def add_listener(
+        self, fd: int, index: int, name: str, idle_timeout_s: float, flows_max: int
+    ) -> None:
+        """Accept flows of the raw protocol on a listening socket; before run() only."""
+        assert self._run_begun_ns == 0, self.name
+        if self._listeners_count == LISTENERS_MAX:
+            raise ListenError(
+                f'listener "{name}": store "{self.store_name}" has {LISTENERS_MAX} addresses'
+                " already, and more cannot be served: spread the listeners over several stores"
+            )
+        self._listeners_count += 1
+        try:
+            self.core_worker.add_listener(
+                fd, index, name, PROTOCOL_RAW, int(idle_timeout_s * NS_PER_S), flows_max
+            )
+        except self._core.CoreFault as fault:
+            raise fault_to_error(fault, f'worker {self.name}, listener "{name}"') from None
+
+    def run(self) -> None:
+        """Let the loop begin."""
+        self._run_begun_ns = time.monotonic_ns()
+        self._may_run.set()
+
+    def stop_accepting(self) -> None:
+        """Take no more connections."""
+        self.core_worker.command(self._core.COMMAND_STOP_ACCEPTING)
+
+    def drain(self, timeout_s: float) -> None:
+        """Interrupt flows that are still open after a time; then the thread ends."""
+        self.core_worker.command(self._core.COMMAND_DRAIN, int(timeout_s * NS_PER_S))
+
+    def abandon(self) -> None:
+        """End the thread as soon as it can, whatever state it is in."""
+        self._is_abandoned = True
+        if self._may_run.is_set() and self._worker is not None and self.alive():
+            self.stop_accepting()
+            self.drain(0)
+        self._may_run.set()
+
+    def join(self, timeout_s: float) -> bool:
+        """Wait for the thread's end; tell whether it came."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout_s)
+        return not self.alive()
+
+    def alive(self) -> bool:
+        """Tell whether the thread has begun and not ended."""
+        return self._thread.is_alive() and not self._has_ended.is_set()
+
+    def set_intervals(self, flush_interval_s: float, commit_interval_s: float) -> None:
+        """Change both intervals of a running worker."""
+        core, worker = self._core, self.core_worker
+        worker.command(core.COMMAND_SET_FLUSH_INTERVAL, int(flush_interval_s * NS_PER_S))
+        worker.command(core.COMMAND_SET_COMMIT_INTERVAL, int(commit_interval_s * NS_PER_S))
+
+    def set_idle_timeout(self, listener_index: int, idle_timeout_s: float) -> None:
+        """Change a listener's time-out; 0: none."""
+        self.core_worker.command(
+            self._core.COMMAND_SET_IDLE_TIMEOUT, listener_index, int(idle_timeout_s * NS_PER_S)
+        )
+
+    def grant_segments(self) -> int:
+        """Give the worker the segments it wants, or tell it once that there are none.
+
+        Returns how many were granted. Cheap when none is wanted.
+        """
+        granted_count = 0
+        for _ in range(self.core_worker.segments_wanted()):
+            grant = self._grant_held or self.store.take_segment()
+            if grant is None:
+                self._tell_full()
+                break
+            if not self._post(self._core.COMMAND_GRANT_SEGMENT, *grant):
+                self._grant_held = grant
+                break
+            self._grant_held = None
+            self._is_full_told = False
+            granted_count += 1
+        return granted_count
+
+    def _tell_full(self) -> None:
+        if not self._is_full_told:
+            self._is_full_told = self._post(self._core.COMMAND_STORE_FULL)
+
+    def _post(self, kind: int, a: int = 0, b: int = 0) -> bool:
+        """Post a command; False when the box is full, and the next wake tries again."""
+        try:
+            self.core_worker.command(kind, a, b)
+        except self._core.CoreFault as fault:
+            if fault.errno != errno.EAGAIN:
+                raise
+            return False
+        return True
+
+    @property
+    def core_worker(self) -> CoreWorker:
+        """The core's side; there is one once wait_ready() has returned."""
+        assert self._worker is not None, f"worker {self.name} is not set up"
+        return self._worker
+
+    @property
+    def event_fd(self) -> int:
+        """Readable when grant_segments() or events() have something to do."""
+        return self.core_worker.event_fd
+
+    def events(self) -> list[Event]:
+        """Return, and forget, what happened."""
+        return self.core_worker.events()
+
+    def counters(self) -> dict[str, int]:
+        """Return the worker's counters, named as in core/stats.h."""
+        return self.core_worker.counters()
+
+    def histograms(self) -> dict[str, tuple[int, ...]]:
+        """Return counts per latency bucket."""
+        return self.core_worker.histograms()
+
+    def loop_age_s(self, now_ns: int | None = None) -> float:
+        """Return how long ago the loop last turned; 0 as long as it need not run."""
+        if self._run_begun_ns == 0 or not self.alive():
+            return 0.0
+        now_ns = time.monotonic_ns() if now_ns is None else now_ns
+        beat_ns = max(self._run_begun_ns, self.counters()["loop_beat_ns"])
+        return max(0, now_ns - beat_ns) / NS_PER_S
+
+    def _main(self) -> None:
+        """The thread: everything that must happen on the ring's own thread."""
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._worker = self._make()
+            self._worker.setup()
+            self._is_ready.set()
+            self._may_run.wait()
+            if not self._is_abandoned:
+                self._worker.run()
+        except self._core.CoreFault as fault:
+            subject = f"worker {self.name}"
+            self.error = fault_to_error(fault, subject, locked_bytes(self._settings))
+        except MemoryError:
+            self.error = ResourceError(
+                f"worker {self.name} could not be made: give the machine or the unit (MemoryMax)"
+                " more memory, and raise LimitNOFILE if it is near"
+            )
+        except BaseException as bug:
+            self.error = bug  # told by the main thread, which then ends the process
+        finally:
+            self._has_ended.set()
+            self._is_ready.set()
+            self._on_end()
+
+    def _make(self) -> CoreWorker:
+        settings, superblock, profile = self._settings, self.store.superblock, self.profile
+        return self._core.Worker(
+            store_fd=self.store.fd,
+            store_uuid=superblock.store_uuid,
+            segments_offset=superblock.segments_offset,
+            segment_bytes=superblock.segment_bytes,
+            block_bytes=superblock.block_bytes,
+            mem_align=profile.mem_align,
+            write_align=profile.write_align,
+            virt_mask=profile.virt_mask,
+            iovecs_max=profile.iovecs_max,
+            worker_index=self.index,
+            cpu=settings.cpus[self.index] if settings.cpus else -1,
+            area_bytes=settings.area,
+            write_bytes_max=settings.write_bytes_max,
+            writes_in_flight_max=settings.writes_in_flight_max,
+            flows_max=settings.flows_max,
+            flush_interval_ns=int(settings.flush_interval_s * NS_PER_S),
+            commit_interval_ns=int(settings.commit_interval_s * NS_PER_S),
+            # "auto": the recv engine's bytes have passed the CPU anyway.
+            checksum=settings.checksum != "none",
+        )
+
+
+def locked_bytes(settings: StoreSettings) -> int:
+    """Return what one worker of a store registers with its ring at most, bytes.
+
+    The area holds everything that is registered; its mapping is rounded up to
+    whole hugepages (core/area.h).
+    """
+    return -(-settings.area // HUGEPAGE_BYTES) * HUGEPAGE_BYTES

@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Runs the C tests of the pure core under AddressSanitizer and UBSan."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+
+import pytest
+
+from tests.support.native import PURE_SOURCES, SANITIZERS, TESTS, build_executable
+
+MODEL = TESTS / "core" / "plan_model.c"
+PROGRAMS = {
+    "test_buddy": (TESTS / "core" / "test_buddy.c",),
+    "test_commit": (TESTS / "core" / "test_commit.c",),
+    "test_flow": (TESTS / "core" / "test_flow.c",),
+    "test_frame": (TESTS / "core" / "test_frame.c",),
+    "test_plan": (TESTS / "core" / "test_plan.c", MODEL),
+    "test_segment": (TESTS / "core" / "test_segment.c",),
+}
+RUN_TIMEOUT_S = 60
+
+
+def test_every_c_test_is_run() -> None:
+    found = {path.stem for path in (TESTS / "core").glob("test_*.c")}
+    assert found == set(PROGRAMS)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_c_program(name: str) -> None:
+    program = build_executable(name, [*PROGRAMS[name], *PURE_SOURCES], flags=SANITIZERS)
+    done = subprocess.run(
+        [program], capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False
+    )
+    said = done.stdout + done.stderr
+    counts = re.search(r"^(\d+) passed, (\d+) failed$", done.stdout, re.MULTILINE)
+    assert counts is not None, said
+    assert done.returncode == 0, said
+    assert int(counts[1]) > 0, said
+    assert int(counts[2]) == 0, said

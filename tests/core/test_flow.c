@@ -1,0 +1,125 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The flow table, its queues, and the last line that a sender gets.
+ */
+#include "flow.h"
+
+#include <string.h>
+
+#include "answer.h"
+#include "harness.h"
+
+#define CAPACITY 4
+
+static struct flow *taken(struct flow_table *t)
+{
+    struct flow *f = flow_take(t);
+    f->phase = FLOW_POLLING;
+    return f;
+}
+
+static void a_full_table_gives_nothing(void)
+{
+    struct flow_table t;
+    struct flow *flows[CAPACITY];
+    CHECK_EQUAL(flow_table_init(&t, CAPACITY), 0);
+    for (int i = 0; i < CAPACITY; i++)
+        flows[i] = taken(&t);
+    CHECK(flow_take(&t) == NULL);
+    flow_give(&t, flows[2]);
+    struct flow *again = taken(&t);
+    CHECK_EQUAL(again->index, 2);
+    CHECK_EQUAL(again->slot_offset, UINT64_MAX);
+    CHECK_EQUAL(t.count, CAPACITY);
+    flow_table_destroy(&t);
+}
+
+static void waiting_is_first_come_first_served(void)
+{
+    struct flow_table t;
+    flow_table_init(&t, CAPACITY);
+    struct flow *a = taken(&t), *b = taken(&t), *c = taken(&t);
+    flow_wait(&t, a, QUEUE_STARVED, 1);
+    flow_wait(&t, b, QUEUE_STARVED, 2);
+    flow_wait(&t, c, QUEUE_STARVED, 3);
+    CHECK(flow_first(&t, QUEUE_STARVED) == a);
+    flow_wait(&t, b, QUEUE_NONE, 4); /* out of the middle */
+    flow_wait(&t, a, QUEUE_DIRTY, 5);
+    CHECK(flow_first(&t, QUEUE_STARVED) == c);
+    CHECK(flow_first(&t, QUEUE_DIRTY) == a);
+    CHECK_EQUAL(t.waiting[QUEUE_STARVED].count, 1);
+    flow_wait(&t, c, QUEUE_NONE, 6);
+    CHECK(flow_first(&t, QUEUE_STARVED) == NULL);
+    flow_table_destroy(&t);
+}
+
+static void the_least_active_flow_is_first(void)
+{
+    struct flow_table t;
+    struct flow_list idle = {FLOW_NONE, FLOW_NONE, 0};
+    flow_table_init(&t, CAPACITY);
+    struct flow *a = taken(&t), *b = taken(&t);
+    flow_idle_touch(&t, &idle, a);
+    CHECK_EQUAL(idle.count, 1);
+    flow_idle_touch(&t, &idle, a); /* alone in the list: stays */
+    CHECK_EQUAL(idle.count, 1);
+    flow_idle_touch(&t, &idle, b);
+    flow_idle_touch(&t, &idle, a);
+    CHECK_EQUAL(idle.head, b->index);
+    flow_idle_remove(&t, &idle, b);
+    flow_idle_remove(&t, &idle, b); /* already out: nothing happens */
+    CHECK_EQUAL(idle.count, 1);
+    flow_idle_remove(&t, &idle, a);
+    CHECK_EQUAL(idle.count, 0);
+    flow_table_destroy(&t);
+}
+
+static const char *answer(const struct flow *f, int store_errno)
+{
+    static char line[FLOW_LINE_BYTES];
+    size_t bytes = answer_format(f, store_errno, line, sizeof line);
+    CHECK_EQUAL(bytes, strlen(line));
+    CHECK(line[bytes - 1] == '\n');
+    return line;
+}
+
+static void a_receipt_is_one_line_of_json(void)
+{
+    struct flow f = {.opened = true, .state = FLOW_STATE_SEALED, .checksummed = true};
+    for (int i = 0; i < 16; i++)
+        f.id[i] = (uint8_t)(i * 17);
+    f.crc = 0xE3069283u;
+    f.durable_bytes = f.received_bytes = UINT64_MAX;
+    CHECK(strcmp(answer(&f, 0), "{\"flow\": \"00112233-4455-6677-8899-aabbccddeeff\", "
+                                "\"bytes\": 18446744073709551615, \"durable\": true, "
+                                "\"state\": \"sealed\", \"checksum\": \"crc32c:e3069283\"}\n") == 0);
+    f.checksummed = false;
+    CHECK(strstr(answer(&f, 0), "\"checksum\": null}") != NULL);
+}
+
+static void a_failed_store_never_says_sealed(void)
+{
+    struct flow f = {.opened = true, .state = FLOW_STATE_SEALED, .received_bytes = 10};
+    CHECK(strstr(answer(&f, 5), "\"sealed\"") == NULL);
+    CHECK(strstr(answer(&f, 5), "\"error\": \"store_failed\"") != NULL);
+    CHECK(strstr(answer(&f, 5), "\"durable\": false") != NULL);
+}
+
+static void every_reason_fits_its_line(void)
+{
+    for (uint8_t reason = 0; reason <= CLOSE_REASON_CHECKSUM; reason++) {
+        struct flow f = {.opened = reason % 2, .state = FLOW_STATE_INTERRUPTED, .reason = reason};
+        f.durable_bytes = UINT64_MAX;
+        CHECK(strstr(answer(&f, 0), f.opened ? "\"interrupted\"" : "\"refused\"") != NULL);
+    }
+}
+
+int main(void)
+{
+    static const struct harness_test tests[] = {
+        TEST(a_full_table_gives_nothing),       TEST(waiting_is_first_come_first_served),
+        TEST(the_least_active_flow_is_first),   TEST(a_receipt_is_one_line_of_json),
+        TEST(a_failed_store_never_says_sealed), TEST(every_reason_fits_its_line),
+    };
+    return harness_run(tests, sizeof tests / sizeof tests[0]);
+}

@@ -1,0 +1,168 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Placing batches in a segment, and the footer that tells of them.
+ */
+#include "segment.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "harness.h"
+#include "random.h"
+
+#define BLOCK 4096u
+#define BYTES (1u << 20)
+#define SPANS_MAX 2000
+#define FLOWS 50
+
+static const uint8_t store[16] = {1, 2, 3};
+static uint8_t *footer, *header;
+static struct record_span spans[SPANS_MAX];
+
+static struct segment opened(void)
+{
+    struct segment s;
+    segment_open(&s, 7, 42, 3 * BYTES, BYTES, BLOCK, footer, segment_footer_bytes_max(BYTES),
+                 spans, SPANS_MAX);
+    return s;
+}
+
+struct model {
+    uint8_t id[16];
+    uint64_t bytes;
+    struct segment_span_ref ref;
+    uint64_t first_offset;
+    uint32_t first_block, last_block, flags;
+    bool here;
+};
+
+/* One batch with some flows' extents and some OPEN records. */
+static bool add_batch(struct segment *s, struct model *flows, uint64_t *records_copied)
+{
+    struct frame f;
+    frame_begin(&f, header, BATCH_HEADER_BYTES_MAX);
+    uint32_t used[FLOWS], count = 1 + random_below(8), payload = 0;
+    uint64_t copies = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        struct frame_open o = {.listener = "lan", .listener_bytes = 3};
+        used[i] = random_below(FLOWS);
+        if (random_below(4) == 0)
+            copies += frame_add_open(&f, flows[used[i]].id, &o) == 0;
+        frame_add_extent(&f, flows[used[i]].id, 0, payload, 512, 0, 0);
+        payload += 512;
+    }
+    uint64_t bytes = frame_header_bytes(&f, BLOCK) + (payload + BLOCK - 1) / BLOCK * BLOCK;
+    if (!segment_fits(s, bytes, f.used, false))
+        return false;
+    struct frame_batch info = {.store_uuid = store, .block_bytes = BLOCK, .batch_bytes = bytes};
+    frame_finish(&f, &info);
+    segment_note_records(s, header);
+    for (uint32_t i = 0; i < count; i++) {
+        struct model *m = &flows[used[i]];
+        struct segment_touch t = {.flow = m->id,
+                                  .first_offset = m->bytes,
+                                  .end_offset = m->bytes + 512,
+                                  .crc_before = (uint32_t)m->bytes,
+                                  .crc_after = (uint32_t)m->bytes + 512};
+        segment_note_touch(s, &m->ref, &t);
+        if (!m->here) {
+            m->first_offset = m->bytes;
+            m->first_block = (uint32_t)(s->end_bytes / BLOCK);
+            m->here = true;
+        }
+        m->last_block = (uint32_t)(s->end_bytes / BLOCK);
+        m->bytes += 512;
+    }
+    segment_append(s, bytes, payload);
+    *records_copied += copies;
+    return true;
+}
+
+static void check_span(const struct record_span *n, const struct model *flows)
+{
+    const struct model *m = NULL;
+    for (int i = 0; i < FLOWS; i++)
+        if (memcmp(flows[i].id, n->head.flow, 16) == 0)
+            m = &flows[i];
+    CHECK(m != NULL && m->here);
+    CHECK_EQUAL(n->head.kind, RECORD_SPAN);
+    CHECK_EQUAL(n->first_offset, m->first_offset);
+    CHECK_EQUAL(n->end_offset, m->bytes);
+    CHECK_EQUAL(n->crc_before, (uint32_t)m->first_offset);
+    CHECK_EQUAL(n->crc_after, (uint32_t)m->bytes);
+    CHECK_EQUAL(n->first_batch_block, m->first_block);
+    CHECK_EQUAL(n->last_batch_block, m->last_block);
+}
+
+static void the_footer_tells_what_was_appended(void)
+{
+    struct model flows[FLOWS] = {0};
+    uint64_t copies = 0, offset;
+    for (int i = 0; i < FLOWS; i++) {
+        memset(flows[i].id, i + 1, 16);
+        flows[i].bytes = random_below(1000); /* began in another segment */
+    }
+    struct segment s = opened();
+    while (add_batch(&s, flows, &copies))
+        continue;
+    CHECK(s.batch_count > 10);
+    CHECK(!segment_fits(&s, BYTES / 8, 200, false));
+    s.committed_batches = s.batch_count;
+    uint64_t bytes = segment_footer(&s, store, 99, &offset);
+    const struct segment_footer *f = (const void *)(footer + bytes - BLOCK);
+    CHECK_EQUAL(offset + bytes, BYTES);
+    CHECK(s.end_bytes <= offset);
+    CHECK(memcmp(f->magic, FOOTER_MAGIC, 8) == 0);
+    CHECK_EQUAL(f->batch_count, s.batch_count);
+    CHECK_EQUAL(f->batches_end, s.end_bytes);
+    CHECK_EQUAL(f->records_offset, offset);
+    CHECK_EQUAL(f->record_count, copies + f->span_count);
+    CHECK_EQUAL(f->records_crc32c, frame_crc32c(0, footer, f->record_bytes));
+    struct segment_footer without = *f;
+    without.crc32c = 0;
+    CHECK_EQUAL(f->crc32c, frame_crc32c(0, &without, sizeof without));
+    uint64_t seen = 0;
+    for (uint8_t *at = footer; at < footer + f->record_bytes;) {
+        const struct record_head *r = (const void *)at;
+        if (r->kind == RECORD_SPAN)
+            check_span((const void *)at, flows), seen++;
+        at += r->record_bytes;
+    }
+    CHECK_EQUAL(seen, f->span_count);
+}
+
+static void last_words_may_use_the_reserve(void)
+{
+    struct segment s = opened();
+    while (segment_fits(&s, 16 * BLOCK, 200, false))
+        segment_append(&s, 16 * BLOCK, 0);
+    CHECK(segment_fits(&s, BLOCK, 200, true));
+    while (segment_fits(&s, BLOCK, 200, true))
+        segment_append(&s, BLOCK, 0); /* asserts that the footer still fits */
+    CHECK(s.end_bytes + 2 * BLOCK >= s.bytes - BLOCK);
+}
+
+static void an_empty_segment_takes_the_largest_batch(void)
+{
+    const uint64_t sizes[] = {SEGMENT_BYTES_MIN, 3u << 20, 64u << 20, SEGMENT_BYTES_MAX};
+    for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
+        struct segment s;
+        segment_open(&s, 0, 1, 0, sizes[i], BLOCK, footer, segment_footer_bytes_max(sizes[i]),
+                     spans, SPANS_MAX);
+        uint64_t most = segment_batch_bytes_max(sizes[i], BLOCK);
+        CHECK(segment_fits(&s, most, segment_header_bytes_max(sizes[i], BLOCK), false));
+    }
+}
+
+int main(void)
+{
+    static const struct harness_test tests[] = {
+        TEST(the_footer_tells_what_was_appended),
+        TEST(last_words_may_use_the_reserve),
+        TEST(an_empty_segment_takes_the_largest_batch),
+    };
+    random_seed();
+    footer = aligned_alloc(BLOCK, 1 << 20);
+    header = aligned_alloc(BLOCK, BATCH_HEADER_BYTES_MAX);
+    return harness_run(tests, sizeof tests / sizeof tests[0]);
+}

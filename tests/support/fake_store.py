@@ -1,0 +1,81 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A stand-in for a store that is served: a number of segments and a descriptor."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ingestd.store.serving import RecoverySummary
+from ingestd.store.superblock import Superblock
+
+MIB = 1024 * 1024
+
+
+def recovery(warnings: tuple[str, ...] = ()) -> RecoverySummary:
+    """Return what the recovery of a clean store says."""
+    return RecoverySummary(8, 0, 0, 0, 0, 0, 0, 0, 0, 0.001, warnings)
+
+
+@dataclass
+class FakeStore:
+    """Hands out segments 0, 1, ... and counts how often it was closed."""
+
+    path: str = os.devnull
+    segments_count: int = 8
+    fd: int = -1
+    closed_count: int = 0
+    taken_count: int = 0
+    recovery: RecoverySummary = field(default_factory=recovery)
+    mutex: threading.Lock = field(default_factory=threading.Lock)
+
+    def __post_init__(self) -> None:
+        self.fd = os.open(self.path, os.O_RDONLY)
+        self.superblock = Superblock(
+            store_uuid=bytes(range(16)),
+            generation=3,
+            store_bytes=(1 + 8 * self.segments_count) * MIB,
+            segments_offset=MIB,
+            segment_bytes=8 * MIB,
+            segment_count=self.segments_count,
+            block_bytes=4096,
+            label="",
+            created_ns=0,
+        )
+
+    @property
+    def segments_free_count(self) -> int:
+        return self.segments_count - self.taken_count
+
+    def take_segment(self) -> tuple[int, int] | None:
+        with self.mutex:
+            if self.taken_count == self.segments_count:
+                return None
+            self.taken_count += 1
+            return self.taken_count - 1, (3 << 32) + self.taken_count
+
+    def close(self) -> None:
+        self.closed_count += 1
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+@dataclass
+class FakeOpener:
+    """Stands in for open_for_serving: a FakeStore for each path, kept in stores."""
+
+    segments_count: int = 8
+    faults: dict[str, Exception] = field(default_factory=dict)
+    stores: dict[str, FakeStore] = field(default_factory=dict)
+
+    def __call__(self, path: str, *, expected_uuid: str | None = None) -> FakeStore:
+        assert expected_uuid is None
+        if path in self.faults:
+            raise self.faults[path]
+        store = FakeStore(segments_count=self.segments_count)
+        store.path = str(Path(path))
+        self.stores[path] = store
+        return store

@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Real block devices for tests: loop devices over files, and what can be put on them.
+
+Invariants: whatever a test does, leaving a context unmounts, thaws and detaches.
+Where the machine does not let us, the test is skipped and says so; with CI=true
+it fails, since there nobody would see the skip.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Final, NoReturn
+
+import pytest
+
+COMMAND_TIMEOUT_S: Final = 60.0
+SECTOR_BYTES: Final = 512  # of a partition table in the old style, whatever the device has
+
+
+def cannot(reason: str) -> NoReturn:
+    """Skip, visibly, what this machine does not permit; in continuous integration fail."""
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"with CI=true this must run: {reason}")
+    pytest.skip(reason)
+
+
+def run(*command: str | Path) -> str:
+    """Run a system command that must succeed and return what it printed."""
+    result = subprocess.run(
+        [str(word) for word in command],
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_TIMEOUT_S,
+        check=False,
+    )
+    assert result.returncode == 0, f"{command}: {result.stderr}"
+    return result.stdout.strip()
+
+
+def _attach(backing: Path, block_bytes: int, flags: tuple[str, ...]) -> Path:
+    command = ["losetup", "--find", "--show", "--sector-size", str(block_bytes), *flags]
+    try:
+        found = subprocess.run(
+            [*command, str(backing)], capture_output=True, text=True, timeout=60, check=False
+        )
+    except FileNotFoundError:
+        cannot("losetup is missing: apt-get install mount")
+    if found.returncode != 0:
+        cannot(f"no loop device can be had here: {found.stderr.strip()}")
+    return Path(found.stdout.strip())
+
+
+@contextmanager
+def loop_device(
+    backing: Path, size_bytes: int, block_bytes: int = 512, *flags: str, direct: bool = True
+) -> Iterator[Path]:
+    """Yield a loop device with logical blocks of block_bytes over a sparse file of size_bytes.
+
+    direct: the backing file is written with direct I/O, as by a real device.
+    """
+    with backing.open("wb") as file:
+        file.truncate(size_bytes)
+    device = _attach(backing, block_bytes, ("--direct-io=on", *flags) if direct else flags)
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", str(device)], timeout=60, check=False)
+        backing.unlink()
+
+
+@contextmanager
+def mounted(device: Path, directory: Path) -> Iterator[Path]:
+    """Yield a directory on which the device's file system is mounted."""
+    directory.mkdir(exist_ok=True)
+    result = subprocess.run(
+        ["mount", str(device), str(directory)], capture_output=True, text=True, check=False
+    )
+    if result.returncode != 0:
+        cannot(f"mounting is not permitted here: {result.stderr.strip()}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], timeout=60, check=False)
+
+
+def make_ext4(device: Path) -> None:
+    """Put an ext4 file system on the device."""
+    run("mkfs.ext4", "-q", "-F", device)
+
+
+@contextmanager
+def frozen(directory: Path) -> Iterator[None]:
+    """Let every write to a mounted file system wait, as on a device that hangs."""
+    run("fsfreeze", "--freeze", directory)
+    try:
+        yield
+    finally:
+        subprocess.run(["fsfreeze", "--unfreeze", str(directory)], timeout=60, check=False)
+
+
+def write_partition_table(device: Path, first_sector: int = 2048, sectors: int = 4096) -> None:
+    """Write an MBR with one Linux partition, and have the kernel read it."""
+    entry = struct.pack("<B3sB3sII", 0, bytes(3), 0x83, bytes(3), first_sector, sectors)
+    block = bytearray(device.stat().st_blksize or 4096)
+    block[446 : 446 + len(entry)] = entry
+    block[510:512] = b"\x55\xaa"
+    with device.open("r+b", buffering=0) as file:
+        file.write(block)
+        os.fsync(file.fileno())
+    run("partx", "--update", device)

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Stores to serve, in a file or on a block device, and configurations that name them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import tomli_w
+
+from support.daemon import format_store, run_ingestd
+from support.loop import loop_device
+
+MIB: Final = 1024 * 1024
+BLOCK_BYTES: Final = {"loop512": 512, "loop4096": 4096}
+
+
+@dataclass
+class StoreMaker:
+    """Makes stores of one kind below a directory; devices go when the stack is unwound."""
+
+    kind: str  # file, loop512 or loop4096
+    directory: Path
+    stack: ExitStack
+
+    @classmethod
+    def in_file(cls, directory: Path) -> StoreMaker:
+        """For stores in files, which need no cleaning up."""
+        return cls("file", directory, ExitStack())
+
+    @property
+    def is_device(self) -> bool:
+        """Whether the stores lie on block devices."""
+        return self.kind in BLOCK_BYTES
+
+    def __call__(self, size_bytes: int, *flags: str, name: str = "store") -> Path:
+        """Return the path of a fresh store that has size_bytes."""
+        path = self.directory / f"{name}.img"
+        if not self.is_device:
+            return format_store(path, *flags, size=str(size_bytes))
+        device = self.stack.enter_context(loop_device(path, size_bytes, BLOCK_BYTES[self.kind]))
+        run_ingestd("format", device, *flags)
+        return device
+
+
+def write_config(path: Path, **sections: Any) -> Path:
+    """Write tables as TOML; `store` and `listener` hold tables by name."""
+    path.write_text(tomli_w.dumps(sections), encoding="utf-8")
+    return path
+
+
+def store_config(path: Path, **settings: Any) -> Path:
+    """Write settings of the store "default", whose path comes from the command line."""
+    return write_config(path, store={"default": settings})
