@@ -13,8 +13,7 @@ struct refusal {
     const char *text;
 };
 
-static struct refusal refusal_for(uint8_t reason)
-{
+static struct refusal refusal_for(uint8_t reason) {
     switch (reason) {
     case CLOSE_REASON_IDLE:
         return (struct refusal){"idle_timeout", "no byte came for idle_timeout_s"};
@@ -29,8 +28,7 @@ static struct refusal refusal_for(uint8_t reason)
     }
 }
 
-static void format_id(const uint8_t id[16], char out[37])
-{
+static void format_id(const uint8_t id[16], char out[37]) {
     static const char digits[] = "0123456789abcdef";
     for (int i = 0; i < 16; i++) {
         if (i == 4 || i == 6 || i == 8 || i == 10)
@@ -41,8 +39,7 @@ static void format_id(const uint8_t id[16], char out[37])
     *out = 0;
 }
 
-static int format_receipt(const struct flow *f, const char *id, char *line, size_t capacity)
-{
+static int format_receipt(const struct flow *f, const char *id, char *line, size_t capacity) {
     char checksum[24] = "null";
     if (f->checksummed)
         snprintf(checksum, sizeof checksum, "\"crc32c:%08" PRIx32 "\"", f->crc);
@@ -53,11 +50,11 @@ static int format_receipt(const struct flow *f, const char *id, char *line, size
 }
 
 static int format_refusal(const struct flow *f, const char *id, int store_errno, char *line,
-                          size_t capacity)
-{
+                          size_t capacity) {
     struct refusal r = refusal_for(f->reason);
     if (store_errno != 0)
-        r = (struct refusal){"store_failed", "the store's device failed: bytes counts what is safe"};
+        r = (struct refusal){"store_failed",
+                             "the store's device failed: bytes counts what is safe"};
     bool whole = f->opened && f->durable_bytes == f->received_bytes;
     return snprintf(line, capacity,
                     "{\"flow\": %s%s%s, \"bytes\": %" PRIu64
@@ -67,8 +64,7 @@ static int format_refusal(const struct flow *f, const char *id, int store_errno,
                     f->opened ? "interrupted" : "refused", r.code, r.text);
 }
 
-size_t answer_format(const struct flow *f, int store_errno, char *line, size_t capacity)
-{
+size_t answer_format(const struct flow *f, int store_errno, char *line, size_t capacity) {
     char id[37];
     format_id(f->id, id);
     bool sealed = f->state == FLOW_STATE_SEALED && store_errno == 0;

@@ -12,15 +12,13 @@
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
 #endif
 
-static uint64_t round_up(uint64_t value, uint64_t unit)
-{
+static uint64_t round_up(uint64_t value, uint64_t unit) {
     return (value + unit - 1) / unit * unit;
 }
 
 /* Hugepages set aside by the operator come first; without them the kernel is
  * asked for transparent ones, which it may or may not have. */
-static uint8_t *map(struct area *a)
-{
+static uint8_t *map(struct area *a) {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS;
     void *p = mmap(NULL, a->mapping_bytes, PROT_READ | PROT_WRITE,
                    flags | MAP_HUGETLB | MAP_POPULATE, -1, 0);
@@ -42,8 +40,7 @@ static uint8_t *map(struct area *a)
 }
 
 int area_open(struct area *a, uint64_t slots_bytes, uint64_t slot_bytes_max, uint64_t own_bytes,
-              struct fault *fault)
-{
+              struct fault *fault) {
     char object[64];
     a->slots_bytes = slots_bytes;
     a->own_bytes = round_up(own_bytes, AREA_PAGE_BYTES);
@@ -61,16 +58,14 @@ int area_open(struct area *a, uint64_t slots_bytes, uint64_t slot_bytes_max, uin
     return 0;
 }
 
-void area_close(struct area *a)
-{
+void area_close(struct area *a) {
     buddy_destroy(&a->slots);
     if (a->base != NULL)
         munmap(a->base, a->mapping_bytes);
     a->base = NULL;
 }
 
-uint8_t *area_own(struct area *a, uint64_t bytes)
-{
+uint8_t *area_own(struct area *a, uint64_t bytes) {
     bytes = round_up(bytes, AREA_PAGE_BYTES);
     assert(a->own_used + bytes <= a->own_bytes);
     uint8_t *p = a->own + a->own_used;

@@ -15,13 +15,11 @@
  * one: the device is busy anyway, and what gathers shares a write and a flush. */
 #define URGENT_WRITES_MAX 2u
 
-uint64_t batch_pool_own_bytes(uint32_t count, uint32_t bounce_bytes)
-{
+uint64_t batch_pool_own_bytes(uint32_t count, uint32_t bounce_bytes) {
     return (uint64_t)count * (BATCH_HEADER_BYTES_MAX + bounce_bytes);
 }
 
-static int batch_open_memory(struct worker *w, struct batch *b, uint32_t index)
-{
+static int batch_open_memory(struct worker *w, struct batch *b, uint32_t index) {
     b->index = index;
     b->iov = calloc(BATCH_IOVECS_MAX, sizeof *b->iov);
     b->holds = calloc(BATCH_HOLDS_MAX, sizeof *b->holds);
@@ -31,8 +29,7 @@ static int batch_open_memory(struct worker *w, struct batch *b, uint32_t index)
     return b->iov && b->holds && b->touches ? 0 : -ENOMEM;
 }
 
-int batch_pool_open(struct worker *w, uint32_t count)
-{
+int batch_pool_open(struct worker *w, uint32_t count) {
     struct batch_pool *p = &w->batches;
     int code = 0;
     p->batches = calloc(count, sizeof *p->batches);
@@ -47,8 +44,7 @@ int batch_pool_open(struct worker *w, uint32_t count)
     return code < 0 ? fault_set(&w->fault, -code, "calloc", "batches") : 0;
 }
 
-void batch_pool_close(struct worker *w)
-{
+void batch_pool_close(struct worker *w) {
     struct batch_pool *p = &w->batches;
     for (uint32_t i = 0; i < p->count; i++) {
         free(p->batches[i].iov);
@@ -60,16 +56,15 @@ void batch_pool_close(struct worker *w)
     memset(p, 0, sizeof *p);
 }
 
-static struct batch *open_batch(struct worker *w)
-{
+static struct batch *open_batch(struct worker *w) {
     struct batch_pool *p = &w->batches;
     if (p->open != NULL || p->free_count == 0 || w->writer.failed)
         return p->open;
     struct batch *b = &p->batches[p->free[--p->free_count]];
-    uint32_t iovecs = p->profile.iovecs_max < BATCH_IOVECS_MAX ? p->profile.iovecs_max
-                                                               : BATCH_IOVECS_MAX;
-    plan_begin(&b->plan, b->iov, iovecs, b->header, p->header_bytes_max, b->bounce,
-               p->bounce_bytes, w->settings.checksum);
+    uint32_t iovecs =
+        p->profile.iovecs_max < BATCH_IOVECS_MAX ? p->profile.iovecs_max : BATCH_IOVECS_MAX;
+    plan_begin(&b->plan, b->iov, iovecs, b->header, p->header_bytes_max, b->bounce, p->bounce_bytes,
+               w->settings.checksum);
     b->opened_ns = w->now_ns;
     b->full = b->urgent = b->hurried = b->placed = false;
     b->rescued = w->writer.exhausted;
@@ -79,8 +74,7 @@ static struct batch *open_batch(struct worker *w)
 }
 
 /* Tries to place the open batch; true when a new one may be opened. */
-static bool close_open(struct worker *w)
-{
+static bool close_open(struct worker *w) {
     struct batch *b = w->batches.open;
     b->full = true;
     if (!writer_place(w, b))
@@ -90,8 +84,7 @@ static bool close_open(struct worker *w)
 }
 
 static void touch(struct batch *b, const struct flow *f, uint32_t bytes, uint32_t crc_before,
-                  uint32_t crc_after, uint32_t flags)
-{
+                  uint32_t crc_after, uint32_t flags) {
     struct batch_touch *t = b->touch_count ? &b->touches[b->touch_count - 1] : NULL;
     if (t == NULL || t->flow != f->index) {
         assert(b->touch_count < BATCH_TOUCHES_MAX);
@@ -109,8 +102,7 @@ static void touch(struct batch *b, const struct flow *f, uint32_t bytes, uint32_
     t->flags |= flags;
 }
 
-static bool add_open_record(struct worker *w, struct batch *b, struct flow *f)
-{
+static bool add_open_record(struct worker *w, struct batch *b, struct flow *f) {
     const struct listener *l = &w->listeners[f->listener];
     struct frame_open o = {
         .started_ns = f->started_ns,
@@ -129,8 +121,7 @@ static bool add_open_record(struct worker *w, struct batch *b, struct flow *f)
 }
 
 /* The open batch, with the flow's OPEN record written and room for its bytes. */
-static struct batch *batch_for(struct worker *w, struct flow *f, uint32_t bytes)
-{
+static struct batch *batch_for(struct worker *w, struct flow *f, uint32_t bytes) {
     const struct batch_pool *p = &w->batches;
     /* At most two extents come of one fragment, and a CLOSE may follow. */
     const uint32_t records = 2 * sizeof(struct record_extent) + sizeof(struct record_close);
@@ -151,9 +142,8 @@ static struct batch *batch_for(struct worker *w, struct flow *f, uint32_t bytes)
     }
 }
 
-uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes,
-                   uint32_t slack, uint64_t hold)
-{
+uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes, uint32_t slack,
+                   uint64_t hold) {
     struct plan_fragment fragment = {
         .flow = f->id,
         .stream_offset = f->stored_bytes,
@@ -183,8 +173,7 @@ uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t byt
     return taken;
 }
 
-bool batch_add_close(struct worker *w, struct flow *f)
-{
+bool batch_add_close(struct worker *w, struct flow *f) {
     struct batch *b = batch_for(w, f, 0);
     if (b == NULL)
         return false;
@@ -203,8 +192,7 @@ bool batch_add_close(struct worker *w, struct flow *f)
     return true;
 }
 
-uint64_t batch_turn(struct worker *w)
-{
+uint64_t batch_turn(struct worker *w) {
     struct batch *b = w->batches.open;
     if (b == NULL || b->touch_count == 0)
         return TIME_NEVER;
@@ -217,28 +205,24 @@ uint64_t batch_turn(struct worker *w)
     return due_ns;
 }
 
-static void release_holds(struct worker *w, struct batch *b)
-{
+static void release_holds(struct worker *w, struct batch *b) {
     for (uint32_t i = 0; i < b->hold_count; i++)
         w->engine->release(w, b->holds[i]);
     b->hold_count = 0;
 }
 
-void batch_release(struct worker *w, struct batch *b)
-{
+void batch_release(struct worker *w, struct batch *b) {
     assert(w->batches.open != b && w->batches.free_count < w->batches.count);
     release_holds(w, b);
     w->batches.free[w->batches.free_count++] = b->index;
 }
 
-void batch_hurry(struct worker *w)
-{
+void batch_hurry(struct worker *w) {
     if (w->batches.open != NULL)
         w->batches.open->hurried = true;
 }
 
-void batch_abandon(struct worker *w)
-{
+void batch_abandon(struct worker *w) {
     struct batch *b = w->batches.open;
     if (b == NULL)
         return;

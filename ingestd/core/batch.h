@@ -39,12 +39,12 @@ struct batch_touch {
 struct batch {
     struct plan_batch plan;
     uint64_t opened_ns;
-    uint64_t item;  /* of the commit, once placed */
-    bool full;      /* takes nothing more; waits to be placed */
-    bool urgent;    /* someone waits for its commit */
-    bool rescued;   /* holds last words only and may use the segment's reserve */
-    bool hurried;   /* to be written at once: memory is short */
-    bool placed;    /* has its place in a segment */
+    uint64_t item; /* of the commit, once placed */
+    bool full;     /* takes nothing more; waits to be placed */
+    bool urgent;   /* someone waits for its commit */
+    bool rescued;  /* holds last words only and may use the segment's reserve */
+    bool hurried;  /* to be written at once: memory is short */
+    bool placed;   /* has its place in a segment */
     uint32_t index;
     uint32_t hold_count;
     uint32_t touch_count;
@@ -76,8 +76,8 @@ void batch_pool_close(struct worker *w);
 /* Takes the bytes at data, which are the flow's next, into the open batch: as
  * many as it has room for. Returns the bytes taken, 0 when the caller must wait.
  * slack: bytes behind them that may be overwritten by padding. */
-uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes,
-                   uint32_t slack, uint64_t hold);
+uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes, uint32_t slack,
+                   uint64_t hold);
 
 /* Adds the flow's CLOSE record; false when the caller must wait. */
 bool batch_add_close(struct worker *w, struct flow *f);

@@ -8,8 +8,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-static void push(struct buddy *b, uint32_t node, uint32_t order)
-{
+static void push(struct buddy *b, uint32_t node, uint32_t order) {
     struct buddy_node *n = &b->nodes[node];
     assert(!n->is_free);
     n->order = (uint8_t)order;
@@ -21,8 +20,7 @@ static void push(struct buddy *b, uint32_t node, uint32_t order)
     b->heads[order] = node;
 }
 
-static void unlink_node(struct buddy *b, uint32_t node)
-{
+static void unlink_node(struct buddy *b, uint32_t node) {
     struct buddy_node *n = &b->nodes[node];
     assert(n->is_free);
     if (n->prev == BUDDY_NONE)
@@ -34,8 +32,7 @@ static void unlink_node(struct buddy *b, uint32_t node)
     n->is_free = 0;
 }
 
-int buddy_init(struct buddy *b, uint64_t total_bytes, uint64_t slot_bytes_max)
-{
+int buddy_init(struct buddy *b, uint64_t total_bytes, uint64_t slot_bytes_max) {
     uint32_t order_max = 0;
     while (buddy_slot_bytes(order_max) < slot_bytes_max)
         order_max++;
@@ -55,14 +52,12 @@ int buddy_init(struct buddy *b, uint64_t total_bytes, uint64_t slot_bytes_max)
     return 0;
 }
 
-void buddy_destroy(struct buddy *b)
-{
+void buddy_destroy(struct buddy *b) {
     free(b->nodes);
     b->nodes = NULL;
 }
 
-uint64_t buddy_take(struct buddy *b, uint32_t order)
-{
+uint64_t buddy_take(struct buddy *b, uint32_t order) {
     assert(order <= b->order_max);
     uint32_t have = order;
     while (have <= b->order_max && b->heads[have] == BUDDY_NONE)
@@ -80,8 +75,7 @@ uint64_t buddy_take(struct buddy *b, uint32_t order)
     return (uint64_t)node * SLOT_BYTES_MIN;
 }
 
-void buddy_give(struct buddy *b, uint64_t offset, uint32_t order)
-{
+void buddy_give(struct buddy *b, uint64_t offset, uint32_t order) {
     uint32_t node = (uint32_t)(offset / SLOT_BYTES_MIN);
     assert(offset % buddy_slot_bytes(order) == 0 && node < b->node_count);
     assert(!b->nodes[node].is_free && b->nodes[node].order == order);
@@ -97,8 +91,7 @@ void buddy_give(struct buddy *b, uint64_t offset, uint32_t order)
     push(b, node, order);
 }
 
-uint32_t buddy_order(const struct buddy *b, uint64_t bytes)
-{
+uint32_t buddy_order(const struct buddy *b, uint64_t bytes) {
     uint32_t order = 0;
     while (order < b->order_max && buddy_slot_bytes(order) < bytes)
         order++;

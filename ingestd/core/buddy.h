@@ -44,8 +44,7 @@ void buddy_give(struct buddy *b, uint64_t offset, uint32_t order);
 /* Smallest order whose slot holds that many bytes, at most order_max. */
 uint32_t buddy_order(const struct buddy *b, uint64_t bytes);
 
-static inline uint64_t buddy_slot_bytes(uint32_t order)
-{
+static inline uint64_t buddy_slot_bytes(uint32_t order) {
     return (uint64_t)SLOT_BYTES_MIN << order;
 }
 

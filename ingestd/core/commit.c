@@ -7,25 +7,21 @@
 #include <assert.h>
 #include <string.h>
 
-void commit_init(struct commit *c)
-{
+void commit_init(struct commit *c) {
     memset(c, 0, sizeof *c);
 }
 
-bool commit_has_room(const struct commit *c)
-{
+bool commit_has_room(const struct commit *c) {
     return c->next_item - c->written_upto < COMMIT_WINDOW;
 }
 
-uint64_t commit_begin(struct commit *c)
-{
+uint64_t commit_begin(struct commit *c) {
     assert(commit_has_room(c));
     c->written[c->next_item % COMMIT_WINDOW] = 0;
     return c->next_item++;
 }
 
-void commit_written(struct commit *c, uint64_t item, uint64_t now_ns)
-{
+void commit_written(struct commit *c, uint64_t item, uint64_t now_ns) {
     assert(item >= c->written_upto && item < c->next_item);
     assert(!c->written[item % COMMIT_WINDOW]);
     c->written[item % COMMIT_WINDOW] = 1;
@@ -35,8 +31,7 @@ void commit_written(struct commit *c, uint64_t item, uint64_t now_ns)
         c->written_upto++;
 }
 
-void commit_want(struct commit *c, uint64_t item)
-{
+void commit_want(struct commit *c, uint64_t item) {
     assert(item < c->next_item);
     if (item < c->flushing_upto)
         return;
@@ -46,8 +41,7 @@ void commit_want(struct commit *c, uint64_t item)
         c->wanted_upto = item + 1;
 }
 
-uint64_t commit_due_ns(const struct commit *c, uint64_t interval_ns)
-{
+uint64_t commit_due_ns(const struct commit *c, uint64_t interval_ns) {
     if (c->flushing || c->written_upto == c->committed_upto)
         return UINT64_MAX;
     if (c->wanted_upto > c->committed_upto && c->written_upto > c->wanted_first)
@@ -55,8 +49,7 @@ uint64_t commit_due_ns(const struct commit *c, uint64_t interval_ns)
     return c->oldest_ns + interval_ns;
 }
 
-uint64_t commit_flush(struct commit *c)
-{
+uint64_t commit_flush(struct commit *c) {
     assert(!c->flushing && c->written_upto > c->committed_upto);
     c->flushing = true;
     c->flushing_upto = c->written_upto;
@@ -66,8 +59,7 @@ uint64_t commit_flush(struct commit *c)
     return c->flushing_upto;
 }
 
-void commit_done(struct commit *c, uint64_t now_ns)
-{
+void commit_done(struct commit *c, uint64_t now_ns) {
     assert(c->flushing && c->flushing_upto > c->committed_upto);
     c->flushing = false;
     c->committed_upto = c->flushing_upto;

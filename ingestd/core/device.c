@@ -13,8 +13,7 @@
 #define STORE_FILE 0 /* index of the store in the ring's file table */
 #define AREA_BUFFER 0
 
-int device_open(struct worker *w, uint32_t write_count)
-{
+int device_open(struct worker *w, uint32_t write_count) {
     struct device *d = &w->device;
     d->writes = calloc(write_count, sizeof *d->writes);
     if (d->writes == NULL)
@@ -30,18 +29,16 @@ int device_open(struct worker *w, uint32_t write_count)
     return 0;
 }
 
-void device_close(struct worker *w)
-{
+void device_close(struct worker *w) {
     free(w->device.writes);
     w->device.writes = NULL;
 }
 
-static void prepare(struct worker *w, struct device_write *d)
-{
+static void prepare(struct worker *w, struct device_write *d) {
     struct io_uring_sqe *sqe = worker_sqe(w);
     if (d->iov_count == 1) {
-        io_uring_prep_write_fixed(sqe, STORE_FILE, d->iov[0].iov_base,
-                                  (unsigned)d->iov[0].iov_len, d->offset, AREA_BUFFER);
+        io_uring_prep_write_fixed(sqe, STORE_FILE, d->iov[0].iov_base, (unsigned)d->iov[0].iov_len,
+                                  d->offset, AREA_BUFFER);
     } else {
         io_uring_prep_writev(sqe, STORE_FILE, d->iov, d->iov_count, d->offset);
         if (w->device.writev_fixed) {
@@ -54,8 +51,7 @@ static void prepare(struct worker *w, struct device_write *d)
     sqe->user_data = uring_tag(TAG_WRITE, d->index);
 }
 
-void device_submit(struct worker *w, struct device_write *d)
-{
+void device_submit(struct worker *w, struct device_write *d) {
     assert(!d->in_flight && d->iov_count > 0 && d->bytes > 0);
     d->in_flight = true;
     d->tries = 0;
@@ -66,8 +62,7 @@ void device_submit(struct worker *w, struct device_write *d)
 }
 
 void device_submit_single(struct worker *w, struct device_write *d, void *data, uint64_t bytes,
-                          uint64_t offset)
-{
+                          uint64_t offset) {
     d->single = (struct iovec){data, bytes};
     d->iov = &d->single;
     d->iov_count = 1;
@@ -76,8 +71,7 @@ void device_submit_single(struct worker *w, struct device_write *d, void *data, 
     device_submit(w, d);
 }
 
-void device_flush(struct worker *w)
-{
+void device_flush(struct worker *w) {
     struct io_uring_sqe *sqe = worker_sqe(w);
     assert(!w->device.flush_in_flight);
     io_uring_prep_fsync(sqe, STORE_FILE, IORING_FSYNC_DATASYNC);
@@ -89,8 +83,7 @@ void device_flush(struct worker *w)
 
 /* Behind a short write the rest is tried alone: it either goes or gives the
  * errno that says why. */
-static void skip_written(struct device_write *d, uint64_t written)
-{
+static void skip_written(struct device_write *d, uint64_t written) {
     d->offset += written;
     d->bytes -= written;
     while (written >= d->iov[0].iov_len) {
@@ -103,8 +96,7 @@ static void skip_written(struct device_write *d, uint64_t written)
 }
 
 /* A device may refuse for a moment: a retry costs little, a failed store a night. */
-static bool retry(struct worker *w, struct device_write *d, int code)
-{
+static bool retry(struct worker *w, struct device_write *d, int code) {
     if (++d->tries >= DEVICE_TRIES_MAX || w->writer.failed)
         return false;
     STAT_ADD(w, write_retries, 1);
@@ -113,8 +105,7 @@ static bool retry(struct worker *w, struct device_write *d, int code)
     return true;
 }
 
-void device_write_complete(struct worker *w, uint32_t index, int result)
-{
+void device_write_complete(struct worker *w, uint32_t index, int result) {
     struct device_write *d = &w->device.writes[index];
     assert(index < w->device.write_count && d->in_flight);
     bool whole = result >= 0 && (uint64_t)result == d->bytes;
@@ -138,8 +129,7 @@ void device_write_complete(struct worker *w, uint32_t index, int result)
     writer_write_done(w, d);
 }
 
-void device_flush_complete(struct worker *w, int result)
-{
+void device_flush_complete(struct worker *w, int result) {
     assert(w->device.flush_in_flight);
     w->device.flush_in_flight = false;
     if (result < 0) {

@@ -6,8 +6,7 @@
 
 #include "worker.h"
 
-void engine_finish(struct worker *w, struct flow *f)
-{
+void engine_finish(struct worker *w, struct flow *f) {
     flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
     if (f->stop)
         intake_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, 0);
@@ -17,8 +16,7 @@ void engine_finish(struct worker *w, struct flow *f)
         intake_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
 }
 
-void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, struct flow *f))
-{
+void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, struct flow *f)) {
     struct flow *f;
     while ((f = flow_first(&w->flows, QUEUE_BLOCKED)) != NULL) {
         if (f->phase == FLOW_CLOSING) {
@@ -33,8 +31,7 @@ void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, st
     }
 }
 
-void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag)
-{
+void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag) {
     struct io_uring_sqe *sqe = worker_sqe(w);
     io_uring_prep_cancel64(sqe, uring_tag(tag, f->index), 0);
     sqe->user_data = uring_tag(TAG_CANCEL, f->index);

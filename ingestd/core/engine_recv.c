@@ -22,14 +22,12 @@
 #define HOLD_ORDER_MASK (SLOT_BYTES_MIN - 1ull)
 static_assert(BUDDY_ORDERS_MAX <= SLOT_BYTES_MIN, "order fits into a hold");
 
-static int recv_open(struct worker *w)
-{
+static int recv_open(struct worker *w) {
     (void)w; /* the area is registered by the worker for its writes; no more is needed */
     return 0;
 }
 
-static void arm_poll(struct worker *w, struct flow *f)
-{
+static void arm_poll(struct worker *w, struct flow *f) {
     struct io_uring_sqe *sqe = worker_sqe(w);
     io_uring_prep_poll_add(sqe, f->fd, POLLIN | POLLRDHUP);
     sqe->user_data = uring_tag(TAG_POLL, f->index);
@@ -37,8 +35,7 @@ static void arm_poll(struct worker *w, struct flow *f)
     f->polled = true;
 }
 
-static void arm_receive(struct worker *w, struct flow *f)
-{
+static void arm_receive(struct worker *w, struct flow *f) {
     struct io_uring_sqe *sqe = worker_sqe(w);
     uint64_t room = buddy_slot_bytes(f->slot_order) - f->slot_filled;
     assert(f->slot_offset != UINT64_MAX && room > 0);
@@ -53,16 +50,14 @@ static void arm_receive(struct worker *w, struct flow *f)
 
 /* Half the area divided by the flows that receive: large slots for few flows,
  * small ones for many, and always some left for the writes. */
-static uint32_t order_max(const struct worker *w)
-{
+static uint32_t order_max(const struct worker *w) {
     uint64_t receiving = w->flows.waiting[QUEUE_DIRTY].count + w->flows.waiting[QUEUE_ARMED].count;
     uint64_t share = w->area.slots_bytes / (2 * (receiving + 1));
     uint32_t order = buddy_order(&w->area.slots, share);
     return order > 0 && buddy_slot_bytes(order) > share ? order - 1 : order;
 }
 
-static bool take_slot(struct worker *w, struct flow *f, uint32_t order)
-{
+static bool take_slot(struct worker *w, struct flow *f, uint32_t order) {
     uint32_t most = order_max(w);
     f->slot_order = order < most ? order : most;
     f->slot_filled = 0;
@@ -73,35 +68,31 @@ static bool take_slot(struct worker *w, struct flow *f, uint32_t order)
     return true;
 }
 
-static void slot_left_flow(struct worker *w, struct flow *f)
-{
+static void slot_left_flow(struct worker *w, struct flow *f) {
     STAT_ADD(w, area_receiving_bytes, -buddy_slot_bytes(f->slot_order));
     f->slot_offset = UINT64_MAX;
     f->slot_filled = 0;
 }
 
-static void give_slot(struct worker *w, struct flow *f)
-{
+static void give_slot(struct worker *w, struct flow *f) {
     if (f->slot_offset == UINT64_MAX)
         return;
     buddy_give(&w->area.slots, f->slot_offset, f->slot_order);
     slot_left_flow(w, f);
 }
 
-static void recv_release(struct worker *w, uint64_t hold)
-{
+static void recv_release(struct worker *w, uint64_t hold) {
     uint32_t order = (uint32_t)(hold & HOLD_ORDER_MASK);
     buddy_give(&w->area.slots, hold & ~HOLD_ORDER_MASK, order);
     STAT_ADD(w, area_writing_bytes, -buddy_slot_bytes(order));
 }
 
 /* Hands the slot's bytes to a batch, and the slot with them. */
-static bool deliver(struct worker *w, struct flow *f)
-{
+static bool deliver(struct worker *w, struct flow *f) {
     uint64_t slot_bytes = buddy_slot_bytes(f->slot_order);
-    uint32_t taken = batch_add(w, f, w->area.base + f->slot_offset, f->slot_filled,
-                               (uint32_t)(slot_bytes - f->slot_filled),
-                               f->slot_offset | f->slot_order);
+    uint32_t taken =
+        batch_add(w, f, w->area.base + f->slot_offset, f->slot_filled,
+                  (uint32_t)(slot_bytes - f->slot_filled), f->slot_offset | f->slot_order);
     if (taken == 0)
         return false;
     assert(taken == f->slot_filled); /* no slot is larger than a batch's payload */
@@ -112,8 +103,7 @@ static bool deliver(struct worker *w, struct flow *f)
 
 /* Goes on receiving: into what is left of the slot, or into a new one sized to
  * what waits in the socket. */
-static void receive(struct worker *w, struct flow *f)
-{
+static void receive(struct worker *w, struct flow *f) {
     int pending = 0;
     if (f->slot_offset == UINT64_MAX) {
         uint32_t order = f->slot_order + 1; /* it filled the last one: more is to come */
@@ -131,11 +121,9 @@ static void receive(struct worker *w, struct flow *f)
 }
 
 /* The one place that decides what a flow does next, given what it has. */
-static void advance(struct worker *w, struct flow *f)
-{
+static void advance(struct worker *w, struct flow *f) {
     bool over = f->eof || f->error || f->stop;
-    bool full = f->slot_offset != UINT64_MAX &&
-                f->slot_filled == buddy_slot_bytes(f->slot_order);
+    bool full = f->slot_offset != UINT64_MAX && f->slot_filled == buddy_slot_bytes(f->slot_order);
     bool none = f->slot_filled == 0;
     if (!none && !f->drop && (over || full || f->flush_due) && !deliver(w, f)) {
         f->phase = FLOW_BLOCKED;
@@ -165,8 +153,7 @@ static void advance(struct worker *w, struct flow *f)
         arm_poll(w, f);
 }
 
-static void received(struct worker *w, struct flow *f, int result)
-{
+static void received(struct worker *w, struct flow *f, int result) {
     f->cancelling = false;
     if (result > 0) {
         f->slot_filled += (uint32_t)result;
@@ -181,8 +168,7 @@ static void received(struct worker *w, struct flow *f, int result)
 }
 
 static void recv_complete(struct worker *w, enum uring_tag tag, struct flow *f,
-                          const struct io_uring_cqe *cqe)
-{
+                          const struct io_uring_cqe *cqe) {
     if (tag == TAG_RECEIVE) {
         received(w, f, cqe->res);
     } else if (tag == TAG_POLL) {
@@ -193,15 +179,13 @@ static void recv_complete(struct worker *w, enum uring_tag tag, struct flow *f,
     }
 }
 
-static void cancel_receive(struct worker *w, struct flow *f)
-{
+static void cancel_receive(struct worker *w, struct flow *f) {
     if (!f->cancelling)
         engine_cancel(w, f, TAG_RECEIVE);
     f->cancelling = true;
 }
 
-static void recv_stop(struct worker *w, struct flow *f)
-{
+static void recv_stop(struct worker *w, struct flow *f) {
     assert(f->stop && !f->ended);
     if (f->phase == FLOW_RECEIVING) {
         cancel_receive(w, f);
@@ -213,8 +197,7 @@ static void recv_stop(struct worker *w, struct flow *f)
 }
 
 /* What has waited for flush_interval goes to a batch, full or not. */
-static uint64_t flush_aged(struct worker *w, enum flow_queue queue)
-{
+static uint64_t flush_aged(struct worker *w, enum flow_queue queue) {
     struct flow *f;
     while ((f = flow_first(&w->flows, queue)) != NULL) {
         uint64_t due_ns = f->since_ns + w->settings.flush_interval_ns;
@@ -230,8 +213,7 @@ static uint64_t flush_aged(struct worker *w, enum flow_queue queue)
     return TIME_NEVER;
 }
 
-static void serve_starved(struct worker *w)
-{
+static void serve_starved(struct worker *w) {
     struct flow *f;
     while ((f = flow_first(&w->flows, QUEUE_STARVED)) != NULL) {
         receive(w, f);
@@ -240,8 +222,7 @@ static void serve_starved(struct worker *w)
     }
 }
 
-static uint64_t recv_turn(struct worker *w)
-{
+static uint64_t recv_turn(struct worker *w) {
     engine_serve_blocked(w, advance);
     serve_starved(w);
     STAT_SET(w, area_free_bytes, w->area.slots.free_bytes);
@@ -250,14 +231,12 @@ static uint64_t recv_turn(struct worker *w)
     return time_min(dirty_ns, armed_ns);
 }
 
-static void recv_start(struct worker *w, struct flow *f)
-{
+static void recv_start(struct worker *w, struct flow *f) {
     f->phase = FLOW_POLLING;
     arm_poll(w, f);
 }
 
-static void recv_close(struct worker *w)
-{
+static void recv_close(struct worker *w) {
     (void)w;
 }
 

@@ -31,14 +31,12 @@
 #define RELIEF_ORDER_SHIFT 56
 #define STARVED_RETRY_NS 1000000ull
 
-uint64_t zcrx_relief_bytes(uint64_t area_bytes)
-{
+uint64_t zcrx_relief_bytes(uint64_t area_bytes) {
     uint64_t eighth = area_bytes / 8 / RELIEF_SLOT_BYTES_MAX * RELIEF_SLOT_BYTES_MAX;
     return eighth > RELIEF_SLOT_BYTES_MAX ? eighth : RELIEF_SLOT_BYTES_MAX;
 }
 
-static int zcrx_open(struct worker *w)
-{
+static int zcrx_open(struct worker *w) {
     struct zcrx *z = &w->zcrx;
     int code = zcrx_open_queue(w);
     if (code < 0)
@@ -47,10 +45,10 @@ static int zcrx_open(struct worker *w)
     z->fragments = calloc(z->fragment_count, sizeof *z->fragments);
     uint64_t relief_bytes = zcrx_relief_bytes(w->area.slots_bytes);
     z->relief_base = area_own(&w->area, relief_bytes);
-    bool out_of_memory = z->fragments == NULL ||
-                         refill_init(&z->refill, z->chunk_count, zcrx_chunk_shift(z),
-                                     z->fragment_count * 16) < 0 ||
-                         buddy_init(&z->relief, relief_bytes, RELIEF_SLOT_BYTES_MAX) < 0;
+    bool out_of_memory =
+        z->fragments == NULL ||
+        refill_init(&z->refill, z->chunk_count, zcrx_chunk_shift(z), z->fragment_count * 16) < 0 ||
+        buddy_init(&z->relief, relief_bytes, RELIEF_SLOT_BYTES_MAX) < 0;
     if (out_of_memory)
         return fault_set(&w->fault, ENOMEM, "calloc", "account of the area's chunks");
     for (uint32_t i = 0; i < z->fragment_count; i++)
@@ -64,8 +62,7 @@ static int zcrx_open(struct worker *w)
     return 0;
 }
 
-static void zcrx_close(struct worker *w)
-{
+static void zcrx_close(struct worker *w) {
     struct zcrx *z = &w->zcrx;
     if (z->region != NULL)
         munmap(z->region, z->region_bytes);
@@ -75,8 +72,7 @@ static void zcrx_close(struct worker *w)
     memset(z, 0, sizeof *z);
 }
 
-static void arm(struct worker *w, struct flow *f)
-{
+static void arm(struct worker *w, struct flow *f) {
     struct io_uring_sqe *sqe = worker_sqe(w);
     io_uring_prep_rw(URING_OP_RECV_ZC, sqe, f->fd, NULL, 0, 0);
     sqe->ioprio = IORING_RECV_MULTISHOT;
@@ -87,8 +83,7 @@ static void arm(struct worker *w, struct flow *f)
     f->phase = FLOW_RECEIVING;
 }
 
-static void zcrx_release(struct worker *w, uint64_t hold)
-{
+static void zcrx_release(struct worker *w, uint64_t hold) {
     if (hold & BATCH_HOLD_COPIED) {
         uint32_t order = (uint32_t)(hold >> RELIEF_ORDER_SHIFT) & 0x7f;
         buddy_give(&w->zcrx.relief, hold & ((1ull << RELIEF_ORDER_SHIFT) - 1), order);
@@ -97,8 +92,7 @@ static void zcrx_release(struct worker *w, uint64_t hold)
     refill_return(&w->zcrx.refill, hold);
 }
 
-static uint8_t *data_of(struct worker *w, uint64_t hold)
-{
+static uint8_t *data_of(struct worker *w, uint64_t hold) {
     if (hold & BATCH_HOLD_COPIED)
         return w->zcrx.relief_base + (hold & ((1ull << RELIEF_ORDER_SHIFT) - 1));
     return w->area.base + hold;
@@ -106,8 +100,7 @@ static uint8_t *data_of(struct worker *w, uint64_t hold)
 
 /* Hands bytes to batches until all are taken; returns how many were. A fragment
  * that two batches share has two holders. */
-static uint32_t hand_over(struct worker *w, struct flow *f, uint64_t hold, uint32_t bytes)
-{
+static uint32_t hand_over(struct worker *w, struct flow *f, uint64_t hold, uint32_t bytes) {
     bool copied = (hold & BATCH_HOLD_COPIED) != 0;
     uint32_t done = 0;
     while (done < bytes) {
@@ -123,16 +116,14 @@ static uint32_t hand_over(struct worker *w, struct flow *f, uint64_t hold, uint3
     return done;
 }
 
-static struct zcrx_fragment *fragment_at(struct worker *w, uint32_t index)
-{
+static struct zcrx_fragment *fragment_at(struct worker *w, uint32_t index) {
     assert(index < w->zcrx.fragment_count);
     return &w->zcrx.fragments[index];
 }
 
 /* Puts what no batch took at the end of the flow's list; false when the table
  * is used up. */
-static bool append_pending(struct worker *w, struct flow *f, uint64_t hold, uint32_t bytes)
-{
+static bool append_pending(struct worker *w, struct flow *f, uint64_t hold, uint32_t bytes) {
     struct zcrx *z = &w->zcrx;
     uint32_t index = z->fragment_free;
     if (index == FLOW_NONE)
@@ -149,8 +140,7 @@ static bool append_pending(struct worker *w, struct flow *f, uint64_t hold, uint
     return true;
 }
 
-static void pop_pending(struct worker *w, struct flow *f)
-{
+static void pop_pending(struct worker *w, struct flow *f) {
     struct zcrx *z = &w->zcrx;
     uint32_t index = f->fragment_head;
     struct zcrx_fragment *n = fragment_at(w, index);
@@ -163,8 +153,7 @@ static void pop_pending(struct worker *w, struct flow *f)
 }
 
 /* Gives the flow's pending fragments to batches, or up. True when none is left. */
-static bool settle_pending(struct worker *w, struct flow *f)
-{
+static bool settle_pending(struct worker *w, struct flow *f) {
     while (f->fragment_head != FLOW_NONE) {
         struct zcrx_fragment *n = fragment_at(w, f->fragment_head);
         if (f->drop) {
@@ -181,14 +170,12 @@ static bool settle_pending(struct worker *w, struct flow *f)
     return true;
 }
 
-static bool chunks_are_short(const struct worker *w)
-{
+static bool chunks_are_short(const struct worker *w) {
     return w->zcrx.refill.chunks_lent > w->zcrx.chunk_count / 4 * 3;
 }
 
 /* The one place that decides what a flow does next, given what it has. */
-static void advance(struct worker *w, struct flow *f)
-{
+static void advance(struct worker *w, struct flow *f) {
     bool over = f->eof || f->error || f->stop;
     if (!settle_pending(w, f)) {
         if (f->armed && !f->cancelling) {
@@ -212,8 +199,7 @@ static void advance(struct worker *w, struct flow *f)
     }
 }
 
-static void delivered(struct worker *w, struct flow *f, uint64_t offset, uint32_t bytes)
-{
+static void delivered(struct worker *w, struct flow *f, uint64_t offset, uint32_t bytes) {
     uint32_t taken = 0;
     refill_delivered(&w->zcrx.refill, offset);
     intake_received(w, f, bytes);
@@ -236,8 +222,7 @@ static void delivered(struct worker *w, struct flow *f, uint64_t offset, uint32_
 }
 
 /* The multishot receive has ended; result says why. */
-static void ended(struct worker *w, struct flow *f, int result)
-{
+static void ended(struct worker *w, struct flow *f, int result) {
     f->armed = false;
     f->cancelling = false;
     if (result == 0)
@@ -251,8 +236,7 @@ static void ended(struct worker *w, struct flow *f, int result)
 }
 
 static void zcrx_complete(struct worker *w, enum uring_tag tag, struct flow *f,
-                          const struct io_uring_cqe *cqe)
-{
+                          const struct io_uring_cqe *cqe) {
     if (tag != TAG_RECEIVE)
         return; /* what a cancel found, its receive tells */
     if (cqe->res > 0) {
@@ -263,8 +247,7 @@ static void zcrx_complete(struct worker *w, enum uring_tag tag, struct flow *f,
         ended(w, f, cqe->res > 0 ? -ENOSPC : cqe->res);
 }
 
-static void zcrx_stop(struct worker *w, struct flow *f)
-{
+static void zcrx_stop(struct worker *w, struct flow *f) {
     assert(f->stop && !f->ended);
     if (f->armed && !f->cancelling) {
         engine_cancel(w, f, TAG_RECEIVE);
@@ -276,21 +259,19 @@ static void zcrx_stop(struct worker *w, struct flow *f)
 
 /* Data that waits in sockets occupies chunks: all receive buffers together are
  * kept near half of the area. SO_RCVBUF is doubled by the kernel: socket(7). */
-static void bound_receive_buffer(struct worker *w, const struct flow *f)
-{
-    uint32_t flows = w->flows.count > RECEIVE_BUFFER_FLOWS_MIN ? w->flows.count
-                                                               : RECEIVE_BUFFER_FLOWS_MIN;
+static void bound_receive_buffer(struct worker *w, const struct flow *f) {
+    uint32_t flows =
+        w->flows.count > RECEIVE_BUFFER_FLOWS_MIN ? w->flows.count : RECEIVE_BUFFER_FLOWS_MIN;
     uint64_t bytes = w->area.slots_bytes / 2 / flows;
     bytes = time_min(bytes, RECEIVE_BUFFER_BYTES_MAX);
-    int value = bytes < RECEIVE_BUFFER_BYTES_MIN ? (int)RECEIVE_BUFFER_BYTES_MIN / 2
-                                                 : (int)(bytes / 2);
+    int value =
+        bytes < RECEIVE_BUFFER_BYTES_MIN ? (int)RECEIVE_BUFFER_BYTES_MIN / 2 : (int)(bytes / 2);
     setsockopt(f->fd, SOL_SOCKET, SO_RCVBUF, &value, sizeof value);
 }
 
 /* Which rx queue the connection came by: ours, another worker's, or one that
  * is not set up for zero copy. Returns whether the flow stays here. */
-static bool is_ours(struct worker *w, struct flow *f)
-{
+static bool is_ours(struct worker *w, struct flow *f) {
     struct zcrx *z = &w->zcrx;
     unsigned napi = 0;
     socklen_t bytes = sizeof napi;
@@ -306,16 +287,14 @@ static bool is_ours(struct worker *w, struct flow *f)
     return true;
 }
 
-void zcrx_event(struct worker *w, uint32_t type)
-{
+void zcrx_event(struct worker *w, uint32_t type) {
     if (type == ABI_ZCRX_EVENT_ALLOC_FAIL)
         STAT_ADD(w, alloc_failures, 1);
     batch_hurry(w);
     zcrx_arm_event(w, type);
 }
 
-static void zcrx_start(struct worker *w, struct flow *f)
-{
+static void zcrx_start(struct worker *w, struct flow *f) {
     if (!is_ours(w, f))
         return;
     bound_receive_buffer(w, f);
@@ -324,8 +303,7 @@ static void zcrx_start(struct worker *w, struct flow *f)
 
 /* Copies what a flow has waiting into one relief slot after the other, and
  * gives the chunks back. */
-static void copy_out(struct worker *w, struct flow *f)
-{
+static void copy_out(struct worker *w, struct flow *f) {
     struct zcrx *z = &w->zcrx;
     uint32_t index = f->fragment_head;
     while (index != FLOW_NONE && chunks_are_short(w)) {
@@ -346,8 +324,7 @@ static void copy_out(struct worker *w, struct flow *f)
 
 /* The relief valve: TCP's out-of-order queue holds chunks too, and with none
  * left for a retransmission it would hold them for ever. */
-static void relieve(struct worker *w)
-{
+static void relieve(struct worker *w) {
     if (w->zcrx.refill.chunks_lent > w->zcrx.chunk_count / 2)
         batch_hurry(w);
     uint32_t index = w->flows.waiting[QUEUE_BLOCKED].head;
@@ -361,8 +338,7 @@ static void relieve(struct worker *w)
 
 /* Chunks come back by our writes, but also when sockets are read or closed, of
  * which nobody tells: so starved flows also try again after a while. */
-static uint64_t serve_starved(struct worker *w)
-{
+static uint64_t serve_starved(struct worker *w) {
     struct flow *f;
     while ((f = flow_first(&w->flows, QUEUE_STARVED)) != NULL) {
         if (f->since_ns + STARVED_RETRY_NS > w->now_ns)
@@ -373,8 +349,7 @@ static uint64_t serve_starved(struct worker *w)
     return TIME_NEVER;
 }
 
-static uint64_t zcrx_turn(struct worker *w)
-{
+static uint64_t zcrx_turn(struct worker *w) {
     struct zcrx *z = &w->zcrx;
     engine_serve_blocked(w, advance);
     relieve(w);

@@ -16,8 +16,7 @@ struct fault {
 };
 
 /* Keeps the first fault and returns -code, so that callers can return it. */
-static inline int fault_set(struct fault *f, int code, const char *call, const char *object)
-{
+static inline int fault_set(struct fault *f, int code, const char *call, const char *object) {
     if (f->code == 0) {
         f->code = code;
         snprintf(f->call, sizeof f->call, "%s", call);

@@ -10,19 +10,16 @@
 #include <stdlib.h>
 #include <string.h>
 
-static void list_init(struct flow_list *l)
-{
+static void list_init(struct flow_list *l) {
     *l = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
 }
 
-static struct flow_link *link_at(struct flow_table *t, uint32_t index, size_t link_offset)
-{
+static struct flow_link *link_at(struct flow_table *t, uint32_t index, size_t link_offset) {
     return (struct flow_link *)((char *)&t->flows[index] + link_offset);
 }
 
 static void list_append(struct flow_table *t, struct flow_list *l, uint32_t index,
-                        size_t link_offset)
-{
+                        size_t link_offset) {
     struct flow_link *n = link_at(t, index, link_offset);
     n->next = FLOW_NONE;
     n->prev = l->tail;
@@ -35,8 +32,7 @@ static void list_append(struct flow_table *t, struct flow_list *l, uint32_t inde
 }
 
 static void list_remove(struct flow_table *t, struct flow_list *l, uint32_t index,
-                        size_t link_offset)
-{
+                        size_t link_offset) {
     struct flow_link *n = link_at(t, index, link_offset);
     assert(l->count > 0);
     if (n->prev == FLOW_NONE)
@@ -51,8 +47,7 @@ static void list_remove(struct flow_table *t, struct flow_list *l, uint32_t inde
     l->count--;
 }
 
-int flow_table_init(struct flow_table *t, uint32_t capacity)
-{
+int flow_table_init(struct flow_table *t, uint32_t capacity) {
     /* calloc leaves pages of flows never used untouched: they cost no memory. */
     t->flows = calloc(capacity, sizeof *t->flows);
     if (t->flows == NULL)
@@ -66,14 +61,12 @@ int flow_table_init(struct flow_table *t, uint32_t capacity)
     return 0;
 }
 
-void flow_table_destroy(struct flow_table *t)
-{
+void flow_table_destroy(struct flow_table *t) {
     free(t->flows);
     t->flows = NULL;
 }
 
-struct flow *flow_take(struct flow_table *t)
-{
+struct flow *flow_take(struct flow_table *t) {
     struct flow *f;
     if (t->free_head != FLOW_NONE) {
         f = &t->flows[t->free_head];
@@ -93,8 +86,7 @@ struct flow *flow_take(struct flow_table *t)
     return f;
 }
 
-void flow_give(struct flow_table *t, struct flow *f)
-{
+void flow_give(struct flow_table *t, struct flow *f) {
     assert(f->phase != FLOW_FREE && f->queue == QUEUE_NONE);
     assert(f->ops_in_flight == 0 && f->acks_pending == 0 && f->slot_offset == UINT64_MAX);
     f->phase = FLOW_FREE;
@@ -103,8 +95,7 @@ void flow_give(struct flow_table *t, struct flow *f)
     t->count--;
 }
 
-void flow_wait(struct flow_table *t, struct flow *f, enum flow_queue queue, uint64_t since_ns)
-{
+void flow_wait(struct flow_table *t, struct flow *f, enum flow_queue queue, uint64_t since_ns) {
     const size_t at = offsetof(struct flow, wait);
     if (f->queue != QUEUE_NONE)
         list_remove(t, &t->waiting[f->queue], f->index, at);
@@ -114,22 +105,19 @@ void flow_wait(struct flow_table *t, struct flow *f, enum flow_queue queue, uint
         list_append(t, &t->waiting[queue], f->index, at);
 }
 
-struct flow *flow_first(const struct flow_table *t, enum flow_queue queue)
-{
+struct flow *flow_first(const struct flow_table *t, enum flow_queue queue) {
     uint32_t head = t->waiting[queue].head;
     return head == FLOW_NONE ? NULL : &t->flows[head];
 }
 
-void flow_idle_touch(struct flow_table *t, struct flow_list *list, struct flow *f)
-{
+void flow_idle_touch(struct flow_table *t, struct flow_list *list, struct flow *f) {
     if (list->tail == f->index)
         return;
     flow_idle_remove(t, list, f);
     list_append(t, list, f->index, offsetof(struct flow, idle));
 }
 
-void flow_idle_remove(struct flow_table *t, struct flow_list *list, struct flow *f)
-{
+void flow_idle_remove(struct flow_table *t, struct flow_list *list, struct flow *f) {
     bool linked = f->idle.prev != FLOW_NONE || f->idle.next != FLOW_NONE || list->head == f->index;
     if (linked)
         list_remove(t, list, f->index, offsetof(struct flow, idle));

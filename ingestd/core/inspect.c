@@ -16,30 +16,26 @@ static const char *const stats_names[] = {
 #undef STATS_NAME
 };
 
-const char *stats_name(int index)
-{
+const char *stats_name(int index) {
     return stats_names[index];
 }
 
-uint64_t stats_value(const struct worker *w, int index)
-{
+uint64_t stats_value(const struct worker *w, int index) {
     return __atomic_load_n((const uint64_t *)&w->stats + index, __ATOMIC_RELAXED);
 }
 
-uint64_t histogram_count(const struct histogram *h, int bucket)
-{
+uint64_t histogram_count(const struct histogram *h, int bucket) {
     return __atomic_load_n(&h->counts[bucket], __ATOMIC_RELAXED);
 }
 
-uint64_t histogram_bound_ns(int bucket)
-{
+uint64_t histogram_bound_ns(int bucket) {
     static const uint64_t bounds[] = {HISTOGRAM_BOUNDS_NS_LIST};
     return bounds[bucket];
 }
 
 struct feature {
     const char *name;
-    unsigned opcode;     /* of the kernel's probe, or 0 */
+    unsigned opcode;      /* of the kernel's probe, or 0 */
     unsigned setup_flags; /* a ring can be made with these */
 };
 
@@ -50,13 +46,11 @@ static const struct feature features[FEATURES_COUNT] = {
     {"recv_zc", URING_OP_RECV_ZC, 0},
 };
 
-const char *feature_name(int index)
-{
+const char *feature_name(int index) {
     return features[index].name;
 }
 
-int feature_query(int index)
-{
+int feature_query(int index) {
     const struct feature *f = &features[index];
     struct io_uring ring;
     struct io_uring_params p = {.flags = f->setup_flags};
@@ -74,8 +68,7 @@ int feature_query(int index)
     return have;
 }
 
-int direct_io_alignment(int fd, uint32_t *mem_align, uint32_t *write_align)
-{
+int direct_io_alignment(int fd, uint32_t *mem_align, uint32_t *write_align) {
     struct statx x = {0};
     if (syscall(SYS_statx, fd, "", AT_EMPTY_PATH, STATX_DIOALIGN, &x) != 0)
         return -errno;

@@ -22,8 +22,7 @@
 #define DISCARD_BYTES (1u << 20)
 
 /* UUID version 7 (RFC 9562): 48 bits of Unix time in ms, then random bits. */
-static void make_id(struct worker *w, uint8_t id[16])
-{
+static void make_id(struct worker *w, uint8_t id[16]) {
     if (w->id_random_used == 0 || w->id_random_used + 10 > sizeof w->id_random) {
         size_t have = 0;
         while (have < sizeof w->id_random) {
@@ -41,8 +40,7 @@ static void make_id(struct worker *w, uint8_t id[16])
     id[8] = (uint8_t)((id[8] & 0x3f) | 0x80);
 }
 
-static void note_peer(struct flow *f, const struct sockaddr_storage *peer)
-{
+static void note_peer(struct flow *f, const struct sockaddr_storage *peer) {
     if (peer->ss_family == AF_INET) {
         const struct sockaddr_in *in = (const void *)peer;
         f->peer_family = 4;
@@ -57,8 +55,7 @@ static void note_peer(struct flow *f, const struct sockaddr_storage *peer)
     }
 }
 
-static void arm_accept(struct worker *w, struct listener *l)
-{
+static void arm_accept(struct worker *w, struct listener *l) {
     struct io_uring_sqe *sqe = worker_sqe(w);
     l->peer_bytes = sizeof l->peer;
     io_uring_prep_accept(sqe, l->fd, (struct sockaddr *)&l->peer, &l->peer_bytes, SOCK_CLOEXEC);
@@ -66,8 +63,7 @@ static void arm_accept(struct worker *w, struct listener *l)
     l->accepting = true;
 }
 
-static void accept_failed(struct worker *w, struct listener *l, int code)
-{
+static void accept_failed(struct worker *w, struct listener *l, int code) {
     /* A peer that left before it was accepted is no failure of ours. */
     if (code == ECANCELED || code == ECONNABORTED || code == EINTR || code == EAGAIN)
         return;
@@ -76,8 +72,7 @@ static void accept_failed(struct worker *w, struct listener *l, int code)
     worker_event(w, EVENT_ACCEPT_FAILED, NULL, code, (int)l->index, 0);
 }
 
-static void begin(struct worker *w, struct listener *l, int fd)
-{
+static void begin(struct worker *w, struct listener *l, int fd) {
     struct flow *f = flow_take(&w->flows);
     assert(f != NULL); /* an accept is armed only while there is room for its flow */
     f->fd = fd;
@@ -98,8 +93,7 @@ static void begin(struct worker *w, struct listener *l, int fd)
         intake_interrupt(w, f, CLOSE_REASON_STORE_FULL, true);
 }
 
-void intake_accepted(struct worker *w, uint32_t listener, int result)
-{
+void intake_accepted(struct worker *w, uint32_t listener, int result) {
     struct listener *l = &w->listeners[listener];
     assert(l->accepting);
     l->accepting = false;
@@ -110,8 +104,7 @@ void intake_accepted(struct worker *w, uint32_t listener, int result)
     begin(w, l, result);
 }
 
-void intake_adopt(struct worker *w, uint32_t listener_index, int fd)
-{
+void intake_adopt(struct worker *w, uint32_t listener_index, int fd) {
     uint32_t i = 0;
     while (i < w->listener_count && w->listeners[i].index != listener_index)
         i++;
@@ -129,8 +122,7 @@ void intake_adopt(struct worker *w, uint32_t listener_index, int fd)
     l->peer = peer;
 }
 
-bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner)
-{
+bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
     if (f->adopted || !worker_event(w, EVENT_FLOW_ELSEWHERE, f, (int)owner, f->fd, 0))
         return false;
     struct listener *l = &w->listeners[f->listener];
@@ -142,16 +134,14 @@ bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner)
     return true;
 }
 
-void intake_received(struct worker *w, struct flow *f, uint32_t bytes)
-{
+void intake_received(struct worker *w, struct flow *f, uint32_t bytes) {
     f->received_bytes += bytes;
     f->active_ns = w->now_ns;
     STAT_ADD(w, received_bytes, bytes);
     flow_idle_touch(&w->flows, &w->listeners[f->listener].idle, f);
 }
 
-static void hang_up(struct worker *w, struct flow *f)
-{
+static void hang_up(struct worker *w, struct flow *f) {
     flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
     close(f->fd);
     f->fd = -1;
@@ -159,8 +149,7 @@ static void hang_up(struct worker *w, struct flow *f)
     intake_gone(w, f);
 }
 
-static void send_answer(struct worker *w, struct flow *f)
-{
+static void send_answer(struct worker *w, struct flow *f) {
     f->line_bytes = (uint16_t)answer_format(f, w->writer.failed, f->line, sizeof f->line);
     f->phase = FLOW_ANSWERING;
     struct io_uring_sqe *sqe = worker_sqe(w);
@@ -169,8 +158,7 @@ static void send_answer(struct worker *w, struct flow *f)
     f->ops_in_flight++;
 }
 
-void intake_closed(struct worker *w, struct flow *f)
-{
+void intake_closed(struct worker *w, struct flow *f) {
     bool stored = f->opened;
     assert(f->ended && f->phase == FLOW_CLOSING);
     flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
@@ -190,8 +178,7 @@ void intake_closed(struct worker *w, struct flow *f)
         send_answer(w, f);
 }
 
-bool intake_retry_close(struct worker *w, struct flow *f)
-{
+bool intake_retry_close(struct worker *w, struct flow *f) {
     assert(f->phase == FLOW_CLOSING);
     if (f->state == FLOW_STATE_SEALED && f->stored_bytes != f->received_bytes) {
         /* Bytes were given up with a batch that the full store could not take. */
@@ -211,14 +198,12 @@ bool intake_retry_close(struct worker *w, struct flow *f)
     return true;
 }
 
-void intake_unclosed(struct worker *w, struct flow *f)
-{
+void intake_unclosed(struct worker *w, struct flow *f) {
     assert(f->phase == FLOW_CLOSING);
     flow_wait(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
 }
 
-void intake_gone(struct worker *w, struct flow *f)
-{
+void intake_gone(struct worker *w, struct flow *f) {
     assert(f->phase == FLOW_GONE);
     if (f->ops_in_flight > 0 || f->acks_pending > 0)
         return;
@@ -226,14 +211,12 @@ void intake_gone(struct worker *w, struct flow *f)
     flow_give(&w->flows, f);
 }
 
-static void close_unsealed(struct worker *w, struct flow *f)
-{
+static void close_unsealed(struct worker *w, struct flow *f) {
     f->state = FLOW_STATE_INTERRUPTED;
     intake_closed(w, f);
 }
 
-void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason, int error)
-{
+void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason, int error) {
     assert(!f->ended && f->slot_offset == UINT64_MAX);
     f->ended = true;
     f->state = state;
@@ -251,8 +234,7 @@ void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason,
     }
 }
 
-void intake_interrupt(struct worker *w, struct flow *f, uint8_t reason, bool drop)
-{
+void intake_interrupt(struct worker *w, struct flow *f, uint8_t reason, bool drop) {
     if (f->ended || f->stop)
         return;
     f->stop = true;
@@ -261,8 +243,7 @@ void intake_interrupt(struct worker *w, struct flow *f, uint8_t reason, bool dro
     w->engine->stop(w, f);
 }
 
-void intake_interrupt_all(struct worker *w, uint8_t reason, bool drop)
-{
+void intake_interrupt_all(struct worker *w, uint8_t reason, bool drop) {
     for (uint32_t i = 0; i < w->flows.used_upto; i++) {
         struct flow *f = &w->flows.flows[i];
         if (f->phase == FLOW_FREE)
@@ -277,8 +258,7 @@ void intake_interrupt_all(struct worker *w, uint8_t reason, bool drop)
     }
 }
 
-void intake_refuse_silent(struct worker *w)
-{
+void intake_refuse_silent(struct worker *w) {
     for (uint32_t i = 0; i < w->flows.used_upto; i++) {
         struct flow *f = &w->flows.flows[i];
         if (f->phase != FLOW_FREE && f->received_bytes == 0)
@@ -286,8 +266,7 @@ void intake_refuse_silent(struct worker *w)
     }
 }
 
-static void discard(struct worker *w, struct flow *f)
-{
+static void discard(struct worker *w, struct flow *f) {
     struct io_uring_sqe *sqe = worker_sqe(w);
     /* TCP drops what it would have copied when asked with MSG_TRUNC: tcp(7). */
     io_uring_prep_recv(sqe, f->fd, NULL, DISCARD_BYTES, MSG_TRUNC);
@@ -295,8 +274,7 @@ static void discard(struct worker *w, struct flow *f)
     f->ops_in_flight++;
 }
 
-static void answered(struct worker *w, struct flow *f, int result)
-{
+static void answered(struct worker *w, struct flow *f, int result) {
     bool early = !f->eof;
     if (!early || result < 0) {
         hang_up(w, f);
@@ -308,8 +286,7 @@ static void answered(struct worker *w, struct flow *f, int result)
     discard(w, f);
 }
 
-void intake_complete(struct worker *w, enum uring_tag tag, struct flow *f, int result)
-{
+void intake_complete(struct worker *w, enum uring_tag tag, struct flow *f, int result) {
     if (tag == TAG_SEND)
         answered(w, f, result);
     else if (tag == TAG_DISCARD && f->phase == FLOW_LINGERING && result > 0)
@@ -318,8 +295,7 @@ void intake_complete(struct worker *w, enum uring_tag tag, struct flow *f, int r
         hang_up(w, f);
 }
 
-static uint64_t end_lingering(struct worker *w)
-{
+static uint64_t end_lingering(struct worker *w) {
     struct flow *f;
     while ((f = flow_first(&w->flows, QUEUE_LINGER)) != NULL) {
         if (f->since_ns + LINGER_NS > w->now_ns)
@@ -330,8 +306,7 @@ static uint64_t end_lingering(struct worker *w)
     return TIME_NEVER;
 }
 
-static uint64_t end_idle(struct worker *w, struct listener *l)
-{
+static uint64_t end_idle(struct worker *w, struct listener *l) {
     while (l->idle_timeout_ns != 0 && l->idle.head != FLOW_NONE) {
         struct flow *f = &w->flows.flows[l->idle.head];
         uint64_t due_ns = f->active_ns + l->idle_timeout_ns;
@@ -343,10 +318,9 @@ static uint64_t end_idle(struct worker *w, struct listener *l)
     return TIME_NEVER;
 }
 
-static uint64_t accept_more(struct worker *w, struct listener *l)
-{
-    bool room = l->flow_count < l->flows_max &&
-                w->flows.count + w->listener_count < w->flows.capacity;
+static uint64_t accept_more(struct worker *w, struct listener *l) {
+    bool room =
+        l->flow_count < l->flows_max && w->flows.count + w->listener_count < w->flows.capacity;
     if (l->stopped || l->accepting || !room)
         return TIME_NEVER;
     if (l->retry_ns > w->now_ns)
@@ -355,8 +329,7 @@ static uint64_t accept_more(struct worker *w, struct listener *l)
     return TIME_NEVER;
 }
 
-uint64_t intake_turn(struct worker *w)
-{
+uint64_t intake_turn(struct worker *w) {
     uint64_t next_ns = end_lingering(w);
     for (uint32_t i = 0; i < w->listener_count; i++) {
         next_ns = time_min(next_ns, end_idle(w, &w->listeners[i]));
@@ -365,8 +338,7 @@ uint64_t intake_turn(struct worker *w)
     return next_ns;
 }
 
-void intake_stop_accepting(struct worker *w)
-{
+void intake_stop_accepting(struct worker *w) {
     for (uint32_t i = 0; i < w->listener_count; i++) {
         struct listener *l = &w->listeners[i];
         if (!l->stopped && l->accepting) {

@@ -33,10 +33,10 @@ struct listener {
     uint32_t flow_count;
     char name[LISTENER_NAME_BYTES];
     struct flow_list idle;
-    bool accepting;      /* an accept is under way */
-    bool cancelling;     /* ... and being cancelled */
-    bool stopped;        /* no more accepts */
-    uint64_t retry_ns;   /* not before, after an accept failed */
+    bool accepting;    /* an accept is under way */
+    bool cancelling;   /* ... and being cancelled */
+    bool stopped;      /* no more accepts */
+    uint64_t retry_ns; /* not before, after an accept failed */
     struct sockaddr_storage peer;
     socklen_t peer_bytes;
 };

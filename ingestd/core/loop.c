@@ -13,28 +13,24 @@
 #define SUBMIT_TRIES_MAX 1000u
 #define BACKPRESSURE_TOLD_NS 1000000000ull
 
-static uint64_t clock_ns(clockid_t clock)
-{
+static uint64_t clock_ns(clockid_t clock) {
     struct timespec t;
     clock_gettime(clock, &t);
     return (uint64_t)t.tv_sec * 1000000000ull + (uint64_t)t.tv_nsec;
 }
 
-static void read_clock(struct worker *w)
-{
+static void read_clock(struct worker *w) {
     w->now_ns = clock_ns(CLOCK_MONOTONIC);
     w->realtime_delta_ns = (int64_t)(clock_ns(CLOCK_REALTIME) - w->now_ns);
     STAT_SET(w, loop_beat_ns, w->now_ns);
     STAT_ADD(w, loop_turns, 1);
 }
 
-uint64_t worker_unix_ns(const struct worker *w)
-{
+uint64_t worker_unix_ns(const struct worker *w) {
     return (uint64_t)((int64_t)w->now_ns + w->realtime_delta_ns);
 }
 
-struct io_uring_sqe *worker_sqe(struct worker *w)
-{
+struct io_uring_sqe *worker_sqe(struct worker *w) {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&w->ring);
     for (uint32_t i = 0; sqe == NULL && i < SUBMIT_TRIES_MAX; i++) {
         io_uring_submit(&w->ring);
@@ -44,16 +40,13 @@ struct io_uring_sqe *worker_sqe(struct worker *w)
     return sqe;
 }
 
-static void arm_command(struct worker *w)
-{
+static void arm_command(struct worker *w) {
     struct io_uring_sqe *sqe = worker_sqe(w);
-    io_uring_prep_read(sqe, w->mailbox.command_fd, &w->command_buffer, sizeof w->command_buffer,
-                       0);
+    io_uring_prep_read(sqe, w->mailbox.command_fd, &w->command_buffer, sizeof w->command_buffer, 0);
     sqe->user_data = uring_tag(TAG_COMMAND, 0);
 }
 
-static void obey(struct worker *w, const struct command *c)
-{
+static void obey(struct worker *w, const struct command *c) {
     switch (c->kind) {
     case COMMAND_GRANT_SEGMENT:
         writer_grant(w, (uint32_t)c->a, c->b);
@@ -87,8 +80,7 @@ static void obey(struct worker *w, const struct command *c)
     }
 }
 
-static void obey_all(struct worker *w)
-{
+static void obey_all(struct worker *w) {
     struct command c;
     while (mailbox_take(&w->mailbox, &c))
         obey(w, &c);
@@ -96,8 +88,7 @@ static void obey_all(struct worker *w)
 }
 
 static void flow_complete(struct worker *w, enum uring_tag tag, uint32_t index,
-                          const struct io_uring_cqe *cqe)
-{
+                          const struct io_uring_cqe *cqe) {
     struct flow *f = &w->flows.flows[index];
     assert(index < w->flows.used_upto && f->phase != FLOW_FREE && f->ops_in_flight > 0);
     if (!(cqe->flags & IORING_CQE_F_MORE))
@@ -110,8 +101,7 @@ static void flow_complete(struct worker *w, enum uring_tag tag, uint32_t index,
         intake_gone(w, f);
 }
 
-static void complete(struct worker *w, const struct io_uring_cqe *cqe)
-{
+static void complete(struct worker *w, const struct io_uring_cqe *cqe) {
     enum uring_tag tag = (enum uring_tag)(cqe->user_data >> 32);
     uint32_t index = (uint32_t)cqe->user_data;
     switch (tag) {
@@ -143,8 +133,7 @@ static void complete(struct worker *w, const struct io_uring_cqe *cqe)
 }
 
 /* What a full store could not take is given up, and its flows are told. */
-static void settle_full_store(struct worker *w)
-{
+static void settle_full_store(struct worker *w) {
     const struct batch *b = w->batches.open;
     if (!w->writer.exhausted || w->writer.failed || b == NULL || !b->full)
         return;
@@ -154,8 +143,7 @@ static void settle_full_store(struct worker *w)
     intake_interrupt_all(w, CLOSE_REASON_STORE_FULL, true);
 }
 
-static uint64_t drain(struct worker *w)
-{
+static uint64_t drain(struct worker *w) {
     if (!w->draining)
         return TIME_NEVER;
     if (w->now_ns >= w->drain_deadline_ns)
@@ -166,8 +154,7 @@ static uint64_t drain(struct worker *w)
 }
 
 /* Moments of it are normal and only counted; what lasts is told. */
-static void tell_backpressure(struct worker *w)
-{
+static void tell_backpressure(struct worker *w) {
     bool lasts = w->now_ns - w->backpressure_since_ns >= BACKPRESSURE_TOLD_NS;
     bool told = w->backpressure_told;
     if (lasts && told != (w->backpressure != 0)) {
@@ -176,9 +163,9 @@ static void tell_backpressure(struct worker *w)
     }
 }
 
-static void account_backpressure(struct worker *w, uint64_t before_ns)
-{
-    uint32_t waiting = w->flows.waiting[QUEUE_STARVED].count + w->flows.waiting[QUEUE_BLOCKED].count;
+static void account_backpressure(struct worker *w, uint64_t before_ns) {
+    uint32_t waiting =
+        w->flows.waiting[QUEUE_STARVED].count + w->flows.waiting[QUEUE_BLOCKED].count;
     uint32_t cause = 0;
     if (w->backpressure == 1)
         STAT_ADD(w, backpressure_area_ns, w->now_ns - before_ns);
@@ -196,8 +183,7 @@ static void account_backpressure(struct worker *w, uint64_t before_ns)
     tell_backpressure(w);
 }
 
-static void publish(struct worker *w)
-{
+static void publish(struct worker *w) {
     STAT_SET(w, flows_waiting,
              w->flows.waiting[QUEUE_STARVED].count + w->flows.waiting[QUEUE_BLOCKED].count);
     uint64_t open = 0;
@@ -211,8 +197,7 @@ static void publish(struct worker *w)
     mailbox_wake_reader(&w->mailbox);
 }
 
-static int wait(struct worker *w, uint64_t next_ns)
-{
+static int wait(struct worker *w, uint64_t next_ns) {
     uint64_t wait_ns = next_ns > w->now_ns ? next_ns - w->now_ns : 0;
     wait_ns = time_min(wait_ns, WORKER_TURN_NS_MAX);
     struct __kernel_timespec t = {
@@ -221,13 +206,12 @@ static int wait(struct worker *w, uint64_t next_ns)
     };
     struct io_uring_cqe *cqe;
     int code = io_uring_submit_and_wait_timeout(&w->ring, &cqe, 1, &t, NULL);
-    bool benign = code >= 0 || code == -ETIME || code == -EINTR || code == -EAGAIN ||
-                  code == -EBUSY;
+    bool benign =
+        code >= 0 || code == -ETIME || code == -EINTR || code == -EAGAIN || code == -EBUSY;
     return benign ? 0 : fault_set(&w->fault, -code, "io_uring_enter", "worker's ring");
 }
 
-static uint64_t turn(struct worker *w)
-{
+static uint64_t turn(struct worker *w) {
     batch_turn(w); /* what was full may have its place now, and flows wait behind it */
     uint64_t next_ns = w->engine->turn(w);
     next_ns = time_min(next_ns, intake_turn(w));
@@ -238,23 +222,20 @@ static uint64_t turn(struct worker *w)
 }
 
 /* The footers written last are covered too, so that the next start scans nothing. */
-static int last_flush(struct worker *w)
-{
+static int last_flush(struct worker *w) {
     if (w->writer.failed || fdatasync(w->settings.store_fd) == 0)
         return 0;
     return fault_set(&w->fault, errno, "fdatasync", "store");
 }
 
-int worker_run(struct worker *w)
-{
+int worker_run(struct worker *w) {
     read_clock(w);
     arm_command(w);
     for (;;) {
         struct io_uring_cqe *cqe;
         unsigned head, count = 0;
         uint64_t before_ns = w->now_ns;
-        io_uring_for_each_cqe(&w->ring, head, cqe)
-        {
+        io_uring_for_each_cqe(&w->ring, head, cqe) {
             complete(w, cqe);
             count++;
         }

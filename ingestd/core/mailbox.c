@@ -8,8 +8,7 @@
 #include <sys/eventfd.h>
 #include <unistd.h>
 
-int mailbox_open(struct mailbox *m, struct fault *fault)
-{
+int mailbox_open(struct mailbox *m, struct fault *fault) {
     m->command_fd = m->event_fd = -1;
     pthread_mutex_init(&m->lock, NULL);
     m->command_fd = eventfd(0, EFD_CLOEXEC);
@@ -19,8 +18,7 @@ int mailbox_open(struct mailbox *m, struct fault *fault)
     return 0;
 }
 
-void mailbox_close(struct mailbox *m)
-{
+void mailbox_close(struct mailbox *m) {
     if (m->command_fd >= 0)
         close(m->command_fd);
     if (m->event_fd >= 0)
@@ -29,8 +27,7 @@ void mailbox_close(struct mailbox *m)
     pthread_mutex_destroy(&m->lock);
 }
 
-int mailbox_post(struct mailbox *m, struct command c)
-{
+int mailbox_post(struct mailbox *m, struct command c) {
     uint64_t one = 1;
     pthread_mutex_lock(&m->lock);
     bool grant = c.kind == COMMAND_GRANT_SEGMENT;
@@ -46,23 +43,20 @@ int mailbox_post(struct mailbox *m, struct command c)
     return write(m->command_fd, &one, sizeof one) == sizeof one ? 0 : -errno;
 }
 
-uint32_t mailbox_grants_wanted(struct mailbox *m)
-{
+uint32_t mailbox_grants_wanted(struct mailbox *m) {
     pthread_mutex_lock(&m->lock);
     uint32_t wanted = m->grants_wanted;
     pthread_mutex_unlock(&m->lock);
     return wanted;
 }
 
-void mailbox_want_grant(struct mailbox *m)
-{
+void mailbox_want_grant(struct mailbox *m) {
     pthread_mutex_lock(&m->lock);
     m->grants_wanted++;
     pthread_mutex_unlock(&m->lock);
 }
 
-bool mailbox_take(struct mailbox *m, struct command *out)
-{
+bool mailbox_take(struct mailbox *m, struct command *out) {
     pthread_mutex_lock(&m->lock);
     bool some = m->command_head != m->command_tail;
     if (some)
@@ -71,8 +65,7 @@ bool mailbox_take(struct mailbox *m, struct command *out)
     return some;
 }
 
-struct event *mailbox_event(struct mailbox *m)
-{
+struct event *mailbox_event(struct mailbox *m) {
     uint32_t head = __atomic_load_n(&m->event_head, __ATOMIC_ACQUIRE);
     m->event_pending = true;
     if (m->event_tail - head >= EVENTS_MAX)
@@ -83,13 +76,11 @@ struct event *mailbox_event(struct mailbox *m)
     return e;
 }
 
-void mailbox_publish(struct mailbox *m)
-{
+void mailbox_publish(struct mailbox *m) {
     __atomic_store_n(&m->event_tail, m->event_tail + 1, __ATOMIC_RELEASE);
 }
 
-void mailbox_wake_reader(struct mailbox *m)
-{
+void mailbox_wake_reader(struct mailbox *m) {
     uint64_t one = 1;
     if (!m->event_pending)
         return;
@@ -99,8 +90,7 @@ void mailbox_wake_reader(struct mailbox *m)
     (void)n;
 }
 
-bool mailbox_read(struct mailbox *m, struct event *out)
-{
+bool mailbox_read(struct mailbox *m, struct event *out) {
     uint32_t tail = __atomic_load_n(&m->event_tail, __ATOMIC_ACQUIRE);
     if (m->event_head == tail)
         return false;

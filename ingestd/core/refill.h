@@ -30,7 +30,7 @@ struct refill {
     uint16_t *shared;      /* per chunk: further holders of a fragment that was split */
     uint32_t chunks_lent;
     uint64_t fragments_lent;
-    uint64_t *waiting; /* ring of offsets that found the refill ring full */
+    uint64_t *waiting;         /* ring of offsets that found the refill ring full */
     uint32_t waiting_capacity; /* a power of two */
     uint32_t waiting_head, waiting_tail;
 };

@@ -8,39 +8,33 @@
 #include <stddef.h>
 #include <string.h>
 
-static uint64_t round_up(uint64_t value, uint64_t unit)
-{
+static uint64_t round_up(uint64_t value, uint64_t unit) {
     return (value + unit - 1) / unit * unit;
 }
 
-uint32_t segment_footer_bytes_max(uint64_t segment_bytes)
-{
+uint32_t segment_footer_bytes_max(uint64_t segment_bytes) {
     uint64_t eighth = segment_bytes / 8;
     return (uint32_t)(eighth < 1024 * 1024 ? eighth : 1024 * 1024);
 }
 
-uint32_t segment_reserve_bytes(uint64_t segment_bytes)
-{
+uint32_t segment_reserve_bytes(uint64_t segment_bytes) {
     return segment_footer_bytes_max(segment_bytes);
 }
 
-uint32_t segment_header_bytes_max(uint64_t segment_bytes, uint32_t block_bytes)
-{
+uint32_t segment_header_bytes_max(uint64_t segment_bytes, uint32_t block_bytes) {
     /* A footer grows by less than 2.25 x its records: see segment_fits. */
     uint32_t quarter = segment_footer_bytes_max(segment_bytes) / 4 / block_bytes * block_bytes;
     return quarter < BATCH_HEADER_BYTES_MAX ? quarter : BATCH_HEADER_BYTES_MAX;
 }
 
-uint64_t segment_batch_bytes_max(uint64_t segment_bytes, uint32_t block_bytes)
-{
+uint64_t segment_batch_bytes_max(uint64_t segment_bytes, uint32_t block_bytes) {
     return segment_bytes - (uint64_t)SEGMENT_DATA_BLOCK * block_bytes -
            segment_footer_bytes_max(segment_bytes) - segment_reserve_bytes(segment_bytes);
 }
 
 void segment_open(struct segment *s, uint32_t index, uint64_t sequence, uint64_t offset,
                   uint64_t bytes, uint32_t block_bytes, uint8_t *footer, uint32_t footer_capacity,
-                  struct record_span *spans, uint32_t span_capacity)
-{
+                  struct record_span *spans, uint32_t span_capacity) {
     assert(footer_capacity % block_bytes == 0 && bytes % block_bytes == 0);
     *s = (struct segment){
         .index = index,
@@ -57,27 +51,23 @@ void segment_open(struct segment *s, uint32_t index, uint64_t sequence, uint64_t
     };
 }
 
-static uint64_t footer_bytes(const struct segment *s, uint64_t more_record_bytes)
-{
+static uint64_t footer_bytes(const struct segment *s, uint64_t more_record_bytes) {
     uint64_t records = s->copies_bytes + (uint64_t)s->span_count * sizeof(struct record_span);
     return round_up(records + more_record_bytes, s->block_bytes) + s->block_bytes;
 }
 
 bool segment_fits(const struct segment *s, uint64_t batch_bytes, uint32_t record_bytes,
-                  bool use_reserve)
-{
+                  uint32_t reserve_bytes) {
     /* A batch adds at most a copy and a span per record; a span is less than
      * 1.25 x the smallest record (an extent). */
     uint64_t footer = footer_bytes(s, (uint64_t)record_bytes * 9 / 4);
     uint64_t spans = s->span_count + record_bytes / sizeof(struct record_extent) + 1;
     if (footer > s->footer_capacity || spans > s->span_capacity)
         return false;
-    uint64_t kept = use_reserve ? 0 : segment_reserve_bytes(s->bytes);
-    return s->end_bytes + batch_bytes + footer + kept <= s->bytes;
+    return s->end_bytes + batch_bytes + footer + reserve_bytes <= s->bytes;
 }
 
-void segment_append(struct segment *s, uint64_t batch_bytes, uint64_t payload_bytes)
-{
+void segment_append(struct segment *s, uint64_t batch_bytes, uint64_t payload_bytes) {
     assert(batch_bytes % s->block_bytes == 0);
     s->end_bytes += batch_bytes;
     s->payload_bytes += payload_bytes;
@@ -85,8 +75,7 @@ void segment_append(struct segment *s, uint64_t batch_bytes, uint64_t payload_by
     assert(s->end_bytes + footer_bytes(s, 0) <= s->bytes);
 }
 
-void segment_note_records(struct segment *s, const uint8_t *header)
-{
+void segment_note_records(struct segment *s, const uint8_t *header) {
     const struct batch_header *h = (const void *)header;
     const uint8_t *at = header + sizeof *h;
     const uint8_t *end = at + h->record_bytes;
@@ -104,8 +93,7 @@ void segment_note_records(struct segment *s, const uint8_t *header)
 }
 
 void segment_note_touch(struct segment *s, struct segment_span_ref *ref,
-                        const struct segment_touch *t)
-{
+                        const struct segment_touch *t) {
     uint32_t batch_block = (uint32_t)(s->end_bytes / s->block_bytes);
     if (ref->sequence != s->sequence) {
         assert(s->span_count < s->span_capacity);
@@ -131,8 +119,7 @@ void segment_note_touch(struct segment *s, struct segment_span_ref *ref,
 }
 
 uint64_t segment_footer(struct segment *s, const uint8_t store_uuid[16], uint64_t closed_ns,
-                        uint64_t *offset)
-{
+                        uint64_t *offset) {
     assert(s->committed_batches == s->batch_count);
     uint64_t total = footer_bytes(s, 0);
     uint64_t spans_bytes = (uint64_t)s->span_count * sizeof(struct record_span);

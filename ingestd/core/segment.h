@@ -4,7 +4,7 @@
  *
  * Pure: no system call, no clock, no allocation; the caller lends the memory.
  * Owned by the worker's thread. Invariants:
- *  - end_bytes + the footer + the reserve for last words never exceed the segment.
+ *  - end_bytes + the footer never exceed the segment.
  *  - A flow has one span here; within it its extents follow each other.
  *  - The footer is written only when committed_batches == batch_count.
  */
@@ -56,7 +56,7 @@ struct segment {
     uint32_t span_capacity;
 };
 
-/* Bytes kept free for a footer and for the last words of flows on a full store. */
+/* Bytes for a footer, and for the last words of flows in a full store's last segment. */
 uint32_t segment_footer_bytes_max(uint64_t segment_bytes);
 uint32_t segment_reserve_bytes(uint64_t segment_bytes);
 
@@ -68,10 +68,10 @@ void segment_open(struct segment *s, uint32_t index, uint64_t sequence, uint64_t
                   uint64_t bytes, uint32_t block_bytes, uint8_t *footer, uint32_t footer_capacity,
                   struct record_span *spans, uint32_t span_capacity);
 
-/* Whether a batch fits together with the footer it would need. use_reserve:
- * for batches that carry no payload, only last words. */
+/* Whether a batch fits together with the footer it would need and reserve_bytes
+ * kept free behind it. */
 bool segment_fits(const struct segment *s, uint64_t batch_bytes, uint32_t record_bytes,
-                  bool use_reserve);
+                  uint32_t reserve_bytes);
 
 /* Copies the OPEN and CLOSE records of a finished batch header. */
 void segment_note_records(struct segment *s, const uint8_t *header);

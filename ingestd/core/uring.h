@@ -28,8 +28,7 @@ enum uring_tag {
     TAG_ZCRX_EVENT, /* res: the event's type */
 };
 
-static inline uint64_t uring_tag(enum uring_tag tag, uint32_t index)
-{
+static inline uint64_t uring_tag(enum uring_tag tag, uint32_t index) {
     return (uint64_t)tag << 32 | index;
 }
 

@@ -14,8 +14,7 @@
 #define RING_ENTRIES 4096u
 #define RING_COMPLETIONS_MAX 65536u /* IORING_MAX_CQ_ENTRIES, io_uring/io_uring.h, Linux 6.1 */
 
-struct worker *worker_create(const struct worker_settings *s)
-{
+struct worker *worker_create(const struct worker_settings *s) {
     struct worker *w = calloc(1, sizeof *w);
     if (w == NULL)
         return NULL;
@@ -29,8 +28,7 @@ struct worker *worker_create(const struct worker_settings *s)
     return w;
 }
 
-void worker_destroy(struct worker *w)
-{
+void worker_destroy(struct worker *w) {
     if (w == NULL)
         return;
     if (w->ring_open)
@@ -46,8 +44,7 @@ void worker_destroy(struct worker *w)
 }
 
 int worker_add_listener(struct worker *w, int fd, uint32_t index, const char *name,
-                        uint32_t protocol, uint64_t idle_timeout_ns, uint32_t flows_max)
-{
+                        uint32_t protocol, uint64_t idle_timeout_ns, uint32_t flows_max) {
     if (w->listener_count == LISTENERS_MAX || strlen(name) >= LISTENER_NAME_BYTES)
         return -E2BIG;
     struct listener *l = &w->listeners[w->listener_count++];
@@ -63,8 +60,7 @@ int worker_add_listener(struct worker *w, int fd, uint32_t index, const char *na
     return 0;
 }
 
-static int pin(struct worker *w)
-{
+static int pin(struct worker *w) {
     cpu_set_t set;
     char object[32];
     if (w->settings.cpu < 0)
@@ -77,16 +73,14 @@ static int pin(struct worker *w)
     return 0;
 }
 
-static uint32_t power_of_two_below(uint64_t value)
-{
+static uint32_t power_of_two_below(uint64_t value) {
     uint32_t power = 1;
     while (power * 2ull <= value)
         power *= 2;
     return power;
 }
 
-static int open_ring(struct worker *w)
-{
+static int open_ring(struct worker *w) {
     struct io_uring_params p = {
         .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQSIZE |
                  IORING_SETUP_SUBMIT_ALL,
@@ -103,8 +97,7 @@ static int open_ring(struct worker *w)
     return 0;
 }
 
-static int register_memory(struct worker *w)
-{
+static int register_memory(struct worker *w) {
     char object[64];
     struct iovec all = {w->area.base, w->area.mapping_bytes};
     snprintf(object, sizeof object, "area of %llu bytes",
@@ -118,8 +111,7 @@ static int register_memory(struct worker *w)
     return 0;
 }
 
-static void make_profile(struct worker *w)
-{
+static void make_profile(struct worker *w) {
     const struct worker_settings *s = &w->settings;
     bool zcrx = s->engine == ENGINE_ZCRX;
     uint64_t payload_max =
@@ -144,8 +136,7 @@ static void make_profile(struct worker *w)
 /* Slots of `recv` end on a boundary of their own and are padded in place.
  * Fragments of `zcrx` bounce a head and a tail each, or everything where the
  * device has a virtual boundary that they do not respect. */
-static uint32_t bounce_bytes(const struct worker *w)
-{
+static uint32_t bounce_bytes(const struct worker *w) {
     const struct plan_profile *p = &w->batches.profile;
     uint64_t least = plan_bounce_bytes_min(p);
     if (w->settings.engine != ENGINE_ZCRX)
@@ -156,8 +147,7 @@ static uint32_t bounce_bytes(const struct worker *w)
     return (uint32_t)((least + most + AREA_PAGE_BYTES - 1) / AREA_PAGE_BYTES * AREA_PAGE_BYTES);
 }
 
-static int open_area(struct worker *w, uint32_t batch_count)
-{
+static int open_area(struct worker *w, uint32_t batch_count) {
     const struct worker_settings *s = &w->settings;
     w->batches.bounce_bytes = bounce_bytes(w);
     uint64_t own = batch_pool_own_bytes(batch_count, w->batches.bounce_bytes) +
@@ -175,8 +165,7 @@ static int open_area(struct worker *w, uint32_t batch_count)
     return code;
 }
 
-int worker_setup(struct worker *w)
-{
+int worker_setup(struct worker *w) {
     uint32_t batch_count = w->settings.writes_in_flight_max + 1;
     int code = pin(w);
     make_profile(w);
@@ -192,8 +181,7 @@ int worker_setup(struct worker *w)
     return code;
 }
 
-static void format_peer(const struct flow *f, char *out, size_t capacity)
-{
+static void format_peer(const struct flow *f, char *out, size_t capacity) {
     char address[INET6_ADDRSTRLEN];
     if (f->peer_family == 0)
         return;
@@ -202,8 +190,7 @@ static void format_peer(const struct flow *f, char *out, size_t capacity)
 }
 
 bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
-                  int detail, uint64_t bytes_count)
-{
+                  int detail, uint64_t bytes_count) {
     struct event *e = mailbox_event(&w->mailbox);
     if (e == NULL) {
         STAT_ADD(w, events_dropped, 1);
@@ -223,8 +210,7 @@ bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, 
     return true;
 }
 
-void histogram_add(struct histogram *h, uint64_t value_ns)
-{
+void histogram_add(struct histogram *h, uint64_t value_ns) {
     static const uint64_t bounds[HISTOGRAM_BUCKETS_COUNT] = {HISTOGRAM_BOUNDS_NS_LIST};
     uint32_t bucket = 0;
     while (bucket < HISTOGRAM_BUCKETS_COUNT && value_ns > bounds[bucket])

@@ -47,10 +47,10 @@ struct worker_settings {
     uint64_t flush_interval_ns;
     uint64_t commit_interval_ns;
     bool checksum;
-    uint32_t engine; /* enum worker_engine */
+    uint32_t engine;          /* enum worker_engine */
     uint32_t interface_index; /* zcrx; 0: the kernel's device-less mode */
     uint32_t rx_queue;
-    uint32_t rx_buf_len; /* asked for; 0: a page */
+    uint32_t rx_buf_len;     /* asked for; 0: a page */
     uint32_t refill_entries; /* a power of two */
     uint64_t queue_retry_ns; /* how long a queue that is still held is asked for again */
 };
@@ -64,10 +64,10 @@ struct worker {
     uint64_t drain_deadline_ns;
     uint64_t now_ns;           /* CLOCK_MONOTONIC, once a turn */
     int64_t realtime_delta_ns; /* add to now_ns for Unix time */
-    uint32_t backpressure; /* 0 none, 1 area, 2 device */
+    uint32_t backpressure;     /* 0 none, 1 area, 2 device */
     uint64_t backpressure_since_ns;
     bool backpressure_told;
-    uint64_t command_buffer;   /* the eventfd is read into it */
+    uint64_t command_buffer; /* the eventfd is read into it */
 
     struct area area;
     struct flow_table flows;
@@ -104,8 +104,7 @@ void histogram_add(struct histogram *h, uint64_t value_ns);
 #define STAT_SET(w, name, value)                                                                   \
     __atomic_store_n(&(w)->stats.name, (uint64_t)(value), __ATOMIC_RELAXED)
 
-static inline uint64_t time_min(uint64_t a, uint64_t b)
-{
+static inline uint64_t time_min(uint64_t a, uint64_t b) {
     return a < b ? a : b;
 }
 

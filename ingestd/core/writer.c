@@ -11,19 +11,16 @@
 
 #include "worker.h"
 
-static uint32_t span_capacity(uint64_t segment_bytes)
-{
+static uint32_t span_capacity(uint64_t segment_bytes) {
     return segment_footer_bytes_max(segment_bytes) / (uint32_t)sizeof(struct record_span);
 }
 
-uint64_t writer_own_bytes(uint64_t segment_bytes, uint32_t block_bytes)
-{
+uint64_t writer_own_bytes(uint64_t segment_bytes, uint32_t block_bytes) {
     uint64_t one = segment_footer_bytes_max(segment_bytes) + 2ull * block_bytes;
     return SEGMENTS_LIVE_MAX * (one + 3ull * AREA_PAGE_BYTES);
 }
 
-static int open_live(struct worker *w, struct live_segment *l, uint32_t index)
-{
+static int open_live(struct worker *w, struct live_segment *l, uint32_t index) {
     const struct worker_settings *s = &w->settings;
     struct device_write *writes = &w->device.writes[w->batches.count + 3 * index];
     l->header = area_own(&w->area, s->block_bytes);
@@ -43,8 +40,7 @@ static int open_live(struct worker *w, struct live_segment *l, uint32_t index)
     return l->segment.spans ? 0 : -ENOMEM;
 }
 
-int writer_open(struct worker *w)
-{
+int writer_open(struct worker *w) {
     struct writer *x = &w->writer;
     int code = 0;
     commit_init(&x->commit);
@@ -57,16 +53,14 @@ int writer_open(struct worker *w)
     return code < 0 ? fault_set(&w->fault, -code, "calloc", "segments") : 0;
 }
 
-void writer_close(struct worker *w)
-{
+void writer_close(struct worker *w) {
     for (uint32_t i = 0; i < SEGMENTS_LIVE_MAX; i++)
         free(w->writer.live[i].segment.spans);
     free(w->writer.item_end);
     free(w->writer.acks);
 }
 
-void writer_grant(struct worker *w, uint32_t index, uint64_t sequence)
-{
+void writer_grant(struct worker *w, uint32_t index, uint64_t sequence) {
     struct writer *x = &w->writer;
     assert(x->ready_count < SEGMENTS_READY_MAX);
     x->ready[x->ready_count].index = index;
@@ -77,8 +71,7 @@ void writer_grant(struct worker *w, uint32_t index, uint64_t sequence)
 
 /* The oldest grant becomes the segment being filled; false when there is none,
  * or all live segments still wait for their commits. */
-static bool open_segment(struct worker *w)
-{
+static bool open_segment(struct worker *w) {
     struct writer *x = &w->writer;
     const struct worker_settings *s = &w->settings;
     struct live_segment *l = NULL;
@@ -109,21 +102,20 @@ static bool open_segment(struct worker *w)
     return true;
 }
 
-static void close_filling(struct writer *x)
-{
+static void close_filling(struct writer *x) {
     x->filling->state = LIVE_CLOSING;
     x->filling = NULL;
 }
 
 /* Finds a segment with room: the one being filled, or a new one. */
-static struct live_segment *segment_for(struct worker *w, const struct batch *b)
-{
+static struct live_segment *segment_for(struct worker *w, const struct batch *b) {
     struct writer *x = &w->writer;
     uint64_t bytes = plan_bytes(&b->plan, &w->batches.profile);
     uint32_t records = b->plan.frame.used;
-    if (x->filling && segment_fits(&x->filling->segment, bytes, records, b->rescued))
-        return x->filling;
     bool last = x->full && x->ready_count == 0;
+    uint32_t reserve = last && !b->rescued ? segment_reserve_bytes(w->settings.segment_bytes) : 0;
+    if (x->filling && segment_fits(&x->filling->segment, bytes, records, reserve))
+        return x->filling;
     if (last && b->rescued)
         x->speechless = true;
     if (last && !x->exhausted) {
@@ -136,12 +128,11 @@ static struct live_segment *segment_for(struct worker *w, const struct batch *b)
         close_filling(x);
     if (!open_segment(w))
         return NULL;
-    assert(segment_fits(&x->filling->segment, bytes, records, b->rescued));
+    assert(segment_fits(&x->filling->segment, bytes, records, 0));
     return x->filling;
 }
 
-static void push_ack(struct worker *w, const struct batch_touch *t, uint64_t item)
-{
+static void push_ack(struct worker *w, const struct batch_touch *t, uint64_t item) {
     struct writer *x = &w->writer;
     assert(x->ack_tail - x->ack_head < ACKS_MAX);
     x->acks[x->ack_tail++ % ACKS_MAX] = (struct ack){
@@ -155,8 +146,7 @@ static void push_ack(struct worker *w, const struct batch_touch *t, uint64_t ite
 }
 
 static void note_touches(struct worker *w, struct segment *s, const struct batch *b,
-                         uint64_t item)
-{
+                         uint64_t item) {
     for (uint32_t i = 0; i < b->touch_count; i++) {
         const struct batch_touch *t = &b->touches[i];
         struct flow *f = &w->flows.flows[t->flow];
@@ -173,8 +163,7 @@ static void note_touches(struct worker *w, struct segment *s, const struct batch
     }
 }
 
-static void account(struct worker *w, const struct batch *b)
-{
+static void account(struct worker *w, const struct batch *b) {
     const struct plan_batch *p = &b->plan;
     STAT_ADD(w, batches, 1);
     STAT_ADD(w, header_bytes, p->iov[0].iov_len);
@@ -187,8 +176,7 @@ static void account(struct worker *w, const struct batch *b)
     STAT_ADD(w, bounced_pressure_bytes, p->bounced_bytes[BOUNCE_PRESSURE]);
 }
 
-bool writer_place(struct worker *w, struct batch *b)
-{
+bool writer_place(struct worker *w, struct batch *b) {
     struct writer *x = &w->writer;
     bool room = w->device.batches_in_flight < w->settings.writes_in_flight_max &&
                 commit_has_room(&x->commit) &&
@@ -236,8 +224,7 @@ bool writer_place(struct worker *w, struct batch *b)
     return true;
 }
 
-void writer_write_done(struct worker *w, struct device_write *d)
-{
+void writer_write_done(struct worker *w, struct device_write *d) {
     struct writer *x = &w->writer;
     struct live_segment *l = &x->live[d->owner % SEGMENTS_LIVE_MAX];
     switch (d->kind) {
@@ -258,15 +245,13 @@ void writer_write_done(struct worker *w, struct device_write *d)
         break;
     case DEVICE_FOOTER:
         l->state = LIVE_NONE;
-        worker_event(w, EVENT_SEGMENT_CLOSED, NULL, (int)l->segment.index, 0,
-                     l->segment.sequence);
+        worker_event(w, EVENT_SEGMENT_CLOSED, NULL, (int)l->segment.index, 0, l->segment.sequence);
         break;
     }
 }
 
 /* Tells the flows whose bytes are now committed. */
-static void acknowledge(struct worker *w)
-{
+static void acknowledge(struct worker *w) {
     struct writer *x = &w->writer;
     while (x->ack_head != x->ack_tail) {
         const struct ack *a = &x->acks[x->ack_head % ACKS_MAX];
@@ -284,8 +269,7 @@ static void acknowledge(struct worker *w)
     }
 }
 
-static void write_mark(struct worker *w, struct live_segment *l)
-{
+static void write_mark(struct worker *w, struct live_segment *l) {
     struct segment *s = &l->segment;
     uint64_t block = SEGMENT_MARK_BLOCK + s->mark_sequence % SEGMENT_MARKS_COUNT;
     memset(l->mark, 0, s->block_bytes);
@@ -299,8 +283,7 @@ static void write_mark(struct worker *w, struct live_segment *l)
 }
 
 /* The flush is done: each segment that it covers gets its mark. */
-void writer_flush_done(struct worker *w)
-{
+void writer_flush_done(struct worker *w) {
     struct writer *x = &w->writer;
     uint64_t upto = x->commit.flushing_upto;
     for (uint32_t i = 0; i < SEGMENTS_LIVE_MAX; i++) {
@@ -319,19 +302,16 @@ void writer_flush_done(struct worker *w)
     }
 }
 
-static void write_footer(struct worker *w, struct live_segment *l)
-{
+static void write_footer(struct worker *w, struct live_segment *l) {
     uint64_t offset;
     uint64_t bytes =
         segment_footer(&l->segment, w->settings.store_uuid, worker_unix_ns(w), &offset);
     l->state = LIVE_FOOTER;
     STAT_ADD(w, header_bytes, bytes);
-    device_submit_single(w, l->footer_write, l->segment.footer, bytes,
-                         l->segment.offset + offset);
+    device_submit_single(w, l->footer_write, l->segment.footer, bytes, l->segment.offset + offset);
 }
 
-static void write_footers(struct worker *w)
-{
+static void write_footers(struct worker *w) {
     struct writer *x = &w->writer;
     if (x->closing && x->filling && w->batches.open == NULL)
         close_filling(x);
@@ -344,8 +324,7 @@ static void write_footers(struct worker *w)
     }
 }
 
-uint64_t writer_turn(struct worker *w)
-{
+uint64_t writer_turn(struct worker *w) {
     struct writer *x = &w->writer;
     if (x->failed)
         return TIME_NEVER;
@@ -364,8 +343,7 @@ uint64_t writer_turn(struct worker *w)
     return TIME_NEVER;
 }
 
-bool writer_is_idle(const struct worker *w)
-{
+bool writer_is_idle(const struct worker *w) {
     const struct writer *x = &w->writer;
     bool idle = w->device.in_flight == 0 && !w->device.flush_in_flight;
     if (x->failed)
@@ -376,15 +354,13 @@ bool writer_is_idle(const struct worker *w)
 }
 
 /* Nothing that waits for a commit will get one. */
-static void drop_acks(struct worker *w)
-{
+static void drop_acks(struct worker *w) {
     struct writer *x = &w->writer;
     while (x->ack_head != x->ack_tail)
         w->flows.flows[x->acks[x->ack_head++ % ACKS_MAX].flow].acks_pending--;
 }
 
-void writer_fail(struct worker *w, int code, bool in_flush, uint64_t offset)
-{
+void writer_fail(struct worker *w, int code, bool in_flush, uint64_t offset) {
     if (w->writer.failed)
         return;
     w->writer.failed = code;

@@ -64,11 +64,11 @@ struct writer {
     uint64_t *item_end; /* where in its segment an uncommitted item ends */
     struct ack *acks;
     uint32_t ack_head, ack_tail;
-    bool full;      /* no segment can be had */
-    bool exhausted; /* ... and what there was is used up */
+    bool full;       /* no segment can be had */
+    bool exhausted;  /* ... and what there was is used up */
     bool speechless; /* ... and so is the reserve for last words */
-    bool closing;   /* the last segment is to be closed: the worker drains */
-    int failed;     /* errno that made the store fail, or 0 */
+    bool closing;    /* the last segment is to be closed: the worker drains */
+    int failed;      /* errno that made the store fail, or 0 */
 };
 
 uint64_t writer_own_bytes(uint64_t segment_bytes, uint32_t block_bytes);

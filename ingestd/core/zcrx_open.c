@@ -22,14 +22,12 @@
 #define RETRY_FIRST_NS 50000000ull
 #define RETRY_MAX_NS 1000000000ull
 
-int zcrx_register(int ring_fd, unsigned operation, void *argument, unsigned count)
-{
+int zcrx_register(int ring_fd, unsigned operation, void *argument, unsigned count) {
     long code = syscall(SYS_io_uring_register, ring_fd, operation, argument, count);
     return code < 0 ? -errno : (int)code;
 }
 
-int zcrx_query(struct abi_query_zcrx *out)
-{
+int zcrx_query(struct abi_query_zcrx *out) {
     struct abi_query_header h = {
         .data = (uint64_t)(uintptr_t)out,
         .operation = ABI_QUERY_ZCRX,
@@ -40,14 +38,12 @@ int zcrx_query(struct abi_query_zcrx *out)
     return code < 0 ? code : h.result;
 }
 
-static uint64_t round_up(uint64_t value, uint64_t unit)
-{
+static uint64_t round_up(uint64_t value, uint64_t unit) {
     return (value + unit - 1) / unit * unit;
 }
 
 static int try_register(struct worker *w, struct abi_zcrx_ifq *q, struct abi_zcrx_area *area,
-                        struct abi_region *region, uint32_t rx_buf_len)
-{
+                        struct abi_region *region, uint32_t rx_buf_len) {
     const struct worker_settings *s = &w->settings;
     uint64_t entries_end =
         REFILL_HEADER_BYTES + (uint64_t)s->refill_entries * sizeof(struct abi_zcrx_refill_entry);
@@ -81,10 +77,8 @@ static int try_register(struct worker *w, struct abi_zcrx_ifq *q, struct abi_zcr
 
 /* A queue may still be held by a process that is going away: it is asked again
  * with growing pauses. */
-static int register_patiently(struct worker *w, struct abi_zcrx_ifq *q,
-                              struct abi_zcrx_area *area, struct abi_region *region,
-                              uint32_t rx_buf_len)
-{
+static int register_patiently(struct worker *w, struct abi_zcrx_ifq *q, struct abi_zcrx_area *area,
+                              struct abi_region *region, uint32_t rx_buf_len) {
     uint64_t waited_ns = 0, pause_ns = RETRY_FIRST_NS;
     for (;;) {
         int code = try_register(w, q, area, region, rx_buf_len);
@@ -99,8 +93,7 @@ static int register_patiently(struct worker *w, struct abi_zcrx_ifq *q,
 }
 
 static int map_region(struct worker *w, const struct abi_zcrx_ifq *q,
-                      const struct abi_region *region)
-{
+                      const struct abi_region *region) {
     struct zcrx *z = &w->zcrx;
     z->region_bytes = region->bytes;
     void *p = mmap(NULL, region->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
@@ -121,13 +114,11 @@ static int map_region(struct worker *w, const struct abi_zcrx_ifq *q,
     return 0;
 }
 
-static uint32_t log2_of(uint32_t power)
-{
+static uint32_t log2_of(uint32_t power) {
     return (uint32_t)__builtin_ctz(power);
 }
 
-int zcrx_open_queue(struct worker *w)
-{
+int zcrx_open_queue(struct worker *w) {
     struct zcrx *z = &w->zcrx;
     struct abi_zcrx_ifq q;
     struct abi_zcrx_area area;
@@ -151,19 +142,16 @@ int zcrx_open_queue(struct worker *w)
     return map_region(w, &q, &region);
 }
 
-uint32_t zcrx_chunk_shift(const struct zcrx *z)
-{
+uint32_t zcrx_chunk_shift(const struct zcrx *z) {
     return log2_of(z->rx_buf_len);
 }
 
-int zcrx_flush_refill(struct worker *w)
-{
+int zcrx_flush_refill(struct worker *w) {
     struct abi_zcrx_control c = {.id = w->zcrx.id, .operation = ABI_ZCRX_CTRL_FLUSH_RQ};
     return zcrx_register(w->ring.ring_fd, ABI_REGISTER_ZCRX_CTRL, &c, 0);
 }
 
-int zcrx_arm_event(struct worker *w, uint32_t type)
-{
+int zcrx_arm_event(struct worker *w, uint32_t type) {
     struct abi_zcrx_control c = {.id = w->zcrx.id, .operation = ABI_ZCRX_CTRL_ARM_EVENT};
     c.argument.event_type = type;
     return zcrx_register(w->ring.ring_fd, ABI_REGISTER_ZCRX_CTRL, &c, 0);

@@ -96,8 +96,8 @@ struct abi_zcrx_ifq {
     uint32_t rx_queue;
     uint32_t refill_entries;
     uint32_t flags;
-    uint64_t area;   /* struct abi_zcrx_area * */
-    uint64_t region; /* struct abi_region * */
+    uint64_t area;                   /* struct abi_zcrx_area * */
+    uint64_t region;                 /* struct abi_region * */
     struct abi_zcrx_offsets offsets; /* out */
     uint32_t id;                     /* out */
     uint32_t rx_buf_len;             /* 0: a page; out: what it is (Linux 7.0) */

@@ -161,6 +161,7 @@ def _format_file(
 ) -> Superblock:
     check_store_bytes(size_bytes, device.align_bytes)
     geometry = plan_geometry(device.path, size_bytes, wish.segment_bytes, device.align_bytes)
+    _check_space(device, size_bytes)
     before_bytes = device.size_bytes
     try:
         os.posix_fallocate(device.fd, 0, size_bytes)
@@ -168,21 +169,24 @@ def _format_file(
     except OSError as error:
         with contextlib.suppress(OSError):
             os.ftruncate(device.fd, before_bytes)
-        raise _allocation_error(device, size_bytes, error) from None
+        raise _space_error(device, size_bytes, error.strerror) from None
     device.size_bytes = size_bytes
     return _write(device, wish, geometry, found or [])
 
 
-def _allocation_error(device: Device, size_bytes: int, error: OSError) -> StoreError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        vfs = os.fstatvfs(device.fd)
-        return StoreError(
-            f"{device.path} cannot get {full_size(size_bytes)}: {error.strerror}; its file system"
-            f" has {full_size(vfs.f_bavail * vfs.f_frsize)} free"
-        )
+def _check_space(device: Device, size_bytes: int) -> None:
+    """Refuse what cannot fit before the attempt fills up the file system for everyone else."""
+    status, vfs = os.fstat(device.fd), os.fstatvfs(device.fd)
+    free_bytes = vfs.f_bavail * vfs.f_frsize
+    if size_bytes > free_bytes + status.st_blocks * 512:
+        raise _space_error(device, size_bytes, os.strerror(errno.ENOSPC))
+
+
+def _space_error(device: Device, size_bytes: int, reason: str) -> StoreError:
+    vfs = os.fstatvfs(device.fd)
     return StoreError(
-        f"{device.path} cannot get {full_size(size_bytes)}: {error.strerror}; choose a smaller"
-        " size or another file system"
+        f"{device.path} cannot get {full_size(size_bytes)}: {reason}; its file system has"
+        f" {full_size(vfs.f_bavail * vfs.f_frsize)} free"
     )
 
 

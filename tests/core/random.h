@@ -13,23 +13,20 @@
 
 static uint64_t random_state;
 
-static inline void random_seed(void)
-{
+static inline void random_seed(void) {
     const char *given = getenv("INGESTD_TEST_SEED");
     random_state = given ? strtoull(given, NULL, 0) : (uint64_t)time(NULL) * 1000003u;
     printf("INGESTD_TEST_SEED=%llu\n", (unsigned long long)random_state);
 }
 
-static inline uint64_t random_next(void)
-{
+static inline uint64_t random_next(void) {
     uint64_t z = (random_state += 0x9E3779B97F4A7C15u);
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
     return z ^ (z >> 31);
 }
 
-static inline uint32_t random_below(uint32_t limit)
-{
+static inline uint32_t random_below(uint32_t limit) {
     return (uint32_t)(random_next() % limit);
 }
 

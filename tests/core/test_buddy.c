@@ -15,16 +15,14 @@
 
 static uint8_t owner[TOTAL_BYTES / SLOT_BYTES_MIN];
 
-static void mark(uint64_t offset, uint32_t order, uint8_t from, uint8_t to)
-{
+static void mark(uint64_t offset, uint32_t order, uint8_t from, uint8_t to) {
     for (uint64_t i = 0; i < buddy_slot_bytes(order) / SLOT_BYTES_MIN; i++) {
         CHECK_EQUAL(owner[offset / SLOT_BYTES_MIN + i], from);
         owner[offset / SLOT_BYTES_MIN + i] = to;
     }
 }
 
-static void slots_are_exclusive_and_come_back(void)
-{
+static void slots_are_exclusive_and_come_back(void) {
     static struct {
         uint64_t offset;
         uint32_t order;
@@ -66,8 +64,7 @@ static void slots_are_exclusive_and_come_back(void)
     buddy_destroy(&b);
 }
 
-static void order_is_the_smallest_that_holds(void)
-{
+static void order_is_the_smallest_that_holds(void) {
     struct buddy b = {0};
     buddy_init(&b, TOTAL_BYTES, SLOT_BYTES_MAX);
     CHECK_EQUAL(buddy_order(&b, 0), 0);
@@ -78,8 +75,7 @@ static void order_is_the_smallest_that_holds(void)
     buddy_destroy(&b);
 }
 
-int main(void)
-{
+int main(void) {
     static const struct harness_test tests[] = {
         TEST(slots_are_exclusive_and_come_back),
         TEST(order_is_the_smallest_that_holds),

@@ -11,8 +11,7 @@
 
 #define INTERVAL_NS 1000
 
-static void nothing_to_flush_at_first(void)
-{
+static void nothing_to_flush_at_first(void) {
     struct commit c;
     commit_init(&c);
     CHECK_EQUAL(commit_due_ns(&c, INTERVAL_NS), UINT64_MAX);
@@ -22,8 +21,7 @@ static void nothing_to_flush_at_first(void)
     CHECK_EQUAL(commit_due_ns(&c, INTERVAL_NS), 70 + INTERVAL_NS);
 }
 
-static void a_wait_makes_it_due_once_written(void)
-{
+static void a_wait_makes_it_due_once_written(void) {
     struct commit c;
     commit_init(&c);
     uint64_t first = commit_begin(&c), second = commit_begin(&c);
@@ -39,8 +37,7 @@ static void a_wait_makes_it_due_once_written(void)
     CHECK_EQUAL(commit_due_ns(&c, INTERVAL_NS), UINT64_MAX);
 }
 
-static void a_flush_covers_only_what_was_written_in_order(void)
-{
+static void a_flush_covers_only_what_was_written_in_order(void) {
     struct commit c;
     commit_init(&c);
     uint64_t items[3] = {commit_begin(&c), commit_begin(&c), commit_begin(&c)};
@@ -54,8 +51,7 @@ static void a_flush_covers_only_what_was_written_in_order(void)
     CHECK_EQUAL(commit_due_ns(&c, INTERVAL_NS), 4 + INTERVAL_NS);
 }
 
-static void waits_behind_a_flush_are_not_forgotten(void)
-{
+static void waits_behind_a_flush_are_not_forgotten(void) {
     struct commit c;
     commit_init(&c);
     uint64_t first = commit_begin(&c);
@@ -72,8 +68,7 @@ static void waits_behind_a_flush_are_not_forgotten(void)
 
 /* Random completions, waits and flushes: a model keeps what was really written
  * when each flush began. */
-static void random_orders_keep_the_promise(void)
-{
+static void random_orders_keep_the_promise(void) {
     static bool written[100000];
     uint64_t outstanding[COMMIT_WINDOW], now_ns = 1, wanted_max = 0;
     uint32_t count = 0;
@@ -110,8 +105,7 @@ static void random_orders_keep_the_promise(void)
     }
 }
 
-int main(void)
-{
+int main(void) {
     static const struct harness_test tests[] = {
         TEST(nothing_to_flush_at_first),
         TEST(a_wait_makes_it_due_once_written),

@@ -11,15 +11,13 @@
 
 #define CAPACITY 4
 
-static struct flow *taken(struct flow_table *t)
-{
+static struct flow *taken(struct flow_table *t) {
     struct flow *f = flow_take(t);
     f->phase = FLOW_POLLING;
     return f;
 }
 
-static void a_full_table_gives_nothing(void)
-{
+static void a_full_table_gives_nothing(void) {
     struct flow_table t;
     struct flow *flows[CAPACITY];
     CHECK_EQUAL(flow_table_init(&t, CAPACITY), 0);
@@ -34,8 +32,7 @@ static void a_full_table_gives_nothing(void)
     flow_table_destroy(&t);
 }
 
-static void waiting_is_first_come_first_served(void)
-{
+static void waiting_is_first_come_first_served(void) {
     struct flow_table t;
     flow_table_init(&t, CAPACITY);
     struct flow *a = taken(&t), *b = taken(&t), *c = taken(&t);
@@ -53,8 +50,7 @@ static void waiting_is_first_come_first_served(void)
     flow_table_destroy(&t);
 }
 
-static void the_least_active_flow_is_first(void)
-{
+static void the_least_active_flow_is_first(void) {
     struct flow_table t;
     struct flow_list idle = {FLOW_NONE, FLOW_NONE, 0};
     flow_table_init(&t, CAPACITY);
@@ -74,8 +70,7 @@ static void the_least_active_flow_is_first(void)
     flow_table_destroy(&t);
 }
 
-static const char *answer(const struct flow *f, int store_errno)
-{
+static const char *answer(const struct flow *f, int store_errno) {
     static char line[FLOW_LINE_BYTES];
     size_t bytes = answer_format(f, store_errno, line, sizeof line);
     CHECK_EQUAL(bytes, strlen(line));
@@ -83,30 +78,28 @@ static const char *answer(const struct flow *f, int store_errno)
     return line;
 }
 
-static void a_receipt_is_one_line_of_json(void)
-{
+static void a_receipt_is_one_line_of_json(void) {
     struct flow f = {.opened = true, .state = FLOW_STATE_SEALED, .checksummed = true};
     for (int i = 0; i < 16; i++)
         f.id[i] = (uint8_t)(i * 17);
     f.crc = 0xE3069283u;
     f.durable_bytes = f.received_bytes = UINT64_MAX;
-    CHECK(strcmp(answer(&f, 0), "{\"flow\": \"00112233-4455-6677-8899-aabbccddeeff\", "
-                                "\"bytes\": 18446744073709551615, \"durable\": true, "
-                                "\"state\": \"sealed\", \"checksum\": \"crc32c:e3069283\"}\n") == 0);
+    CHECK(strcmp(answer(&f, 0),
+                 "{\"flow\": \"00112233-4455-6677-8899-aabbccddeeff\", "
+                 "\"bytes\": 18446744073709551615, \"durable\": true, "
+                 "\"state\": \"sealed\", \"checksum\": \"crc32c:e3069283\"}\n") == 0);
     f.checksummed = false;
     CHECK(strstr(answer(&f, 0), "\"checksum\": null}") != NULL);
 }
 
-static void a_failed_store_never_says_sealed(void)
-{
+static void a_failed_store_never_says_sealed(void) {
     struct flow f = {.opened = true, .state = FLOW_STATE_SEALED, .received_bytes = 10};
     CHECK(strstr(answer(&f, 5), "\"sealed\"") == NULL);
     CHECK(strstr(answer(&f, 5), "\"error\": \"store_failed\"") != NULL);
     CHECK(strstr(answer(&f, 5), "\"durable\": false") != NULL);
 }
 
-static void every_reason_fits_its_line(void)
-{
+static void every_reason_fits_its_line(void) {
     for (uint8_t reason = 0; reason <= CLOSE_REASON_CHECKSUM; reason++) {
         struct flow f = {.opened = reason % 2, .state = FLOW_STATE_INTERRUPTED, .reason = reason};
         f.durable_bytes = UINT64_MAX;
@@ -114,8 +107,7 @@ static void every_reason_fits_its_line(void)
     }
 }
 
-int main(void)
-{
+int main(void) {
     static const struct harness_test tests[] = {
         TEST(a_full_table_gives_nothing),       TEST(waiting_is_first_come_first_served),
         TEST(the_least_active_flow_is_first),   TEST(a_receipt_is_one_line_of_json),

@@ -19,11 +19,10 @@ static const uint8_t store[16] = {1, 2, 3};
 static uint8_t *footer, *header;
 static struct record_span spans[SPANS_MAX];
 
-static struct segment opened(void)
-{
+static struct segment opened(void) {
     struct segment s;
-    segment_open(&s, 7, 42, 3 * BYTES, BYTES, BLOCK, footer, segment_footer_bytes_max(BYTES),
-                 spans, SPANS_MAX);
+    segment_open(&s, 7, 42, 3 * BYTES, BYTES, BLOCK, footer, segment_footer_bytes_max(BYTES), spans,
+                 SPANS_MAX);
     return s;
 }
 
@@ -37,8 +36,7 @@ struct model {
 };
 
 /* One batch with some flows' extents and some OPEN records. */
-static bool add_batch(struct segment *s, struct model *flows, uint64_t *records_copied)
-{
+static bool add_batch(struct segment *s, struct model *flows, uint64_t *records_copied) {
     struct frame f;
     frame_begin(&f, header, BATCH_HEADER_BYTES_MAX);
     uint32_t used[FLOWS], count = 1 + random_below(8), payload = 0;
@@ -52,7 +50,7 @@ static bool add_batch(struct segment *s, struct model *flows, uint64_t *records_
         payload += 512;
     }
     uint64_t bytes = frame_header_bytes(&f, BLOCK) + (payload + BLOCK - 1) / BLOCK * BLOCK;
-    if (!segment_fits(s, bytes, f.used, false))
+    if (!segment_fits(s, bytes, f.used, 0))
         return false;
     struct frame_batch info = {.store_uuid = store, .block_bytes = BLOCK, .batch_bytes = bytes};
     frame_finish(&f, &info);
@@ -78,8 +76,7 @@ static bool add_batch(struct segment *s, struct model *flows, uint64_t *records_
     return true;
 }
 
-static void check_span(const struct record_span *n, const struct model *flows)
-{
+static void check_span(const struct record_span *n, const struct model *flows) {
     const struct model *m = NULL;
     for (int i = 0; i < FLOWS; i++)
         if (memcmp(flows[i].id, n->head.flow, 16) == 0)
@@ -94,8 +91,7 @@ static void check_span(const struct record_span *n, const struct model *flows)
     CHECK_EQUAL(n->last_batch_block, m->last_block);
 }
 
-static void the_footer_tells_what_was_appended(void)
-{
+static void the_footer_tells_what_was_appended(void) {
     struct model flows[FLOWS] = {0};
     uint64_t copies = 0, offset;
     for (int i = 0; i < FLOWS; i++) {
@@ -106,7 +102,7 @@ static void the_footer_tells_what_was_appended(void)
     while (add_batch(&s, flows, &copies))
         continue;
     CHECK(s.batch_count > 10);
-    CHECK(!segment_fits(&s, BYTES / 8, 200, false));
+    CHECK(!segment_fits(&s, BYTES / 8, 200, 0));
     s.committed_batches = s.batch_count;
     uint64_t bytes = segment_footer(&s, store, 99, &offset);
     const struct segment_footer *f = (const void *)(footer + bytes - BLOCK);
@@ -131,31 +127,30 @@ static void the_footer_tells_what_was_appended(void)
     CHECK_EQUAL(seen, f->span_count);
 }
 
-static void last_words_may_use_the_reserve(void)
-{
+static void last_words_may_use_the_reserve(void) {
     struct segment s = opened();
-    while (segment_fits(&s, 16 * BLOCK, 200, false))
+    const uint32_t reserve = segment_reserve_bytes(BYTES);
+    while (segment_fits(&s, 16 * BLOCK, 200, reserve))
         segment_append(&s, 16 * BLOCK, 0);
-    CHECK(segment_fits(&s, BLOCK, 200, true));
-    while (segment_fits(&s, BLOCK, 200, true))
+    CHECK(segment_fits(&s, BLOCK, 200, 0));
+    while (segment_fits(&s, BLOCK, 200, 0))
         segment_append(&s, BLOCK, 0); /* asserts that the footer still fits */
     CHECK(s.end_bytes + 2 * BLOCK >= s.bytes - BLOCK);
 }
 
-static void an_empty_segment_takes_the_largest_batch(void)
-{
+static void an_empty_segment_takes_the_largest_batch(void) {
     const uint64_t sizes[] = {SEGMENT_BYTES_MIN, 3u << 20, 64u << 20, SEGMENT_BYTES_MAX};
     for (size_t i = 0; i < sizeof sizes / sizeof sizes[0]; i++) {
         struct segment s;
         segment_open(&s, 0, 1, 0, sizes[i], BLOCK, footer, segment_footer_bytes_max(sizes[i]),
                      spans, SPANS_MAX);
         uint64_t most = segment_batch_bytes_max(sizes[i], BLOCK);
-        CHECK(segment_fits(&s, most, segment_header_bytes_max(sizes[i], BLOCK), false));
+        CHECK(segment_fits(&s, most, segment_header_bytes_max(sizes[i], BLOCK),
+                           segment_reserve_bytes(sizes[i])));
     }
 }
 
-int main(void)
-{
+int main(void) {
     static const struct harness_test tests[] = {
         TEST(the_footer_tells_what_was_appended),
         TEST(last_words_may_use_the_reserve),
