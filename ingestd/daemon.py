@@ -90,7 +90,9 @@ class Daemon:
         self._log = log
         self._status = StatusLine(time.monotonic)
         self._watchdog_s = systemd.watchdog_timeout_s()
-        self._tick_s = min(TICK_S, (self._watchdog_s or TICK_S) / WATCHDOG_PINGS)
+        self._tick_s = TICK_S
+        if self._watchdog_s is not None:
+            self._tick_s = min(TICK_S, self._watchdog_s / WATCHDOG_PINGS)
         self._stores: dict[str, ServedStore] = {}
         self._workers: list[WorkerThread] = []
         self._listener_names: list[str] = []

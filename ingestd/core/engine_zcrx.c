@@ -45,10 +45,9 @@ static int zcrx_open(struct worker *w) {
     z->fragments = calloc(z->fragment_count, sizeof *z->fragments);
     uint64_t relief_bytes = zcrx_relief_bytes(w->area.slots_bytes);
     z->relief_base = area_own(&w->area, relief_bytes);
-    bool out_of_memory =
-        z->fragments == NULL ||
-        refill_init(&z->refill, z->chunk_count, zcrx_chunk_shift(z), z->fragment_count * 16) < 0 ||
-        buddy_init(&z->relief, relief_bytes, RELIEF_SLOT_BYTES_MAX) < 0;
+    bool out_of_memory = z->fragments == NULL ||
+                         refill_init(&z->refill, z->chunk_count, zcrx_chunk_shift(z)) < 0 ||
+                         buddy_init(&z->relief, relief_bytes, RELIEF_SLOT_BYTES_MAX) < 0;
     if (out_of_memory)
         return fault_set(&w->fault, ENOMEM, "calloc", "account of the area's chunks");
     for (uint32_t i = 0; i < z->fragment_count; i++)

@@ -30,15 +30,16 @@ struct refill {
     uint16_t *shared;      /* per chunk: further holders of a fragment that was split */
     uint32_t chunks_lent;
     uint64_t fragments_lent;
-    uint64_t *waiting;         /* ring of offsets that found the refill ring full */
-    uint32_t waiting_capacity; /* a power of two */
-    uint32_t waiting_head, waiting_tail;
+    /* Entries that found the refill ring full: since an entry names a chunk, and
+     * any place in it will do, a count per chunk and a queue of chunks hold all. */
+    uint32_t *waiting;                   /* per chunk */
+    uint32_t *waiting_queue;             /* of chunks with waiting > 0, each once */
+    uint32_t waiting_head, waiting_tail; /* their difference is the queue's length */
 };
 
 /* Memory for the account; the ring's pointers are set by the caller. Returns 0
- * or -ENOMEM. fragments_max: how many fragments can be out at once. */
-int refill_init(struct refill *r, uint32_t chunk_count, uint32_t chunk_shift,
-                uint32_t fragments_max);
+ * or -ENOMEM. */
+int refill_init(struct refill *r, uint32_t chunk_count, uint32_t chunk_shift);
 void refill_destroy(struct refill *r);
 
 /* The kernel delivered a fragment. */

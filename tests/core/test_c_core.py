@@ -17,6 +17,7 @@ PROGRAMS = {
     "test_flow": (TESTS / "core" / "test_flow.c",),
     "test_frame": (TESTS / "core" / "test_frame.c",),
     "test_plan": (TESTS / "core" / "test_plan.c", MODEL),
+    "test_refill": (TESTS / "core" / "test_refill.c",),
     "test_segment": (TESTS / "core" / "test_segment.c",),
 }
 RUN_TIMEOUT_S = 60

@@ -23,7 +23,16 @@ TESTS: Final = ROOT / "tests"
 
 PURE_SOURCES: Final = tuple(
     CORE / name
-    for name in ("answer.c", "buddy.c", "commit.c", "flow.c", "frame.c", "plan.c", "segment.c")
+    for name in (
+        "answer.c",
+        "buddy.c",
+        "commit.c",
+        "flow.c",
+        "frame.c",
+        "plan.c",
+        "refill.c",
+        "segment.c",
+    )
 )
 
 FLAGS: Final = ("-std=c11", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-O2", "-g")
