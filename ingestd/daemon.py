@@ -45,6 +45,7 @@ from ingestd.worker import Core, WorkerThread, kernel_features, load_core
 
 if TYPE_CHECKING:
     from ingestd.config import Settings
+    from ingestd.core._core import Event
     from ingestd.store.serving import ServedStore
 
 TICK_S: Final = 1.0
@@ -214,9 +215,20 @@ class Daemon:
     def _tell_events(self) -> None:
         for worker in self._workers:
             for event in worker.events():
-                if event.kind == self._core.EVENT_STORE_FAILED:
+                if event.kind == self._core.EVENT_FLOW_ELSEWHERE:
+                    self._hand_over(worker, event)
+                elif event.kind == self._core.EVENT_STORE_FAILED:
                     self._failed_stores.add(worker.store_name)
                 self._event_log.tell(worker, event)
+
+    def _hand_over(self, source: WorkerThread, event: Event) -> None:
+        """Give a connection to the worker that can read it, or else end it."""
+        for worker in self._workers:
+            if worker.store is source.store and worker.index == event.code:
+                if worker.adopt(event.detail, event.listener_index):
+                    return
+                break
+        os.close(event.detail)
 
     def _look_after_workers(self) -> None:
         """End the loop if a worker, or the pump, did what it must not."""

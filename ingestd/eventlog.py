@@ -77,6 +77,14 @@ class EventLog:
             core.EVENT_SEGMENT_OPENED: lambda e: (LogEvent.SEGMENT_OPENED, _segment(e)),
             core.EVENT_SEGMENT_CLOSED: lambda e: (LogEvent.SEGMENT_CLOSED, _segment(e)),
             core.EVENT_BACKPRESSURE: _backpressure,
+            core.EVENT_FLOW_BY_COPY: lambda e: (
+                LogEvent.FLOW_BY_COPY,
+                self._flow(e) | {"napi_id": e.code},
+            ),
+            core.EVENT_FLOW_ELSEWHERE: lambda e: (
+                LogEvent.FLOW_HANDED_OVER,
+                self._flow(e) | {"to_worker": e.code},
+            ),
         }
 
     def tell(self, worker: WorkerThread, event: Event) -> None:

@@ -78,6 +78,16 @@ class LogEvent(Enum):
         "a flow ended early; its durable bytes can be read",
     )
     FLOW_REFUSED = "flow_refused", "warning", "a connection was refused; nothing of it is stored"
+    FLOW_BY_COPY = (
+        "flow_by_copy",
+        "info",
+        "a connection came by an rx queue without zero copy; the kernel copies its bytes",
+    )
+    FLOW_HANDED_OVER = (
+        "flow_handed_over",
+        "debug",
+        "a connection was passed to the worker whose rx queue it comes by",
+    )
     ACCEPT_FAILED = "accept_failed", "warning", "the kernel could not hand over a connection"
     SEGMENT_OPENED = "segment_opened", "debug", "a worker begins to fill a segment"
     SEGMENT_CLOSED = "segment_closed", "debug", "a segment is full and has its footer"

@@ -96,6 +96,24 @@ _COUNTERS: Final = (
         "",
         {"": "direct_bytes"},
     ),
+    _Family(
+        "ingestd_flows_by_copy",
+        "Connections on an rx queue without zero copy, served by the kernel's copy.",
+        "",
+        {"": "flows_by_copy"},
+    ),
+    _Family(
+        "ingestd_flows_handed_away",
+        "Connections given to the worker whose rx queue they came by.",
+        "",
+        {"": "flows_handed_away"},
+    ),
+    _Family(
+        "ingestd_alloc_failures",
+        "Times the kernel told that it found no chunk for a packet.",
+        "",
+        {"": "alloc_failures"},
+    ),
     _Family("ingestd_batches", "Batches written.", "", {"": "batches"}),
     _Family("ingestd_flushes", "Device flushes completed.", "", {"": "flushes"}),
     _Family("ingestd_commits", "Commit points reached.", "", {"": "commits"}),
@@ -158,6 +176,18 @@ _GAUGES: Final = (
         "Device writes submitted and not completed.",
         "",
         {"": "writes_in_flight"},
+    ),
+    _Family(
+        "ingestd_chunks_lent",
+        "Chunks of the area that are not with the kernel.",
+        "",
+        {"": "chunks_lent"},
+    ),
+    _Family(
+        "ingestd_chunk_bytes",
+        "Bytes of a chunk; 0 without zero-copy receive.",
+        "",
+        {"": "rx_buf_len"},
     ),
     _Family(
         "ingestd_flows_waiting", "Flows that wait for room in the area.", "", {"": "flows_waiting"}

@@ -58,6 +58,7 @@ class Core(Protocol):
     COMMAND_SET_FLUSH_INTERVAL: int
     COMMAND_SET_COMMIT_INTERVAL: int
     COMMAND_SET_IDLE_TIMEOUT: int
+    COMMAND_ADOPT: int
     EVENT_FLOW_OPENED: int
     EVENT_FLOW_SEALED: int
     EVENT_FLOW_INTERRUPTED: int
@@ -69,6 +70,8 @@ class Core(Protocol):
     EVENT_SEGMENT_OPENED: int
     EVENT_SEGMENT_CLOSED: int
     EVENT_BACKPRESSURE: int
+    EVENT_FLOW_BY_COPY: int
+    EVENT_FLOW_ELSEWHERE: int
     HISTOGRAM_BOUNDS_NS: tuple[int, ...]
     CoreFault: type[CoreFault]
     Worker: type[CoreWorker]
@@ -335,6 +338,10 @@ class WorkerThread:
         self.core_worker.command(
             self._core.COMMAND_SET_IDLE_TIMEOUT, listener_index, int(idle_timeout_s * NS_PER_S)
         )
+
+    def adopt(self, fd: int, listener_index: int) -> bool:
+        """Take over an accepted connection; False when the descriptor stays the caller's."""
+        return self.alive() and self._post(self._core.COMMAND_ADOPT, fd, listener_index)
 
     def grant_segments(self) -> int:
         """Give the worker the segments it wants, or tell it once that there are none.

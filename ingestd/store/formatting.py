@@ -169,7 +169,7 @@ def _format_file(
     except OSError as error:
         with contextlib.suppress(OSError):
             os.ftruncate(device.fd, before_bytes)
-        raise _space_error(device, size_bytes, error.strerror) from None
+        raise _space_error(device, size_bytes, os.strerror(error.errno or 0)) from None
     device.size_bytes = size_bytes
     return _write(device, wish, geometry, found or [])
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import tomli_w
-
 from support.daemon import format_store, run_ingestd
 from support.loop import loop_device
 

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# make run    builds ingestd, starts it, sends a file through it and reads it back
+# make test   builds ingestd, runs `make check` and every test
+# make check  formatters, linters, type checkers and the house rules
+# make bench  measures ingestd beside other receivers (not part of the tests)
+# make clean  removes what was built; var/ (the demo's store) stays
+#
+# Everything that is built lies below build/. The package is installed into a
+# venv of its own, not as editable: the tests run what a user would get.
+
+PYTHON ?= python3
+BUILD := build
+VENV := $(BUILD)/venv
+BIN := $(VENV)/bin
+
+PACKAGE_FILES := $(shell find ingestd -type f -not -name '*.pyc' -not -name '*.so')
+C_FILES := $(wildcard ingestd/core/*.c)
+CLANG_FORMAT_FILES := $(C_FILES) $(wildcard ingestd/core/*.h) \
+	$(shell find tests -name '*.[ch]' -not -path 'tests/vm/nic/*') # those are in the kernel's style
+
+# `ingestd` of the source tree has no compiled core and must not hide the
+# installed one: no directory is put before site-packages.
+export PYTHONSAFEPATH := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup setup-check build run test check check-python check-c check-tree pytest clean
+
+help:
+	@sed -n 's/^# make/make/p' Makefile
+
+setup:
+	@PYTHON=$(PYTHON) scripts/setup-debian.sh
+
+setup-check:
+	@PYTHON=$(PYTHON) scripts/setup-debian.sh check
+
+# The venv: made anew when the dependencies change.
+$(BUILD)/venv.stamp: pyproject.toml scripts/requirements.py
+	rm -rf $(VENV) $(BUILD)/meson $@
+	mkdir -p $(BUILD)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python scripts/requirements.py pyproject.toml test check > $(BUILD)/requirements.txt
+	$(BIN)/pip install -qq --prefer-binary -r $(BUILD)/requirements.txt
+	touch $@
+
+# The package: built and installed anew, incrementally, when any of its files changes.
+$(BUILD)/package.stamp: $(BUILD)/venv.stamp meson.build README.md LICENSE $(PACKAGE_FILES)
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -qq --no-build-isolation --no-deps \
+		--force-reinstall -Cbuild-dir=$(BUILD)/meson -Csetup-args=-Dwerror=true .
+	touch $@
+
+build: setup
+	@$(MAKE) -q --no-print-directory $(BUILD)/package.stamp || \
+		$(MAKE) --no-print-directory $(BUILD)/package.stamp
+
+run: build
+	@$(BIN)/python scripts/run_demo.py $(if $(FILE),--file "$(FILE)") $(if $(KEEP),--keep)
+
+test: setup-check build
+	@$(MAKE) --no-print-directory check
+	@$(MAKE) --no-print-directory pytest
+
+pytest: build
+	@$(BIN)/pytest $(PYTEST_ARGS)
+
+check: setup-check build
+	@$(MAKE) --no-print-directory check-python check-c check-tree
+
+check-python:
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+check-c:
+	clang-format-14 --dry-run -Werror $(CLANG_FORMAT_FILES)
+	cppcheck --quiet --std=c11 --language=c --error-exitcode=1 --inline-suppr \
+		--enable=warning,performance,portability --suppress=missingIncludeSystem \
+		--suppress=normalCheckLevelMaxBranches -D__BYTE_ORDER__=1234 \
+		-D__ORDER_LITTLE_ENDIAN__=1234 -I ingestd/core $(C_FILES)
+
+check-tree:
+	$(BIN)/pytest -q tests/unit/test_tidy.py
+
+clean:
+	rm -rf $(BUILD) .ruff_cache .mypy_cache .pytest_cache
+
+include tests/bench/bench.mk

@@ -1,0 +1,18 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# make bench   measures ingestd beside other receivers, and writes the figures and
+#              the picture of docs/performance.md anew; BENCH_ARGS go to the program,
+#              for example BENCH_ARGS="--rounds 3 --no-docs"
+#
+# Needs socat, netcat-openbsd and mbuffer beside what a build needs, a quiet
+# machine and some 15 GiB of disk. What only the picture needs (extra `bench` of
+# pyproject.toml) is installed here and nowhere else.
+
+.PHONY: bench
+bench: build $(BUILD)/bench.stamp
+	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
+
+$(BUILD)/bench.stamp: $(BUILD)/venv.stamp pyproject.toml
+	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")' > $(BUILD)/bench-requirements.txt
+	$(BIN)/pip install -qq --prefer-binary -r $(BUILD)/bench-requirements.txt
+	touch $@

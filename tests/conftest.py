@@ -1,0 +1,72 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Fixtures that every test may use, and the care that the right ingestd is tested.
+
+The source tree's `ingestd` has no compiled core. `make test` therefore installs
+the package, and the tests must see that one, wherever they are started from.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# `python -m pytest` puts the working directory before site-packages.
+sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+
+try:
+    import ingestd
+except ModuleNotFoundError:
+    # Not installed: what needs no compiled core can still be tested; the report's head says so.
+    sys.path.append(str(ROOT))
+    import ingestd
+
+from support.daemon import Daemon, format_store  # noqa: E402
+from support.stores import StoreMaker  # noqa: E402
+
+SEED_VARIABLE = "INGESTD_TEST_SEED"
+
+
+def pytest_report_header() -> str:
+    """Say at the top which ingestd is under test."""
+    return f"ingestd {ingestd.__version__} from {Path(ingestd.__file__).parent}"
+
+
+@pytest.fixture
+def store_path(tmp_path: Path) -> Path:
+    """A fresh store of 64 MiB in a file."""
+    return format_store(tmp_path / "store.img")
+
+
+@pytest.fixture
+def start_daemon() -> Iterator[Callable[..., Daemon]]:
+    """A function that takes Daemon's arguments and returns one that is ready; all are ended."""
+    with ExitStack() as stack:
+        yield lambda *args, **kwargs: stack.enter_context(Daemon(*args, **kwargs))
+
+
+@pytest.fixture
+def daemon(store_path: Path, start_daemon: Callable[..., Daemon]) -> Daemon:
+    """A daemon with a fresh store, ready on free ports of 127.0.0.1."""
+    return start_daemon(store_path)
+
+
+@pytest.fixture
+def seed() -> int:
+    """A seed for what a test does at random, printed; the environment can repeat one."""
+    value = int(os.environ.get(SEED_VARIABLE) or secrets.randbits(32))
+    print(f"{SEED_VARIABLE}={value}")
+    return value
+
+
+@pytest.fixture(params=["file", "loop512", "loop4096"])
+def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreMaker]:
+    """A function that makes a store of a size: in a file, and on loop devices of both blocks."""
+    with ExitStack() as stack:
+        yield StoreMaker(str(request.param), tmp_path, stack)

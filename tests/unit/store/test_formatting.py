@@ -1,0 +1,354 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Making stores: sizes, safety, and what is left behind when it fails."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from ingestd.errors import NotAStoreError, StoreBusyError, StoreError, UnsafeDeviceError
+from ingestd.store import formatting
+from ingestd.store.geometry import default_segment_bytes, plan_geometry
+from ingestd.store.image import read_image
+from ingestd.store.safety import BlockDevice, signatures
+from ingestd.store.superblock import Superblock
+
+KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
+
+
+def make(
+    path: Path,
+    size: int | None = 8 * MIB,
+    *,
+    segment_bytes: int | None = None,
+    zero: bool = False,
+    label: str = "",
+    force: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Superblock:
+    return formatting.format_store(
+        str(path),
+        size_bytes=size,
+        segment_bytes=segment_bytes,
+        zero=zero,
+        label=label,
+        force=force,
+        progress=progress,
+    )
+
+
+def test_a_new_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.img"
+    made = make(path, 8 * MIB, label="Größe")
+    assert path.stat().st_size == 8 * MIB
+    assert path.stat().st_blocks * 512 >= 8 * MIB, "it must be preallocated"
+    assert (made.segment_count, made.segment_bytes, made.generation) == (7, MIB, 1)
+    with read_image(str(path)) as image:
+        assert image.superblock == made
+        assert image.superblock.label == "Größe"
+        assert image.flows == []
+
+
+def test_two_stores_have_different_uuids(tmp_path: Path) -> None:
+    assert make(tmp_path / "a").store_uuid != make(tmp_path / "b").store_uuid
+
+
+@pytest.mark.parametrize(
+    ("store_bytes", "segment_bytes"),
+    [
+        (5 * MIB, MIB),
+        (8 * MIB, MIB),
+        (32 * MIB, 4 * MIB),
+        (33 * MIB, 8 * MIB),
+        (64 * MIB, 8 * MIB),
+        (2 * GIB, 8 * MIB),
+        (4 * GIB, 16 * MIB),
+        (10 * GIB, 32 * MIB),
+        (100 * GIB, 256 * MIB),
+        (30 * TIB, 256 * MIB),
+    ],
+)
+def test_default_segments(store_bytes: int, segment_bytes: int) -> None:
+    assert default_segment_bytes(store_bytes) == segment_bytes
+    planned = plan_geometry("x", store_bytes, None, 4096)
+    assert planned.segment_count == (store_bytes - MIB) // segment_bytes
+    assert planned.segment_count >= 4
+
+
+@pytest.mark.parametrize(
+    ("size", "segment_bytes", "message"),
+    [
+        (8 * MIB + 1, None, r"8388609 bytes.*choose 8MiB or 8196KiB"),
+        (100, None, "choose 4KiB"),
+        (4 * MIB, None, r"too small with 4 MiB.*4 segments of 1MiB takes 5 MiB"),
+        (8 * MIB, 8 * MIB, "too small"),
+        (8 * MIB, 512 * KIB, "choose from 1MiB to 1GiB"),
+        (8 * MIB, 2 * GIB, "choose from 1MiB to 1GiB"),
+        (8 * MIB, MIB + 4096, "choose 1MiB or 2MiB"),
+        (0, None, "too small"),
+        (None, None, "give the size"),
+    ],
+)
+def test_sizes_that_are_refused(
+    tmp_path: Path, size: int | None, segment_bytes: int | None, message: str
+) -> None:
+    path = tmp_path / "a.img"
+    with pytest.raises(StoreError, match=message):
+        make(path, size, segment_bytes=segment_bytes)
+    assert not path.exists()
+
+
+def test_labels_that_are_refused(tmp_path: Path) -> None:
+    for label in ("ä" * 33, "a\0b"):
+        with pytest.raises(StoreError, match="label"):
+            make(tmp_path / "a", label=label)
+    make(tmp_path / "a", label="ä" * 32)
+
+
+def test_existing_contents_need_force(tmp_path: Path) -> None:
+    path = tmp_path / "a.img"
+    path.write_bytes(b"precious" * MIB)
+    with pytest.raises(UnsafeDeviceError, match=r"not empty.*--force"):
+        make(path, None)
+    assert path.read_bytes() == b"precious" * MIB
+    made = make(path, None, force=True)
+    assert made.store_bytes == 8 * MIB
+    with pytest.raises(UnsafeDeviceError, match=f"the store {made.uuid}"):
+        make(path, None)
+    assert make(path, None, force=True).uuid != made.uuid
+
+
+def test_an_existing_file_takes_the_size_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.img"
+    path.touch()
+    with pytest.raises(StoreError, match="is empty"):
+        make(path, None)
+    assert make(path, 6 * MIB).store_bytes == 6 * MIB
+    assert make(path, 9 * MIB, force=True).store_bytes == path.stat().st_size == 9 * MIB
+    assert make(path, 5 * MIB, force=True).store_bytes == path.stat().st_size == 5 * MIB
+
+
+def test_a_file_system_is_named_and_erased(tmp_path: Path) -> None:
+    path = tmp_path / "fs.img"
+    path.write_bytes(bytes(16 * MIB))
+    subprocess.run(["mke2fs", "-q", "-L", "mine", path], check=True)
+    with pytest.raises(UnsafeDeviceError, match="ext2 'mine'"):
+        make(path, None)
+    make(path, None, force=True)
+    assert signatures(str(path)) == []
+
+
+def test_a_signature_at_the_end_is_erased_too(tmp_path: Path) -> None:
+    """An Intel RAID member keeps its magic in the last sectors, where no superblock goes."""
+    path = tmp_path / "raid.img"
+    contents = bytearray(b"\xff" * (9 * MIB))
+    magic = b"Intel Raid ISM Cfg Sig. 1.3.00"
+    contents[-1024 : -1024 + len(magic)] = magic
+    path.write_bytes(contents)
+    assert [s.kind for s in signatures(str(path))] == ["isw_raid_member"]
+    with pytest.raises(UnsafeDeviceError, match="isw_raid_member"):
+        make(path, None)
+    make(path, None, force=True)
+    assert signatures(str(path)) == []
+    assert path.read_bytes()[MIB:-1024] == b"\xff" * (8 * MIB - 1024)
+
+
+def test_a_store_in_use_is_never_formatted(tmp_path: Path) -> None:
+    path = tmp_path / "a.img"
+    made = make(path)
+    holder = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(StoreBusyError, match="in use"):
+            make(path, force=True)
+    finally:
+        os.close(holder)
+    with read_image(str(path)) as image:
+        assert image.superblock == made
+
+
+def test_zero_overwrites_everything(tmp_path: Path) -> None:
+    path = tmp_path / "a.img"
+    path.write_bytes(b"\xff" * (9 * MIB))
+    steps: list[tuple[int, int]] = []
+
+    def note(done: int, total: int) -> None:
+        steps.append((done, total))
+
+    make(path, None, force=True, zero=True, progress=note)
+    assert path.read_bytes()[MIB:] == bytes(8 * MIB)
+    assert steps[-1] == (8 * MIB, 8 * MIB)
+    assert steps == sorted(steps)
+
+
+def test_without_zero_nothing_behind_the_superblocks_changes(tmp_path: Path) -> None:
+    path = tmp_path / "a.img"
+    path.write_bytes(b"\xff" * (9 * MIB))
+    make(path, None, force=True)
+    assert path.read_bytes()[MIB:] == b"\xff" * (8 * MIB)
+
+
+def test_no_space_is_known_before_anything_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        pytest.fail("space was asked for that is not there")
+
+    path = tmp_path / "a.img"
+    vfs = os.statvfs(tmp_path)
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    with pytest.raises(StoreError, match=r"cannot get .*No space left.*free"):
+        make(path, vfs.f_blocks * vfs.f_frsize // 4096 * 4096 + 4096)
+    assert not path.exists()
+
+
+def test_space_that_runs_out_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    path = tmp_path / "a.img"
+    monkeypatch.setattr(os, "posix_fallocate", fail)
+    with pytest.raises(StoreError, match=r"No space left.*free"):
+        make(path)
+    assert not path.exists()
+    path.write_bytes(b"x" * 4096)
+    with pytest.raises(StoreError, match="No space left"):
+        make(path, force=True)
+    assert path.stat().st_size == 4096
+
+
+def test_a_failing_device_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> NoReturn:
+        raise OSError(errno.EIO, "Input/output error")
+
+    path = tmp_path / "a.img"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwritev", fail)
+        with pytest.raises(StoreError, match="cannot be written at byte 0: Input/output error"):
+            make(path)
+    assert not path.exists()
+
+
+def test_other_kinds_of_files(tmp_path: Path) -> None:
+    with pytest.raises(NotAStoreError, match="neither"):
+        make(tmp_path, force=True)
+    with pytest.raises(NotAStoreError, match="neither"):
+        make(Path("/dev/null"), force=True)
+    with pytest.raises(StoreError, match="cannot be created"):
+        make(tmp_path / "no" / "where")
+
+
+@pytest.fixture
+def loop(tmp_path: Path) -> Iterator[str]:
+    """A loop device of 16 MiB with partition scanning; skips where there is none to be had."""
+    backing = tmp_path / "backing.img"
+    backing.write_bytes(bytes(16 * MIB))
+    try:
+        done = subprocess.run(
+            ["losetup", "--find", "--show", "--partscan", backing],
+            capture_output=True, text=True, check=False,
+        )
+    except FileNotFoundError:
+        pytest.skip("losetup is not installed")
+    if done.returncode:
+        pytest.skip(f"no loop device to be had: {done.stderr.strip()}")
+    device = done.stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def test_a_block_device(loop: str, tmp_path: Path) -> None:
+    made = make(Path(loop), None, force=False)
+    assert made.store_bytes == 16 * MIB
+    with read_image(loop) as image:
+        assert image.superblock == made
+    with pytest.raises(UnsafeDeviceError, match="is the store"):
+        make(Path(loop), None)
+    with pytest.raises(StoreError, match="leave the size out"):
+        make(Path(loop), 32 * MIB, force=True)
+    with pytest.raises(UnsafeDeviceError, match="attached to loop"):
+        make(tmp_path / "backing.img", None, force=True)
+
+
+def test_a_mounted_block_device(loop: str, tmp_path: Path) -> None:
+    subprocess.run(["mke2fs", "-q", loop], check=True)
+    point = tmp_path / "mount point"
+    point.mkdir()
+    mounted = subprocess.run(["mount", loop, point], capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"mounting is not allowed here: {mounted.stderr!r}")
+    try:
+        with pytest.raises(UnsafeDeviceError, match=r"mounted on .*mount point"):
+            make(Path(loop), None, force=True)
+    finally:
+        subprocess.run(["umount", point], check=True)
+    with pytest.raises(UnsafeDeviceError, match="ext2"):
+        make(Path(loop), None)
+    make(Path(loop), None, force=True)
+
+
+def test_a_claimed_block_device(loop: str) -> None:
+    holder = os.open(loop, os.O_RDONLY | os.O_EXCL)
+    try:
+        with pytest.raises(StoreBusyError, match="held by another process"):
+            make(Path(loop), None, force=True)
+    finally:
+        os.close(holder)
+
+
+def _fake_sysfs(root: Path) -> BlockDevice:
+    """sda (8:0) with the partitions sda1 and sda2, of which sda2 is held by dm-3."""
+    real = root / "devices" / "sda"
+    for name, number in (("sda1", "8:1"), ("sda2", "8:2")):
+        (real / name / "holders").mkdir(parents=True)
+        (real / name / "partition").write_text("1\n")
+        (real / name / "dev").write_text(f"{number}\n")
+    (real / "queue").mkdir()
+    (real / "holders").mkdir()
+    (real / "sda2" / "holders" / "dm-3").mkdir()
+    links = root / "dev" / "block"
+    links.mkdir(parents=True)
+    (links / "8:0").symlink_to(real)
+    (links / "8:1").symlink_to(real / "sda1")
+    mountinfo = root / "mountinfo"
+    mountinfo.write_text(
+        "22 1 253:0 / / rw shared:1 - ext4 /dev/vda rw\n"
+        "23 22 8:1 / /mnt/a\\040b rw shared:2 - xfs /dev/sda1 rw\n"
+        "24 22 0:55 / /mnt/btrfs rw shared:3 - btrfs /dev/sda2 rw\n"
+    )
+    return BlockDevice(os.makedev(8, 0), root, mountinfo)
+
+
+def test_uses_of_a_block_device_are_found(tmp_path: Path) -> None:
+    disk = _fake_sysfs(tmp_path)
+    assert disk.name() == "sda"
+    assert disk.partitions() == ["sda1", "sda2"]
+    assert disk.holders() == ["dm-3"]
+    assert disk.mounts() == ["/mnt/a b", "/mnt/btrfs"]
+    partition = BlockDevice(os.makedev(8, 1), disk.sysfs, disk.mountinfo)
+    assert (partition.partitions(), partition.holders()) == ([], [])
+    assert partition.mounts() == ["/mnt/a b"]
+    with pytest.raises(StoreError, match="mount sysfs"):
+        BlockDevice(os.makedev(9, 9), disk.sysfs, disk.mountinfo).partitions()
+
+
+def test_no_wipefs_is_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.img"
+    path.write_bytes(b"x" * 8192)
+    monkeypatch.setattr("shutil.which", lambda *_args, **_names: None)
+    with pytest.raises(StoreError, match="install util-linux"):
+        make(path, force=True)
+    assert path.read_bytes() == b"x" * 8192

@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmark works from end to end at tiny sizes; nothing here looks at time.
+
+Whoever runs `make bench` after months must not find it broken.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.bench.figures import Bar, Figures, bars, throughput
+from tests.bench.measure import (
+    INGESTD_CRC32C,
+    INGESTD_NONE,
+    OURS,
+    UPPER_BOUND,
+    Run,
+    scenarios,
+)
+from tests.bench.receivers import INGESTD, PEERS, BenchError
+from tests.bench.report import insert
+
+ROOT = Path(__file__).resolve().parents[2]
+MIB = 1 << 20
+TIMEOUT_S = 240
+
+
+def _run(receiver: str, round_index: int, seconds: float, **changes: Any) -> Run:
+    values: dict[str, Any] = {
+        "scenario": "flows-1",
+        "receiver": receiver,
+        "round": round_index,
+        "flows_count": 1,
+        "idle_count": 0,
+        "payload_bytes": 1024 * MIB,
+        "seconds": seconds,
+        "cpu_s": 0.3,
+        "machine_cpu_s": 0.6,
+        "sender_cpu_s": 0.1,
+        "baseline_cpu_per_s": 0.0,
+        "memory_peak_bytes": 300 * MIB,
+        "area_bytes": 256 * MIB,
+    }
+    return Run(**{**values, **changes})
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    """A slow minute that falls on both receivers of a round leaves their ratio alone."""
+    seconds = {UPPER_BOUND: (1.0, 4.0, 1.0), INGESTD_NONE: (2.0, 8.0, 2.0)}
+    runs = [_run(name, i, s) for name, row in seconds.items() for i, s in enumerate(row)]
+    figures = Figures(list(reversed(runs)))
+    assert figures.ratio(
+        ("flows-1", INGESTD_NONE), ("flows-1", UPPER_BOUND), throughput
+    ) == pytest.approx(0.5)
+    assert figures.median("flows-1", INGESTD_NONE, throughput) == pytest.approx(0.5)
+    assert figures.spread("flows-1", UPPER_BOUND, throughput) == pytest.approx((0.25, 1.0))
+
+
+def test_bars_hold_and_are_missed() -> None:
+    slow = [_run(UPPER_BOUND, 0, 1.0), _run(INGESTD_NONE, 0, 3.0), _run(INGESTD_CRC32C, 0, 1.0)]
+    verdicts = {bar.text: bar.holds for bar in bars(Figures(slow))}
+    assert verdicts[f"{INGESTD_NONE}: one flow, throughput by the upper bound's"] is False
+    assert verdicts[f"{INGESTD_CRC32C}: one flow, throughput by the upper bound's"] is True
+    assert Bar("", "<=", 1.5, 1.5).holds
+    assert not Bar("", "<=", 1.5, 1.6).holds
+    assert not Bar("", ">=", 0.9, 0.8).holds
+
+
+def test_parts_go_between_their_markers() -> None:
+    text = "a\n<!-- bench:x -->\nold\n<!-- /bench:x -->\nb\n"
+    assert insert(text, {"x": r"n\1w"}) == text.replace("old", r"n\1w")
+    with pytest.raises(BenchError, match="y"):
+        insert(text, {"y": "new"})
+
+
+def test_payload_is_shared_out_to_the_flows() -> None:
+    plan = scenarios(total_bytes=10 * MIB, flow_counts=[1, 3], idle_count=5, peers=["socat"])
+    assert [(s.name, s.flows_count, s.idle_count) for s in plan] == [
+        ("flows-1", 1, 0),
+        ("flows-3", 3, 0),
+        ("idle-0", 1, 0),
+        ("idle-5", 1, 5),
+    ]
+    assert plan[0].receivers == (UPPER_BOUND, *OURS, "socat")
+    assert plan[1].flow_bytes * 3 >= 10 * MIB
+
+
+@pytest.mark.timeout(2 * TIMEOUT_S)
+@pytest.mark.skipif(not INGESTD.exists(), reason="ingestd is not installed here")
+def test_everything_is_measured(tmp_path: Path) -> None:
+    """Every receiver that is installed, tiny sizes: each run is whole and is in the JSON."""
+    peers = [name for name, (_, program, _) in PEERS.items() if shutil.which(program)]
+    result = tmp_path / "bench.json"
+    command = [sys.executable, ROOT / "tests" / "bench" / "run.py", "--no-docs"]
+    command += ["--rounds", "1", "--size-mib", "2", "--flows", "1", "8", "--idle", "20"]
+    command += ["--baseline-s", "0.02", "--quiet-wait-s", "0", "--planner-fragments", "0"]
+    command += ["--directory", tmp_path / "data", "--json", result, "--peers", *peers]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    data = json.loads(result.read_text())
+    runs = data["runs"]
+    one_flow, many = (UPPER_BOUND, *OURS, *peers), (UPPER_BOUND, *OURS)
+    wanted = {("flows-1", name) for name in one_flow} | {("flows-8", name) for name in many}
+    wanted |= {("idle-0", INGESTD_CRC32C), ("idle-20", INGESTD_CRC32C)}
+    assert {(run["scenario"], run["receiver"]) for run in runs} == wanted
+    assert len(runs) == len(wanted)
+    for run in runs:
+        assert run["payload_bytes"] == 2 * MIB
+        assert run["seconds"] > 0
+        assert run["cpu_s"] > 0
+        assert run["gib_per_s"] == pytest.approx(2 / 1024 / run["seconds"])
+        if run["receiver"] in OURS:
+            assert run["counters"]["ingestd_durable_bytes_total"] == 2 * MIB
+            assert run["counters"]["ingestd_received_bytes_total"] == 2 * MIB
+            assert run["memory_peak_bytes"] > run["area_bytes"]
+    assert all(isinstance(bar["holds"], bool) for bar in data["bars"])
+    assert not list((tmp_path / "data").iterdir()), "its files are removed"
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("matplotlib") is None, reason="matplotlib (extra `bench`) is missing"
+)
+def test_picture_and_document_are_made(tmp_path: Path) -> None:
+    """The same figures give the same picture, and the document has a place for every table."""
+    from tests.bench import machine, picture, report
+
+    runs = [
+        _run(name, i, 1.0 + i, counters=dict.fromkeys(report_counters(), 1.0))
+        for name in (UPPER_BOUND, *OURS, "socat")
+        for i in range(2)
+    ]
+    paths = [tmp_path / "a.svg", tmp_path / "b.svg"]
+    for path in paths:
+        picture.draw(runs, path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    made = report.Report(
+        facts=machine.facts(tmp_path, "cubic"),
+        rounds_count=2,
+        total_bytes=1024 * MIB,
+        date="2000-01-01",
+        version="0",
+        runs=runs,
+        bars=bars(Figures(runs)),
+        planner=[],
+    )
+    parts = report.parts(made)
+    document = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    text = insert(document, parts)
+    assert "`socat`, then `sync FILE`" in text
+    assert "| holds |" in text
+
+
+def report_counters() -> tuple[str, ...]:
+    """Names of the counters that the report shows."""
+    from tests.bench.receivers import COUNTERS
+
+    return COUNTERS

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What core events become in the log, and the status line."""
+
+from __future__ import annotations
+
+import errno
+import uuid
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ingestd.eventlog import EventLog, errno_text
+from ingestd.log import Log, LogEvent
+from ingestd.status import StatusLine
+from ingestd.store import layout
+from support.fake_core import Event, FakeCore
+from support.fake_log import Recorder
+
+FLOW = uuid.UUID("0192f0c1-2345-7890-abcd-ef0123456789")
+WORKER: Any = SimpleNamespace(store_name="data", index=2)
+CORE = FakeCore
+
+
+def _told(event: Event) -> tuple[str, str, dict[str, Any]]:
+    recorder = Recorder()
+    EventLog(FakeCore(), Log(recorder, "debug"), ["in", "other"]).tell(WORKER, event)
+    ((level, name, fields),) = recorder.lines
+    assert fields.pop("store") == "data"
+    assert fields.pop("worker") == 2
+    return level, name, fields
+
+
+FROM = {"flow": FLOW.bytes, "peer": "192.0.2.1:4000", "listener_index": 1}
+SHOWN = {"flow": str(FLOW), "peer": "192.0.2.1:4000", "listener": "other"}
+
+
+@pytest.mark.parametrize(
+    ("event", "expected"),
+    [
+        (Event(CORE.EVENT_FLOW_OPENED, **FROM), (LogEvent.FLOW_OPENED, SHOWN)),
+        (
+            Event(CORE.EVENT_FLOW_SEALED, bytes_count=7, **FROM),
+            (LogEvent.FLOW_SEALED, SHOWN | {"bytes": 7}),
+        ),
+        (
+            Event(
+                CORE.EVENT_FLOW_INTERRUPTED,
+                code=layout.CLOSE_REASON_PEER,
+                detail=errno.ECONNRESET,
+                bytes_count=5,
+                **FROM,
+            ),
+            (
+                LogEvent.FLOW_INTERRUPTED,
+                SHOWN
+                | {
+                    "durable_bytes": 5,
+                    "reason": "connection_lost",
+                    "error": "ECONNRESET: Connection reset by peer",
+                },
+            ),
+        ),
+        (
+            Event(
+                CORE.EVENT_FLOW_REFUSED,
+                code=layout.CLOSE_REASON_STORE_FULL,
+                peer="[::1]:9",
+                listener_index=0,
+            ),
+            (
+                LogEvent.FLOW_REFUSED,
+                {"peer": "[::1]:9", "listener": "in", "reason": "store_full"},
+            ),
+        ),
+        (Event(CORE.EVENT_STORE_FULL), (LogEvent.STORE_FULL, {})),
+        (
+            Event(CORE.EVENT_WRITE_RETRIED, code=errno.EIO, detail=2, bytes_count=4096),
+            (
+                LogEvent.WRITE_RETRIED,
+                {"error": errno_text(errno.EIO), "tries": 2, "store_offset": 4096},
+            ),
+        ),
+        (
+            Event(CORE.EVENT_SEGMENT_OPENED, code=3, bytes_count=77),
+            (LogEvent.SEGMENT_OPENED, {"segment": 3, "sequence": 77}),
+        ),
+        (
+            Event(CORE.EVENT_SEGMENT_CLOSED, code=3, bytes_count=77),
+            (LogEvent.SEGMENT_CLOSED, {"segment": 3, "sequence": 77}),
+        ),
+        (
+            Event(CORE.EVENT_BACKPRESSURE, code=2),
+            (LogEvent.BACKPRESSURE_STARTED, {"cause": "device"}),
+        ),
+        (Event(CORE.EVENT_BACKPRESSURE, code=0), (LogEvent.BACKPRESSURE_ENDED, {})),
+        (
+            Event(CORE.EVENT_FLOW_BY_COPY, code=8193, **FROM),
+            (LogEvent.FLOW_BY_COPY, SHOWN | {"napi_id": 8193}),
+        ),
+        (
+            Event(CORE.EVENT_FLOW_ELSEWHERE, code=1, detail=33, **FROM),
+            (LogEvent.FLOW_HANDED_OVER, SHOWN | {"to_worker": 1}),
+        ),
+    ],
+)
+def test_events(event: Event, expected: tuple[LogEvent, dict[str, Any]]) -> None:
+    log_event, fields = expected
+    assert _told(event) == (log_event.level, log_event.value, fields)
+
+
+def test_a_failed_store_says_what_and_where() -> None:
+    _, name, fields = _told(
+        Event(CORE.EVENT_STORE_FAILED, code=errno.EIO, detail=1, bytes_count=8192)
+    )
+    assert name == "store_failed"
+    assert fields["failed"] == "flush"
+    assert fields["store_offset"] == 8192
+    assert fields["error"] == "EIO: Input/output error"
+    assert "dmesg" in fields["way_out"]
+
+
+@pytest.mark.parametrize(
+    ("code", "way_out"), [(errno.EMFILE, "LimitNOFILE"), (errno.ECONNABORTED, "by itself")]
+)
+def test_an_accept_that_failed(code: int, way_out: str) -> None:
+    _, name, fields = _told(Event(CORE.EVENT_ACCEPT_FAILED, code=code, detail=1))
+    assert name == "accept_failed"
+    assert fields["listener"] == "other"
+    assert way_out in fields["way_out"]
+
+
+def test_every_kind_of_the_core_has_a_line() -> None:
+    kinds = [getattr(CORE, name) for name in dir(CORE) if name.startswith("EVENT_")]
+    assert len(kinds) == 13
+    for kind in kinds:
+        assert _told(Event(kind))[1] in {event.value for event in LogEvent}
+
+
+def test_an_unknown_kind_is_a_bug() -> None:
+    with pytest.raises(AssertionError, match="event kind 99"):
+        _told(Event(99))
+
+
+def test_unknown_numbers_are_shown_as_they_are() -> None:
+    assert _told(Event(CORE.EVENT_FLOW_REFUSED, code=99))[2]["reason"] == "99"
+    assert errno_text(4095).startswith("4095: ")
+
+
+def test_every_reason_has_a_name() -> None:
+    reasons = [getattr(layout, n) for n in dir(layout) if n.startswith("CLOSE_REASON_")]
+    for reason in reasons:
+        name = _told(Event(CORE.EVENT_FLOW_REFUSED, code=reason))[2]["reason"]
+        assert not name.isdecimal()
+
+
+def test_status_line() -> None:
+    now_s = [100.0]
+    status = StatusLine(lambda: now_s[0])
+    shot = {"flows_open": 2, "received_bytes": 0, "durable_bytes": 0, "store_is_full": 0}
+    now_s[0] += 1
+    assert status.line([shot, shot], ()) == "4 flows, 0 B/s received, 0 B/s durable"
+    now_s[0] += 2
+    later = {**shot, "received_bytes": 4 * 2**20, "durable_bytes": 2 * 2**20, "store_is_full": 1}
+    assert status.line([later, shot], {"b", "a"}) == (
+        "4 flows, 2 MiB/s received, 1 MiB/s durable, a store is full, FAILED: store a, b"
+    )

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the machine allows and takes: engine, locked memory, descriptors, direct I/O."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from support.fake_core import CoreFault, FakeCore
+from support.fake_store import MIB
+
+from ingestd import direct_io, limits, worker
+from ingestd.config import StoreSettings
+from ingestd.direct_io import complete_profile, virt_boundary_mask
+from ingestd.engine import choose_engine
+from ingestd.errors import EngineError, IngestdError, ResourceError, SystemCallError
+from ingestd.limits import (
+    LockedNeed,
+    check_locked_memory,
+    has_capability,
+    locked_memory_limit,
+    raise_descriptor_limit,
+)
+from ingestd.worker import store_profile
+
+# --- Engine -------------------------------------------------------------------------
+
+
+def test_auto_says_why() -> None:
+    assert choose_engine("auto", {"zcrx": True}) == (
+        "recv",
+        "this build has no zcrx engine; the kernel has zcrx",
+    )
+    assert choose_engine("auto", {}).reason.endswith("the kernel lacks zcrx")
+
+
+def test_a_demand_is_a_demand() -> None:
+    assert choose_engine("recv", {"zcrx": True}).kind == "recv"
+    with pytest.raises(EngineError, match='set engine.kind to "auto" or "recv"'):
+        choose_engine("zcrx", {"zcrx": True})
+
+
+# --- Limits -------------------------------------------------------------------------
+
+
+def test_capabilities() -> None:
+    status = "Name:\tpython\nCapEff:\t0000000000004000\nCapBnd:\t000001ffffffffff\n"
+    assert has_capability(status, limits.CAP_IPC_LOCK)
+    assert not has_capability(status, 13)
+    assert not has_capability(status.replace("4000", "0000"), limits.CAP_IPC_LOCK)
+    with pytest.raises(ValueError, match="CapEff"):
+        has_capability("Name:\tpython\n", 0)
+
+
+@pytest.mark.parametrize(
+    ("soft", "status", "expected"),
+    [
+        (resource.RLIM_INFINITY, "CapEff:\t0\n", None),
+        (8 * MIB, "CapEff:\t4000\n", None),
+        (8 * MIB, "CapEff:\t0\n", 8 * MIB),
+    ],
+)
+def test_locked_memory_limit(
+    soft: int, status: str, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "status"
+    path.write_text(status)
+    monkeypatch.setattr(limits, "STATUS_PATH", path)
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda _: (soft, soft))
+    assert locked_memory_limit() == expected
+
+
+def test_locked_memory_is_told_in_numbers() -> None:
+    needs = [LockedNeed("a", 2, 4 * MIB), LockedNeed("b", 1, 2 * MIB)]
+    check_locked_memory(needs, None)
+    check_locked_memory(needs, 10 * MIB)
+    with pytest.raises(ResourceError) as caught:
+        check_locked_memory(needs, 10 * MIB - 1)
+    text = str(caught.value)
+    assert "need 10485760 bytes" in text
+    assert 'store "a": 2 x 4194304, store "b": 1 x 2097152' in text
+    assert "allows 10485759" in text
+    assert "LimitMEMLOCK=infinity" in text
+    assert "`ulimit -l 10240`" in text
+
+
+def test_what_a_worker_locks_is_whole_hugepages() -> None:
+    assert worker.locked_bytes(StoreSettings(path="x", area=4 * MIB)) == 4 * MIB
+    assert worker.locked_bytes(StoreSettings(path="x", area=4 * MIB + 4096)) == 6 * MIB
+
+
+@pytest.mark.parametrize(
+    ("limits_before", "needed", "limit_then", "set_to"),
+    [
+        ((1024, 4096), 512, 1024, None),
+        ((1024, 4096), 2000, 2000, (2000, 4096)),
+        ((1024, 4096), 9000, 4096, (4096, 4096)),
+        ((1024, resource.RLIM_INFINITY), 9000, 9000, (9000, resource.RLIM_INFINITY)),
+        ((resource.RLIM_INFINITY, resource.RLIM_INFINITY), 9000, 9000, None),
+    ],
+)
+def test_descriptors(
+    limits_before: tuple[int, int],
+    needed: int,
+    limit_then: int,
+    set_to: tuple[int, int] | None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done: list[tuple[int, int]] = []
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda _: limits_before)
+    monkeypatch.setattr(limits.resource, "setrlimit", lambda _, pair: done.append(pair))
+    assert raise_descriptor_limit(needed) == limit_then
+    assert done == ([] if set_to is None else [set_to])
+
+
+# --- Direct I/O ---------------------------------------------------------------------
+
+
+def _sysfs(root: Path, fd: int, *, partition: bool, mask: str) -> Path:
+    """A tree like /sys/dev/block, in which the file's device is a disk or a partition."""
+    number = os.fstat(fd).st_dev
+    disk = root / "devices" / "disk"
+    (disk / "queue").mkdir(parents=True)
+    (disk / "queue" / "virt_boundary_mask").write_text(mask)
+    device = disk / "disk1" if partition else disk
+    device.mkdir(exist_ok=True)
+    links = root / "links"
+    links.mkdir()
+    (links / f"{os.major(number)}:{os.minor(number)}").symlink_to(device)
+    return links
+
+
+@pytest.mark.parametrize("partition", [False, True])
+def test_the_boundary_of_a_queue(tmp_path: Path, partition: bool) -> None:
+    with (tmp_path / "store").open("wb") as file:
+        links = _sysfs(tmp_path, file.fileno(), partition=partition, mask="4095\n")
+        assert virt_boundary_mask(file.fileno(), links) == 4095
+        assert complete_profile(4, 512, file.fileno(), links) == (4, 512, 4095, 1024)
+        # Pieces of whole blocks are split by the block layer: no boundary for us.
+        assert complete_profile(512, 512, file.fileno(), links) == (512, 512, 0, 1024)
+
+
+def test_an_unknown_queue_gets_the_stricter_answer(tmp_path: Path) -> None:
+    with (tmp_path / "store").open("wb") as file:
+        assert virt_boundary_mask(file.fileno(), tmp_path) is None
+        profile = complete_profile(4, 4096, file.fileno(), tmp_path)
+        assert profile.virt_mask == resource.getpagesize() - 1
+
+
+def test_the_profile_of_a_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    core = FakeCore()
+    monkeypatch.setattr(direct_io, "SYSFS_DEVICES", tmp_path)
+    with (tmp_path / "store").open("wb") as file:
+        assert store_profile(core, file.fileno(), "store")[:2] == (512, 512)
+        core.faults["device_profile"] = CoreFault(errno.EOPNOTSUPP, "statx", "store")
+        with pytest.raises(SystemCallError, match="store: statx for store failed"):
+            store_profile(core, file.fileno(), "store")
+
+
+def test_device_profile_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "load_core", FakeCore)
+    with pytest.raises(IngestdError, match="cannot be opened for direct I/O"):
+        worker.device_profile(str(tmp_path / "nothing"))
+    opened: list[int] = []
+    monkeypatch.setattr(
+        worker, "store_profile", lambda _core, fd, _path: opened.append(fd) or SimpleNamespace()
+    )
+    (tmp_path / "store").write_bytes(b"")
+    worker.device_profile(str(tmp_path / "store"))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(opened[0])

@@ -1,0 +1,322 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics: every name and label, what they mean, the endpoint, and the files that use them."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import socket
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from ingestd import __version__
+from ingestd.address import parse_address
+from ingestd.engine import EngineChoice
+from ingestd.errors import ListenError
+from ingestd.metrics import IngestdCollector
+from ingestd.metrics_server import MetricsServer, start_metrics
+from support.fake_core import FakeCore, counter_names
+from support.fake_store import MIB, FakeStore
+
+ROOT = Path(__file__).resolve().parents[2]
+BOUNDS_NS = FakeCore.HISTOGRAM_BOUNDS_NS
+
+# Exported name -> its labels besides store and worker, or besides store.
+WORKER_NAMES = {
+    "ingestd_received_bytes_total": set(),
+    "ingestd_written_bytes_total": set(),
+    "ingestd_durable_bytes_total": set(),
+    "ingestd_bounced_bytes_total": {"reason"},
+    "ingestd_kernel_copied_bytes_total": set(),
+    "ingestd_padding_bytes_total": set(),
+    "ingestd_header_bytes_total": set(),
+    "ingestd_direct_bytes_total": set(),
+    "ingestd_flows_by_copy_total": set(),
+    "ingestd_flows_handed_away_total": set(),
+    "ingestd_alloc_failures_total": set(),
+    "ingestd_chunks_lent": set(),
+    "ingestd_chunk_bytes": set(),
+    "ingestd_batches_total": set(),
+    "ingestd_flushes_total": set(),
+    "ingestd_commits_total": set(),
+    "ingestd_write_retries_total": set(),
+    "ingestd_write_latency_seconds_bucket": {"le"},
+    "ingestd_write_latency_seconds_count": set(),
+    "ingestd_write_latency_seconds_sum": set(),
+    "ingestd_flush_latency_seconds_bucket": {"le"},
+    "ingestd_flush_latency_seconds_count": set(),
+    "ingestd_flush_latency_seconds_sum": set(),
+    "ingestd_flows": {"state"},
+    "ingestd_flows_total": {"outcome"},
+    "ingestd_area_bytes": {"state"},
+    "ingestd_area_hugepage_bytes": set(),
+    "ingestd_writes_in_flight": set(),
+    "ingestd_backpressure_seconds_total": {"cause"},
+    "ingestd_flows_waiting": set(),
+    "ingestd_events_dropped_total": set(),
+    "ingestd_accept_errors_total": set(),
+    "ingestd_worker_loop_age_seconds": set(),
+}
+STORE_NAMES = {
+    "ingestd_store_bytes": {"state"},
+    "ingestd_store_failed": set(),
+    "ingestd_store_full": set(),
+    "ingestd_segments": {"state"},
+}
+PROCESS_NAMES = {
+    "ingestd_engine_info": {"engine", "reason"},
+    "ingestd_build_info": {"version", "python", "kernel"},
+}
+EXPORTED = {
+    **{name: labels | {"store", "worker"} for name, labels in WORKER_NAMES.items()},
+    **{name: labels | {"store"} for name, labels in STORE_NAMES.items()},
+    **PROCESS_NAMES,
+}
+
+
+class FakeWorker:
+    """What the collector asks of a WorkerThread; each counter is its own number."""
+
+    def __init__(self, store_name: str, index: int) -> None:
+        self.store_name = store_name
+        self.index = index
+        self.values = {name: number + 1 for number, name in enumerate(counter_names())}
+        self.values.update(store_errno=0, store_is_full=0, segments_ready=1)
+
+    def counters(self) -> dict[str, int]:
+        return dict(self.values)
+
+    def histograms(self) -> dict[str, tuple[int, ...]]:
+        return {"write_latency": (5, 0, 2, 1), "flush_latency": (0, 0, 0, 0)}
+
+    def loop_age_s(self) -> float:
+        return 0.25
+
+
+@pytest.fixture
+def workers() -> list[FakeWorker]:
+    return [FakeWorker("data", 0), FakeWorker("data", 1), FakeWorker("more", 0)]
+
+
+@pytest.fixture
+def collector(workers: list[FakeWorker]) -> IngestdCollector:
+    stores = {"data": FakeStore(taken_count=3), "more": FakeStore(segments_count=4)}
+    return IngestdCollector(workers, stores, EngineChoice("recv", "asked for"), BOUNDS_NS)
+
+
+def _samples(collector: IngestdCollector) -> dict[tuple[str, frozenset[Any]], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in collector.collect()
+        for sample in family.samples
+    }
+
+
+def _value(samples: dict[Any, float], name: str, **labels: str) -> float:
+    return samples[name, frozenset(labels.items())]
+
+
+def test_names_and_labels(collector: IngestdCollector) -> None:
+    found: dict[str, set[str]] = {}
+    for family in collector.collect():
+        assert family.documentation.endswith(".")
+        for sample in family.samples:
+            assert found.setdefault(sample.name, set(sample.labels)) == set(sample.labels)
+    assert found == EXPORTED
+
+
+def test_every_counter_of_the_core_is_exported(
+    workers: list[FakeWorker], collector: IngestdCollector
+) -> None:
+    """A counter that is added to core/stats.h must not be forgotten here."""
+    read: set[str] = set()
+
+    class Noting(dict[str, int]):
+        def __getitem__(self, name: str) -> int:
+            read.add(name)
+            return super().__getitem__(name)
+
+    workers[0].counters = lambda: Noting(workers[0].values)
+    list(collector.collect())
+    # The size of the area is the sum of its parts; turns are told by their age.
+    unexported = {"area_bytes", "loop_turns", "loop_beat_ns", "segments_used", "segments_wanted"}
+    assert set(counter_names()) - read <= unexported
+
+
+def test_values(workers: list[FakeWorker], collector: IngestdCollector) -> None:
+    worker = {"store": "data", "worker": "1"}
+    values = workers[1].values
+    values["backpressure_area_ns"] = 1_500_000_000
+    values["write_latency_sum_ns"] = 250_000_000
+    samples = _samples(collector)
+    assert _value(samples, "ingestd_received_bytes_total", **worker) == values["received_bytes"]
+    for reason in ("head", "tail", "small", "boundary", "pressure"):
+        bounced = _value(samples, "ingestd_bounced_bytes_total", reason=reason, **worker)
+        assert bounced == values[f"bounced_{reason}_bytes"]
+    for outcome in ("opened", "sealed", "interrupted", "refused"):
+        count = _value(samples, "ingestd_flows_total", outcome=outcome, **worker)
+        assert count == values[f"flows_{outcome}"]
+    open_flows = _value(samples, "ingestd_flows", state="open", **worker)
+    assert open_flows == values["flows_open"]
+    assert _value(samples, "ingestd_backpressure_seconds_total", cause="area", **worker) == 1.5
+    assert _value(samples, "ingestd_worker_loop_age_seconds", **worker) == 0.25
+    assert _value(samples, "ingestd_write_latency_seconds_sum", **worker) == 0.25
+    assert _value(samples, "ingestd_engine_info", engine="recv", reason="asked for") == 1
+    (build,) = [dict(labels) for name, labels in samples if name == "ingestd_build_info"]
+    assert build["version"] == __version__
+
+
+def test_buckets_add_up(collector: IngestdCollector) -> None:
+    samples = _samples(collector)
+    buckets = {
+        float(dict(labels)["le"]): value
+        for (name, labels), value in samples.items()
+        if name == "ingestd_write_latency_seconds_bucket"
+        and {("store", "data"), ("worker", "0")} <= labels
+    }
+    assert buckets == {1e-05: 5, 0.001: 5, 1.0: 7, math.inf: 8}
+    count = _value(samples, "ingestd_write_latency_seconds_count", store="data", worker="0")
+    assert count == 8
+
+
+def test_stores(workers: list[FakeWorker], collector: IngestdCollector) -> None:
+    samples = _samples(collector)
+    states = {
+        state: _value(samples, "ingestd_segments", store="data", state=state)
+        for state in ("free", "ready", "used")
+    }
+    assert states == {"free": 5, "ready": 2, "used": 1}  # 8 segments, 3 taken, 2 workers
+    free = _value(samples, "ingestd_store_bytes", store="data", state="free")
+    used = _value(samples, "ingestd_store_bytes", store="data", state="used")
+    assert (free, used) == (7 * 8 * MIB, 8 * MIB)
+    for name in ("ingestd_store_failed", "ingestd_store_full"):
+        assert _value(samples, name, store="data") == 0
+    workers[1].values.update(store_errno=5, store_is_full=1)
+    samples = _samples(collector)
+    for name in ("ingestd_store_failed", "ingestd_store_full"):
+        assert _value(samples, name, store="data") == 1
+        assert _value(samples, name, store="more") == 0
+
+
+# --- The endpoint ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def server(collector: IngestdCollector) -> Iterator[MetricsServer]:
+    server = start_metrics(parse_address("127.0.0.1:0"), collector)
+    yield server
+    server.close()
+
+
+def _get(server: MetricsServer, path: str = "/metrics", accept: str = "*/*") -> Any:
+    url = f"http://{server.addresses[0]}{path}"
+    return urllib.request.urlopen(  # noqa: S310 (of our own making)
+        urllib.request.Request(url, headers={"Accept": accept}), timeout=5
+    )
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/openmetrics-text;version=1.0.0,*/*;q=0.1"])
+def test_a_scrape(server: MetricsServer, accept: str) -> None:
+    with _get(server, accept=accept) as answer:
+        assert answer.headers["Content-Type"].startswith("text/plain")
+        text = answer.read().decode()
+    families = list(text_string_to_metric_families(text))
+    names = {sample.name for family in families for sample in family.samples}
+    assert set(EXPORTED) <= names
+    assert "process_resident_memory_bytes" in names
+    types = re.findall(r"^# TYPE (ingestd_flows\w*) (\w+)$", text, re.M)
+    assert ("ingestd_flows", "gauge") in types
+    assert ("ingestd_flows_total", "counter") in types
+
+
+def test_other_paths_say_where_it_is(server: MetricsServer) -> None:
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        _get(server, "/")
+    assert caught.value.code == 404
+    assert caught.value.read() == b"Metrics are at /metrics\n"
+
+
+def test_a_silent_client_does_not_stop_the_others(
+    server: MetricsServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ingestd import metrics_server
+
+    monkeypatch.setattr(metrics_server._Handler, "timeout", 0.1)
+    with socket.create_connection(server.addresses[0], timeout=5), _get(server) as answer:
+        assert answer.status == 200
+
+
+def test_a_used_port(server: MetricsServer, collector: IngestdCollector) -> None:
+    with pytest.raises(ListenError, match=r'"metrics": 127\.0\.0\.1:\d+ is in use'):
+        start_metrics(server.addresses[0], collector)
+
+
+def test_closed_is_closed(collector: IngestdCollector) -> None:
+    server = start_metrics(parse_address("127.0.0.1:0"), collector)
+    server.close()
+    with pytest.raises(ConnectionRefusedError):
+        socket.create_connection(server.addresses[0], timeout=5)
+
+
+# --- Files that use the names -----------------------------------------------------------
+
+_NAME = re.compile(r"\bingestd_[a-z_]+\b")
+
+
+def _expressions(value: Any) -> Iterator[str]:
+    """Every "expr" or "query" in a tree of JSON."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            if key in ("expr", "query", "definition") and isinstance(inner, str):
+                yield inner
+            yield from _expressions(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _expressions(inner)
+
+
+def test_the_dashboard_uses_names_that_exist() -> None:
+    board = json.loads((ROOT / "config" / "grafana-dashboard.json").read_text(encoding="utf-8"))
+    used = {name for text in _expressions(board) for name in _NAME.findall(text)}
+    assert used <= set(EXPORTED)
+    # Whoever looks at it sees bytes, copies, latencies, back-pressure and stores.
+    assert {
+        "ingestd_received_bytes_total",
+        "ingestd_durable_bytes_total",
+        "ingestd_bounced_bytes_total",
+        "ingestd_write_latency_seconds_bucket",
+        "ingestd_backpressure_seconds_total",
+        "ingestd_store_bytes",
+    } <= used
+    ids = [panel["id"] for panel in board["panels"]]
+    assert len(set(ids)) == len(ids)
+    for panel in board["panels"]:
+        assert panel["title"]
+        place = panel["gridPos"]
+        assert place["x"] + place["w"] <= 24
+
+
+def test_the_alerts_use_names_that_exist() -> None:
+    text = (ROOT / "config" / "prometheus-rules.yml").read_text(encoding="utf-8")
+    code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
+    assert set(_NAME.findall(code)) <= set(EXPORTED)
+    alerts = re.findall(r"^\s+- alert: (\w+)$", text, re.M)
+    assert {
+        "IngestdStoreFullSoon",
+        "IngestdStoreFull",
+        "IngestdStoreFailed",
+        "IngestdEventsDropped",
+        "IngestdBackpressure",
+        "IngestdWorkerStuck",
+        "IngestdNothingDurable",
+    } <= set(alerts)
+    assert len(set(alerts)) == len(alerts)
+    for key in ("expr", "summary", "description", "severity"):
+        assert len(re.findall(rf"^\s+{key}:", text, re.M)) == len(alerts), key
