@@ -4,6 +4,7 @@
 # make test   builds ingestd, runs `make check` and every test
 # make check  formatters, linters, type checkers and the house rules
 # make bench  measures ingestd beside other receivers (not part of the tests)
+# make vm     boots a machine with a virtual network card and runs the tests that need one
 # make clean  removes what was built; var/ (the demo's store) stays
 #
 # Everything that is built lies below build/. The package is installed into a
@@ -87,3 +88,4 @@ clean:
 	rm -rf $(BUILD) .ruff_cache .mypy_cache .pytest_cache
 
 include tests/bench/bench.mk
+include tests/vm/vm.mk

@@ -49,6 +49,7 @@ SECTIONS_COUNT_MAX: Final = 64
 WORKERS_COUNT_MAX: Final = 64
 CPUS_ONLINE_PATH: Final = "/sys/devices/system/cpu/online"
 DEFAULT_NAME: Final = "default"
+DEVICELESS: Final = "none"  # engine.interface: zero-copy receive without a NIC, for tests
 
 # What SIGHUP may change under a running daemon; "*" stands for any name.
 RUN_TIME_KEYS: Final = (
@@ -79,6 +80,15 @@ UuidText = Annotated[str, AfterValidator(_canonical_uuid)]
 Name = Annotated[str, Field(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,62}\z")]
 Cpu = Annotated[int, Field(ge=0, le=8191)]
 Queue = Annotated[int, Field(ge=0, le=65535)]
+
+
+def _power_of_two(number: int) -> int:
+    if number & (number - 1):
+        raise ValueError(f"{number} is not a power of two")
+    return number
+
+
+PowerOfTwo = AfterValidator(_power_of_two)
 
 
 class _Section(BaseModel):
@@ -134,6 +144,18 @@ class EngineSettings(_Section):
     kind: Literal["auto", "recv", "zcrx"] = "auto"
     interface: Annotated[str, Field(pattern=r"\A[^/:\s]{1,15}\z")] | None = None
     queues: tuple[Queue, ...] = Field(default=(), max_length=WORKERS_COUNT_MAX, strict=False)
+    rx_buf: Annotated[Size, PowerOfTwo] = Field(default=4 * KIB, ge=4 * KIB, le=2 * MIB)
+    refill_entries: Annotated[int, PowerOfTwo] = Field(default=4096, ge=64, le=32768)
+    queue_retry_s: float = Field(default=5, ge=0, le=600)
+    manage_nic: bool = False
+    nic_state_dir: str = Field(
+        default="/run/ingestd", min_length=1, max_length=PATH_CHARS_MAX, pattern=r"\A/[^\x00]*\z"
+    )
+
+    @property
+    def is_deviceless(self) -> bool:
+        """Whether the kernel is to play the NIC itself, and copy."""
+        return self.interface == DEVICELESS
 
 
 class LogSettings(_Section):

@@ -122,3 +122,23 @@ def _check_engine(settings: Settings) -> Iterator[Problem]:
         yield Problem("engine.interface", "is missing: engine.queues are queues of an interface")
     if len(set(engine.queues)) != len(engine.queues):
         yield Problem("engine.queues", "names a queue twice")
+    if engine.interface is not None and engine.kind != "recv":
+        yield from _check_queues(settings)
+
+
+def _check_queues(settings: Settings) -> Iterator[Problem]:
+    """Every worker has a queue of its own; those of one store follow those of the one before."""
+    engine = settings.engine
+    if engine.is_deviceless:
+        if engine.queues:
+            yield Problem("engine.queues", 'must be empty: interface = "none" has no queues')
+        if engine.manage_nic:
+            yield Problem("engine.manage_nic", 'must be false: interface = "none" is no NIC')
+        return
+    workers_count = sum(store.workers for store in settings.store.values())
+    if settings.store and len(engine.queues) != workers_count:
+        yield Problem(
+            "engine.queues",
+            f"names {len(engine.queues)} queues for {workers_count} workers of all stores:"
+            " give one each, in the order of the stores",
+        )

@@ -28,8 +28,6 @@ from ingestd.engine import EngineChoice, choose_engine
 from ingestd.errors import ConfigError, IngestdError, StoreFailedError, SystemCallError
 from ingestd.eventlog import EventLog, errno_text
 from ingestd.log import Log, LogEvent, open_log
-from ingestd.metrics import IngestdCollector
-from ingestd.metrics_server import start_metrics
 from ingestd.pump import Pump
 from ingestd.signals import SignalInbox
 from ingestd.startup import (
@@ -156,11 +154,17 @@ class Daemon:
         start_workers(settings, self._stores, self._core, self._log, self.wake, self._workers, undo)
         if self._stop_wanted_early():
             return False
-        self._listener_names = open_listeners(settings, self._workers, self._log, undo)
+        listening = open_listeners(settings, self._workers, self._log, undo)
+        self._listener_names = [name for name, _ in listening]
         self._event_log = EventLog(self._core, self._log, self._listener_names)
         self._run_workers(undo)
         self._bring_up_metrics(engine, undo)
-        self._log.emit(LogEvent.READY, listeners=len(settings.listener))
+        self._log.emit(
+            LogEvent.READY,
+            addresses=[str(address) for _, address in listening],
+            engine=engine.kind,
+            reason=engine.reason,
+        )
         systemd.notify_ready(self._status_line())
         return True
 
@@ -182,6 +186,10 @@ class Daemon:
         endpoint = self._settings.metrics.endpoint
         if endpoint is None:
             return
+        # Only now: their library is a good part of the daemon's memory.
+        from ingestd.metrics import IngestdCollector
+        from ingestd.metrics_server import start_metrics
+
         collector = IngestdCollector(
             self._workers, self._stores, engine, self._core.HISTOGRAM_BOUNDS_NS
         )

@@ -12,6 +12,8 @@ start_metrics() and close() belong to the main thread.
 
 from __future__ import annotations
 
+import os
+import selectors
 import socket
 import threading
 from collections.abc import Callable, Iterable
@@ -26,7 +28,6 @@ from ingestd.listen import ListenerSockets, open_listener
 
 PATH: Final = "/metrics"
 REQUEST_TIMEOUT_S: Final = 5.0
-POLL_INTERVAL_S: Final = 0.5
 
 _App = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 
@@ -36,25 +37,30 @@ class MetricsServer:
 
     def __init__(self, sockets: ListenerSockets, app: _App) -> None:
         self.addresses = sockets.addresses
+        self._stop_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._servers = [_Server(sock, app) for sock in sockets.per_worker[0]]
-        self._threads = [
-            threading.Thread(
-                target=server.serve_forever,
-                args=(POLL_INTERVAL_S,),
-                name="metrics",
-                daemon=True,
-            )
-            for server in self._servers
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._main, name="metrics", daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
         """Answer no more requests, and close the sockets."""
-        for server, thread in zip(self._servers, self._threads, strict=True):
-            server.shutdown()
-            thread.join()
+        os.eventfd_write(self._stop_fd, 1)
+        self._thread.join()
+        for server in self._servers:
             server.server_close()
+        os.close(self._stop_fd)
+
+    def _main(self) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(self._stop_fd, selectors.EVENT_READ, None)
+            for server in self._servers:
+                selector.register(server, selectors.EVENT_READ, server)
+            while True:
+                ready = [key.data for key, _ in selector.select()]
+                if None in ready:
+                    return
+                for server in ready:
+                    server.handle_request()
 
 
 def start_metrics(address: Address, collector: Collector) -> MetricsServer:
@@ -91,6 +97,7 @@ class _Server(WSGIServer):
         super().__init__((host, port), _Handler, bind_and_activate=False)
         self.socket.close()
         self.socket = sock
+        self.timeout = 0.0  # the caller has seen that a client waits
         # What server_bind() would have asked the name service for.
         self.server_name, self.server_port = str(host), int(port)
         self.setup_environ()

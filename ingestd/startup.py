@@ -15,8 +15,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from ingestd.address import Address
 from ingestd.limits import (
     LockedNeed,
     check_locked_memory,
@@ -195,15 +196,18 @@ def stop_workers(workers: Sequence[WorkerThread]) -> None:
         worker.join(max(0.0, deadline_s - time.monotonic()))
 
 
+class Listening(NamedTuple):
+    """A bound address; its place in the list is the number that workers know it by."""
+
+    name: str  # of the listener, which has several where a host name has several addresses
+    address: Address
+
+
 def open_listeners(
     settings: Settings, workers: Sequence[WorkerThread], log: Log, undo: ExitStack
-) -> list[str]:
-    """Bind every listener for every worker of its store.
-
-    Returns names by the number that workers know a socket by: a listener whose
-    host name has several addresses has several numbers. Raises ListenError.
-    """
-    names: list[str] = []
+) -> list[Listening]:
+    """Bind every listener for every worker of its store. Raises ListenError."""
+    bound: list[Listening] = []
     for name, listener in settings.listener.items():
         own = [worker for worker in workers if worker.store_name == listener.store]
         sockets = open_listener(name, listener.endpoint, len(own))
@@ -212,12 +216,13 @@ def open_listeners(
             for offset, sock in enumerate(worker_sockets):
                 worker.add_listener(
                     sock.fileno(),
-                    len(names) + offset,
+                    len(bound) + offset,
                     name,
                     listener.idle_timeout_s,
                     listener.connections_max,
                 )
-        names += [name] * len(sockets.addresses)
+        bound += [Listening(name, address) for address in sockets.addresses]
+        note: dict[str, Any] = {"note": sockets.note} if sockets.note else {}
         for address in sockets.addresses:
             log.emit(
                 LogEvent.LISTENING,
@@ -225,6 +230,6 @@ def open_listeners(
                 address=str(address),
                 protocol=listener.protocol,
                 store=listener.store,
-                note=sockets.note or "as configured",
+                **note,
             )
-    return names
+    return bound

@@ -303,11 +303,11 @@ class WorkerThread:
 
     def stop_accepting(self) -> None:
         """Take no more connections."""
-        self.core_worker.command(self._core.COMMAND_STOP_ACCEPTING)
+        self._post(self._core.COMMAND_STOP_ACCEPTING)
 
     def drain(self, timeout_s: float) -> None:
         """Interrupt flows that are still open after a time; then the thread ends."""
-        self.core_worker.command(self._core.COMMAND_DRAIN, int(timeout_s * NS_PER_S))
+        self._post(self._core.COMMAND_DRAIN, int(timeout_s * NS_PER_S))
 
     def abandon(self) -> None:
         """End the thread as soon as it can, whatever state it is in."""
@@ -329,15 +329,13 @@ class WorkerThread:
 
     def set_intervals(self, flush_interval_s: float, commit_interval_s: float) -> None:
         """Change both intervals of a running worker."""
-        core, worker = self._core, self.core_worker
-        worker.command(core.COMMAND_SET_FLUSH_INTERVAL, int(flush_interval_s * NS_PER_S))
-        worker.command(core.COMMAND_SET_COMMIT_INTERVAL, int(commit_interval_s * NS_PER_S))
+        self._post(self._core.COMMAND_SET_FLUSH_INTERVAL, int(flush_interval_s * NS_PER_S))
+        self._post(self._core.COMMAND_SET_COMMIT_INTERVAL, int(commit_interval_s * NS_PER_S))
 
     def set_idle_timeout(self, listener_index: int, idle_timeout_s: float) -> None:
         """Change a listener's time-out; 0: none."""
-        self.core_worker.command(
-            self._core.COMMAND_SET_IDLE_TIMEOUT, listener_index, int(idle_timeout_s * NS_PER_S)
-        )
+        timeout_ns = int(idle_timeout_s * NS_PER_S)
+        self._post(self._core.COMMAND_SET_IDLE_TIMEOUT, listener_index, timeout_ns)
 
     def adopt(self, fd: int, listener_index: int) -> bool:
         """Take over an accepted connection; False when the descriptor stays the caller's."""
@@ -367,7 +365,11 @@ class WorkerThread:
             self._is_full_told = self._post(self._core.COMMAND_STORE_FULL)
 
     def _post(self, kind: int, a: int = 0, b: int = 0) -> bool:
-        """Post a command; False when the box is full, and the next wake tries again."""
+        """Post a command; False when the box is full: the worker has obeyed none for long.
+
+        Then a grant is tried again at the next wake; all else is lost on a
+        worker that hangs, which the watchdog and the deadline of a stop see to.
+        """
         try:
             self.core_worker.command(kind, a, b)
         except self._core.CoreFault as fault:

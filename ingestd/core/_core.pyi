@@ -53,6 +53,21 @@ class DeviceProfile(NamedTuple):
     mem_align: int
     write_align: int
 
+class ProbeResult(NamedTuple):
+    """What survived being written and read back; bytes."""
+
+    mem_align: int
+    virt_mask: int  # 0 or 4095
+    iovecs_max: int
+    shapes_tried: int
+    shapes_lied: int  # reported as written, read back otherwise
+
+def probe(fd: int, write_align: int) -> ProbeResult:
+    """Write shapes to bytes 65536..458751 of a store, which hold nothing, and read them back.
+
+    fd: open for reading and writing with O_DIRECT. Raises CoreFault.
+    """
+
 def device_profile(fd: int) -> DeviceProfile: ...
 def kernel_features() -> dict[str, bool]:
     """What the running kernel's io_uring offers, e.g. writev_fixed, zcrx; asked, not derived."""
@@ -99,6 +114,9 @@ class Worker:
         self, fd: int, index: int, name: str, protocol: int, idle_timeout_ns: int, flows_max: int
     ) -> None:
         """Before run(): accept on a listening socket; fd stays the caller's."""
+    def set_napi(self, own: int, others: list[tuple[int, int]]) -> None:
+        """Between setup() and run(), zcrx only: NAPI id of the worker's own rx queue, and (NAPI id,
+        worker index) of others' (64 at most); connections that came by those are handed away."""
     def command(self, kind: int, a: int = 0, b: int = 0) -> None: ...
     def events(self) -> list[Event]: ...
     @property

@@ -93,8 +93,15 @@ cdef extern from "worker.h" nogil:
         uint32_t rx_buf_len
         uint32_t refill_entries
         uint64_t queue_retry_ns
+    int ZCRX_NAPI_IDS_MAX
+    struct zcrx:
+        uint32_t napi_own
+        uint32_t napi_others[64]
+        uint32_t napi_owners[64]
+        uint32_t napi_other_count
     struct worker:
         fault fault
+        zcrx zcrx
         mailbox mailbox
         histogram write_latency
         histogram flush_latency
@@ -104,6 +111,15 @@ cdef extern from "worker.h" nogil:
                             uint32_t protocol, uint64_t idle_timeout_ns, uint32_t flows_max)
     int worker_setup(worker *w)
     int worker_run(worker *w)
+
+cdef extern from "probe.h" nogil:
+    struct probe_profile:
+        uint32_t mem_align
+        uint32_t virt_mask
+        uint32_t iovecs_max
+        uint32_t shapes_tried
+        uint32_t shapes_lied
+    int probe_device(int fd, uint32_t write_align, probe_profile *out, fault *f)
 
 cdef extern from "inspect.h" nogil:
     int STATS_COUNT
@@ -148,6 +164,9 @@ Event = namedtuple(
     "Event", "kind code detail bytes_count listener_index peer flow time_ns"
 )
 DeviceProfile = namedtuple("DeviceProfile", "mem_align write_align")
+ProbeResult = namedtuple(
+    "ProbeResult", "mem_align virt_mask iovecs_max shapes_tried shapes_lied"
+)
 
 
 class CoreFault(OSError):
@@ -167,6 +186,18 @@ def device_profile(int fd):
     if code < 0:
         raise CoreFault(-code, "statx", f"file descriptor {fd}")
     return DeviceProfile(mem_align, write_align)
+
+
+def probe(int fd, uint32_t write_align):
+    cdef probe_profile p
+    cdef fault f
+    cdef int code
+    memset(&f, 0, sizeof(f))
+    with nogil:
+        code = probe_device(fd, write_align, &p, &f)
+    if code < 0:
+        raise_fault(&f)
+    return ProbeResult(p.mem_align, p.virt_mask, p.iovecs_max, p.shapes_tried, p.shapes_lied)
 
 
 def kernel_features():
@@ -228,6 +259,15 @@ cdef class Worker:
                                    flows_max)
         if code < 0:
             raise CoreFault(-code, "add_listener", name)
+
+    def set_napi(self, own, others):
+        if len(others) > ZCRX_NAPI_IDS_MAX:
+            raise ValueError(f"{len(others)} NAPI ids are more than {ZCRX_NAPI_IDS_MAX}")
+        for i, (napi_id, worker_index) in enumerate(others):
+            self.w.zcrx.napi_others[i] = napi_id
+            self.w.zcrx.napi_owners[i] = worker_index
+        self.w.zcrx.napi_other_count = len(others)
+        self.w.zcrx.napi_own = own
 
     def setup(self):
         cdef int code

@@ -10,6 +10,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "zcrx_open.h"
+
 static const char *const stats_names[] = {
 #define STATS_NAME(name, help) #name,
     STATS_LIST(STATS_NAME)
@@ -37,14 +39,29 @@ struct feature {
     const char *name;
     unsigned opcode;      /* of the kernel's probe, or 0 */
     unsigned setup_flags; /* a ring can be made with these */
+    /* ... or what zcrx_query() is to show; registration flags and features. */
+    uint64_t zcrx_flags;
+    uint32_t zcrx_features;
 };
 
 static const struct feature features[FEATURES_COUNT] = {
-    {"io_uring", 0, 0},
-    {"defer_taskrun", 0, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN},
-    {"writev_fixed", URING_OP_WRITEV_FIXED, 0},
-    {"recv_zc", URING_OP_RECV_ZC, 0},
+    {"io_uring", 0, 0, 0, 0},
+    {"defer_taskrun", 0, IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN, 0, 0},
+    {"writev_fixed", URING_OP_WRITEV_FIXED, 0, 0, 0},
+    {"recv_zc", URING_OP_RECV_ZC, 0, 0, 0},
+    {"zcrx_nodev", 0, 0, ABI_ZCRX_NODEV, 0},
+    {"zcrx_rx_buf_len", 0, 0, 0, ABI_ZCRX_FEATURE_RX_BUF_LEN},
+    {"zcrx_events", 0, 0, 0, ABI_ZCRX_FEATURE_EVENT},
 };
+
+/* A kernel that cannot be asked is older than what it would be asked about. */
+static int zcrx_has(const struct feature *f) {
+    struct abi_query_zcrx q;
+    if (zcrx_query(&q) != 0)
+        return 0;
+    return (q.register_flags & f->zcrx_flags) == f->zcrx_flags &&
+           (q.features & f->zcrx_features) == f->zcrx_features;
+}
 
 const char *feature_name(int index) {
     return features[index].name;
@@ -52,6 +69,8 @@ const char *feature_name(int index) {
 
 int feature_query(int index) {
     const struct feature *f = &features[index];
+    if (f->zcrx_flags != 0 || f->zcrx_features != 0)
+        return zcrx_has(f);
     struct io_uring ring;
     struct io_uring_params p = {.flags = f->setup_flags};
     int code = io_uring_queue_init_params(2, &ring, &p);

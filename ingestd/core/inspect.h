@@ -11,7 +11,7 @@
 #include "worker.h"
 
 #define STATS_COUNT ((int)(sizeof(struct stats) / sizeof(uint64_t)))
-#define FEATURES_COUNT 4
+#define FEATURES_COUNT 7
 
 const char *stats_name(int index);
 uint64_t stats_value(const struct worker *w, int index);

@@ -40,6 +40,11 @@
 #define PLAN_IOVECS_MIN 4u
 #define PLAN_PAGE_BYTES 4096u
 
+/* Shorter pieces are copied by `zcrx`. A device splits a long list of pieces into
+ * requests of some 127 segments (NVMe without larger lists), each a whole number
+ * of blocks: 127 pieces of this length always hold a block of up to 16 KiB. */
+#define PLAN_GATHER_BYTES_MIN 256u
+
 /* What the device takes as it lies. M, L and V + 1 are powers of two, and M and
  * V + 1 at most a page, which is what header and bounce memory is aligned to. */
 struct plan_profile {

@@ -130,6 +130,7 @@ static void make_profile(struct worker *w) {
         .virt_mask = s->virt_mask,
         .iovecs_max = s->iovecs_max,
         .batch_bytes_max = (uint32_t)payload_max + 2 * BATCH_HEADER_BYTES_MAX,
+        .copy_below = zcrx ? PLAN_GATHER_BYTES_MIN : 0,
     };
 }
 
@@ -141,7 +142,7 @@ static uint32_t bounce_bytes(const struct worker *w) {
     uint64_t least = plan_bounce_bytes_min(p);
     if (w->settings.engine != ENGINE_ZCRX)
         return (uint32_t)least;
-    uint64_t edges = 2ull * p->mem_align * BATCH_HOLDS_MAX;
+    uint64_t edges = 2ull * (p->mem_align + PLAN_GATHER_BYTES_MIN) * BATCH_HOLDS_MAX;
     uint64_t most = p->virt_mask != 0 ? w->batches.payload_bytes_max
                                       : time_min(edges, w->batches.payload_bytes_max);
     return (uint32_t)((least + most + AREA_PAGE_BYTES - 1) / AREA_PAGE_BYTES * AREA_PAGE_BYTES);

@@ -285,5 +285,5 @@ def utc_text(time_ns: int) -> str | None:
     if not time_ns:
         return None
     seconds, rest_ns = divmod(time_ns, 10**9)
-    when = datetime.fromtimestamp(seconds, UTC)
-    return f"{when:%Y-%m-%dT%H:%M:%S}.{rest_ns // 1000:06d}Z"
+    when = datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+    return f"{when.isoformat()}.{rest_ns // 1000:06d}Z"

@@ -22,7 +22,7 @@ from ingestd.store.segment import SegmentImage, SegmentState
 from ingestd.store.superblock import Superblock, SuperblockReading, read_superblock
 
 # Enough to keep a device busy with small reads; the decoding shares one processor anyway.
-SCAN_THREADS: Final = 4
+SCAN_THREADS: Final = 8
 SCAN_TRIES: Final = 3
 CANDIDATES_MAX: Final = 5
 

@@ -9,7 +9,7 @@ may call.
 
 from __future__ import annotations
 
-import ipaddress
+import socket
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
@@ -86,9 +86,9 @@ class OpenEvent:
         """Return "192.0.2.1:4000" or "[2001:db8::1]:4000"; None if it is not known."""
         row = self.row
         if row.peer_family == 4:
-            return f"{ipaddress.IPv4Address(row.peer_address[:4])}:{row.peer_port}"
+            return f"{socket.inet_ntop(socket.AF_INET, row.peer_address[:4])}:{row.peer_port}"
         if row.peer_family == 6:
-            return f"[{ipaddress.IPv6Address(row.peer_address)}]:{row.peer_port}"
+            return f"[{socket.inet_ntop(socket.AF_INET6, row.peer_address)}]:{row.peer_port}"
         return None
 
 

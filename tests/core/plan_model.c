@@ -64,6 +64,9 @@ static uint8_t *pages(size_t bytes) {
     return memory;
 }
 
+/* Large memory is taken once: a fuzzer sets up thousands of models, one at a time. */
+static uint8_t *kept_arena, *kept_image;
+
 static void begin(struct plan_model *m) {
     /* What is left from an earlier batch must not shine through. */
     memset(m->header, 0xEE, m->header_capacity);
@@ -87,18 +90,22 @@ void model_setup(struct plan_model *m, const struct plan_profile *profile, uint3
     m->bounce_capacity = bounce_capacity;
     for (uint32_t flow = 0; flow < MODEL_FLOWS_COUNT; flow++)
         memset(m->flows[flow].id, (int)(0x10 + flow), sizeof(m->flows[flow].id));
-    m->arena = pages(MODEL_ARENA_BYTES);
+    if (kept_arena == NULL) {
+        kept_arena = pages(MODEL_ARENA_BYTES);
+        kept_image = pages(MODEL_IMAGE_BYTES);
+    }
+    if (profile->batch_bytes_max > MODEL_IMAGE_BYTES)
+        model_fail("a batch of %u bytes is too large here", profile->batch_bytes_max);
+    m->arena = kept_arena;
+    m->image = kept_image;
     m->header = pages(header_capacity);
     m->bounce = pages(bounce_capacity);
-    m->image = pages(profile->batch_bytes_max);
     begin(m);
 }
 
 void model_teardown(struct plan_model *m) {
-    free(m->arena);
     free(m->header);
     free(m->bounce);
-    free(m->image);
 }
 
 static void check_rest(const struct plan_model *m, const struct plan_fragment *f,

@@ -14,6 +14,7 @@
 
 #define MODEL_FLOWS_COUNT 4u
 #define MODEL_ARENA_BYTES (2u * 1024u * 1024u)
+#define MODEL_IMAGE_BYTES (4u * 1024u * 1024u)
 #define MODEL_IOVECS_MAX 1024u
 
 struct model_flow {

@@ -118,6 +118,22 @@ static void slack_saves_the_tail_copy(void) {
     CHECK_EQUAL(model_add(m, 0, PAGE, 1445, 2), 1445);
     CHECK_EQUAL(m->batch.bounced_bytes[BOUNCE_TAIL], 1);
     CHECK_EQUAL(m->batch.frame.record_count, 2);
+    /* A piece below one M, too; but its bytes before an edge have none to pad to. */
+    CHECK_EQUAL(model_add(m, 0, 2 * PAGE, 3, 1), 3);
+    CHECK_EQUAL(model_add(m, 0, 3 * PAGE + 1, 2, 64), 2);
+    CHECK_EQUAL(m->batch.bounced_bytes[BOUNCE_TAIL], 1);
+    CHECK_EQUAL(m->batch.bounced_bytes[BOUNCE_HEAD], 2);
+    teardown(m);
+}
+
+static void slack_is_not_used_up_to_a_boundary(void) {
+    struct plan_profile p = nvme;
+    p.virt_mask = PAGE - 1;
+    struct plan_model *m = setup(&p, true);
+    CHECK_EQUAL(model_add(m, 0, 0, 1448, PAGE), 1448);
+    CHECK_EQUAL(m->batch.bounced_bytes[BOUNCE_BOUNDARY], 1448);
+    CHECK_EQUAL(model_add(m, 0, 2 * PAGE, PAGE - 1, 1), PAGE - 1);
+    CHECK_EQUAL(m->batch.direct_bytes, PAGE - 1);
     teardown(m);
 }
 
@@ -157,6 +173,9 @@ static void small_pieces_are_copied(void) {
     CHECK_EQUAL(model_add(m, 0, PAGE + 512, 8, 0), 8);
     CHECK_EQUAL(m->batch.direct_bytes, 520);
     CHECK_EQUAL(m->batch.iov_count, 3);
+    CHECK_EQUAL(model_add(m, 0, PAGE + 520, 9, 0), 9);
+    CHECK_EQUAL(m->batch.direct_bytes, 528);
+    CHECK_EQUAL(m->batch.bounced_bytes[BOUNCE_TAIL], 1);
     teardown(m);
 }
 
@@ -261,6 +280,57 @@ static void bounce_memory_is_bounded(void) {
     }
     CHECK(taken > plan_bounce_bytes_min(&p) - PAGE - 512);
     CHECK(taken <= plan_bounce_bytes_min(&p));
+    teardown(m);
+}
+
+static void room_is_kept_for_the_last_padding(void) {
+    struct plan_profile p = with_align(512, 4096);
+    struct plan_model *m = malloc(sizeof(*m));
+    model_setup(m, &p, 16 * PAGE, plan_bounce_bytes_min(&p), true);
+    /* Behind one direct block, copies end off the bounce memory's own blocks. */
+    CHECK_EQUAL(model_add(m, 0, 0, 512, 0), 512);
+    uint32_t offset = 512;
+    while (model_add(m, 0, offset, 128, 0) != 0)
+        offset += 512;
+    CHECK(model_finish(m) > 2 * PAGE);
+    teardown(m);
+}
+
+static void hole_in_a_stream_begins_an_extent(void) {
+    struct plan_model *m = setup(&nvme, false);
+    CHECK_EQUAL(model_add(m, 0, 0, PAGE, 0), PAGE);
+    struct plan_fragment f = {
+        .flow = m->flows[0].id, .stream_offset = 3 * PAGE, .data = m->arena + PAGE, .bytes = PAGE};
+    CHECK_EQUAL(plan_add(&m->batch, &nvme, &f), PAGE);
+    CHECK_EQUAL(m->batch.iov_count, 2);
+    CHECK_EQUAL(m->batch.frame.record_count, 2);
+    CHECK_EQUAL(extent(m, 1)->stream_offset, 3 * PAGE);
+    CHECK_EQUAL(extent(m, 1)->payload_offset, PAGE);
+    model_teardown(m);
+    free(m);
+}
+
+static void record_that_grows_the_header_too_far_is_refused(void) {
+    struct plan_profile p = nvme;
+    p.batch_bytes_max = 22 * PAGE;
+    struct plan_model *m = malloc(sizeof(*m));
+    model_setup(m, &p, 2 * PAGE, 64 * PAGE, true);
+    for (uint32_t i = 0; i < 82; i++)
+        CHECK_EQUAL(model_add(m, i % 2, i * PAGE, 1024, 0), 1024);
+    /* 21 pages of payload have room for it, but not with a second header block. */
+    CHECK_EQUAL(model_add(m, 0, 82 * PAGE, 512, 0), 0);
+    CHECK(!plan_has_record_room(&m->batch, &p, sizeof(struct record_extent)));
+    CHECK_EQUAL(model_finish(m), 22 * PAGE);
+    teardown(m);
+}
+
+static void limit_need_not_be_whole_blocks(void) {
+    struct plan_profile p = nvme;
+    p.batch_bytes_max = 64 * PAGE + 100;
+    struct plan_model *m = setup(&p, true);
+    CHECK_EQUAL(model_add(m, 0, 0, 63 * PAGE, 0), 63 * PAGE);
+    CHECK_EQUAL(model_add(m, 0, 63 * PAGE, 64, 0), 0);
+    CHECK_EQUAL(model_finish(m), 64 * PAGE);
     teardown(m);
 }
 
@@ -371,6 +441,7 @@ static const struct harness_test tests[] = {
     TEST(odd_tail_costs_its_odd_bytes_only),
     TEST(odd_head_is_copied_up_to_the_edge),
     TEST(slack_saves_the_tail_copy),
+    TEST(slack_is_not_used_up_to_a_boundary),
     TEST(copies_are_packed_byte_by_byte),
     TEST(copies_of_one_flow_are_one_extent),
     TEST(small_pieces_are_copied),
@@ -382,6 +453,10 @@ static const struct harness_test tests[] = {
     TEST(records_are_bounded),
     TEST(growing_header_counts),
     TEST(bounce_memory_is_bounded),
+    TEST(room_is_kept_for_the_last_padding),
+    TEST(hole_in_a_stream_begins_an_extent),
+    TEST(record_that_grows_the_header_too_far_is_refused),
+    TEST(limit_need_not_be_whole_blocks),
     TEST(records_alone_make_a_batch),
     TEST(record_between_fragments_begins_an_extent),
     TEST(unusable_profiles_are_told),

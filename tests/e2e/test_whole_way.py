@@ -7,11 +7,14 @@ import hashlib
 import json
 import random
 import socket
+import time
 import urllib.request
 from typing import Any
 
 from support.daemon import Daemon, run_ingestd
 
+END_TIMEOUT_S = 30.0
+POLL_INTERVAL_S = 0.05
 SIZES = (0, 1, 4095, 4096, 4097, 3 * 1024 * 1024 + 17)
 
 
@@ -57,11 +60,19 @@ def _assert_readable(daemon: Daemon, receipts: list[dict[str, Any]], payloads: l
     run_ingestd("verify", daemon.store)
 
 
+def _wait_for_end_of_flow(daemon: Daemon) -> None:
+    limit = time.monotonic() + END_TIMEOUT_S
+    while not daemon.events("flow_interrupted") and not daemon.events("flow_sealed"):
+        assert time.monotonic() < limit, daemon.log_lines()
+        time.sleep(POLL_INTERVAL_S)
+
+
 def test_a_lost_sender_leaves_an_interrupted_flow(daemon: Daemon) -> None:
     payload = bytes(range(256)) * 4096
     with socket.create_connection(daemon.address, timeout=30) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         sock.sendall(payload)
+    _wait_for_end_of_flow(daemon)
     assert daemon.stop() == 0
     (flow,) = map(json.loads, run_ingestd("ls", daemon.store, "--json").stdout.splitlines())
     assert flow["state"] == "interrupted"

@@ -131,8 +131,9 @@ def test_a_flipped_bit_is_found_and_never_shown(history: History, data: st.DataO
 
 def _ranges_in_use(builder: StoreBuilder) -> list[tuple[int, int]]:
     """All but the headers of segments that hold nothing else: they say nothing to be missed."""
-    segments = [(first - layout.SEGMENTS_OFFSET) // builder.segment_bytes for first, _ in
-                builder.used]
+    segments = [
+        (first - layout.SEGMENTS_OFFSET) // builder.segment_bytes for first, _ in builder.used
+    ]
     return [
         used
         for used, segment in zip(builder.used, segments, strict=True)

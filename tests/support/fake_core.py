@@ -78,17 +78,24 @@ class FakeCore:
     CoreFault = CoreFault
 
     def __init__(self) -> None:
-        self.workers: list[FakeWorker] = []
+        self.made: list[FakeWorker] = []
         self.faults: dict[str, BaseException] = {}
         self.features = {"writev_fixed": True, "zcrx": False}
         self.profile = DeviceProfile(512, 512)
         self.segments_wanted = 4
         self.is_hanging = False  # workers ignore COMMAND_DRAIN
 
+    @property
+    def workers(self) -> list[FakeWorker]:
+        """All that were made, by store and index: their threads make them in any order."""
+        return sorted(
+            self.made, key=lambda w: (w.settings["store_uuid"], w.settings["worker_index"])
+        )
+
     def Worker(self, **settings: Any) -> FakeWorker:  # noqa: N802 (a class at the real border)
         self.fail_if_asked("Worker")
         worker = FakeWorker(self, settings)
-        self.workers.append(worker)
+        self.made.append(worker)
         return worker
 
     def device_profile(self, fd: int) -> DeviceProfile:

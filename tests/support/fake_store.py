@@ -25,6 +25,7 @@ class FakeStore:
 
     path: str = os.devnull
     segments_count: int = 8
+    number: int = 0
     fd: int = -1
     closed_count: int = 0
     taken_count: int = 0
@@ -34,7 +35,7 @@ class FakeStore:
     def __post_init__(self) -> None:
         self.fd = os.open(self.path, os.O_RDONLY)
         self.superblock = Superblock(
-            store_uuid=bytes(range(16)),
+            store_uuid=bytes([self.number]) + bytes(range(1, 16)),
             generation=3,
             store_bytes=(1 + 8 * self.segments_count) * MIB,
             segments_offset=MIB,
@@ -75,7 +76,7 @@ class FakeOpener:
         assert expected_uuid is None
         if path in self.faults:
             raise self.faults[path]
-        store = FakeStore(segments_count=self.segments_count)
+        store = FakeStore(segments_count=self.segments_count, number=len(self.stores))
         store.path = str(Path(path))
         self.stores[path] = store
         return store

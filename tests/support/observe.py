@@ -29,9 +29,7 @@ MIB: Final = 1024 * 1024
 RSS_BEYOND_AREA_MAX: Final = 64 * MIB
 
 
-def wait_until(
-    holds: Callable[[], Any], what: str, timeout_s: float = WAIT_TIMEOUT_S
-) -> Any:
+def wait_until(holds: Callable[[], Any], what: str, timeout_s: float = WAIT_TIMEOUT_S) -> Any:
     """Return the first true value of holds(); fail when none comes in time."""
     limit = time.monotonic() + timeout_s
     while True:
@@ -126,7 +124,7 @@ def assert_clean(store: Path) -> None:
     assert report["findings"] == [], report["findings"]
 
 
-def assert_stored(store: Path, sent: list[Sent], cat_count: int = 8) -> None:
+def assert_stored(store: Path, sent: list[Sent], cat_count: int = 3) -> None:
     """`ls` shows every flow sealed and whole, and reading gives back what was sent.
 
     Every flow is read through the library, cat_count of them, the smallest and

@@ -164,9 +164,7 @@ def _segment(
         segment.batch(*items, checksum=checksum, committed=known, lost=lost)
         # A lost payload of none at all is no loss; stale bytes may even be the right ones.
         harmless = lost == "no" or (not has_payload and lost.startswith("payload"))
-        planned.append(
-            _Planned(notes, lost not in ("all", "header"), harmless, checksum, known)
-        )
+        planned.append(_Planned(notes, lost not in ("all", "header"), harmless, checksum, known))
     marked = draw(st.integers(0, committed))
     if marked or draw(st.booleans()):
         segment.mark(draw(st.integers(0, marked)))
@@ -198,9 +196,7 @@ def _items(
             items.append(Open(flow, name=f"name {flow[3]}"))
             notes.append((flow, kind, at, at))
         else:
-            state = draw(
-                st.sampled_from((layout.FLOW_STATE_SEALED, layout.FLOW_STATE_INTERRUPTED))
-            )
+            state = draw(st.sampled_from((layout.FLOW_STATE_SEALED, layout.FLOW_STATE_INTERRUPTED)))
             items.append(Close(flow, state, layout.CLOSE_REASON_PEER))
             sealed = state == layout.FLOW_STATE_SEALED
             notes.append((flow, "sealed" if sealed else "interrupted", at, at))

@@ -113,6 +113,10 @@ def test_settings_cannot_be_changed() -> None:
         ("[listener.a]\naddress = 'a:70000'", r"no port between 0 and 65535"),
         ("[engine]\ninterface = 'a b'", r'interface: is not valid here: "a b"'),
         ("[engine]\nqueues = [70000]", r"queues\.0: must be between 0 and 65535"),
+        ("[engine]\nrx_buf = '12KiB'", r"rx_buf: .*12288 is not a power of two"),
+        ("[engine]\nrx_buf = '2KiB'", r"rx_buf: must be between 4KiB and 2MiB"),
+        ("[engine]\nrefill_entries = 100", r"refill_entries: .*100 is not a power of two"),
+        ("[engine]\nnic_state_dir = 'run'", r"nic_state_dir: is not valid here"),
         ("[log]\nlevel = 'loud'", r"must be 'debug', 'info', 'warning' or 'error'"),
     ],
 )
@@ -229,6 +233,22 @@ STORES = '[store.a]\npath = "{store}1"\n[store.b]\npath = "{store}2"\n'
         (
             MINIMAL + "[engine]\ninterface = 'eth0'\nqueues = [1, 1]",
             r"engine\.queues: names a queue twice",
+        ),
+        (
+            MINIMAL + "[engine]\ninterface = 'eth0'\nqueues = [1, 2]",
+            r"engine\.queues: names 2 queues for 1 workers of all stores",
+        ),
+        (
+            MINIMAL + "[engine]\nkind = 'zcrx'\ninterface = 'eth0'",
+            r"engine\.queues: names 0 queues for 1 workers",
+        ),
+        (
+            MINIMAL + "[engine]\nkind = 'zcrx'\ninterface = 'none'\nqueues = [1]",
+            r'engine\.queues: must be empty: interface = "none"',
+        ),
+        (
+            MINIMAL + "[engine]\nkind = 'zcrx'\ninterface = 'none'\nmanage_nic = true",
+            r"engine\.manage_nic: must be false",
         ),
         (
             MINIMAL + "".join(f"[listener.l{n}]\naddress = '*:{n + 1}'\n" for n in range(16)),

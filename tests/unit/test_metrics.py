@@ -6,7 +6,9 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import socket
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -15,6 +17,8 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from support.fake_core import FakeCore, counter_names
+from support.fake_store import MIB, FakeStore
 
 from ingestd import __version__
 from ingestd.address import parse_address
@@ -22,8 +26,6 @@ from ingestd.engine import EngineChoice
 from ingestd.errors import ListenError
 from ingestd.metrics import IngestdCollector
 from ingestd.metrics_server import MetricsServer, start_metrics
-from support.fake_core import FakeCore, counter_names
-from support.fake_store import MIB, FakeStore
 
 ROOT = Path(__file__).resolve().parents[2]
 BOUNDS_NS = FakeCore.HISTOGRAM_BOUNDS_NS
@@ -217,7 +219,7 @@ def server(collector: IngestdCollector) -> Iterator[MetricsServer]:
 
 def _get(server: MetricsServer, path: str = "/metrics", accept: str = "*/*") -> Any:
     url = f"http://{server.addresses[0]}{path}"
-    return urllib.request.urlopen(  # noqa: S310 (of our own making)
+    return urllib.request.urlopen(
         urllib.request.Request(url, headers={"Accept": accept}), timeout=5
     )
 
@@ -231,7 +233,7 @@ def test_a_scrape(server: MetricsServer, accept: str) -> None:
     names = {sample.name for family in families for sample in family.samples}
     assert set(EXPORTED) <= names
     assert "process_resident_memory_bytes" in names
-    types = re.findall(r"^# TYPE (ingestd_flows\w*) (\w+)$", text, re.M)
+    types = re.findall(r"^# TYPE (ingestd_flows\w*) (\w+)$", text, re.MULTILINE)
     assert ("ingestd_flows", "gauge") in types
     assert ("ingestd_flows_total", "counter") in types
 
@@ -307,7 +309,7 @@ def test_the_alerts_use_names_that_exist() -> None:
     text = (ROOT / "config" / "prometheus-rules.yml").read_text(encoding="utf-8")
     code = "\n".join(line for line in text.splitlines() if not line.lstrip().startswith("#"))
     assert set(_NAME.findall(code)) <= set(EXPORTED)
-    alerts = re.findall(r"^\s+- alert: (\w+)$", text, re.M)
+    alerts = re.findall(r"^\s+- alert: (\w+)$", text, re.MULTILINE)
     assert {
         "IngestdStoreFullSoon",
         "IngestdStoreFull",
@@ -319,4 +321,16 @@ def test_the_alerts_use_names_that_exist() -> None:
     } <= set(alerts)
     assert len(set(alerts)) == len(alerts)
     for key in ("expr", "summary", "description", "severity"):
-        assert len(re.findall(rf"^\s+{key}:", text, re.M)) == len(alerts), key
+        assert len(re.findall(rf"^\s+{key}:", text, re.MULTILINE)) == len(alerts), key
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing")
+def test_the_alerts_fire_when_they_should(tmp_path: Path) -> None:
+    rules = ROOT / "config" / "prometheus-rules.yml"
+    text = Path(__file__).with_name("prometheus_rules_test.yml").read_text(encoding="utf-8")
+    script = tmp_path / "test.yml"
+    script.write_text(text.replace("[RULES]", f"[{rules}]"), encoding="utf-8")
+    result = subprocess.run(
+        ["promtool", "test", "rules", str(script)], capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stdout + result.stderr

@@ -76,5 +76,14 @@ def test_links_lead_somewhere() -> None:
     assert not gone
 
 
+def test_every_alert_is_explained() -> None:
+    """docs/operations.md has a row for each alert of the rules, in their order."""
+    rules = (ROOT / "config" / "prometheus-rules.yml").read_text(encoding="utf-8")
+    alerts = re.findall(r"^ +- alert: (\w+)$", rules, re.MULTILINE)
+    operations = (ROOT / "docs" / "operations.md").read_text(encoding="utf-8")
+    assert alerts
+    assert re.findall(r"^\| `(Ingestd\w+)` \|", operations, re.MULTILINE) == alerts
+
+
 def test_version_is_the_installed_one() -> None:
     assert ingestd.__version__ == version("ingestd")

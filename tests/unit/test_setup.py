@@ -63,7 +63,7 @@ def test_setup_says_nothing_where_nothing_is_missing() -> None:
     assert all(map(shutil.which, programs)), "make test has not installed what it checks with"
     result = subprocess.run(
         ["/bin/bash", str(SETUP), "check"],
-        env={"PATH": "/usr/local/bin:/usr/bin:/bin", "PYTHON": sys.executable},
+        env={"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "PYTHON": sys.executable},
         capture_output=True,
         text=True,
         timeout=60,

@@ -147,9 +147,9 @@ def test_the_unit_names_what_the_other_files_make() -> None:
     unit = _unit()
     (user,) = unit["User"]
     sysusers = (ROOT / "systemd" / "ingestd.sysusers.conf").read_text(encoding="utf-8")
-    assert re.search(rf"^u! {user} |^u {user} ", sysusers, re.M)
+    assert re.search(rf"^u! {user} |^u {user} ", sysusers, re.MULTILINE)
     tmpfiles = (ROOT / "systemd" / "ingestd.tmpfiles.conf").read_text(encoding="utf-8")
-    assert re.search(rf"^d /var/lib/ingestd 0\d+ {user} ", tmpfiles, re.M)
+    assert re.search(rf"^d /var/lib/ingestd 0\d+ {user} ", tmpfiles, re.MULTILINE)
     config = tomllib.loads((ROOT / "config" / "ingestd.toml").read_text(encoding="utf-8"))
     path = config["store"]["default"]["path"]
     assert path.startswith("/var/lib/ingestd/")

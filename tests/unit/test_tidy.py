@@ -37,7 +37,7 @@ APART = {"store", "protocol", "config", "client", "errors", "address", "sizes"}
 STUB_WORDS = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK|NotImplemented" r"Error)\b")
 # Where people and their tools keep things; what a system has is below other directories.
 MACHINE_PATH = re.compile(r"(?<![\w.*}])/(?:home|opt|root|scratch|Users|work|workspace)/[\w.-]+")
-ISSUE_NUMBER = re.compile(r"(?<![\w&;])#\d+\b")
+ISSUE_NUMBER = re.compile(r"(?<![\w&;])#\d{1,5}\b")
 
 
 def _files() -> list[Path]:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from support.fake_core import CoreFault, FakeCore
+from support.fake_store import MIB, FakeStore
 
 from ingestd import worker
 from ingestd.config import StoreSettings
@@ -26,8 +28,6 @@ from ingestd.errors import (
 )
 from ingestd.pump import Pump
 from ingestd.worker import LISTENERS_MAX, WorkerThread, fault_to_error
-from support.fake_core import CoreFault, FakeCore
-from support.fake_store import MIB, FakeStore
 
 WAIT_S = 10.0
 PROFILE = DirectProfile(4, 512, 4095, 1024)
@@ -218,6 +218,19 @@ def test_adoption(bench: Bench) -> None:
     bench.fake.is_mailbox_full = True
     assert not bench.worker.adopt(34, 1)
     bench.fake.is_mailbox_full = False
+
+
+def test_a_worker_that_takes_no_commands_is_no_error(bench: Bench) -> None:
+    """The watchdog, or the deadline of the stop, sees to it."""
+    bench.run()
+    bench.fake.is_mailbox_full = True
+    bench.worker.stop_accepting()
+    bench.worker.drain(0)
+    bench.worker.set_intervals(1, 1)
+    bench.worker.set_idle_timeout(0, 1)
+    assert bench.worker.alive()
+    bench.fake.is_mailbox_full = False
+    assert bench.fake.commands == []
 
 
 # --- Grants -------------------------------------------------------------------------

@@ -28,6 +28,7 @@ DISKS = (
     Disk("nvme4k", "nvme", 4096),
     Disk("virtio", "virtio", 512),
 )
+WRITTEN_IN_THE_MACHINE = HERE / "guest" / "written-in-the-machine"
 SUMMARY = re.compile(rb"^[\w-]+: (\d+) passed, (\d+) failed\r?$", re.MULTILINE)
 
 
@@ -69,6 +70,9 @@ def report(lab: Lab, result: Result, began_s: float) -> int:
     if result.exit_code != 0 and failed == 0:
         print(f"FAIL the tests ended with exit code {result.exit_code}")
         failed = 1
+    if WRITTEN_IN_THE_MACHINE.exists():
+        print(f"FAIL the machine has written to the host: {WRITTEN_IN_THE_MACHINE}")
+        failed += 1
     if passed == 0 and failed == 0:
         print("FAIL no test has run")
         failed = 1

@@ -131,19 +131,40 @@ uint64_t net_queue_counter(const char *name) {
     check_fail(__FILE__, __LINE__, "the NIC has no counter %s", wanted);
 }
 
-static struct sockaddr_in address_of(const char *address, uint16_t port) {
-    struct sockaddr_in name = {.sin_family = AF_INET, .sin_port = htons(port)};
-    CHECK(inet_pton(AF_INET, address, &name.sin_addr) == 1, "%s is no address", address);
+struct name {
+    struct sockaddr_storage storage;
+    socklen_t bytes;
+};
+
+static struct name name_of(const char *address, uint16_t port) {
+    struct name name = {.bytes = sizeof(struct sockaddr_in)};
+    struct sockaddr_in *four = (struct sockaddr_in *)(void *)&name.storage;
+    struct sockaddr_in6 *six = (struct sockaddr_in6 *)(void *)&name.storage;
+
+    if (inet_pton(AF_INET, address, &four->sin_addr) == 1) {
+        four->sin_family = AF_INET;
+        four->sin_port = htons(port);
+        return name;
+    }
+    CHECK(inet_pton(AF_INET6, address, &six->sin6_addr) == 1, "%s is no address", address);
+    six->sin6_family = AF_INET6;
+    six->sin6_port = htons(port);
+    name.bytes = sizeof(*six);
     return name;
 }
 
-int net_listen(const char *address, uint16_t port) {
-    struct sockaddr_in name = address_of(address, port);
-    int on = 1, listener = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+static int tcp_socket(const struct name *name) {
+    int fd = socket(name->storage.ss_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    CHECK_CALL(fd);
+    return fd;
+}
 
-    CHECK_CALL(listener);
+int net_listen(const char *address, uint16_t port) {
+    struct name name = name_of(address, port);
+    int on = 1, listener = tcp_socket(&name);
+
     CHECK_CALL(setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &on, sizeof(on)));
-    CHECK_CALL(bind(listener, (const struct sockaddr *)&name, sizeof(name)));
+    CHECK_CALL(bind(listener, (const struct sockaddr *)&name.storage, name.bytes));
     CHECK_CALL(listen(listener, 64));
     return listener;
 }
@@ -190,12 +211,11 @@ bool net_stream_matches(const void *data, size_t bytes, uint64_t offset) {
 }
 
 static int connect_patiently(const char *address, uint16_t port) {
-    struct sockaddr_in name = address_of(address, port);
+    struct name name = name_of(address, port);
 
     for (int tries = 0; tries < CONNECT_TRIES; tries++) {
-        int connection = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        CHECK_CALL(connection);
-        if (connect(connection, (const struct sockaddr *)&name, sizeof(name)) == 0)
+        int connection = tcp_socket(&name);
+        if (connect(connection, (const struct sockaddr *)&name.storage, name.bytes) == 0)
             return connection;
         close(connection);
         usleep(CONNECT_PAUSE_US);
@@ -219,7 +239,7 @@ static void send_stream(int connection, uint64_t bytes) {
     }
 }
 
-pid_t net_send(bool from_peer, uint16_t port, uint64_t bytes) {
+pid_t net_send(const char *address, uint16_t port, uint64_t bytes) {
     pattern(); /* made before the fork, so that both sides share it */
     pid_t child = fork();
 
@@ -227,11 +247,11 @@ pid_t net_send(bool from_peer, uint16_t port, uint64_t bytes) {
     if (child)
         return child;
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    if (from_peer) {
+    if (strcmp(address, NET_LOOPBACK) != 0) {
         int peer = open("/run/netns/peer", O_RDONLY | O_CLOEXEC);
         CHECK(peer >= 0 && setns(peer, CLONE_NEWNET) == 0, "entering the peer's namespace: %m");
     }
-    int connection = connect_patiently(from_peer ? NET_ADDRESS : "127.0.0.1", port);
+    int connection = connect_patiently(address, port);
     send_stream(connection, bytes);
     _exit(close(connection) ? 1 : 0);
 }

@@ -16,11 +16,14 @@
 #include <sys/types.h>
 
 #define NET_ADDRESS "10.9.0.1"
+#define NET_ADDRESS6 "fd09::1"
+#define NET_LOOPBACK "127.0.0.1"
 #define NET_STEERED_PORT 7001 /* setup.sh steers it to NET_QUEUE; other ports go to queue 0 */
 #define NET_UNSTEERED_PORT 7002
 #define NET_QUEUE 2u
 #define NET_MTU_ETHERNET 1500
-#define NET_MTU_PAGE 4148 /* 4096 bytes of payload: 20 IP, 20 TCP, 12 time stamps */
+#define NET_MTU_PAGE 4148  /* 4096 bytes of payload: 20 IP, 20 TCP, 12 time stamps */
+#define NET_MTU_PAGE6 4168 /* the same with 40 bytes of IPv6 */
 #define NET_MTU_JUMBO 9000
 
 /* Runs a shell command; fails the case if it fails. */
@@ -42,9 +45,9 @@ uint64_t net_queue_counter(const char *name);
 int net_listen(const char *address, uint16_t port);
 int net_accept(int listener);
 
-/* A child that sends a stream: from the peer over the NIC, or over loopback. Its failure is
- * noticed by net_join. */
-pid_t net_send(bool from_peer, uint16_t port, uint64_t bytes);
+/* A child that sends a stream to `address`: from the peer, or from this side if that is
+ * NET_LOOPBACK. Its failure is noticed by net_join. */
+pid_t net_send(const char *address, uint16_t port, uint64_t bytes);
 void net_join(pid_t sender);
 
 /* True when `data` is the stream's piece at `offset`. */

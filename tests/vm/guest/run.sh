@@ -13,7 +13,7 @@ cd "$(dirname "$0")" || exit 1
 
 failed=0
 sh ./test_nic.sh || failed=1
-for program in test_register test_requests test_shapes test_flows test_write; do
+for program in test_register test_requests test_areas test_shapes test_flows test_write; do
     "$VM_PROGRAMS/$program" || failed=1
 done
 "$VM_PROGRAMS/test_direct_io" "$VM_DISK_NVME512=4,0" "$VM_DISK_NVME4K=4,0" \

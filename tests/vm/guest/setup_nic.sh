@@ -4,8 +4,8 @@
 # the network namespace "peer". Wants VM_NIC_MODULE, the path of zcsim.ko.
 #
 # Afterwards: 10.9.0.1 and fd09::1 on zc0, 10.9.0.2 and fd09::2 in the peer; unsteered traffic
-# goes to queue 0 of zc0 and nowhere else, as an operator has to set it up for zcrx; port 7001 is
-# steered to queue 2.
+# goes to queue 0 of zc0 and nowhere else, as an operator has to set it up for zcrx; TCP to port
+# 7001 is steered to queue 2.
 
 insmod "$VM_NIC_MODULE" "$@" &&
     ip netns add peer &&
@@ -18,4 +18,5 @@ insmod "$VM_NIC_MODULE" "$@" &&
     ip -n peer link set zc1 up &&
     ip -n peer link set lo up &&
     ethtool -X zc0 equal 1 &&
-    ethtool -N zc0 flow-type tcp4 dst-port 7001 action 2 > /dev/null
+    ethtool -N zc0 flow-type tcp4 dst-port 7001 action 2 > /dev/null &&
+    ethtool -N zc0 flow-type tcp6 dst-port 7001 action 2 > /dev/null

@@ -58,7 +58,7 @@ static void run_several_flows(const void *argument) {
     open_queue(&zcrx, &ring, NET_QUEUE, AREA_BYTES, 8192);
     int listener = net_listen(NET_ADDRESS, NET_STEERED_PORT);
     for (unsigned flow = 0; flow < wanted->flows; flow++)
-        senders[flow] = net_send(true, NET_STEERED_PORT, bytes);
+        senders[flow] = net_send(NET_ADDRESS, NET_STEERED_PORT, bytes);
     for (unsigned flow = 0; flow < wanted->flows; flow++)
         zcrx_receive(&zcrx, net_accept(listener), flow, 0);
     while (open) {
@@ -99,7 +99,7 @@ static void run_wrong_queue(const void *argument) {
         .interface_index = net_interface_index(), .queue = OTHER_QUEUE, .area_bytes = AREA_BYTES};
     zcrx_register(&wrong, &ring, &other);
     int listener = net_listen(NET_ADDRESS, NET_STEERED_PORT);
-    pid_t sender = net_send(true, NET_STEERED_PORT, 4096);
+    pid_t sender = net_send(NET_ADDRESS, NET_STEERED_PORT, 4096);
     zcrx_receive(&wrong, net_accept(listener), 1, 0);
     CHECK_ERROR(ring_wait(&ring).result, -EFAULT, "receiving through another queue's instance");
     net_join(sender);
@@ -114,7 +114,7 @@ static void run_plain_recv(const void *argument) {
     net_reset();
     open_queue(&zcrx, &ring, NET_QUEUE, AREA_BYTES, 1024);
     int listener = net_listen(NET_ADDRESS, NET_STEERED_PORT);
-    pid_t sender = net_send(true, NET_STEERED_PORT, 4096);
+    pid_t sender = net_send(NET_ADDRESS, NET_STEERED_PORT, 4096);
     ssize_t result = recv(net_accept(listener), bytes, sizeof(bytes), 0);
     CHECK_ERROR(result < 0 ? -errno : (long)result, -EFAULT, "recv() of unreadable bytes");
     net_join(sender);
@@ -130,7 +130,7 @@ static void run_unsteered(const void *argument) {
     net_reset();
     open_queue(&zcrx, &ring, NET_QUEUE, AREA_BYTES, 8192);
     int listener = net_listen(NET_ADDRESS, NET_UNSTEERED_PORT);
-    pid_t sender = net_send(true, NET_UNSTEERED_PORT, receive.bytes_expected);
+    pid_t sender = net_send(NET_ADDRESS, NET_UNSTEERED_PORT, receive.bytes_expected);
     receive_stream(&zcrx, net_accept(listener), &receive, seen);
     net_join(sender);
     /* The kernel copied every byte and counted all but those in the linear part of a packet,
@@ -152,7 +152,7 @@ static void run_small_completion_queue(const void *argument) {
     net_set_mtu(NET_MTU_PAGE);
     open_queue(&zcrx, &ring, NET_QUEUE, AREA_BYTES, 64);
     int listener = net_listen(NET_ADDRESS, NET_STEERED_PORT);
-    pid_t sender = net_send(true, NET_STEERED_PORT, receive.bytes_expected);
+    pid_t sender = net_send(NET_ADDRESS, NET_STEERED_PORT, receive.bytes_expected);
     int connection = net_accept(listener);
     /* Enough waits in the socket to fill the completion queue in one go. */
     usleep(PAUSE_US);
@@ -172,7 +172,7 @@ static void run_few_held(const void *argument) {
     net_set_mtu(NET_MTU_PAGE);
     open_queue(&zcrx, &ring, NET_QUEUE, SMALL_AREA_BYTES, 1024);
     int listener = net_listen(NET_ADDRESS, NET_STEERED_PORT);
-    pid_t sender = net_send(true, NET_STEERED_PORT, receive.bytes_expected);
+    pid_t sender = net_send(NET_ADDRESS, NET_STEERED_PORT, receive.bytes_expected);
     receive_stream(&zcrx, net_accept(listener), &receive, seen);
     net_join(sender);
 }
@@ -217,7 +217,7 @@ static void run_starvation(const void *argument) {
     open_queue(&zcrx, &ring, NET_QUEUE, SMALL_AREA_BYTES, 1024);
     uint64_t alloc_fail = net_queue_counter("alloc_fail");
     int listener = net_listen(NET_ADDRESS, NET_STEERED_PORT);
-    pid_t sender = net_send(true, NET_STEERED_PORT, total);
+    pid_t sender = net_send(NET_ADDRESS, NET_STEERED_PORT, total);
     bytes = hoard(&zcrx, net_accept(listener), kept, &kept_count);
     CHECK(bytes < total, "an area of %u bytes took %llu", SMALL_AREA_BYTES,
           (unsigned long long)bytes);
@@ -251,7 +251,7 @@ static void run_bounded(const void *argument) {
     net_reset();
     open_queue(&zcrx, &ring, NET_QUEUE, AREA_BYTES, 1024);
     int listener = net_listen(NET_ADDRESS, NET_STEERED_PORT);
-    pid_t sender = net_send(true, NET_STEERED_PORT, MIB);
+    pid_t sender = net_send(NET_ADDRESS, NET_STEERED_PORT, MIB);
     zcrx_receive(&zcrx, net_accept(listener), 1, bound);
     while ((completion = ring_wait(&ring)).result > 0) {
         bytes += (uint32_t)completion.result;
@@ -298,13 +298,16 @@ static void run_killed_owner(const void *argument) {
         receive_stream(&zcrx, net_accept(listener), &receive, seen);
         _exit(0);
     }
-    pid_t sender = net_send(true, NET_STEERED_PORT, 1ull << 40);
+    pid_t sender = net_send(NET_ADDRESS, NET_STEERED_PORT, 1ull << 40);
     usleep(3 * PAUSE_US);
+    /* The sender is stopped first, or it would complain of the reset that it gets. */
+    CHECK_CALL(kill(sender, SIGSTOP));
     CHECK_CALL(kill(owner, SIGKILL));
     CHECK_CALL(waitpid(owner, NULL, 0));
-    CHECK_CALL(waitpid(sender, NULL, 0)); /* its connection was reset, or it never had one */
+    CHECK_CALL(kill(sender, SIGKILL));
+    CHECK_CALL(waitpid(sender, NULL, 0));
     open_queue(&zcrx, &ring, NET_QUEUE, AREA_BYTES, 8192);
-    sender = net_send(true, NET_STEERED_PORT, receive.bytes_expected);
+    sender = net_send(NET_ADDRESS, NET_STEERED_PORT, receive.bytes_expected);
     receive_stream(&zcrx, net_accept(listener), &receive, seen);
     net_join(sender);
 }
@@ -320,7 +323,7 @@ static void run_link_down(const void *argument) {
     net_set_mtu(NET_MTU_PAGE);
     open_queue(&zcrx, &ring, NET_QUEUE, AREA_BYTES, 8192);
     int listener = net_listen(NET_ADDRESS, NET_STEERED_PORT);
-    pid_t sender = net_send(true, NET_STEERED_PORT, receive.bytes_expected);
+    pid_t sender = net_send(NET_ADDRESS, NET_STEERED_PORT, receive.bytes_expected);
     int connection = net_accept(listener);
     pid_t hand = fork();
     CHECK_CALL(hand);
@@ -357,7 +360,7 @@ static void run_register_while_down(const void *argument) {
     open_queue(&zcrx, &ring, NET_QUEUE, AREA_BYTES, 1024);
     net_command("ip link set zc0 up");
     int listener = net_listen(NET_ADDRESS, NET_STEERED_PORT);
-    pid_t sender = net_send(true, NET_STEERED_PORT, receive.bytes_expected);
+    pid_t sender = net_send(NET_ADDRESS, NET_STEERED_PORT, receive.bytes_expected);
     receive_stream(&zcrx, net_accept(listener), &receive, seen);
     net_join(sender);
 }
@@ -373,8 +376,8 @@ static void run_steered_napi(const void *argument) {
     open_queue(&zcrx, &ring, NET_QUEUE, AREA_BYTES, 1024);
     int listeners[2] = {net_listen(NET_ADDRESS, NET_STEERED_PORT),
                         net_listen(NET_ADDRESS, NET_UNSTEERED_PORT)};
-    pid_t senders[2] = {net_send(true, NET_STEERED_PORT, 4096),
-                        net_send(true, NET_UNSTEERED_PORT, 4096)};
+    pid_t senders[2] = {net_send(NET_ADDRESS, NET_STEERED_PORT, 4096),
+                        net_send(NET_ADDRESS, NET_UNSTEERED_PORT, 4096)};
     steered = net_accept(listeners[0]);
     unsteered = net_accept(listeners[1]);
     CHECK_CALL(getsockopt(steered, SOL_SOCKET, SO_INCOMING_NAPI_ID, &napi[0], &size));

@@ -19,7 +19,7 @@
 
 struct shape_case {
     int mtu;
-    bool pack, tso;
+    bool pack, tso, ipv6;
     unsigned pack_align, buffer_offset, drop_every, linear_bytes;
     bool no_gro;
     uint32_t rx_buf_bytes; /* on hugepages when larger than a page */
@@ -42,6 +42,13 @@ static void verify_ethernet(const struct shape_case *wanted, const struct shape 
     CHECK_MOST(seen, at_length(seen, 1448), "have 1448 bytes");
     CHECK(seen->at_page_start == seen->fragments, "some fragments begin inside a page");
     CHECK(seen->in_previous_page == 0, "some fragments share a page");
+}
+
+static void verify_ethernet6(const struct shape_case *wanted, const struct shape *seen,
+                             const struct zcrx *zcrx) {
+    (void)wanted, (void)zcrx;
+    CHECK_MOST(seen, at_length(seen, 1428), "have 1428 bytes");
+    CHECK(seen->at_page_start == seen->fragments, "some fragments begin inside a page");
 }
 
 static void verify_page(const struct shape_case *wanted, const struct shape *seen,
@@ -156,8 +163,9 @@ static void run_shape(const void *argument) {
     zcrx_register(&zcrx, &ring, &options);
     uint64_t frags = net_queue_counter("frags"), niov_frags = net_queue_counter("niov_frags");
     uint64_t drops = net_queue_counter("drops");
-    int listener = net_listen(NET_ADDRESS, NET_STEERED_PORT);
-    pid_t sender = net_send(true, NET_STEERED_PORT, wanted->bytes);
+    const char *address = wanted->ipv6 ? NET_ADDRESS6 : NET_ADDRESS;
+    int listener = net_listen(address, NET_STEERED_PORT);
+    pid_t sender = net_send(address, NET_STEERED_PORT, wanted->bytes);
     int connection = net_accept(listener);
     receive_stream(&zcrx, connection, &receive, seen);
     net_join(sender);
@@ -182,8 +190,8 @@ static void run_device_less(const void *argument) {
     CHECK(seen, "no memory");
     CHECK_ERROR(ring_open(&ring, 64, 8192, RING_FLAGS_ZCRX), 0, "opening a ring");
     zcrx_register(&zcrx, &ring, &options);
-    int listener = net_listen("127.0.0.1", NET_UNSTEERED_PORT);
-    pid_t sender = net_send(false, NET_UNSTEERED_PORT, receive.bytes_expected);
+    int listener = net_listen(NET_LOOPBACK, NET_UNSTEERED_PORT);
+    pid_t sender = net_send(NET_LOOPBACK, NET_UNSTEERED_PORT, receive.bytes_expected);
     receive_stream(&zcrx, net_accept(listener), &receive, seen);
     net_join(sender);
     CHECK(seen->at_page_start == seen->fragments, "some fragments begin inside a page");
@@ -203,6 +211,10 @@ static void run_device_less(const void *argument) {
 static const struct check_case cases[] = {
     SHAPE("MTU 1500: 1448 bytes, a page each", .mtu = 1500, .bytes = 8 * MIB,
           .verify = verify_ethernet),
+    SHAPE("MTU 1500 by IPv6: 1428 bytes, a page each", .mtu = 1500, .ipv6 = true, .bytes = 8 * MIB,
+          .verify = verify_ethernet6),
+    SHAPE("MTU 4168 by IPv6: whole pages", .mtu = NET_MTU_PAGE6, .ipv6 = true, .bytes = 8 * MIB,
+          .verify = verify_page),
     SHAPE("MTU 4148: whole pages", .mtu = NET_MTU_PAGE, .bytes = 8 * MIB, .verify = verify_page),
     SHAPE("MTU 9000: 4096, 4096, 756", .mtu = NET_MTU_JUMBO, .bytes = 8 * MIB,
           .verify = verify_jumbo),

@@ -5,6 +5,7 @@
  */
 #include <linux/dma-mapping.h>
 #include <linux/etherdevice.h>
+#include <linux/log2.h>
 #include <linux/module.h>
 #include <linux/platform_device.h>
 
@@ -28,8 +29,25 @@ bool zc_pack;
 module_param_named(pack, zc_pack, bool, 0644);
 MODULE_PARM_DESC(pack, "packets share buffers; off: each packet begins a new buffer");
 
+static int zc_set_power_of_two(const char *text, const struct kernel_param *parameter)
+{
+	unsigned int value;
+	int err = kstrtouint(text, 0, &value);
+
+	if (err)
+		return err;
+	if (!is_power_of_2(value) || value > PAGE_SIZE)
+		return -EINVAL;
+	return param_set_uint(text, parameter);
+}
+
+static const struct kernel_param_ops zc_power_of_two_ops = {
+	.set	= zc_set_power_of_two,
+	.get	= param_get_uint,
+};
+
 unsigned int zc_pack_align = 64;
-module_param_named(pack_align, zc_pack_align, uint, 0644);
+module_param_cb(pack_align, &zc_power_of_two_ops, &zc_pack_align, 0644);
 MODULE_PARM_DESC(pack_align, "alignment of a packet's payload in a shared buffer, a power of two");
 
 unsigned int zc_buffer_offset;

@@ -129,7 +129,7 @@ static bool zc_receive_payload(struct zc_queue *queue, const struct sk_buff *skb
 			       struct sk_buff *received, unsigned int offset)
 {
 	unsigned int left = skb->len - offset, index = 0, length;
-	unsigned int align = max(zc_pack_align, 1U);
+	unsigned int align = READ_ONCE(zc_pack_align);
 	void *buffer;
 
 	/* Without packing every packet starts in a buffer of its own. */

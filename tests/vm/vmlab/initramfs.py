@@ -120,7 +120,7 @@ class Plan:
 
 def write_initramfs(lab: Lab, plan: Plan, target: Path) -> None:
     """Write the initramfs that carries out `plan` to the file `target`."""
-    modules = _modules_in_order(lab.modules, ROOT_MODULES)
+    modules = modules_in_order(lab.modules, ROOT_MODULES)
     with target.open("wb") as file:
         archive = CpioWriter()
         for directory in ("bin", "dev", "modules", "proc", "sys"):
@@ -133,12 +133,13 @@ def write_initramfs(lab: Lab, plan: Plan, target: Path) -> None:
             archive.add(f"modules/{_module_name(path)}", 0o100644, _module_bytes(path))
         order = "".join(f"{_module_name(path)}\n" for path in modules)
         archive.add("modules/order", 0o100644, order.encode())
-        archive.add("init", 0o100755, _first_stage(plan).encode())
-        archive.add("second", 0o100755, _second_stage(lab, plan).encode())
+        archive.add("init", 0o100755, first_stage(plan).encode())
+        archive.add("second", 0o100755, second_stage(lab, plan).encode())
         file.write(archive.finish())
 
 
-def _first_stage(plan: Plan) -> str:
+def first_stage(plan: Plan) -> str:
+    """Return the script that the kernel starts."""
     options = f"trans=virtio,version=9p2000.L,msize={MESSAGE_BYTES},cache=none,rw"
     lines = [
         f'mkdir -p ".{share}"; mount -t 9p -o {options} share{index} ".{share}" || die "{share}"'
@@ -147,7 +148,8 @@ def _first_stage(plan: Plan) -> str:
     return FIRST_STAGE.substitute(message_bytes=MESSAGE_BYTES, shares="\n".join(lines))
 
 
-def _second_stage(lab: Lab, plan: Plan) -> str:
+def second_stage(lab: Lab, plan: Plan) -> str:
+    """Return the script that runs on the host's root and carries out the plan."""
     find = "export {variable}=$(find_disk {name}) || finish {code}"
     variables = {"VMLAB": "1", **plan.environment}
     return SECOND_STAGE.substitute(
@@ -167,7 +169,7 @@ def _second_stage(lab: Lab, plan: Plan) -> str:
     )
 
 
-def _modules_in_order(directory: Path, names: Sequence[str]) -> list[Path]:
+def modules_in_order(directory: Path, names: Sequence[str]) -> list[Path]:
     """Return the files of modules and of all they depend on, in the order to load them."""
     needs: dict[str, list[str]] = {}
     for line in (directory / "modules.dep").read_text(encoding="utf-8").splitlines():

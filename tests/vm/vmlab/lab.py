@@ -9,6 +9,7 @@ is the newest; a kernel appears in the cache whole or not at all; an older one i
 after the newer one is complete.
 """
 
+import fcntl
 import os
 import re
 import shutil
@@ -90,12 +91,20 @@ def prepare(cache: Path | None = None, suite: str | None = None) -> Lab:
     cache = cache or default_cache()
     suite = suite or os.environ.get("INGESTD_VM_SUITE") or SUITE
     _require_amd64()
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "lock").open("w") as lock:
+        # Two that prepare at once would unpack the same kernel over each other.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _prepare_locked(cache, suite)
+
+
+def _prepare_locked(cache: Path, suite: str) -> Lab:
     install_host_programs()
     archive = Archive(cache / suite / "apt", suite)
     note = archive.refresh()
     notes = (note,) if note else ()
     image = archive.candidate("linux-image-amd64")
-    release = _release_of(image.depends)
+    release = release_of(image.depends)
     roots = cache / suite / "roots"
     lab = Lab(cache, release, image.version, roots / f"{release}_{image.version}", notes)
     complete = lab.root / "complete"
@@ -111,7 +120,7 @@ def _require_amd64() -> None:
         raise VmUnavailableError(f"the machine is an amd64 one, this host is {architecture}")
 
 
-def _release_of(depends: str) -> str:
+def release_of(depends: str) -> str:
     """Return the kernel release that linux-image-amd64 depends on, e.g. 7.3.4+deb13-amd64."""
     found = re.search(r"\blinux-image-(\d+)\.(\d+)(\S*-amd64)\b", depends)
     if not found:

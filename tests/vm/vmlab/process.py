@@ -45,5 +45,5 @@ def run(
         raise VmError(f"{command[0]} took longer than {timeout_s:.0f} s and was ended") from error
     if done.returncode != 0:
         tail = (done.stdout + done.stderr)[-OUTPUT_TAIL_CHARS:].strip()
-        raise VmError(f"{' '.join(command)} exited with {done.returncode}: {tail}")
+        raise VmError(f"{command[0]} exited with {done.returncode}: {tail}")
     return done.stdout
