@@ -7,10 +7,14 @@ one and always says why. No state; any thread may call.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from ingestd.errors import EngineError
+from ingestd.finding import Finding
+
+if TYPE_CHECKING:
+    from ingestd.config import EngineSettings
 
 
 class EngineChoice(NamedTuple):
@@ -20,19 +24,40 @@ class EngineChoice(NamedTuple):
     reason: str
 
 
-def choose_engine(kind: str, features: Mapping[str, bool]) -> EngineChoice:
-    """Return the engine for a kind of the configuration on a kernel with these features.
+class ZcrxQueue(NamedTuple):
+    """What one worker is told of the rx queue that it is to take over."""
 
-    features: those of core.kernel_features(). Raises EngineError for a demand
-    that cannot be met.
+    interface: str  # "none": the kernel's device-less mode
+    interface_index: int  # 0: the same
+    rx_queue: int
+    rx_buf_bytes: int
+    refill_entries: int
+    queue_retry_s: float
+
+
+def choose_engine(engine: EngineSettings, obstacles: Sequence[Finding]) -> EngineChoice:
+    """Return the engine that a configuration gets.
+
+    obstacles: what stands in zero-copy receive's way on this machine, worst
+    first. Raises EngineError for a demand that cannot be met.
     """
-    if kind == "zcrx":
-        raise EngineError(
-            'engine.kind = "zcrx" cannot be had, as this build has no zcrx engine:'
-            ' set engine.kind to "auto" or "recv"'
-        )
-    if kind == "recv":
+    if engine.kind == "recv":
         return EngineChoice("recv", "the configuration asks for it")
-    assert kind == "auto", kind
-    kernel = "has" if features.get("zcrx", False) else "lacks"
-    return EngineChoice("recv", f"this build has no zcrx engine; the kernel {kernel} zcrx")
+    if engine.kind == "zcrx" and obstacles:
+        raise EngineError(f'engine.kind = "zcrx" cannot be had: {obstacles[0].sentence}')
+    if engine.kind == "zcrx":
+        return EngineChoice("zcrx", "the configuration asks for it")
+    assert engine.kind == "auto", engine.kind
+    if engine.interface is None:
+        return EngineChoice("recv", "engine.interface names none for zero-copy receive")
+    if engine.is_deviceless:
+        return EngineChoice("recv", "device-less zero-copy receive copies, and is for tests only")
+    if obstacles:
+        return EngineChoice("recv", f"no zero-copy receive: {obstacles[0].sentence}")
+    queues = ", ".join(map(str, engine.queues))
+    return EngineChoice("zcrx", f"interface {engine.interface}, rx queue {queues}: all is there")
+
+
+def fall_back(error: Exception) -> EngineChoice:
+    """Return what "auto" takes after zero-copy receive was refused when it was tried."""
+    return EngineChoice("recv", f"no zero-copy receive: {error}")

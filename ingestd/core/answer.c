@@ -13,7 +13,9 @@ struct refusal {
     const char *text;
 };
 
-static struct refusal refusal_for(uint8_t reason) {
+static struct refusal refusal_for(uint8_t reason, int store_errno) {
+    if (store_errno != 0)
+        return (struct refusal){"store_failed", "the device failed: bytes counts what is safe"};
     switch (reason) {
     case CLOSE_REASON_IDLE:
         return (struct refusal){"idle_timeout", "no byte came for idle_timeout_s"};
@@ -51,10 +53,7 @@ static int format_receipt(const struct flow *f, const char *id, char *line, size
 
 static int format_refusal(const struct flow *f, const char *id, int store_errno, char *line,
                           size_t capacity) {
-    struct refusal r = refusal_for(f->reason);
-    if (store_errno != 0)
-        r = (struct refusal){"store_failed",
-                             "the store's device failed: bytes counts what is safe"};
+    struct refusal r = refusal_for(f->reason, store_errno);
     bool whole = f->opened && f->durable_bytes == f->received_bytes;
     return snprintf(line, capacity,
                     "{\"flow\": %s%s%s, \"bytes\": %" PRIu64

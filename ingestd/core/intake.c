@@ -312,6 +312,11 @@ static uint64_t end_idle(struct worker *w, struct listener *l) {
         uint64_t due_ns = f->active_ns + l->idle_timeout_ns;
         if (due_ns > w->now_ns)
             return due_ns;
+        if (f->phase == FLOW_STARVED || f->phase == FLOW_BLOCKED) {
+            f->active_ns = w->now_ns; /* it is we who keep it waiting */
+            flow_idle_touch(&w->flows, &l->idle, f);
+            continue;
+        }
         flow_idle_remove(&w->flows, &l->idle, f);
         intake_interrupt(w, f, CLOSE_REASON_IDLE, false);
     }

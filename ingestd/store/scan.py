@@ -116,8 +116,13 @@ class Scanner:
             if records is not None:
                 return _closed(image, footer, records), block
             image.warnings.append(f"segment {index}: the records of its footer are damaged")
-        remains = footer is None and is_remains(
-            footer_block, FOOTER_MAGIC, self.superblock.store_uuid, row.segment_sequence
+        # Under a daemon, half a footer is one that is being written.
+        remains = (
+            footer is None
+            and not self.live
+            and is_remains(
+                footer_block, FOOTER_MAGIC, self.superblock.store_uuid, row.segment_sequence
+            )
         )
         self._walk(image, footer_remains=remains)
         return image, block

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from support.stores import MIB, StoreMaker, write_config
 
 StartDaemon = Callable[..., Daemon]
 SMALL = ("--segment-size", "1MiB")
+PIECE_BYTES = 31_251
 
 
 def _send_too_much(daemon: Daemon, payload: Payload) -> Receipt:
@@ -88,14 +91,12 @@ def test_many_flows_into_a_store_too_small(
         store={"default": {"area": "8MiB", "write_bytes_max": "64KiB"}},
     )
     daemon = start_daemon(store, config=config)
-    senders = [(Payload(seed + n, 1_000_003), SocketSender(daemon.address)) for n in range(32)]
-    for at in range(0, 1_000_003, 62_501):
-        for payload, sender in senders:
-            if sender.sock.fileno() >= 0:
-                _try_write(sender, payload.data()[at : at + 62_501])
-    receipts = [(payload, _try_finish(sender)) for payload, sender in senders]
+    payloads = [Payload(seed + n, PIECE_BYTES * (n + 1)) for n in range(32)]
+    assert sum(payload.size for payload in payloads) > 16_000_000
+    receipts = _send_in_turns(daemon, payloads)
     sealed = [Sent(payload, r) for payload, r in receipts if r["state"] == "sealed"]
     others = [(payload, r) for payload, r in receipts if r["state"] != "sealed"]
+    assert sealed
     assert others
     for sent in sealed:
         assert_sealed(sent)
@@ -113,18 +114,23 @@ def test_many_flows_into_a_store_too_small(
     assert_clean(store)
 
 
-def _try_write(sender: SocketSender, data: bytes) -> None:
-    try:
-        sender.write(data)
-    except OSError:
-        pass  # the daemon has answered and gone; its line is still to be read
-
-
-def _try_finish(sender: SocketSender) -> Receipt:
-    try:
-        return sender.finish()
-    except OSError:
-        return sender.answer()
+def _send_in_turns(daemon: Daemon, payloads: list[Payload]) -> list[tuple[Payload, Receipt]]:
+    """Give each flow a piece in turn, and end it after its last one."""
+    receipts = []
+    left = [(p, memoryview(p.data()), SocketSender(daemon.address)) for p in payloads]
+    while left:
+        rest = []
+        for payload, data, sender in left:
+            with suppress(OSError):  # it may have answered and gone: its line is still to be read
+                sender.write(bytes(data[:PIECE_BYTES]))
+            if len(data) > PIECE_BYTES:
+                rest.append((payload, data[PIECE_BYTES:], sender))
+                continue
+            with suppress(OSError):
+                sender.sock.shutdown(socket.SHUT_WR)
+            receipts.append((payload, sender.answer()))
+        left = rest
+    return receipts
 
 
 def test_nc_is_told_that_the_store_is_full(

@@ -113,3 +113,21 @@ def write_partition_table(device: Path, first_sector: int = 2048, sectors: int =
         file.write(block)
         os.fsync(file.fileno())
     run("partx", "--update", device)
+
+
+@contextmanager
+def tmpfs(directory: Path, size: str) -> Iterator[Path]:
+    """Yield a directory on a file system in memory that holds no more than size, such as "16M"."""
+    directory.mkdir(exist_ok=True)
+    result = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(directory)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if result.returncode != 0:
+        cannot(f"mounting is not permitted here: {result.stderr.strip()}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], timeout=60, check=False)

@@ -1,0 +1,210 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The device fails under a running daemon: nothing is acknowledged that is not there.
+
+Three ways without any special kernel: a limit on the size of files (EFBIG), a
+loop device whose backing file finds no room (its writes fail), and another
+store beside the failing one, which has to go on.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from ingestd.errors import StoreFailedError
+from support.daemon import Daemon, format_store, free_port, run_ingestd
+from support.loop import loop_device, run, tmpfs
+from support.observe import (
+    assert_clean,
+    assert_stored,
+    cat_sha256,
+    list_flows,
+    scrape,
+    wait_until,
+)
+from support.payload import Payload
+from support.senders import Receipt, Sent, SocketSender, assert_sealed, send, send_all
+from support.stores import MIB, store_config, write_config
+
+StartDaemon = Callable[..., Daemon]
+FLOW_BYTES = 300_007
+SMALL = ("--segment-size", "1MiB")
+
+
+def _limit_file_size(daemon: Daemon, size_bytes: int) -> None:
+    """From now on every write behind size_bytes fails with EFBIG."""
+    resource.prlimit(daemon.process.pid, resource.RLIMIT_FSIZE, (size_bytes, size_bytes))
+
+
+def _send_until_failure(daemon: Daemon, seed: int, flows_max: int) -> tuple[list[Sent], Receipt]:
+    """Send flows one by one; return those acknowledged and the first other answer."""
+    sealed: list[Sent] = []
+    for number in range(flows_max):
+        payload = Payload(seed + number, FLOW_BYTES)
+        sender = SocketSender(daemon.address)
+        with suppress(OSError):  # it may have answered and gone: its line is still to be read
+            sender.write(payload.data())
+        try:
+            receipt = sender.finish()
+        except OSError:
+            receipt = sender.answer()
+        if receipt["state"] != "sealed":
+            return sealed, receipt
+        sealed.append(Sent(payload, receipt))
+    raise AssertionError(f"{flows_max} flows were acknowledged by a store that cannot take them")
+
+
+def _check_failed(daemon: Daemon, sealed: list[Sent], receipt: Receipt) -> None:
+    """What the failed daemon says, to senders, in its log and in its metrics."""
+    assert receipt["error"] == "store_failed", receipt
+    assert receipt["state"] in ("interrupted", "refused")
+    assert receipt["bytes"] < FLOW_BYTES
+    assert receipt["durable"] is False
+    (event,) = wait_until(lambda: daemon.events("store_failed"), "the log tells")
+    assert event["store"] == "default"
+    assert event["level"] == "error"
+    assert "error" in event
+    shot = scrape(daemon)
+    assert shot.total("ingestd_store_failed", store="default") == 1
+    assert shot.total("ingestd_flows_total", outcome="sealed") == len(sealed)
+    # A second sender is told at once.
+    later = SocketSender(daemon.address)
+    assert later.answer()["error"] == "store_failed"
+    assert_stored(daemon.store, sealed)
+    assert len({entry["flow"] for entry in list_flows(daemon.store)}) >= len(sealed)
+
+
+@pytest.mark.parametrize("checksum", ["crc32c", "none"])
+def test_file_size_limit(
+    start_daemon: StartDaemon, tmp_path: Path, seed: int, checksum: str
+) -> None:
+    store = format_store(tmp_path / "s.img", *SMALL, size="32MiB")
+    config = store_config(tmp_path / "c.toml", checksum=checksum, area="8MiB", write_bytes_max="64KiB")
+    daemon = start_daemon(store, config=config)
+    before = send(daemon.address, Payload(seed, 2_000_000))
+    assert_sealed(before, has_checksum=checksum == "crc32c")
+    _limit_file_size(daemon, 6 * MIB + 12 * 4096)
+    sealed, receipt = _send_until_failure(daemon, seed + 1, 64)
+    sealed.insert(0, before)
+    _check_failed(daemon, sealed, receipt)
+    assert daemon.stop() == StoreFailedError.exit_code
+    assert_stored(store, sealed)
+    # The device is well again: the next daemon goes on behind what is there.
+    daemon.start()
+    assert_stored(store, sealed)
+    sealed.append(send(daemon.address, Payload(seed + 100, 3_000_000)))
+    assert daemon.stop() == 0
+    assert_stored(store, sealed)
+    run_ingestd("verify", store)
+
+
+def test_failure_in_the_middle_of_many_flows(
+    start_daemon: StartDaemon, tmp_path: Path, seed: int
+) -> None:
+    """Each of 32 senders gets an answer, and each answer is true."""
+    store = format_store(tmp_path / "s.img", *SMALL, size="64MiB")
+    daemon = start_daemon(store)
+    _limit_file_size(daemon, 12 * MIB)
+    payloads = [Payload(seed + n, 50_000 * (n + 1)) for n in range(32)]
+    senders = [SocketSender(daemon.address) for _ in payloads]
+    for payload, sender in zip(payloads, senders, strict=True):
+        with suppress(OSError):
+            sender.write(payload.data())
+    sealed = []
+    for payload, sender in zip(payloads, senders, strict=True):
+        try:
+            receipt = sender.finish()
+        except OSError:
+            receipt = sender.answer()
+        if receipt["state"] == "sealed":
+            sealed.append(Sent(payload, receipt))
+            continue
+        assert receipt["error"] == "store_failed", receipt
+        _check_claim(store, payload, receipt)
+    assert len(sealed) < len(payloads)
+    if sealed:
+        assert_stored(store, sealed)
+    assert daemon.stop() == StoreFailedError.exit_code
+    if sealed:
+        assert_stored(store, sealed)
+
+
+def _check_claim(store: Path, payload: Payload, receipt: Receipt) -> None:
+    """Bytes that an answer calls durable are there, and are those that were sent."""
+    if receipt["flow"] is None:
+        assert receipt["bytes"] == 0
+        return
+    listed = {entry["flow"]: entry for entry in list_flows(store)}
+    held = listed.get(receipt["flow"], {"bytes": 0})["bytes"]
+    assert held >= receipt["bytes"], (held, receipt)
+    if held:
+        assert cat_sha256(store, receipt["flow"]) == payload.sha256(held)
+
+
+@pytest.fixture
+def short_device(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A block device of 64 MiB whose backing file has room for 16, and what to enlarge."""
+    with tmpfs(tmp_path / "tiny", "16M") as directory, loop_device(
+        directory / "disk.img", 64 * MIB, direct=False
+    ) as device:
+        yield device, directory
+
+
+@pytest.mark.parametrize("checksum", ["crc32c", "none"])
+def test_block_device_that_cannot_write(
+    short_device: tuple[Path, Path],
+    start_daemon: StartDaemon,
+    tmp_path: Path,
+    seed: int,
+    checksum: str,
+) -> None:
+    device, backing = short_device
+    run_ingestd("format", device, *SMALL)
+    config = store_config(tmp_path / "c.toml", checksum=checksum, area="8MiB", write_bytes_max="64KiB")
+    daemon = start_daemon(device, config=config, log=tmp_path / "daemon.log")
+    sealed, receipt = _send_until_failure(daemon, seed, 200)
+    assert sealed
+    _check_failed(daemon, sealed, receipt)
+    assert daemon.stop() == StoreFailedError.exit_code
+    assert_stored(device, sealed)
+    run("mount", "-o", "remount,size=128M", backing)
+    daemon.start()
+    sealed.append(send(daemon.address, Payload(seed + 1000, 5_000_000)))
+    assert daemon.stop() == 0
+    assert_stored(device, sealed)
+    run_ingestd("verify", device)
+
+
+def test_other_stores_go_on(start_daemon: StartDaemon, tmp_path: Path, seed: int) -> None:
+    """The failed store's listener answers, the other one's takes flows; the exit code tells."""
+    failing = format_store(tmp_path / "failing.img", *SMALL, size="64MiB")
+    sound = format_store(tmp_path / "sound.img", *SMALL, size="8MiB")
+    port = free_port()
+    config = write_config(
+        tmp_path / "c.toml",
+        store={"sound": {"path": str(sound)}},
+        listener={
+            "default": {"store": "default"},
+            "second": {"address": f"127.0.0.1:{port}", "store": "sound"},
+        },
+    )
+    daemon = start_daemon(failing, config=config)
+    filling = send(daemon.address, Payload(seed, 10 * MIB))
+    assert_sealed(filling)
+    _limit_file_size(daemon, 8 * MIB)
+    _, receipt = _send_until_failure(daemon, seed + 1, 64)
+    assert receipt["error"] == "store_failed"
+    payloads = [Payload(seed + 100 + n, 100_000) for n in range(4)]
+    sent = send_all(("127.0.0.1", port), payloads, ["socket", "nc", "socat", "socket"])
+    for flow in sent:
+        assert_sealed(flow)
+    assert_stored(sound, sent)
+    shot = scrape(daemon)
+    assert shot.total("ingestd_store_failed", store="default") == 1
+    assert shot.total("ingestd_store_failed", store="sound") == 0
+    assert daemon.stop() == StoreFailedError.exit_code
+    assert_clean(sound)
+    assert_stored(failing, [filling])
