@@ -3,6 +3,7 @@
 # make run    builds ingestd, starts it, sends a file through it and reads it back
 # make test   builds ingestd, runs `make check` and every test
 # make check  formatters, linters, type checkers and the house rules
+# make format lays the sources out as `make check` wants them
 # make bench  measures ingestd beside other receivers (not part of the tests)
 # make vm     boots a machine with a virtual network card and runs the tests that need one
 # make clean  removes what was built; var/ (the demo's store) stays
@@ -26,7 +27,7 @@ export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-check build run test check check-python check-c check-tree pytest clean
+.PHONY: help setup setup-check build run test check check-python check-c check-tree format pytest clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -80,6 +81,11 @@ check-c:
 		--enable=warning,performance,portability --suppress=missingIncludeSystem \
 		--suppress=normalCheckLevelMaxBranches -D__BYTE_ORDER__=1234 \
 		-D__ORDER_LITTLE_ENDIAN__=1234 -I ingestd/core $(C_FILES)
+
+format: setup-check build
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	clang-format-14 -i $(CLANG_FORMAT_FILES)
 
 check-tree:
 	$(BIN)/pytest -q tests/unit/test_tidy.py

@@ -19,13 +19,21 @@ import selectors
 import signal
 import time
 import traceback
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
-from ingestd import __version__, systemd
+from ingestd import __version__, systemd, zcrx
 from ingestd.config import diff, log_target
-from ingestd.engine import EngineChoice, choose_engine
-from ingestd.errors import ConfigError, IngestdError, StoreFailedError, SystemCallError
+from ingestd.engine import EngineChoice, fall_back
+from ingestd.errors import (
+    ConfigError,
+    EngineError,
+    IngestdError,
+    ResourceError,
+    StoreFailedError,
+    SystemCallError,
+)
 from ingestd.eventlog import EventLog, errno_text
 from ingestd.log import Log, LogEvent, open_log
 from ingestd.pump import Pump
@@ -44,6 +52,7 @@ from ingestd.worker import Core, WorkerThread, kernel_features, load_core
 if TYPE_CHECKING:
     from ingestd.config import Settings
     from ingestd.core._core import Event
+    from ingestd.engine import ZcrxQueue
     from ingestd.store.serving import ServedStore
 
 TICK_S: Final = 1.0
@@ -80,13 +89,20 @@ class Daemon:
     """One run of the daemon; run() once, on the main thread."""
 
     def __init__(
-        self, settings: Settings, *, core: Core, open_store: StoreOpener, log: Log
+        self,
+        settings: Settings,
+        *,
+        core: Core,
+        open_store: StoreOpener,
+        log: Log,
+        nic_of: Callable[[str], zcrx.Nic] = zcrx.Nic,
     ) -> None:
         self._started_settings = settings  # what needs a restart to change
         self._settings = settings  # as reloaded
         self._core = core
         self._open_store = open_store
         self._log = log
+        self._nic_of = nic_of
         self._status = StatusLine(time.monotonic)
         self._watchdog_s = systemd.watchdog_timeout_s()
         self._tick_s = TICK_S
@@ -142,21 +158,24 @@ class Daemon:
             stores=sorted(settings.store),
             listeners=sorted(settings.listener),
         )
-        engine = choose_engine(settings.engine.kind, kernel_features(self._core))
+        nic_undo = undo.enter_context(ExitStack())
+        features = kernel_features(self._core)
+        engine = zcrx.choose(settings, features, self._log, nic_undo, self._nic_of)
         self._log.emit(LogEvent.ENGINE_CHOSEN, engine=engine.kind, reason=engine.reason)
-        check_limits(settings, self._log)
+        check_limits(settings, self._log, engine)
         for name in settings.store:
             self._stores[name] = open_store(
                 settings, name, self._open_store, self._workers, self._log, undo
             )
             if self._stop_wanted_early():
                 return False
-        start_workers(settings, self._stores, self._core, self._log, self.wake, self._workers, undo)
+        engine = self._start_workers(engine, nic_undo, undo)
         if self._stop_wanted_early():
             return False
         listening = open_listeners(settings, self._workers, self._log, undo)
         self._listener_names = [name for name, _ in listening]
-        self._event_log = EventLog(self._core, self._log, self._listener_names)
+        advice = zcrx.by_copy_advice(settings, listening) if engine.kind == "zcrx" else None
+        self._event_log = EventLog(self._core, self._log, self._listener_names, advice)
         self._run_workers(undo)
         self._bring_up_metrics(engine, undo)
         self._log.emit(
@@ -167,6 +186,46 @@ class Daemon:
         )
         systemd.notify_ready(self._status_line())
         return True
+
+    def _start_workers(
+        self, engine: EngineChoice, nic_undo: ExitStack, undo: ExitStack
+    ) -> EngineChoice:
+        """Set up all workers with the engine; return the one that it came to be."""
+        try:
+            self._set_up_workers(engine, undo)
+        except (EngineError, ResourceError) as error:
+            if engine.kind != "zcrx" or self._settings.engine.kind != "auto":
+                raise
+            stop_workers(self._workers)
+            self._workers.clear()
+            nic_undo.close()
+            engine = fall_back(error)
+            self._log.emit(LogEvent.ENGINE_CHOSEN, engine=engine.kind, reason=engine.reason)
+            self._set_up_workers(engine, undo)
+        return engine
+
+    def _set_up_workers(self, engine: EngineChoice, undo: ExitStack) -> None:
+        settings = self._settings
+        nic = zcrx.interface_of(settings, engine, self._nic_of)
+        index = nic.index() if nic else zcrx.DEVICELESS_INDEX
+
+        def queue_of(store_name: str, worker_index: int) -> ZcrxQueue | None:
+            if engine.kind != "zcrx":
+                return None
+            return zcrx.zcrx_queue(settings, index, store_name, worker_index)
+
+        start_workers(
+            settings,
+            self._stores,
+            self._core,
+            self._log,
+            self.wake,
+            self._workers,
+            undo,
+            queue_of,
+        )
+        if nic is not None:
+            zcrx.tell_napi_ids(settings, self._workers, nic)
 
     def _stop_wanted_early(self) -> bool:
         taken = self._signals.take()

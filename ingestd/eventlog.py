@@ -46,8 +46,15 @@ def errno_text(code: int) -> str:
 class EventLog:
     """Turns events of a worker's core into events of the log."""
 
-    def __init__(self, core: Core, log: Log, listener_names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        core: Core,
+        log: Log,
+        listener_names: Sequence[str],
+        by_copy_advice: Callable[[Event], str] | None = None,
+    ) -> None:
         self._log = log
+        self._by_copy_advice = by_copy_advice
         self._listener_names = listener_names
         self._tellers: dict[int, Callable[[Event], tuple[LogEvent, _Fields]]] = {
             core.EVENT_FLOW_OPENED: lambda e: (LogEvent.FLOW_OPENED, self._flow(e)),
@@ -77,10 +84,7 @@ class EventLog:
             core.EVENT_SEGMENT_OPENED: lambda e: (LogEvent.SEGMENT_OPENED, _segment(e)),
             core.EVENT_SEGMENT_CLOSED: lambda e: (LogEvent.SEGMENT_CLOSED, _segment(e)),
             core.EVENT_BACKPRESSURE: _backpressure,
-            core.EVENT_FLOW_BY_COPY: lambda e: (
-                LogEvent.FLOW_BY_COPY,
-                self._flow(e) | {"napi_id": e.code},
-            ),
+            core.EVENT_FLOW_BY_COPY: self._by_copy,
             core.EVENT_FLOW_ELSEWHERE: lambda e: (
                 LogEvent.FLOW_HANDED_OVER,
                 self._flow(e) | {"to_worker": e.code},
@@ -93,6 +97,10 @@ class EventLog:
         assert teller is not None, f"event kind {event.kind} of the core is unknown"
         log_event, fields = teller(event)
         self._log.emit(log_event, store=worker.store_name, worker=worker.index, **fields)
+
+    def _by_copy(self, event: Event) -> tuple[LogEvent, _Fields]:
+        advice = {"way_out": self._by_copy_advice(event)} if self._by_copy_advice else {}
+        return LogEvent.FLOW_BY_COPY, self._flow(event) | {"napi_id": event.code} | advice
 
     def _flow(self, event: Event) -> _Fields:
         flow = {"flow": str(uuid.UUID(bytes=event.flow))} if any(event.flow) else {}

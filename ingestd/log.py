@@ -50,6 +50,10 @@ class LogEvent(Enum):
 
     DAEMON_STARTING = "daemon_starting", "info", "the process begins; version, stores, listeners"
     ENGINE_CHOSEN = "engine_chosen", "info", "which engine brings bytes in, and why"
+    NIC_CHANGED = "nic_changed", "info", "the interface was prepared for zcrx: one change of it"
+    NIC_RESTORED = "nic_restored", "info", "a change of the interface was undone, or was gone"
+    NIC_NOT_RESTORED = "nic_not_restored", "error", "changes of the interface could not be undone"
+    NIC_WARNING = "nic_warning", "warning", "what of the interface makes zcrx less than it can be"
     STORE_OPENED = "store_opened", "info", "a store is locked, recovered and ready to be written"
     SUPERBLOCK_DAMAGED = (
         "superblock_damaged",
@@ -131,6 +135,10 @@ NEVER_SUPPRESSED: Final = frozenset(
     {
         LogEvent.DAEMON_STARTING,
         LogEvent.ENGINE_CHOSEN,
+        LogEvent.NIC_CHANGED,
+        LogEvent.NIC_RESTORED,
+        LogEvent.NIC_NOT_RESTORED,
+        LogEvent.NIC_WARNING,
         LogEvent.STORE_OPENED,
         LogEvent.SUPERBLOCK_DAMAGED,
         LogEvent.RECOVERED,

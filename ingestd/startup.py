@@ -37,6 +37,7 @@ from ingestd.worker import (
 
 if TYPE_CHECKING:
     from ingestd.config import ListenerSettings, Settings
+    from ingestd.engine import EngineChoice, ZcrxQueue
     from ingestd.store.serving import RecoverySummary, ServedStore
 
 # Descriptors of the process itself: stores, rings, event fds, log, metrics.
@@ -52,10 +53,10 @@ class StoreOpener(Protocol):
     def __call__(self, path: str, *, expected_uuid: str | None = None) -> ServedStore: ...
 
 
-def check_limits(settings: Settings, log: Log) -> None:
+def check_limits(settings: Settings, log: Log, engine: EngineChoice) -> None:
     """Raise ResourceError where locked memory is short; get the descriptors that are needed."""
     needs = [
-        LockedNeed(name, store.workers, locked_bytes(store))
+        LockedNeed(name, store.workers, locked_bytes(store, is_zcrx=engine.kind == "zcrx"))
         for name, store in settings.store.items()
     ]
     check_locked_memory(needs, locked_memory_limit())
@@ -141,8 +142,12 @@ def start_workers(
     on_end: Callable[[], None],
     workers: list[WorkerThread],
     undo: ExitStack,
+    zcrx_queue: Callable[[str, int], ZcrxQueue | None],
 ) -> None:
-    """Set up every worker, all at the same time, and append it to workers."""
+    """Set up every worker, all at the same time, and append it to workers.
+
+    zcrx_queue: the rx queue of a store's worker of that index, if it has one.
+    """
     undo.callback(stop_workers, workers)
     for name, store in stores.items():
         profile = store_profile(core, store.fd, store.path)
@@ -155,6 +160,7 @@ def start_workers(
                 index=index,
                 profile=profile,
                 on_end=on_end,
+                zcrx=zcrx_queue(name, index),
             )
             workers.append(worker)
             worker.start()

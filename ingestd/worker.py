@@ -5,7 +5,6 @@ Invariants:
  - The core's Worker is made, set up and run on this object's own thread, which
    takes no signals, and whose end is always told by on_end().
  - A segment is granted at most once, and none is lost on the way.
- - fault_to_error() is the only place that words an errno of the core.
 
 grant_segments() belongs to one thread at a time (the pump), events() to one
 (the daemon's main thread); everything else may be called from any.
@@ -19,25 +18,17 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from ingestd.direct_io import DirectProfile, complete_profile
-from ingestd.errors import (
-    ConfigError,
-    EngineError,
-    IngestdError,
-    ListenError,
-    NotAStoreError,
-    ResourceError,
-    SystemCallError,
-)
-from ingestd.limits import memlock_advice
+from ingestd.errors import ListenError, NotAStoreError, ResourceError, SystemCallError
+from ingestd.faults import fault_to_error
 
 if TYPE_CHECKING:
     from ingestd.config import StoreSettings
     from ingestd.core._core import CoreFault, DeviceProfile, Event
     from ingestd.core._core import Worker as CoreWorker
+    from ingestd.engine import ZcrxQueue
     from ingestd.store.serving import ServedStore
 
 SETUP_TIMEOUT_S: Final = 60.0
@@ -45,7 +36,6 @@ NS_PER_S: Final = 1_000_000_000
 HUGEPAGE_BYTES: Final = 2 * 1024 * 1024  # AREA_HUGEPAGE_BYTES of core/area.h
 LISTENERS_MAX: Final = 16  # of core/intake.h
 PROTOCOL_RAW: Final = 1  # record_open.protocol of core/format.h
-IO_URING_DISABLED_PATH: Final = Path("/proc/sys/kernel/io_uring_disabled")
 
 
 class Core(Protocol):
@@ -72,6 +62,7 @@ class Core(Protocol):
     EVENT_BACKPRESSURE: int
     EVENT_FLOW_BY_COPY: int
     EVENT_FLOW_ELSEWHERE: int
+    ENGINE_ZCRX: int
     HISTOGRAM_BOUNDS_NS: tuple[int, ...]
     CoreFault: type[CoreFault]
     Worker: type[CoreWorker]
@@ -124,111 +115,6 @@ def kernel_features(core: Core) -> dict[str, bool]:
         raise fault_to_error(fault, "io_uring") from None
 
 
-class _Rule(NamedTuple):
-    """What an errno of a call means: class of the error, and the way out."""
-
-    call: str  # beginning of the call's name; "": any
-    errnos: tuple[int, ...]
-    error: type[IngestdError]
-    way_out: str
-
-
-# The first that fits counts.
-_RULES: Final = (
-    _Rule(
-        "",
-        (errno.EMFILE, errno.ENFILE),
-        ResourceError,
-        "raise LimitNOFILE in the systemd unit, or `ulimit -n`",
-    ),
-    _Rule("io_uring_register_buffers", (errno.ENOMEM, errno.EPERM), ResourceError, "{memlock}"),
-    _Rule(
-        "io_uring_register_buffers",
-        (errno.EFAULT, errno.E2BIG),
-        ConfigError,
-        "make the store's area smaller, as one registered buffer holds at most 1 GiB",
-    ),
-    _Rule(
-        "io_uring_",
-        (errno.EPERM, errno.EACCES),
-        EngineError,
-        "{disabled}",
-    ),
-    _Rule(
-        "io_uring_",
-        (errno.ENOSYS, errno.EINVAL),
-        EngineError,
-        "use Linux 6.1 or newer with CONFIG_IO_URING, as this kernel lacks what was asked for",
-    ),
-    _Rule("io_uring_", (errno.ENOMEM,), ResourceError, "{memlock}"),
-    _Rule(
-        "area",
-        (errno.EINVAL,),
-        ConfigError,
-        "make the store's area larger, or write_bytes_max or writes_in_flight_max smaller",
-    ),
-    _Rule(
-        "mmap",
-        (errno.E2BIG,),
-        ConfigError,
-        "make the store's area or writes_in_flight_max smaller, as area and the worker's own"
-        " part behind it must fit 1 GiB",
-    ),
-    _Rule(
-        "",
-        (errno.ENOMEM,),
-        ResourceError,
-        "make the store's area or flows_max smaller, or give the machine or the unit"
-        " (MemoryMax) more memory",
-    ),
-    _Rule(
-        "sched_setaffinity",
-        (errno.EINVAL, errno.EPERM),
-        ConfigError,
-        "name a CPU in the store's cpus that this process may use (taskset -cp shows them)",
-    ),
-    _Rule(
-        "pthread_setaffinity_np",
-        (errno.EINVAL, errno.EPERM),
-        ConfigError,
-        "name a CPU in the store's cpus that this process may use (taskset -cp shows them)",
-    ),
-)
-
-
-def fault_to_error(fault: CoreFault, subject: str, locked_bytes: int | None = None) -> IngestdError:
-    """Return the error that a failed call of the core is for its users.
-
-    subject: whom it befell, such as "worker data-0"; locked_bytes: what the
-    worker registers with its ring, for advice about RLIMIT_MEMLOCK.
-    """
-    code = fault.errno or 0
-    what = f"{subject}: {fault.call} for {fault.object_name} failed ({os.strerror(code)})"
-    for rule in _RULES:
-        if fault.call.startswith(rule.call) and code in rule.errnos:
-            way_out = rule.way_out.format(
-                memlock=memlock_advice(locked_bytes), disabled=_io_uring_advice()
-            )
-            return rule.error(f"{what}: {way_out}")
-    return SystemCallError(f"{what}: the kernel's log (dmesg) may say why")
-
-
-def _io_uring_advice() -> str:
-    """What stands between this process and io_uring; the sysctl is of Linux 6.6."""
-    try:
-        value = IO_URING_DISABLED_PATH.read_text(encoding="ascii").strip()
-    except OSError:
-        value = "0"
-    if value == "1":
-        return (
-            "kernel.io_uring_disabled is 1: set it to 0, or put the user into the group"
-            " that the sysctl kernel.io_uring_group names"
-        )
-    if value == "2":
-        return "kernel.io_uring_disabled is 2: set it to 0 with sysctl"
-    return "let the container's seccomp profile or the security module allow io_uring"
-
-
 class WorkerThread:
     """One worker: start(), wait_ready(), add_listener(), run(), drain(), join()."""
 
@@ -242,6 +128,7 @@ class WorkerThread:
         index: int,
         profile: DirectProfile,
         on_end: Callable[[], None],
+        zcrx: ZcrxQueue | None = None,
     ) -> None:
         self.store_name = store_name
         self.index = index
@@ -252,6 +139,7 @@ class WorkerThread:
         self._settings = settings
         self.profile = profile
         self._on_end = on_end
+        self._zcrx = zcrx
         self._worker: CoreWorker | None = None
         self._is_ready = threading.Event()
         self._may_run = threading.Event()
@@ -270,6 +158,7 @@ class WorkerThread:
 
     def wait_ready(self, timeout_s: float = SETUP_TIMEOUT_S) -> None:
         """Return once the worker is set up, or raise why it could not be."""
+        timeout_s += self._zcrx.queue_retry_s if self._zcrx else 0
         if not self._is_ready.wait(timeout_s):
             raise SystemCallError(
                 f"worker {self.name}: its setup took longer than {timeout_s:g} s:"
@@ -295,6 +184,11 @@ class WorkerThread:
             )
         except self._core.CoreFault as fault:
             raise fault_to_error(fault, f'worker {self.name}, listener "{name}"') from None
+
+    def set_napi(self, own: int, others: list[tuple[int, int]]) -> None:
+        """Tell by which NAPI id own flows come, and (id, index) of workers of the same store."""
+        assert self._run_begun_ns == 0, self.name
+        self.core_worker.set_napi(own, others)
 
     def run(self) -> None:
         """Let the loop begin."""
@@ -420,8 +314,12 @@ class WorkerThread:
             if not self._is_abandoned:
                 self._worker.run()
         except self._core.CoreFault as fault:
-            subject = f"worker {self.name}"
-            self.error = fault_to_error(fault, subject, locked_bytes(self._settings))
+            self.error = fault_to_error(
+                fault,
+                f"worker {self.name}",
+                locked_bytes(self._settings, is_zcrx=self._zcrx is not None),
+                self._zcrx.interface if self._zcrx else "",
+            )
         except MemoryError:
             self.error = ResourceError(
                 f"worker {self.name} could not be made: give the machine or the unit (MemoryMax)"
@@ -454,15 +352,35 @@ class WorkerThread:
             flows_max=settings.flows_max,
             flush_interval_ns=int(settings.flush_interval_s * NS_PER_S),
             commit_interval_ns=int(settings.commit_interval_s * NS_PER_S),
-            # "auto": the recv engine's bytes have passed the CPU anyway.
-            checksum=settings.checksum != "none",
+            checksum=self._wants_checksum(),
+            **self._engine_arguments(),
         )
 
+    def _wants_checksum(self) -> bool:
+        """Whether "auto" is to: the recv engine's bytes have passed the CPU anyway."""
+        if self._settings.checksum == "auto":
+            return self._zcrx is None
+        return self._settings.checksum == "crc32c"
 
-def locked_bytes(settings: StoreSettings) -> int:
+    def _engine_arguments(self) -> dict[str, int]:
+        if self._zcrx is None:
+            return {}
+        return {
+            "engine": self._core.ENGINE_ZCRX,
+            "interface_index": self._zcrx.interface_index,
+            "rx_queue": self._zcrx.rx_queue,
+            "rx_buf_len": self._zcrx.rx_buf_bytes,
+            "refill_entries": self._zcrx.refill_entries,
+            "queue_retry_ns": int(self._zcrx.queue_retry_s * NS_PER_S),
+        }
+
+
+def locked_bytes(settings: StoreSettings, *, is_zcrx: bool = False) -> int:
     """Return what one worker of a store registers with its ring at most, bytes.
 
     The area holds everything that is registered; its mapping is rounded up to
-    whole hugepages (core/area.h).
+    whole hugepages (core/area.h). Zero-copy receive registers it twice, to
+    receive into and to write from, and each counts.
     """
-    return -(-settings.area // HUGEPAGE_BYTES) * HUGEPAGE_BYTES
+    area_bytes = -(-settings.area // HUGEPAGE_BYTES) * HUGEPAGE_BYTES
+    return 2 * area_bytes if is_zcrx else area_bytes

@@ -132,21 +132,21 @@ def zcrx_queue(settings: Settings, nic_index: int, store_name: str, index: int) 
 
 def choose(
     settings: Settings,
-    features: Callable[[], Mapping[str, bool]],
+    features: Mapping[str, bool],
     log: Log,
     undo: ExitStack,
     nic_of: Callable[[str], Nic] = Nic,
 ) -> EngineChoice:
     """Return the engine, with the interface prepared if that is wanted and ours to do.
 
-    features: asks the kernel. Raises EngineError for a demand that cannot be met.
+    features: those of core.kernel_features(). Raises EngineError for a demand that cannot be met.
     """
     engine = settings.engine
     if engine.kind == "recv" or engine.interface is None:
         return choose_engine(engine, ())
     if engine.kind == "auto" and engine.is_deviceless:
         return choose_engine(engine, ())
-    obstacles = failures(machine_findings(settings, features()))
+    obstacles = failures(machine_findings(settings, features))
     if not obstacles and not engine.is_deviceless:
         obstacles = _interface_obstacles(settings, nic_of(engine.interface), log, undo)
     return choose_engine(engine, obstacles)
@@ -160,9 +160,7 @@ def machine_findings(settings: Settings, features: Mapping[str, bool]) -> list[F
         for name, store in settings.store.items()
     ]
     return [
-        *kernel_findings(
-            features, is_deviceless=engine.is_deviceless, rx_buf_bytes=engine.rx_buf
-        ),
+        *kernel_findings(features, is_deviceless=engine.is_deviceless, rx_buf_bytes=engine.rx_buf),
         *privilege_findings(status),
         locked_finding(needs, locked_memory_limit(), status),
     ]
@@ -202,9 +200,7 @@ def prepare(
     from ingestd.nic.work import undo as undo_changes
 
     device = nic.device()
-    journal = undo.enter_context(
-        open_journal(nic.interface, nic.index(), engine.nic_state_dir)
-    )
+    journal = undo.enter_context(open_journal(nic.interface, nic.index(), engine.nic_state_dir))
     if journal.changes:
         _tell_undone(log, nic, undo_changes(device, journal, engine.queue_retry_s))
     changes = plan_changes(device.read(), wanted)
@@ -236,6 +232,16 @@ def _tell_undone(log: Log, nic: Nic, undone: Iterable[Any]) -> None:
             change=change.command(nic.interface),
             fate=fate,
         )
+
+
+def interface_of(
+    settings: Settings, engine: EngineChoice, nic_of: Callable[[str], Nic] = Nic
+) -> Nic | None:
+    """Return the interface whose queues are taken over, if there is one."""
+    interface = settings.engine.interface
+    if engine.kind != "zcrx" or interface is None or settings.engine.is_deviceless:
+        return None
+    return nic_of(interface)
 
 
 # --- Among workers ------------------------------------------------------------------------

@@ -16,18 +16,21 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NoReturn
 
 from ingestd import __version__
-from ingestd.address import Address, parse_address
+from ingestd.address import PORT_MAX, Address, parse_address
 from ingestd.cli.cat_command import run_cat
+from ingestd.cli.doctor_command import run_doctor
+from ingestd.cli.nic_commands import run_nic_apply, run_nic_check, run_nic_undo
 from ingestd.cli.run_commands import run_check_config, run_send, run_serve
 from ingestd.cli.store_commands import run_format, run_info, run_ls
 from ingestd.cli.verify_command import run_verify
-from ingestd.errors import IngestdError, ResourceError, SystemCallError, UsageError
+from ingestd.errors import EngineError, IngestdError, ResourceError, SystemCallError, UsageError
 from ingestd.sizes import parse_size
 
 EXIT_INTERRUPTED: Final = 130  # as a shell shows SIGINT
 EXIT_BROKEN_PIPE: Final = 141  # as a shell shows SIGPIPE
 
 _LABEL_BYTES_MAX: Final = 64
+_COUNT_MAX: Final = 65536
 
 
 class _Parser(argparse.ArgumentParser):
@@ -114,6 +117,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_cat(commands)
     _add_send(commands)
     _add_check_config(commands)
+    _add_doctor(commands)
+    _add_nic(commands)
     return parser
 
 
@@ -207,6 +212,72 @@ def _add_check_config(commands: _Commands[_Parser]) -> None:
     parser.add_argument(
         "-c", "--config", metavar="FILE", required=True, help="configuration in TOML"
     )
+
+
+def _add_doctor(commands: _Commands[_Parser]) -> None:
+    parser = _add(
+        commands,
+        "doctor",
+        "tell whether zero-copy receive would run here, and what is in its way",
+        run_doctor,
+    )
+    parser.add_argument("-c", "--config", metavar="FILE", help="configuration in TOML")
+    parser.add_argument("--store", metavar="PATH", help="block device or file, instead of FILE")
+    parser.add_argument(
+        "--interface", metavar="IF", help="network interface, instead of FILE; none: device-less"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+    parser.epilog = f"exit code: 0 if engine zcrx would run, {EngineError.exit_code} if not"
+
+
+def _add_nic(commands: _Commands[_Parser]) -> None:
+    text = "prepare a network interface for zero-copy receive"
+    parser = commands.add_parser(
+        "nic", help=text, description=f"{text.capitalize()}.", allow_abbrev=False
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    for name, what, run in (
+        ("check", "tell whether an interface is ready, and what apply would do", run_nic_check),
+        ("apply", "prepare an interface; what is changed is written down first", run_nic_apply),
+        ("undo", "take back what apply, or a daemon that crashed, changed", run_nic_undo),
+    ):
+        verb = _add(verbs, name, what, run)
+        verb.add_argument("interface", metavar="IFACE", help="network interface")
+        verb.add_argument("--json", action="store_true", help="print JSON, for programs")
+        verb.add_argument(
+            "--state-dir",
+            metavar="DIR",
+            default="/run/ingestd",
+            help="where changes are written down (default: %(default)s)",
+        )
+        if name == "undo":
+            continue
+        verb.add_argument(
+            "--queues", metavar="N", type=_count, default=1, help="rx queues to take: the last N"
+        )
+        verb.add_argument(
+            "--port",
+            metavar="P",
+            type=_port,
+            action="append",
+            default=[],
+            help="steer a listener's port to them; may be given several times",
+        )
+        verb.add_argument(
+            "--rx-ring", metavar="N", type=_count, default=0, help="descriptors of each rx ring"
+        )
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= _COUNT_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_COUNT_MAX}")
+    return int(text)
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= PORT_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a port from 1 to {PORT_MAX}")
+    return int(text)
 
 
 def _size(text: str) -> int:

@@ -123,14 +123,15 @@ static bool add_open_record(struct worker *w, struct batch *b, struct flow *f) {
 /* The open batch, with the flow's OPEN record written and room for its bytes. */
 static struct batch *batch_for(struct worker *w, struct flow *f, uint32_t bytes) {
     const struct batch_pool *p = &w->batches;
-    /* At most two extents come of one fragment, and a CLOSE may follow. */
-    const uint32_t records = 2 * sizeof(struct record_extent) + sizeof(struct record_close);
+    /* A fragment may make three extents (head, body, tail), and a CLOSE may follow. */
+    const uint32_t records = 3 * sizeof(struct record_extent) + sizeof(struct record_close);
     for (;;) {
         struct batch *b = open_batch(w);
         if (b == NULL)
             return NULL;
         bool room = !b->full && b->touch_count < BATCH_TOUCHES_MAX - 1 &&
-                    b->hold_count < p->holds_max && b->plan.iov_count + 4 <= b->plan.iov_capacity;
+                    b->hold_count < p->holds_max &&
+                    b->plan.iov_count + PLAN_IOVECS_MIN <= b->plan.iov_capacity;
         room = room && (plan_is_empty(&b->plan) || bytes == 0 ||
                         b->plan.payload_end + bytes <= p->payload_bytes_max);
         room = room && frame_has_room(&b->plan.frame, records);
@@ -155,10 +156,11 @@ uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t byt
     struct batch *b = batch_for(w, f, bytes);
     if (b == NULL || b->rescued)
         return 0;
+    uint64_t direct_before = b->plan.direct_bytes;
     uint32_t taken = plan_add(&b->plan, &w->batches.profile, &fragment);
-    if (hold & BATCH_HOLD_COPIED) {
-        b->plan.direct_bytes -= taken;
-        b->plan.bounced_bytes[BOUNCE_PRESSURE] += taken;
+    if (hold & BATCH_HOLD_COPIED) { /* direct for the planner, but copied before */
+        b->plan.bounced_bytes[BOUNCE_PRESSURE] += b->plan.direct_bytes - direct_before;
+        b->plan.direct_bytes = direct_before;
     }
     assert(taken <= bytes && (taken > 0 || !plan_is_empty(&b->plan)));
     if (taken > 0) {

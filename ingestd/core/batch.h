@@ -16,7 +16,8 @@
 #include "flow.h"
 #include "plan.h"
 
-#define BATCH_IOVECS_MAX 1024u /* UIO_MAXIOV */
+#define BATCH_IOVECS_MAX 1024u                  /* UIO_MAXIOV */
+#define BATCH_IOVECS_MIN (1u + PLAN_IOVECS_MIN) /* an empty batch takes any one fragment */
 #define BATCH_HOLDS_MAX 1024u
 #define BATCH_TOUCHES_MAX 1024u
 

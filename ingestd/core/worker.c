@@ -134,6 +134,13 @@ static void make_profile(struct worker *w) {
     };
 }
 
+static int check_profile(struct worker *w) {
+    const struct plan_profile *p = &w->batches.profile;
+    bool usable = plan_profile_is_usable(p, w->batches.header_bytes_max, BATCH_IOVECS_MAX) &&
+                  p->iovecs_max >= BATCH_IOVECS_MIN;
+    return usable ? 0 : fault_set(&w->fault, EINVAL, "profile", "device's direct-I/O profile");
+}
+
 /* Slots of `recv` end on a boundary of their own and are padded in place.
  * Fragments of `zcrx` bounce a head and a tail each, or everything where the
  * device has a virtual boundary that they do not respect. */
@@ -170,6 +177,7 @@ int worker_setup(struct worker *w) {
     uint32_t batch_count = w->settings.writes_in_flight_max + 1;
     int code = pin(w);
     make_profile(w);
+    code = code < 0 ? code : check_profile(w);
     code = code < 0 ? code : open_area(w, batch_count);
     code = code < 0 ? code : open_ring(w);
     code = code < 0 ? code : register_memory(w);

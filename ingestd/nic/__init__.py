@@ -9,5 +9,5 @@ changes   one change each, as data that knows its undo
 plan      state and wish -> changes (pure)
 journal   what has been changed, on file before it happens
 work      does changes and undoes them
-shape     what MTU and headers make of payload
+shape     what MTU and headers make of payload; placement: interrupts and CPUs
 """

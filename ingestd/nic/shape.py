@@ -56,18 +56,25 @@ class Prediction(NamedTuple):
 
 
 def predict(
-    mtu: int, family: Family, mem_align: int, virt_mask: int, rx_buf_bytes: int
+    mtu: int,
+    family: Family,
+    *,
+    mem_align: int,
+    virt_mask: int,
+    rx_buf_bytes: int,
+    copy_below: int,
 ) -> Prediction:
     """Return what the planner makes of full segments, each beginning on a chunk.
 
     A model: a fragment's whole multiples of max(mem_align, virt_mask + 1) are
-    written directly, what is behind is copied (core/plan.h); a segment larger
-    than a chunk is cut at its end. A NIC that packs segments into a chunk makes
-    fragments that begin elsewhere: with a mem_align above their alignment, less
-    is direct than predicted here; contiguous ones are merged, and more is.
+    written directly unless they are fewer than copy_below bytes, what is behind
+    is copied (core/plan.h); a segment larger than a chunk is cut at its end. A
+    NIC that packs segments into a chunk makes fragments that begin elsewhere:
+    where their alignment is below mem_align, less is direct than predicted
+    here; contiguous ones are merged, and more is.
     """
     edge = max(mem_align, virt_mask + 1)
     payload = payload_bytes(mtu, family)
     whole, rest = divmod(payload, rx_buf_bytes)
-    direct = whole * (rx_buf_bytes // edge * edge) + rest // edge * edge
-    return Prediction(payload, direct)
+    pieces = [rx_buf_bytes // edge * edge] * whole + [rest // edge * edge]
+    return Prediction(payload, sum(piece for piece in pieces if piece >= copy_below))

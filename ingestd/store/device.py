@@ -202,17 +202,23 @@ def _naming(path: str) -> Iterator[None]:
 
 def _opening_error(path: str, error: OSError) -> StoreError:
     if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.ENODEV):
-        return NotAStoreError(f"{path} does not exist: check the path, or make a store there"
-                              " with: ingestd format")
+        return NotAStoreError(
+            f"{path} does not exist: check the path, or make a store there with: ingestd format"
+        )
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StoreError(f"{path} cannot be opened: {error.strerror};"
-                          " run as a user who may, or change its owner or mode")
+        return StoreError(
+            f"{path} cannot be opened: {error.strerror};"
+            " run as a user who may, or change its owner or mode"
+        )
     if error.errno in (errno.EBUSY, errno.ETXTBSY):
-        return StoreBusyError(f"{path} is held by another process, a mount or a device made"
-                              " from it: release it first")
+        return StoreBusyError(
+            f"{path} is held by another process, a mount or a device made from it: release it first"
+        )
     if error.errno == errno.EINVAL:
-        return StoreError(f"the file system of {path} refuses direct I/O (O_DIRECT): put the store"
-                          " on a block device or on a file system such as ext4 or XFS")
+        return StoreError(
+            f"the file system of {path} refuses direct I/O (O_DIRECT): put the store"
+            " on a block device or on a file system such as ext4 or XFS"
+        )
     return StoreError(f"{path} cannot be opened: {error.strerror}")
 
 
@@ -230,8 +236,10 @@ def _align_bytes(path: str, fd: int, is_block: bool) -> int:
     if is_block:
         align_bytes = max(BLOCK_BYTES_MIN, logical_block_bytes(fd))
         if align_bytes > BLOCK_BYTES_MAX:
-            raise StoreError(f"{path} has logical blocks of {align_bytes} bytes; the format takes"
-                             f" at most {BLOCK_BYTES_MAX}")
+            raise StoreError(
+                f"{path} has logical blocks of {align_bytes} bytes; the format takes"
+                f" at most {BLOCK_BYTES_MAX}"
+            )
         return align_bytes
     # A file system answers for its own device by refusing what is not aligned.
     probe = aligned_memory(BLOCK_BYTES_MAX)
@@ -245,5 +253,7 @@ def _align_bytes(path: str, fd: int, is_block: bool) -> int:
             align_bytes *= 2
         else:
             return align_bytes
-    raise StoreError(f"the file system of {path} refuses direct reads of {BLOCK_BYTES_MAX} bytes:"
-                     " put the store on a block device or on a file system such as ext4 or XFS")
+    raise StoreError(
+        f"the file system of {path} refuses direct reads of {BLOCK_BYTES_MAX} bytes:"
+        " put the store on a block device or on a file system such as ext4 or XFS"
+    )

@@ -190,9 +190,7 @@ def _space_error(device: Device, size_bytes: int, reason: str) -> StoreError:
     )
 
 
-def _write(
-    device: Device, wish: _Wish, geometry: Geometry, found: list[Signature]
-) -> Superblock:
+def _write(device: Device, wish: _Wish, geometry: Geometry, found: list[Signature]) -> Superblock:
     """Erase what was there, then write the superblocks."""
     _zero(device, 0, SEGMENTS_OFFSET, None)
     for signature in found:
@@ -273,9 +271,7 @@ def _refuse_contents(device: Device, found: list[Signature]) -> None:
             )
     if found:
         kinds = ", ".join(dict.fromkeys(_signature_text(signature) for signature in found))
-        raise UnsafeDeviceError(
-            f"{path} carries {kinds}: give --force to destroy it"
-        )
+        raise UnsafeDeviceError(f"{path} carries {kinds}: give --force to destroy it")
     if not device.is_block and device.size_bytes:
         raise UnsafeDeviceError(
             f"{path} exists and is not empty: give --force to destroy its contents"

@@ -126,9 +126,7 @@ class _SpanReader:
         if position.offset < self._end:
             raise self._damage(at, f"the flow's bytes from {position.offset} on are not there")
 
-    def _ahead_bytes(
-        self, batch: Batch, mine: list[RecordExtentRow], position: _Position
-    ) -> int:
+    def _ahead_bytes(self, batch: Batch, mine: list[RecordExtentRow], position: _Position) -> int:
         """How much to read from the next batch on: all of it, if it is mostly this flow's."""
         if 2 * sum(e.bytes_count for e in mine) < batch.header.payload_bytes:
             return AHEAD_BYTES

@@ -186,9 +186,8 @@ def _add(found: Records, kind: int, record: memoryview) -> bool:
     row = OPEN.unpack(record)
     text_bytes = row.listener_bytes + row.name_bytes + row.labels_bytes
     found.events.append(OpenEvent(row, bytes(record)))
-    return (
-        row.stream_offset <= STREAM_BYTES_MAX
-        and text_bytes <= min(RECORD_TEXT_BYTES_MAX, len(record) - OPEN.size_bytes)
+    return row.stream_offset <= STREAM_BYTES_MAX and text_bytes <= min(
+        RECORD_TEXT_BYTES_MAX, len(record) - OPEN.size_bytes
     )
 
 
@@ -266,26 +265,22 @@ def decode_block(
     return row if is_intact(memoryview(data)[:size]) else None
 
 
-def is_remains(
-    data: Bytes, magic: bytes, store_uuid: bytes, segment_sequence: int | None
-) -> bool:
-    """Tell whether a struct that is not valid was once one of this store's life.
+def is_remains(data: Bytes, magic: bytes, store_uuid: bytes, segment_sequence: int | None) -> bool:
+    """Tell whether a struct that is not whole was once one of this store's life.
 
     `data` holds the struct and no more. With a sequence: of that segment's life.
-    Two of three marks of identity suffice, or that the struct becomes whole when
-    they are put right; what an earlier life left behind is whole in itself and
-    does neither.
+    It is, if it tells of this store and that sequence, or becomes whole when
+    its identity is put right. What an earlier life or another store left behind
+    is whole in itself, or has another identity, and is no remains.
     """
-    if len(data) < _SEQUENCE_AT.stop:
+    if len(data) < _SEQUENCE_AT.stop or is_intact(data):
         return False
-    has_magic = data[:FORMAT_MAGIC_BYTES] == magic
-    has_uuid = data[_UUID_AT] == store_uuid
     mended = bytearray(data)
     mended[:FORMAT_MAGIC_BYTES] = magic
     mended[_UUID_AT] = store_uuid
-    if segment_sequence is None:
-        return not is_intact(data) and (has_uuid or is_intact(mended))
-    sequence = segment_sequence.to_bytes(8, "little")
-    has_sequence = data[_SEQUENCE_AT] == sequence
-    mended[_SEQUENCE_AT] = sequence
-    return (has_sequence and (has_magic or has_uuid)) or is_intact(mended)
+    is_ours = data[_UUID_AT] == store_uuid
+    if segment_sequence is not None:
+        sequence = segment_sequence.to_bytes(8, "little")
+        mended[_SEQUENCE_AT] = sequence
+        is_ours = is_ours and data[_SEQUENCE_AT] == sequence
+    return is_ours or is_intact(mended)

@@ -170,9 +170,7 @@ class Scanner:
                 best = mark
         return best
 
-    def _footer_records(
-        self, base: int, footer: SegmentFooterRow, tail: bytes
-    ) -> Records | None:
+    def _footer_records(self, base: int, footer: SegmentFooterRow, tail: bytes) -> Records | None:
         """The records behind a whole footer block; None if they are not as it says."""
         segment_bytes = self.superblock.segment_bytes
         end = footer.records_offset + footer.record_bytes
@@ -320,8 +318,7 @@ def _closed(image: SegmentImage, footer: SegmentFooterRow, records: Records) -> 
             crc_before=row.crc_before,
             crc_after=row.crc_after,
             # Where no CRC is kept, the fields are 0; that both are 0 by chance is harmless.
-            has_crc32c=row.first_offset == row.end_offset
-            or bool(row.crc_before or row.crc_after),
+            has_crc32c=row.first_offset == row.end_offset or bool(row.crc_before or row.crc_after),
             flags=row.flags,
         )
         for row in records.spans

@@ -148,9 +148,7 @@ class Tally:
             span = span or self._begin(event.flow, event.row.stream_offset, 0, block)
             span.flags |= SPAN_HAS_OPEN
         else:
-            span = span or self._begin(
-                event.flow, event.row.stream_bytes, event.row.crc32c, block
-            )
+            span = span or self._begin(event.flow, event.row.stream_bytes, event.row.crc32c, block)
             span.flags |= SPAN_HAS_CLOSE
         span.last_batch_block = block
 

@@ -166,9 +166,7 @@ def _next_generation(reading: SuperblockReading, segments: list[SegmentImage]) -
     A copy of the superblock that cannot be read may have been one ahead of the
     other, and a segment of that generation may have lost its header.
     """
-    highest = max(
-        [reading.superblock.generation, *(segment.generation for segment in segments)]
-    )
+    highest = max([reading.superblock.generation, *(segment.generation for segment in segments)])
     return highest + (2 if reading.warnings else 1)
 
 

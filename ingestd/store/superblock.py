@@ -179,6 +179,5 @@ def _is_geometry(found: Superblock) -> bool:
         and found.segments_offset % block_bytes == 0
         and 0 < found.generation < 2**32
         and found.segment_count > 0
-        and found.segments_offset + found.segment_count * found.segment_bytes
-        <= found.store_bytes
+        and found.segments_offset + found.segment_count * found.segment_bytes <= found.store_bytes
     )

@@ -209,9 +209,7 @@ class _SegmentCheck:
         elif segment.batches_end < self._superblock.segment_bytes and batch_remains(
             window, place, segment.batches_end
         ):
-            self._find(
-                DOUBT, f"batch {segment.batch_count} at byte {segment.batches_end} is torn"
-            )
+            self._find(DOUBT, f"batch {segment.batch_count} at byte {segment.batches_end} is torn")
         for number, block in enumerate(self._blocks()):
             self._check_block(number, block)
         if segment.footer is None and build_footer(segment, self._superblock, 0) is None:

@@ -18,7 +18,8 @@ from ingestd.store.reader import read_flow
 from prometheus_client.parser import text_string_to_metric_families
 
 from support.daemon import PROGRAM, Daemon, run_ingestd
-from support.senders import Sent
+from support.payload import Payload
+from support.senders import Receipt, Sent
 
 READ_BYTES: Final = 1024 * 1024
 WAIT_TIMEOUT_S: Final = 20.0
@@ -136,6 +137,8 @@ def assert_stored(store: Path, sent: list[Sent], cat_count: int = 3) -> None:
         assert entry["state"] == "sealed", entry
         assert entry["bytes"] == entry["durable_bytes"] == flow.payload.size, entry
         assert entry["checksum"] == flow.receipt["checksum"], entry
+    if not sent:
+        return
     ordered = sorted(sent, key=lambda flow: flow.payload.size)
     step = max(1, len(ordered) // cat_count)
     sample = {flow.flow: flow for flow in [*ordered[::step], ordered[-1]]}
@@ -145,6 +148,24 @@ def assert_stored(store: Path, sent: list[Sent], cat_count: int = 3) -> None:
         found |= zip(sample, pool.map(lambda flow: cat_sha256(store, flow), sample), strict=True)
     for flow in sent:
         assert found[flow.flow] == flow.payload.sha256(), flow
+
+
+def assert_claims(store: Path, answers: Iterable[tuple[Payload, Receipt]]) -> None:
+    """Answers other than sealed: what they call durable is there, and is what was sent.
+
+    More than they claim may be there, but never anything else, and never as sealed.
+    """
+    listed = {entry["flow"]: entry for entry in list_flows(store)}
+    claims = [(payload, receipt) for payload, receipt in answers if receipt["state"] != "sealed"]
+    for _, receipt in claims:
+        if receipt["flow"] not in listed:
+            assert receipt["bytes"] == 0, receipt
+    held = [(p, r, listed[r["flow"]]) for p, r in claims if r["flow"] in listed]
+    hashes = image_sha256(store, [receipt["flow"] for _, receipt, _ in held])
+    for payload, receipt, entry in held:
+        assert entry["state"] != "sealed", (entry, receipt)
+        assert payload.size >= entry["bytes"] >= receipt["bytes"], (entry, receipt)
+        assert hashes[receipt["flow"]] == payload.sha256(entry["bytes"]), (entry, receipt)
 
 
 def assert_adds_up(daemon: Daemon, flows_bytes: int) -> None:

@@ -139,7 +139,8 @@ def _earlier_life(draw: st.DrawFn, fresh: StoreBuilder) -> StoreBuilder:
     return StoreBuilder(
         segment_count=fresh.segment_count,
         block_bytes=fresh.block_bytes,
-        generation=old.generation + 1,
+        # Another store had the same generations, and so the same sequences.
+        generation=old.generation + same,
         fill=old.image,
     )
 

@@ -27,7 +27,8 @@ from ingestd.errors import (
     SystemCallError,
 )
 from ingestd.pump import Pump
-from ingestd.worker import LISTENERS_MAX, WorkerThread, fault_to_error
+from ingestd.faults import fault_to_error
+from ingestd.worker import LISTENERS_MAX, WorkerThread
 
 WAIT_S = 10.0
 PROFILE = DirectProfile(4, 512, 4095, 1024)
@@ -373,7 +374,7 @@ def test_io_uring_forbidden(
     sysctl = tmp_path / "io_uring_disabled"
     if value is not None:
         sysctl.write_text(value)
-    monkeypatch.setattr(worker, "IO_URING_DISABLED_PATH", sysctl)
+    monkeypatch.setattr(faults, "IO_URING_DISABLED_PATH", sysctl)
     made = fault_to_error(CoreFault(errno.EPERM, "io_uring_setup", "ring"), "worker data-0")
     assert isinstance(made, EngineError)
     assert text in str(made)

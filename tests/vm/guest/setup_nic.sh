@@ -10,6 +10,7 @@
 insmod "$VM_NIC_MODULE" "$@" &&
     ip netns add peer &&
     ip link set zc1 netns peer &&
+    echo 1 > /proc/sys/net/ipv6/conf/zc0/keep_addr_on_down &&
     ip addr add 10.9.0.1/24 dev zc0 &&
     ip addr add fd09::1/64 dev zc0 nodad &&
     ip -n peer addr add 10.9.0.2/24 dev zc1 &&

@@ -1,0 +1,6 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The doctor: looks at machine, interface and stores, and says whether zcrx would run.
+
+storage   what a store's device is like
+examine   everything put together, with a prediction
+"""

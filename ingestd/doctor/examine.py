@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that decides whether zero-copy receive runs, and what it would bring.
+
+Invariants: the daemon decides by the same findings, so the prediction is what
+serve would do; nothing is changed. Any thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from ingestd import zcrx
+from ingestd.config import Settings
+from ingestd.direct_io import DirectProfile
+from ingestd.doctor.storage import storage_findings
+from ingestd.engine import choose_engine
+from ingestd.errors import EngineError, IngestdError
+from ingestd.finding import Finding, failures
+from ingestd.nic.findings import nic_findings
+from ingestd.nic.placement import placement_findings
+from ingestd.nic.plan import Steered
+from ingestd.nic.reading import read_nic
+from ingestd.nic.shape import FAMILY_NAMES, predict
+from ingestd.nic.state import Family, NicState
+from ingestd.readiness import MEMINFO_PATH, hugepage_finding
+from ingestd.worker import Core, device_profile, kernel_features, locked_bytes
+
+COPY_BELOW_BYTES: Final = 256  # PLAN_GATHER_BYTES_MIN of core/plan.h
+# Chunks that the NIC's own ring may take of an area, before little is left to work with.
+RING_PART_MAX: Final = 0.5
+
+
+@dataclass
+class Report:
+    """What was found, section by section, and what it comes to."""
+
+    sections: dict[str, list[Finding]] = field(default_factory=dict)
+    engine: str = "none"  # that serve would run: "recv", "zcrx", or "none": it would not start
+    reason: str = ""
+    ratios: dict[str, float] = field(default_factory=dict)  # "store, IPv4" -> zero-copy ratio
+
+    @property
+    def findings(self) -> list[Finding]:
+        """All of them."""
+        return [finding for section in self.sections.values() for finding in section]
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether nothing stands in zero-copy receive's way."""
+        return not failures(self.findings)
+
+
+def examine(
+    settings: Settings,
+    core: Core,
+    read: Callable[[str], NicState] = read_nic,
+    profile_of: Callable[[str], DirectProfile] = device_profile,
+) -> Report:
+    """Return the report for a configuration on this machine."""
+    report = Report()
+    report.sections["machine"] = _machine(settings, core)
+    state = _interface(settings, read, report)
+    for name, store in settings.store.items():
+        profile, findings = storage_findings(store.path, profile_of)
+        report.sections[f"store {name}"] = findings
+        if state is not None and profile is not None:
+            report.ratios |= _ratios(settings, name, state, profile)
+    try:
+        report.engine, report.reason = choose_engine(settings.engine, failures(report.findings))
+    except EngineError as error:
+        report.engine, report.reason = "none", str(error)
+    return report
+
+
+def _machine(settings: Settings, core: Core) -> list[Finding]:
+    needed_bytes = sum(store.workers * locked_bytes(store) for store in settings.store.values())
+    meminfo = MEMINFO_PATH.read_text(encoding="ascii")
+    try:
+        findings = zcrx.machine_findings(settings, kernel_features(core))
+    except IngestdError as error:
+        findings = [Finding("kernel", "fail", str(error))]
+    return [*findings, hugepage_finding(needed_bytes, settings.engine.rx_buf, meminfo)]
+
+
+def _interface(
+    settings: Settings, read: Callable[[str], NicState], report: Report
+) -> NicState | None:
+    """Put the interface's section into the report; return its state if there is one."""
+    engine = settings.engine
+    if engine.is_deviceless:
+        text = "device-less mode: the kernel copies every byte, an aid for tests"
+        report.sections["interface"] = [Finding("interface", "ok", text)]
+        return None
+    if engine.interface is None:
+        report.sections["interface"] = [
+            Finding(
+                "interface",
+                "fail",
+                "engine.interface names none",
+                "set engine.interface and engine.queues in the configuration, or give --interface",
+            )
+        ]
+        return None
+    section = f"interface {engine.interface}"
+    try:
+        state = read(engine.interface)
+    except IngestdError as error:
+        report.sections[section] = [Finding("interface", "fail", str(error))]
+        return None
+    wanted = zcrx.wanted_flows(settings)
+    cpus = [cpu for store in settings.store.values() for cpu in store.cpus]
+    report.sections[section] = [
+        *nic_findings(state, wanted),
+        *placement_findings(state, engine.queues, cpus),
+        *_ring(settings, state),
+    ]
+    return state
+
+
+def _ring(settings: Settings, state: NicState) -> Iterator[Finding]:
+    """The NIC's ring is filled from the area, and what it holds cannot hold data."""
+    if state.rings is None or state.rings.rx is None:
+        return
+    posted_bytes = state.rings.rx * settings.engine.rx_buf
+    for name, store in settings.store.items():
+        text = f"{state.rings.rx} buffers take {posted_bytes} of {store.area} bytes of an area"
+        if posted_bytes <= store.area * RING_PART_MAX:
+            yield Finding(f"rx ring, store {name}", "ok", text)
+        else:
+            yield Finding(
+                f"rx ring, store {name}",
+                "warn",
+                f"{text}, and little is left for data",
+                f"make the area {posted_bytes * 4} bytes (at most 1GiB), or the ring smaller:"
+                f" ethtool -G {state.interface} rx N",
+            )
+
+
+def _ratios(
+    settings: Settings, store_name: str, state: NicState, profile: DirectProfile
+) -> dict[str, float]:
+    found = {}
+    for family in _families(zcrx.wanted_flows(settings)):
+        prediction = predict(
+            state.mtu,
+            family,
+            mem_align=profile.mem_align,
+            virt_mask=profile.virt_mask,
+            rx_buf_bytes=settings.engine.rx_buf,
+            copy_below=COPY_BELOW_BYTES,
+        )
+        found[f"{store_name}, {FAMILY_NAMES[family]}"] = prediction.ratio
+    return found
+
+
+def _families(wanted: Sequence[Steered]) -> list[Family]:
+    found = {family for steered in wanted for family, _ in steered.flows}
+    return sorted(found) or ["tcp4", "tcp6"]
