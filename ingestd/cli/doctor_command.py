@@ -82,11 +82,11 @@ def _print(report: Report) -> None:
         print(f"serve would not start: {report.reason}")
     else:
         print(f"serve would run engine {report.engine}: {report.reason}")
-    if report.engine == "zcrx":
-        for what, ratio in report.ratios.items():
-            print(f"zero-copy ratio of bulk flows, predicted ({what}): {ratio:.1%}")
-    else:
-        print("zero-copy ratio: 0.0%, as the kernel copies every byte")
+    when = "" if report.engine == "zcrx" else "once zcrx runs: "
+    for what, ratio in report.ratios.items():
+        print(f"{when}zero-copy ratio of bulk flows, predicted ({what}): {ratio:.1%}")
+    if report.engine == "recv" or not report.ratios:
+        print("as it is: zero-copy ratio 0.0%, since the kernel copies every byte")
     in_the_way = len(failures(report.findings))
     if in_the_way:
         things = "1 thing stands" if in_the_way == 1 else f"{in_the_way} things stand"

@@ -77,7 +77,7 @@ def apply(device: Device, journal: Journal, changes: Sequence[Change]) -> None:
     try:
         for change in changes:
             journal.add(change)
-            journal.replace_last(_make(device, change))
+            journal.replace_last(make(device, change))
     except IngestdError as error:
         try:
             _undo_changes(device, journal, journal.changes[count_before:], [])
@@ -116,7 +116,7 @@ def _undo_changes(
         journal.drop(change)
 
 
-def _make(device: Device, change: Change) -> Change:
+def make(device: Device, change: Change) -> Change:
     """Make one change; return it with what is known now."""
     ethtool = device.ethtool
     match change:

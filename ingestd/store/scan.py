@@ -61,8 +61,8 @@ class Scanner:
     """Scans segments of one store.
 
     `live`: a daemon is writing meanwhile, so that what is half there is no
-    damage. `thorough`: behind the last batch that counts, look for proof that
-    more were once committed, before anything is concluded from their absence.
+    damage. Where batches are lost, what lies behind them is searched for proof
+    that more were once committed; `thorough`: also where nothing seems lost.
     """
 
     device: Device
@@ -215,34 +215,33 @@ class Scanner:
                 tally.add(pending.popleft(), durable=True)
             at = batch.end
         found = tally.batch_count + len(pending)
-        if found >= covered and (self.thorough or self._has_remains(window, place, at)):
+        whole = 0
+        while whole < len(pending) and batch_is_whole(window, pending[whole]):
+            whole += 1
+        if not self.live and found >= covered and (
+            self.thorough or whole < len(pending) or batch_remains(window, place, at)
+        ):
             covered = max(covered, self._search(window, place, at, found))
-        while pending:
-            is_covered = pending[0].header.batch_index < covered
-            if not is_covered and not batch_is_whole(window, pending[0]):
+        accepted = 0
+        for batch in pending:
+            is_covered = batch.header.batch_index < covered
+            if not is_covered and accepted >= whole and not batch_is_whole(window, batch):
                 break
-            image.batches_end = pending[0].end
-            tally.add(pending.popleft(), durable=is_covered)
+            image.batches_end = batch.end
+            tally.add(batch, durable=is_covered)
+            accepted += 1
         image.spans, image.events = tally.spans, tally.events
         image.batch_count, image.payload_bytes = tally.batch_count, tally.payload_bytes
-        image.batches_dropped = len(pending)
+        image.batches_dropped = len(pending) - accepted
         image.batches_missing = max(0, covered - found)
         _judge(image, footer_remains=footer_remains)
-
-    def _has_remains(self, window: Window, place: Place, at: int) -> bool:
-        """Whether the walk ended at what was once a header of this segment's life."""
-        if self.live:
-            return False
-        return batch_remains(window, place, at)
 
     def _search(self, window: Window, place: Place, at: int, found: int) -> int:
         """Look behind the last batch for a header that says how many were committed.
 
         Returns that number, 0 if there is none. A batch that was lost in a crash
-        was never committed, so that such a header proves damage.
+        was never committed, so that a number above `found` proves damage.
         """
-        if self.live:
-            return 0
         covered, block_bytes = 0, self.superblock.block_bytes
         while at + block_bytes <= self.superblock.segment_bytes:
             chunk = bytes(window.get(at, min(SEARCH_BYTES, self.superblock.segment_bytes - at)))

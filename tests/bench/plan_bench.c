@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What the per-fragment path costs without a kernel: made-up completions go
- * through the planner, and their chunks back through a made-up refill ring.
+ * through the chunk account and the planner, and their chunks back through the
+ * refill ring, of which this program plays the kernel's side.
  *
  *   plan_bench --list                  the scenarios, one a line
  *   plan_bench SCENARIO FRAGMENTS      one line of JSON
  *
- * A fragment here is all of: read a completion, find its flow, plan_add, note
- * its chunk, and (per batch) plan_finish, give the chunks back, plan_begin.
+ * A fragment here is all of: read a completion, note the chunk lent, find the
+ * flow, plan_add, and (per batch) plan_finish, give the chunks back and show
+ * them to the kernel, plan_begin.
  */
 #include "plan.h"
+#include "refill.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -61,12 +64,6 @@ struct completion {
     uint64_t area_offset;
 };
 
-struct refill {
-    uint64_t area_offset;
-    uint32_t bytes;
-    uint32_t reserved;
-};
-
 struct flow {
     uint8_t id[16];
     uint64_t stream_offset;
@@ -80,8 +77,8 @@ struct bench {
     uint8_t *header;
     uint8_t *bounce;
     struct completion *completions;
-    struct refill *refills; /* a ring of COMPLETIONS_COUNT */
-    uint64_t refill_tail;
+    struct refill refill;
+    uint32_t refill_head, refill_tail;
     uint32_t *chunks; /* of the batch at hand */
     uint32_t chunks_count;
     struct flow flows[FLOWS_COUNT];
@@ -127,11 +124,10 @@ static void finish_and_release(struct bench *b) {
     static const uint8_t store_uuid[16];
     struct frame_batch info = {.store_uuid = store_uuid, .batch_index = (uint32_t)b->batches};
     plan_finish(&b->batch, &b->profile, &info);
-    for (uint32_t i = 0; i < b->chunks_count; i++) {
-        const struct completion *c = &b->completions[b->chunks[i]];
-        b->refills[b->refill_tail++ % COMPLETIONS_COUNT] =
-            (struct refill){.area_offset = c->area_offset, .bytes = c->bytes};
-    }
+    for (uint32_t i = 0; i < b->chunks_count; i++)
+        refill_return(&b->refill, b->completions[b->chunks[i]].area_offset);
+    refill_publish(&b->refill);
+    b->refill_head = b->refill_tail; /* the kernel takes them all */
     b->batches++;
     b->iovecs += b->batch.iov_count;
     b->records += b->batch.frame.record_count;
@@ -148,6 +144,7 @@ __attribute__((noinline)) void bench_loop(struct bench *b, uint64_t fragments_co
     for (uint64_t i = 0; i < fragments_count; i++) {
         const uint32_t index = (uint32_t)(i % COMPLETIONS_COUNT);
         const struct completion *c = &b->completions[index];
+        refill_delivered(&b->refill, c->area_offset);
         struct flow *flow = &b->flows[c->flow];
         struct plan_fragment f = {.flow = flow->id,
                                   .stream_offset = flow->stream_offset,
@@ -181,7 +178,12 @@ static void run(const struct scenario *s, uint64_t fragments_count) {
     b->header = zeroed_pages(HEADER_BYTES);
     b->bounce = zeroed_pages(BOUNCE_BYTES);
     b->completions = zeroed_pages(COMPLETIONS_COUNT * sizeof(*b->completions));
-    b->refills = zeroed_pages(COMPLETIONS_COUNT * sizeof(*b->refills));
+    if (refill_init(&b->refill, COMPLETIONS_COUNT, 12) < 0)
+        exit(1);
+    b->refill.head = &b->refill_head;
+    b->refill.tail = &b->refill_tail;
+    b->refill.entries = zeroed_pages(COMPLETIONS_COUNT * sizeof(*b->refill.entries));
+    b->refill.entry_count = COMPLETIONS_COUNT;
     b->chunks = zeroed_pages(COMPLETIONS_COUNT * sizeof(*b->chunks));
     for (uint32_t i = 0; i < FLOWS_COUNT; i++)
         memset(b->flows[i].id, (int)i + 1, sizeof(b->flows[i].id));

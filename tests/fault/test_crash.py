@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from support.daemon import Daemon
+from support.daemon import Daemon, format_store
 from support.observe import (
     assert_claims,
     assert_clean,
@@ -20,7 +20,6 @@ from support.observe import (
     flows_by_peer,
     image_sha256,
     list_flows,
-    scrape,
     wait_until,
 )
 from support.payload import Payload
@@ -93,7 +92,7 @@ def test_kill_9_in_the_middle_of_flows(
     lost: dict[str, Payload] = {}
     choose = random.Random(seed)
     for cycle in range(3):
-        load = Load(daemon, seed + cycle, MIB // 2)
+        load = Load(daemon, seed + cycle, MIB // 4)
         with ThreadPoolExecutor(16) as pool:
             running = [pool.submit(load.run, number) for number in range(16)]
             time.sleep(choose.uniform(0.3, 0.9))
@@ -101,10 +100,9 @@ def test_kill_9_in_the_middle_of_flows(
             load.ending.set()
         for result in running:
             result.result()
-        assert load.sealed
+        assert load.told == []
         sealed += load.sealed
         lost |= load.lost
-        _check_after_crash(store, sealed, load.lost)
         daemon.start()
         (opened,) = daemon.events("recovered")[cycle + 1 :]
         assert opened["flows"] == len(list_flows(store))
@@ -188,17 +186,16 @@ def test_sigterm_under_full_load(
         daemon={"drain_timeout_s": DRAIN_S},
     )
     daemon = start_daemon(store, config=config, log=tmp_path / "daemon.log")
-    load = Load(daemon, seed, 4 * MIB)
+    load = Load(daemon, seed, MIB)
     with ThreadPoolExecutor(64) as pool:
         running = [pool.submit(load.run, number) for number in range(64)]
-        wait_until(lambda: scrape(daemon).total("ingestd_durable_bytes_total"), "bytes flow")
+        wait_until(lambda: len(load.sealed) >= 40, "flows are sealed")
         begun_s = time.monotonic()
         assert daemon.stop(DRAIN_S + 2) == 0
         assert time.monotonic() - begun_s <= DRAIN_S + 2
         load.ending.set()
     for result in running:
         result.result()
-    assert load.sealed
     for sent in load.sealed:
         assert_sealed(sent)
     assert_stored(store, load.sealed)
@@ -227,11 +224,10 @@ def test_second_sigterm_ends_the_drain(store_path: Path, start_daemon: StartDaem
     assert receipt["bytes"] == 5000
 
 
-def test_twenty_restarts(
-    store_path: Path, start_daemon: StartDaemon, tmp_path: Path, seed: int
-) -> None:
+def test_twenty_restarts(start_daemon: StartDaemon, tmp_path: Path, seed: int) -> None:
     """SIGTERM and kill -9 in turn; at the end everything ever acknowledged is there."""
-    config = write_config(tmp_path / "c.toml", store={"default": {"area": "8MiB"}})
+    store_path = format_store(tmp_path / "s.img", "--segment-size", "1MiB")
+    config = write_config(tmp_path / "c.toml", store={"default": {"area": "8MiB", "write_bytes_max": "64KiB"}})
     daemon = start_daemon(store_path, config=config)
     sent: list[Sent] = []
     for cycle in range(20):

@@ -37,20 +37,22 @@ SIZES: Final = (1, 3, 511, 512, 1448, 4095, 4096, 4097, 20_000, 70_000)
 class Expected:
     """What of a flow counts: extents by segment, in the order of the sequences."""
 
-    runs: list[tuple[int, int, bool]] = field(default_factory=list)  # first, end, durable
+    # First, end; whether the headers up to the first lost one, or any, prove it durable.
+    runs: list[tuple[int, int, bool, bool]] = field(default_factory=list)
     last_event: str = "none"
     closed_at: int = 0
 
-    def prefix(self) -> tuple[int, int]:
-        """Bytes and durable bytes from byte 0 on."""
-        end = durable_end = 0
-        for first, behind, durable in self.runs:
+    def prefix(self) -> tuple[int, int, int]:
+        """Bytes from byte 0 on; of them durable at least, and at most."""
+        end, durable_ends = 0, [0, 0]
+        for first, behind, *durable in self.runs:
             if first != end:
                 break
-            if durable and durable_end == first:
-                durable_end = behind
+            for number in range(2):
+                if durable[number] and durable_ends[number] == first:
+                    durable_ends[number] = behind
             end = behind
-        return end, durable_end
+        return end, durable_ends[0], durable_ends[1]
 
     def state(self) -> str:
         """The state under no daemon."""
@@ -209,7 +211,8 @@ def _expect(history: History, planned: list[_Planned], proven: int) -> None:
     chain = 0
     while chain < len(planned) and planned[chain].has_header:
         chain += 1
-    covered = max([proven, *(batch.committed for batch in planned[:chain])])
+    in_chain = max([proven, *(batch.committed for batch in planned[:chain])])
+    covered = max([proven, *(batch.committed for batch in planned if batch.has_header)])
     accepted = 0
     while accepted < chain:
         batch = planned[accepted]
@@ -221,7 +224,7 @@ def _expect(history: History, planned: list[_Planned], proven: int) -> None:
         for flow, kind, first, end in batch.notes:
             expected = history.expected.setdefault(flow, Expected())
             if kind == "extent":
-                expected.runs.append((first, end, index < covered))
+                expected.runs.append((first, end, index < in_chain, index < covered))
             else:
                 expected.last_event, expected.closed_at = kind, first
 
