@@ -12,6 +12,7 @@ Scrapes run on the HTTP server's threads and only read.
 
 from __future__ import annotations
 
+import math
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -44,6 +45,13 @@ class _Family(NamedTuple):
     counters: dict[str, str]  # value of that label -> name in core/stats.h
 
 
+_BOUNCED: Final = {
+    "head": "bounced_head_bytes",
+    "tail": "bounced_tail_bytes",
+    "small": "bounced_small_bytes",
+    "boundary": "bounced_boundary_bytes",
+    "pressure": "bounced_pressure_bytes",
+}
 _COUNTERS: Final = (
     _Family(
         "ingestd_received_bytes", "Payload bytes taken from sockets.", "", {"": "received_bytes"}
@@ -64,13 +72,7 @@ _COUNTERS: Final = (
         "ingestd_bounced_bytes",
         "Payload bytes that ingestd copied because the device cannot take them as they lie.",
         "reason",
-        {
-            "head": "bounced_head_bytes",
-            "tail": "bounced_tail_bytes",
-            "small": "bounced_small_bytes",
-            "boundary": "bounced_boundary_bytes",
-            "pressure": "bounced_pressure_bytes",
-        },
+        _BOUNCED,
     ),
     _Family(
         "ingestd_kernel_copied_bytes",
@@ -178,14 +180,8 @@ _GAUGES: Final = (
         {"": "writes_in_flight"},
     ),
     _Family(
-        "ingestd_chunks_lent",
-        "Chunks of the area that are not with the kernel.",
-        "",
-        {"": "chunks_lent"},
-    ),
-    _Family(
-        "ingestd_chunk_bytes",
-        "Bytes of a chunk; 0 without zero-copy receive.",
+        "ingestd_rx_buf_bytes",
+        "Bytes of a chunk, which the NIC fills; 0 without zero-copy receive.",
         "",
         {"": "rx_buf_len"},
     ),
@@ -248,6 +244,7 @@ class IngestdCollector(Collector):
         for family in _GAUGES:
             gauge = GaugeMetricFamily(family.name, family.help, labels=_labels(family))
             yield _filled(gauge, family, shots)
+        yield from self._zero_copy(shots)
         age = GaugeMetricFamily(
             "ingestd_worker_loop_age_seconds",
             "Time since the worker's loop last turned; it turns at least once a second.",
@@ -256,6 +253,27 @@ class IngestdCollector(Collector):
         for worker, _ in shots:
             age.add_metric(_of(worker), worker.loop_age_s())
         yield age
+
+    def _zero_copy(self, shots: _Shots) -> Iterator[Metric]:
+        chunks = GaugeMetricFamily(
+            "ingestd_chunks",
+            "Chunks of the area: lent hold data, kernel ones can be filled by the NIC.",
+            labels=[*_WORKER, "state"],
+        )
+        ratio = GaugeMetricFamily(
+            "ingestd_zero_copy_ratio",
+            "Part of the payload written so far that nobody copied, as far as ingestd and the"
+            " kernel count copies; NaN before the first byte.",
+            labels=_WORKER,
+        )
+        for worker, counters in shots:
+            lent = counters["chunks_lent"]
+            size = counters["rx_buf_len"]
+            total = counters["area_bytes"] // size if size else 0
+            chunks.add_metric([*_of(worker), "lent"], lent)
+            chunks.add_metric([*_of(worker), "kernel"], max(0, total - lent))
+            ratio.add_metric(_of(worker), zero_copy_ratio(counters))
+        yield from (chunks, ratio)
 
     def _latencies(self, shots: _Shots) -> Iterator[Metric]:
         counts = [(worker, worker.histograms(), counters) for worker, counters in shots]
@@ -319,6 +337,20 @@ class IngestdCollector(Collector):
 
 _Shots = Sequence[tuple["WorkerThread", dict[str, int]]]
 _LabelledFamily = CounterMetricFamily | GaugeMetricFamily
+
+
+def zero_copy_ratio(counters: Mapping[str, int]) -> float:
+    """Return the part of the payload written that neither ingestd nor the kernel copied.
+
+    A byte that the kernel copied may be copied by us again: both are taken off.
+    The kernel does not count what it copies out of a packet's linear part, which
+    header split keeps empty. NaN as long as nothing is written.
+    """
+    bounced_bytes = sum(counters[name] for name in _BOUNCED.values())
+    payload_bytes = counters["direct_bytes"] + bounced_bytes
+    if payload_bytes == 0:
+        return math.nan
+    return max(0.0, 1 - (bounced_bytes + counters["kernel_copied_bytes"]) / payload_bytes)
 
 
 def _labels(family: _Family) -> list[str]:

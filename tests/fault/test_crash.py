@@ -43,6 +43,10 @@ class Load:
     told: list[tuple[Payload, Receipt]] = field(default_factory=list)  # another answer came
     ending: threading.Event = field(default_factory=threading.Event)
 
+    def wait_sealed(self, count: int) -> None:
+        """Wait until so many flows are sealed; more will be by then."""
+        wait_until(lambda: len(self.sealed) >= count, f"{count} flows are sealed")
+
     def run(self, number: int) -> None:
         """One thread's work."""
         choose = random.Random(self.seed * 1000 + number)
@@ -93,9 +97,10 @@ def test_kill_9_in_the_middle_of_flows(
     choose = random.Random(seed)
     for cycle in range(3):
         load = Load(daemon, seed + cycle, MIB // 4)
+        enough = choose.randint(20, 120)
         with ThreadPoolExecutor(16) as pool:
             running = [pool.submit(load.run, number) for number in range(16)]
-            time.sleep(choose.uniform(0.3, 0.9))
+            load.wait_sealed(enough)
             daemon.kill()
             load.ending.set()
         for result in running:
@@ -189,7 +194,7 @@ def test_sigterm_under_full_load(
     load = Load(daemon, seed, MIB)
     with ThreadPoolExecutor(64) as pool:
         running = [pool.submit(load.run, number) for number in range(64)]
-        wait_until(lambda: len(load.sealed) >= 40, "flows are sealed")
+        load.wait_sealed(40)
         begun_s = time.monotonic()
         assert daemon.stop(DRAIN_S + 2) == 0
         assert time.monotonic() - begun_s <= DRAIN_S + 2

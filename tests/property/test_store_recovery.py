@@ -24,8 +24,8 @@ from ingestd.store.image import StoreImage, read_image
 from ingestd.store.reader import read_flow
 from ingestd.store.serving import open_for_serving
 from ingestd.store.verify import DAMAGE, verify_store
-from tests.support.store_builder import StoreBuilder
-from tests.support.store_histories import History, histories, is_prefix
+from support.store_builder import StoreBuilder
+from support.store_histories import History, histories, is_prefix
 
 CAREFUL = settings(
     max_examples=60,

@@ -74,13 +74,15 @@ class FakeCore:
     EVENT_BACKPRESSURE = 11
     EVENT_FLOW_BY_COPY = 12
     EVENT_FLOW_ELSEWHERE = 13
+    ENGINE_RECV = 0
+    ENGINE_ZCRX = 1
     HISTOGRAM_BOUNDS_NS = (10_000, 1_000_000, 1_000_000_000)
     CoreFault = CoreFault
 
     def __init__(self) -> None:
         self.made: list[FakeWorker] = []
         self.faults: dict[str, BaseException] = {}
-        self.features = {"writev_fixed": True, "zcrx": False}
+        self.features = {"io_uring": True, "defer_taskrun": True, "writev_fixed": True}
         self.profile = DeviceProfile(512, 512)
         self.segments_wanted = 4
         self.is_hanging = False  # workers ignore COMMAND_DRAIN
@@ -125,6 +127,7 @@ class FakeWorker:
         self.is_running = False
         self.is_beating = True
         self.is_mailbox_full = False
+        self.napi: tuple[int, list[tuple[int, int]]] | None = None
         self.values = dict.fromkeys(counter_names(), 0)
         self._core = core
         self._wanted = core.segments_wanted
@@ -159,6 +162,10 @@ class FakeWorker:
     ) -> None:
         assert not self.is_running
         self.listeners.append((fd, index, name, protocol, idle_timeout_ns, flows_max))
+
+    def set_napi(self, own: int, others: list[tuple[int, int]]) -> None:
+        assert not self.is_running
+        self.napi = (own, others)
 
     def command(self, kind: int, a: int = 0, b: int = 0) -> None:
         with self._changed:

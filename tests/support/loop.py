@@ -131,3 +131,50 @@ def tmpfs(directory: Path, size: str) -> Iterator[Path]:
         yield directory
     finally:
         subprocess.run(["umount", "--lazy", str(directory)], timeout=60, check=False)
+
+
+@contextmanager
+def throttled(device: Path, pid: int, bytes_per_s: int) -> Iterator[None]:
+    """Let a process write to a block device at no more than a rate: by cgroup 2 or 1."""
+    number = device.stat().st_rdev
+    name = f"{os.major(number)}:{os.minor(number)}"
+    directory, limit, lifted = _io_group(name, bytes_per_s)
+    home = _group_of(pid, directory)
+    try:
+        (directory / limit[0]).write_text(limit[1])
+        (directory / "cgroup.procs").write_text(str(pid))
+        yield
+    finally:
+        (directory / lifted[0]).write_text(lifted[1])
+        (home / "cgroup.procs").write_text(str(pid))
+        directory.rmdir()
+
+
+_Setting = tuple[str, str]
+
+
+def _io_group(name: str, bytes_per_s: int) -> tuple[Path, _Setting, _Setting]:
+    """A fresh control group, the file and line that limit it, and those that lift the limit."""
+    old, new = Path("/sys/fs/cgroup/blkio"), Path("/sys/fs/cgroup")
+    group = f"ingestd-test-{os.getpid()}"
+    try:
+        if (old / "blkio.throttle.write_bps_device").exists():
+            file = "blkio.throttle.write_bps_device"
+            (old / group).mkdir()
+            return old / group, (file, f"{name} {bytes_per_s}"), (file, f"{name} 0")
+        if "io" in (new / "cgroup.subtree_control").read_text().split():
+            (new / group).mkdir()
+            limit = ("io.max", f"{name} wbps={bytes_per_s}")
+            return new / group, limit, ("io.max", f"{name} wbps=max")
+    except OSError as error:
+        pytest.skip(f"no control group for I/O can be made here: {error}")
+    pytest.skip("this machine has no control group for I/O")
+
+
+def _group_of(pid: int, sibling: Path) -> Path:
+    """Where a process is now in the hierarchy that has the sibling."""
+    for line in Path(f"/proc/{pid}/cgroup").read_text().splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers == ("blkio" if sibling.parent.name == "blkio" else ""):
+            return sibling.parent / path.lstrip("/")
+    return sibling.parent

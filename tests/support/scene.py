@@ -26,6 +26,7 @@ from ingestd.config import Overrides, load
 from ingestd.daemon import Daemon
 from ingestd.log import Log
 from ingestd.signals import SignalInbox
+from ingestd.zcrx import Nic
 
 WAIT_S = 10.0
 ONE_STORE: dict[str, Any] = {
@@ -72,6 +73,7 @@ class Scene:
         self.log = Recorder()
         self.error: BaseException | None = None  # of the scenario
         self.daemon: Daemon | None = None
+        self.nic_of: Callable[[str], Nic] = Nic
         self.configure(ONE_STORE)
 
     def configure(self, *tables: dict[str, Any]) -> None:
@@ -84,7 +86,9 @@ class Scene:
     def make(self) -> Daemon:
         settings = load(str(self.config), Overrides())
         log = Log(self.log, settings.log.level)
-        self.daemon = Daemon(settings, core=self.core, open_store=self.opener, log=log)
+        self.daemon = Daemon(
+            settings, core=self.core, open_store=self.opener, log=log, nic_of=self.nic_of
+        )
         return self.daemon
 
     def play(self, scenario: Callable[[], None] = lambda: None) -> int:

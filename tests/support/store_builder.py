@@ -31,10 +31,11 @@ Lost: TypeAlias = Literal["no", "all", "header", "payload", "payload_tail"]
 
 @dataclass
 class FlowModel:
-    """What a sender sent so far, and the CRC32C of it."""
+    """What a sender sent so far, and the CRC32C of it, if no part went without."""
 
     data: bytearray = field(default_factory=bytearray)
     crc: int = 0
+    has_crc: bool = True
 
 
 @dataclass(frozen=True)
@@ -314,6 +315,7 @@ class SegmentWriter:
 
     def _close(self, item: Close, checksum: bool) -> bytes:
         model = self.store.model(item.flow)
+        checksum = checksum and model.has_crc
         row = layout.RecordCloseRow(
             *self._head(
                 layout.RECORD_CLOSE,
@@ -338,6 +340,7 @@ class SegmentWriter:
         offset = len(model.data) if item.at is None else item.at
         before = model.crc if checksum else 0
         model.data += item.data
+        model.has_crc &= checksum
         model.crc = crc32c(item.data, model.crc) if checksum else 0
         row = layout.RecordExtentRow(
             *self._head(layout.RECORD_EXTENT, layout.EXTENT.size_bytes, 0, item.flow),

@@ -14,7 +14,7 @@ from typing import Any, Final
 from hypothesis import strategies as st
 
 from ingestd.store import layout
-from tests.support.store_builder import (
+from support.store_builder import (
     MIB,
     Close,
     Extent,

@@ -16,7 +16,6 @@ from support.fake_store import MIB
 from ingestd import direct_io, limits, worker
 from ingestd.config import StoreSettings
 from ingestd.direct_io import complete_profile, virt_boundary_mask
-from ingestd.engine import choose_engine
 from ingestd.errors import EngineError, IngestdError, ResourceError, SystemCallError
 from ingestd.limits import (
     LockedNeed,
@@ -26,23 +25,6 @@ from ingestd.limits import (
     raise_descriptor_limit,
 )
 from ingestd.worker import store_profile
-
-# --- Engine -------------------------------------------------------------------------
-
-
-def test_auto_says_why() -> None:
-    assert choose_engine("auto", {"zcrx": True}) == (
-        "recv",
-        "this build has no zcrx engine; the kernel has zcrx",
-    )
-    assert choose_engine("auto", {}).reason.endswith("the kernel lacks zcrx")
-
-
-def test_a_demand_is_a_demand() -> None:
-    assert choose_engine("recv", {"zcrx": True}).kind == "recv"
-    with pytest.raises(EngineError, match='set engine.kind to "auto" or "recv"'):
-        choose_engine("zcrx", {"zcrx": True})
-
 
 # --- Limits -------------------------------------------------------------------------
 
@@ -91,6 +73,7 @@ def test_locked_memory_is_told_in_numbers() -> None:
 def test_what_a_worker_locks_is_whole_hugepages() -> None:
     assert worker.locked_bytes(StoreSettings(path="x", area=4 * MIB)) == 4 * MIB
     assert worker.locked_bytes(StoreSettings(path="x", area=4 * MIB + 4096)) == 6 * MIB
+    assert worker.locked_bytes(StoreSettings(path="x", area=4 * MIB), is_zcrx=True) == 8 * MIB
 
 
 @pytest.mark.parametrize(

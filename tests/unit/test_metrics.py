@@ -43,8 +43,9 @@ WORKER_NAMES = {
     "ingestd_flows_by_copy_total": set(),
     "ingestd_flows_handed_away_total": set(),
     "ingestd_alloc_failures_total": set(),
-    "ingestd_chunks_lent": set(),
-    "ingestd_chunk_bytes": set(),
+    "ingestd_chunks": {"state"},
+    "ingestd_rx_buf_bytes": set(),
+    "ingestd_zero_copy_ratio": set(),
     "ingestd_batches_total": set(),
     "ingestd_flushes_total": set(),
     "ingestd_commits_total": set(),
@@ -148,7 +149,7 @@ def test_every_counter_of_the_core_is_exported(
     workers[0].counters = lambda: Noting(workers[0].values)
     list(collector.collect())
     # The size of the area is the sum of its parts; turns are told by their age.
-    unexported = {"area_bytes", "loop_turns", "loop_beat_ns", "segments_used", "segments_wanted"}
+    unexported = {"loop_turns", "loop_beat_ns", "segments_used", "segments_wanted"}
     assert set(counter_names()) - read <= unexported
 
 
@@ -173,6 +174,45 @@ def test_values(workers: list[FakeWorker], collector: IngestdCollector) -> None:
     assert _value(samples, "ingestd_engine_info", engine="recv", reason="asked for") == 1
     (build,) = [dict(labels) for name, labels in samples if name == "ingestd_build_info"]
     assert build["version"] == __version__
+
+
+def test_chunks(workers: list[FakeWorker], collector: IngestdCollector) -> None:
+    worker = {"store": "data", "worker": "1"}
+    workers[1].values.update(chunks_lent=10, rx_buf_len=4096, area_bytes=64 * 4096)
+    samples = _samples(collector)
+    assert _value(samples, "ingestd_chunks", state="lent", **worker) == 10
+    assert _value(samples, "ingestd_chunks", state="kernel", **worker) == 54
+    assert _value(samples, "ingestd_rx_buf_bytes", **worker) == 4096
+    workers[1].values.update(chunks_lent=0, rx_buf_len=0)
+    assert _value(_samples(collector), "ingestd_chunks", state="kernel", **worker) == 0
+
+
+@pytest.mark.parametrize(
+    ("direct", "bounced", "by_kernel", "ratio"),
+    [(900, 100, 0, 0.9), (1000, 0, 0, 1), (900, 100, 300, 0.6), (500, 500, 1000, 0), (0, 7, 0, 0)],
+)
+def test_zero_copy_ratio(
+    workers: list[FakeWorker],
+    collector: IngestdCollector,
+    direct: int,
+    bounced: int,
+    by_kernel: int,
+    ratio: float,
+) -> None:
+    values = dict.fromkeys(workers[0].values, 0)
+    values.update(direct_bytes=direct, bounced_tail_bytes=bounced, kernel_copied_bytes=by_kernel)
+    workers[0].values = values
+    samples = _samples(collector)
+    found = _value(samples, "ingestd_zero_copy_ratio", store="data", worker="0")
+    assert found == pytest.approx(ratio)
+
+
+def test_no_ratio_before_the_first_byte(
+    workers: list[FakeWorker], collector: IngestdCollector
+) -> None:
+    workers[0].values = dict.fromkeys(workers[0].values, 0)
+    found = _value(_samples(collector), "ingestd_zero_copy_ratio", store="data", worker="0")
+    assert math.isnan(found)
 
 
 def test_buckets_add_up(collector: IngestdCollector) -> None:

@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
+import tomllib
 from collections.abc import Callable, Iterator
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -32,7 +35,9 @@ TEXT_SUFFIXES = SOURCE_SUFFIXES | {".md", ".txt", ".json", ".conf", ".rules", ".
 # Lower layers do not know the upper ones; each of these knows those behind it.
 LAYERS = ("cli", "daemon", "worker", "core")
 # These stand beside the layers and know none of them.
-APART = {"store", "protocol", "config", "client", "errors", "address", "sizes"}
+APART = {"store", "protocol", "config", "client", "errors", "address", "sizes", "nic", "finding"}
+# Network cards concern few: the daemon, with what it is made of, and the commands.
+NIC_USERS = {"nic", "cli", "daemon", "doctor", "zcrx"}
 
 STUB_WORDS = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK|NotImplemented" r"Error)\b")
 # Where people and their tools keep things; what a system has is below other directories.
@@ -208,6 +213,17 @@ def test_layers_look_down_only() -> None:
     _fail_if_any(offences)
 
 
+def test_few_know_of_network_cards() -> None:
+    _fail_if_any(
+        [
+            f"{_name(path, line)}: {_part(_module_of(path))} must not import {module}"
+            for path in MODULES
+            for module, line in _imports(path)
+            if _part(module) == "nic" and _part(_module_of(path)) not in NIC_USERS
+        ]
+    )
+
+
 def test_only_systemd_module_imports_systemd() -> None:
     _fail_if_any(
         [
@@ -217,6 +233,25 @@ def test_only_systemd_module_imports_systemd() -> None:
             if module.split(".")[0] == "systemd" and path != PACKAGE / "systemd.py"
         ]
     )
+
+
+def test_dependencies_are_declared() -> None:
+    """Whatever the package imports is Python's own, or among its dependencies, and all are used."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    declared = {re.split(r"[^\w.-]", line)[0].lower() for line in project["dependencies"]}
+    distributions = packages_distributions()
+    offences, used = [], set()
+    for path in MODULES:
+        for module, line in _imports(path):
+            top = module.split(".")[0]
+            if top in sys.stdlib_module_names or top == "ingestd":
+                continue
+            names = {name.lower().replace("_", "-") for name in distributions.get(top, [])}
+            used |= names & declared
+            if not names & declared:
+                offences.append(f"{_name(path, line)}: {top} is not a dependency in pyproject.toml")
+    offences += [f"pyproject.toml: {name} is not imported" for name in sorted(declared - used)]
+    _fail_if_any(offences)
 
 
 def test_only_config_reads_settings() -> None:

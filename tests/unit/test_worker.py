@@ -15,7 +15,7 @@ import pytest
 from support.fake_core import CoreFault, FakeCore
 from support.fake_store import MIB, FakeStore
 
-from ingestd import worker
+from ingestd import faults, worker
 from ingestd.config import StoreSettings
 from ingestd.direct_io import DirectProfile
 from ingestd.errors import (
@@ -345,12 +345,20 @@ def test_loop_age(bench: Bench) -> None:
         (errno.ENOMEM, "calloc", ResourceError, "flows_max smaller"),
         (errno.EINVAL, "sched_setaffinity", ConfigError, "store's cpus"),
         (errno.EIO, "fsync", SystemCallError, "dmesg"),
+        (errno.EPERM, "io_uring_register_ifq", EngineError, "CAP_NET_ADMIN"),
+        (errno.EINVAL, "io_uring_register_ifq", EngineError, "-G eth7 tcp-data-split on"),
+        (errno.ENODEV, "io_uring_register_ifq", EngineError, "ip -br link"),
+        (errno.EOPNOTSUPP, "io_uring_register_ifq", EngineError, "ethtool -i eth7"),
+        (errno.EEXIST, "io_uring_register_ifq", ResourceError, "still holds the queue"),
+        (errno.EBUSY, "io_uring_register_ifq", ResourceError, "engine.queue_retry_s"),
+        (errno.ERANGE, "io_uring_register_ifq", EngineError, "ethtool -l eth7"),
+        (errno.ENOMEM, "io_uring_register_ifq", ResourceError, "LimitMEMLOCK"),
     ],
 )
 def test_faults_have_a_class_and_a_way_out(
     code: int, call: str, error: type[IngestdError], text: str
 ) -> None:
-    made = fault_to_error(CoreFault(code, call, "this object"), "worker data-0", 2 * MIB)
+    made = fault_to_error(CoreFault(code, call, "this object"), "worker data-0", 2 * MIB, "eth7")
     assert type(made) is error
     assert str(made).startswith(
         f"worker data-0: {call} for this object failed ({os.strerror(code)}): "

@@ -15,7 +15,7 @@ from ingestd.store import layout
 from ingestd.store.image import StoreImage, read_image
 from ingestd.store.reader import read_flow
 from ingestd.store.segment import SegmentState
-from tests.support.store_builder import Close, Extent, Open, StoreBuilder
+from support.store_builder import Close, Extent, Open, StoreBuilder
 
 FLOW = b"\xab" * 16
 OTHER = b"\xcd" * 16

@@ -15,7 +15,7 @@ import pytest
 from crc32c import crc32c
 
 from ingestd.store import layout
-from tests.support.native import CORE, build_executable
+from support.native import CORE, build_executable
 
 HEADER = (CORE / "format.h").read_text(encoding="utf-8")
 WITHOUT_COMMENTS = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)

@@ -14,7 +14,7 @@ from ingestd.store import reader
 from ingestd.store.device import Device
 from ingestd.store.image import read_image
 from ingestd.store.reader import read_flow
-from tests.support.store_builder import Close, Extent, Open, StoreBuilder
+from support.store_builder import Close, Extent, Open, StoreBuilder
 
 FLOW = b"\xab" * 16
 OTHER = b"\xcd" * 16

@@ -21,7 +21,7 @@ from ingestd.store.reader import read_flow
 from ingestd.store.segment import SegmentState
 from ingestd.store.serving import open_for_serving
 from ingestd.store.superblock import read_superblock
-from tests.support.store_builder import Close, Extent, Open, StoreBuilder
+from support.store_builder import Close, Extent, Open, StoreBuilder
 
 FLOW = b"\xab" * 16
 OTHER = b"\xcd" * 16

@@ -15,7 +15,7 @@ from crc32c import crc32c
 from ingestd.errors import StoreDamagedError
 from ingestd.store import layout, verify
 from ingestd.store.verify import verify_store
-from tests.support.store_builder import Close, Extent, Open, StoreBuilder
+from support.store_builder import Close, Extent, Open, StoreBuilder
 
 FLOW = b"\xab" * 16
 ID = "abababab-abab-abab-abab-abababababab"

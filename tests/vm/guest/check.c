@@ -16,6 +16,7 @@
 #include <unistd.h>
 
 #define CASE_SECONDS_MAX 90
+#define EXIT_SKIPPED 77
 
 void check_fail(const char *file, int line, const char *format, ...) {
     va_list arguments;
@@ -39,10 +40,26 @@ static double seconds_now(void) {
     return (double)now.tv_sec + (double)now.tv_nsec / 1e9;
 }
 
-static int run_case(const struct check_case *test) {
+void check_skip(const char *reason) {
+    printf("    %s\n", reason);
+    fflush(stdout);
+    _exit(EXIT_SKIPPED);
+}
+
+enum outcome { PASSED, FAILED, SKIPPED, OUTCOMES_COUNT };
+
+static enum outcome outcome_of(int status) {
+    if (WIFEXITED(status) && WEXITSTATUS(status) == 0)
+        return PASSED;
+    return WIFEXITED(status) && WEXITSTATUS(status) == EXIT_SKIPPED ? SKIPPED : FAILED;
+}
+
+static enum outcome run_case(const struct check_case *test) {
+    static const char *const words[OUTCOMES_COUNT] = {"ok  ", "FAIL", "skip"};
+    double began_s = seconds_now();
+    enum outcome outcome;
     int status;
     pid_t child;
-    double began_s = seconds_now();
 
     fflush(stdout);
     child = fork();
@@ -54,22 +71,25 @@ static int run_case(const struct check_case *test) {
         _exit(0);
     }
     CHECK_CALL(waitpid(child, &status, 0));
-    int failed = !WIFEXITED(status) || WEXITSTATUS(status) != 0;
-    printf("%s %s (%.1f s)", failed ? "FAIL" : "ok  ", test->name, seconds_now() - began_s);
+    outcome = outcome_of(status);
+    printf("%s %s (%.1f s)", words[outcome], test->name, seconds_now() - began_s);
     if (WIFSIGNALED(status))
         printf(": ended by signal %d (%s)", WTERMSIG(status), strsignal(WTERMSIG(status)));
     printf("\n");
     fflush(stdout);
-    return failed;
+    return outcome;
 }
 
 int check_run(const char *program, const struct check_case *cases, size_t count) {
-    size_t failed = 0;
+    size_t counts[OUTCOMES_COUNT] = {0};
 
     CHECK(count > 0, "%s has no cases", program);
     for (size_t index = 0; index < count; index++)
-        failed += (size_t)run_case(&cases[index]);
-    printf("%s: %zu passed, %zu failed\n", program, count - failed, failed);
+        counts[run_case(&cases[index])]++;
+    printf("%s: %zu passed, %zu failed", program, counts[PASSED], counts[FAILED]);
+    if (counts[SKIPPED])
+        printf(", %zu skipped", counts[SKIPPED]);
+    printf("\n");
     fflush(stdout);
-    return failed ? 1 : 0;
+    return counts[FAILED] ? 1 : 0;
 }

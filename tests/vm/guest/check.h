@@ -15,12 +15,16 @@ struct check_case {
     const void *argument;
 };
 
-/* Runs the cases, prints a line each and "N passed, N failed"; returns main's exit code. */
+/* Runs the cases, prints a line each and "N passed, N failed[, N skipped]"; returns main's exit
+ * code. */
 int check_run(const char *program, const struct check_case *cases, size_t count);
 
 /* Ends the case as failed. */
 __attribute__((noreturn, format(printf, 3, 4))) void check_fail(const char *file, int line,
                                                                 const char *format, ...);
+
+/* Ends the case as one that this kernel cannot carry. */
+__attribute__((noreturn)) void check_skip(const char *reason);
 
 /* Ends the case as failed unless the condition holds; the rest says what was found. */
 #define CHECK(condition, ...)                                                                      \

@@ -2,7 +2,7 @@
  *
  * Which shapes of vectored direct writes a device takes: pwritev, WRITEV and WRITEV_FIXED out of
  * an area that is a zcrx area and a fixed buffer at once, each read back and compared. What must
- * be taken follows from the device's limits alone (device_takes), and what must not gets EINVAL.
+ * be taken follows from the device's limits alone (device_takes), and all else must be refused.
  *
  * Usage: test_direct_io DEVICE=M,V... (the limits that the kind of device is known to have).
  */
@@ -148,6 +148,12 @@ static const char *attempt(struct bench *bench, int way) {
     return stored(bench) ? "stored" : "wrong bytes";
 }
 
+/* EINVAL as a rule. Kernel 7.2 finds out about a write of very many pieces only when it has begun
+ * to split it, and then says EIO. */
+static bool refused(const char *outcome) {
+    return strcmp(outcome, "EINVAL") == 0 || strcmp(outcome, "EIO") == 0;
+}
+
 static void run_shapes(const void *argument) {
     static const char *const ways[] = {"pwritev", "WRITEV", "WRITEV_FIXED"};
     const struct subject *subject = argument;
@@ -165,7 +171,7 @@ static void run_shapes(const void *argument) {
         bool taken = device_takes(&bench->device, bench->pieces, bench->count);
         for (int way = 0; way < 3; way++) {
             const char *outcome = attempt(bench, way);
-            bool right = strcmp(outcome, taken ? "stored" : "EINVAL") == 0;
+            bool right = taken ? strcmp(outcome, "stored") == 0 : refused(outcome);
             lies += strcmp(outcome, "wrong bytes") == 0;
             CHECK(right || (subject->lies && !taken), "%s by %s: %s", shapes[shape].name, ways[way],
                   outcome);

@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The doctor: what it looks at, what it predicts, and its exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.facts import ALL_FEATURES, CAP_ALL, CAP_NONE
+from support.fake_core import CoreFault, FakeCore
+from support.fake_nic import FakeNic
+
+from ingestd import zcrx
+from ingestd.cli import main
+from ingestd.config import Settings
+from ingestd.direct_io import DirectProfile
+from ingestd.doctor import examine as examine_module
+from ingestd.doctor.examine import Report, examine
+from ingestd.doctor.storage import storage_findings
+from ingestd.errors import EngineError, NotAStoreError
+from ingestd.nic.plan import plan_changes
+from ingestd.nic.work import make
+from ingestd.zcrx import wanted_flows
+
+NVME = DirectProfile(4, 512, 0, 1024)
+VIRTIO = DirectProfile(512, 512, 0, 1024)
+TABLES: dict[str, Any] = {
+    "store": {"data": {"path": os.devnull}},
+    "listener": {"in": {"address": "0.0.0.0:7070", "store": "data"}},
+    "engine": {"kind": "zcrx", "interface": "zc0", "queues": [3]},
+}
+
+
+class Bench:
+    """A machine on which everything is as zero-copy receive wants it."""
+
+    def __init__(self) -> None:
+        self.core = FakeCore()
+        self.core.features = dict(ALL_FEATURES)
+        self.nic = FakeNic(driver="bnxt_en")
+        self.nic.mtu = 4148
+        self.profile = NVME
+        self.engine: dict[str, Any] = {}
+        for change in plan_changes(self.nic.read(), wanted_flows(self.settings)):
+            make(self.nic, change)
+
+    @property
+    def settings(self) -> Settings:
+        return Settings.model_validate(TABLES | {"engine": TABLES["engine"] | self.engine})
+
+    def examine(self) -> Report:
+        return examine(
+            self.settings,
+            self.core,
+            read=lambda _: self.nic.read(),
+            profile_of=lambda _: self.profile,
+        )
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
+    monkeypatch.setattr(zcrx, "own_status", lambda: CAP_ALL)
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("HugePages_Total: 1000\nHugePages_Free: 1000\n")
+    monkeypatch.setattr(examine_module, "MEMINFO_PATH", meminfo)
+    return Bench()
+
+
+def test_ready(bench: Bench) -> None:
+    report = bench.examine()
+    assert report.is_ready
+    assert report.engine == "zcrx"
+    assert report.ratios == {"data, IPv4": 1.0}
+    assert list(report.sections) == ["machine", "interface zc0", "store data"]
+    assert {finding.verdict for finding in report.findings} == {"ok"}
+
+
+@pytest.mark.parametrize(("mtu", "ratio"), [(1500, 1024 / 1448), (4148, 1.0), (9000, 8704 / 8948)])
+def test_ratio_by_mtu(bench: Bench, mtu: int, ratio: float) -> None:
+    bench.nic.mtu, bench.profile = mtu, VIRTIO
+    assert bench.examine().ratios == {"data, IPv4": ratio}
+
+
+def test_not_ready(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zcrx, "own_status", lambda: CAP_NONE)
+    report = bench.examine()
+    assert not report.is_ready
+    assert report.engine == "none"
+    assert "CAP_NET_ADMIN" in report.reason
+    bench.engine = {"kind": "auto"}
+    assert bench.examine().engine == "recv"
+
+
+def test_the_prediction_is_what_serve_does(bench: Bench) -> None:
+    """Both ask the same function; an obstacle of the interface counts in both."""
+    bench.nic.has_xdp = True
+    report = bench.examine()
+    assert "XDP" in report.reason
+    bench.nic.has_xdp = False
+    bench.engine = {"kind": "auto"}
+    assert bench.examine().engine == "zcrx"
+    bench.engine = {"kind": "recv"}
+    assert bench.examine().engine == "recv"
+
+
+def test_an_interface_that_is_not_there(bench: Bench) -> None:
+    def missing(_: str) -> Any:
+        raise EngineError("there is no interface zc0: look")
+
+    report = examine(bench.settings, bench.core, missing, lambda _: NVME)
+    assert report.sections["interface zc0"][0].text == "there is no interface zc0: look"
+    assert not report.is_ready
+
+
+def test_no_interface_named(bench: Bench) -> None:
+    bench.engine = {"kind": "auto", "interface": None, "queues": []}
+    report = bench.examine()
+    assert report.engine == "recv"
+    assert not report.is_ready
+
+
+def test_device_less(bench: Bench) -> None:
+    bench.engine = {"interface": "none", "queues": []}
+    report = bench.examine()
+    assert report.engine == "zcrx"
+    assert report.ratios == {}
+
+
+def test_a_kernel_that_does_not_let_us_ask(bench: Bench) -> None:
+    bench.core.faults["kernel_features"] = CoreFault(1, "io_uring_setup", "ring")
+    (finding,) = [f for f in bench.examine().findings if f.subject == "kernel"]
+    assert finding.verdict == "fail"
+    assert "io_uring" in finding.text
+
+
+def test_a_ring_that_eats_the_area(bench: Bench) -> None:
+    bench.nic.now.rings["rx"] = 16384
+    bench.engine = {"rx_buf": "64KiB"}
+    (finding,) = [f for f in bench.examine().findings if f.subject.startswith("rx ring")]
+    assert finding.verdict == "warn"
+    assert "ethtool -G zc0 rx N" in finding.way_out
+
+
+# --- Stores ---------------------------------------------------------------------------
+
+
+def _queue(tmp_path: Path, **values: str) -> Path:
+    status = os.stat(tmp_path)
+    number = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    queue = tmp_path / "sys" / number / "queue"
+    queue.mkdir(parents=True)
+    for name, value in values.items():
+        (queue / name).write_text(value + "\n")
+    return tmp_path / "sys"
+
+
+@pytest.mark.parametrize(
+    ("cache", "fua", "text"),
+    [
+        ("write through", "0", "a flush costs nothing"),
+        ("write back", "1", "with FUA"),
+        ("write back", "0", "no FUA"),
+    ],
+)
+def test_write_cache(tmp_path: Path, cache: str, fua: str, text: str) -> None:
+    sysfs = _queue(tmp_path, write_cache=cache, fua=fua, max_segments="127")
+    profile, findings = storage_findings(str(tmp_path), lambda _: NVME, sysfs)
+    assert profile == NVME
+    found = {finding.subject: finding for finding in findings}
+    assert text in found["write cache"].text
+    assert "max_segments 127" in found["device queue"].text
+    assert {finding.verdict for finding in findings} == {"ok"}
+
+
+def test_a_device_that_takes_less(tmp_path: Path) -> None:
+    _, findings = storage_findings(
+        str(tmp_path), lambda _: DirectProfile(512, 4096, 4095, 1024), tmp_path
+    )
+    found = {finding.subject: finding for finding in findings}
+    assert found["alignment"].verdict == found["virtual boundary"].verdict == "warn"
+    assert "4096 bytes" in found["alignment"].way_out
+    assert "does not show a single device" in found["device queue"].text
+
+
+def test_a_store_that_cannot_be_opened() -> None:
+    def refuse(_: str) -> DirectProfile:
+        raise NotAStoreError("it cannot: name another")
+
+    profile, (finding,) = storage_findings("/nowhere", refuse)
+    assert profile is None
+    assert (finding.verdict, finding.text) == ("fail", "it cannot: name another")
+
+
+# --- The command ------------------------------------------------------------------------
+
+
+@pytest.fixture
+def command(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The path of a configuration; the command meets the made-up machine."""
+    monkeypatch.setattr(examine_module, "examine", lambda *_: bench.examine())
+    monkeypatch.setattr("ingestd.worker.load_core", lambda: bench.core)
+    path = tmp_path / "ingestd.toml"
+    path.write_text(
+        f'[store.data]\npath = "{os.devnull}"\n[listener.in]\naddress = "0.0.0.0:7070"\n'
+    )
+    return path
+
+
+def test_exit_codes(command: Path, bench: Bench, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "-c", str(command)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.endswith("zcrx: ready\n")
+    assert "predicted (data, IPv4): 100.0%" in shown
+    bench.nic.now.rings["tcp_data_split"] = 1
+    assert main(["doctor", "-c", str(command)]) == EngineError.exit_code
+    shown = capsys.readouterr().out
+    assert shown.endswith("zcrx: not ready, 1 thing stands in the way\n")
+    assert "FAIL  header split" in shown
+    assert "-> ingestd nic apply zc0" in shown
+    bench.nic.now.rings["tcp_data_split"] = 2
+    bench.engine = {"kind": "recv"}
+    assert main(["doctor", "-c", str(command)]) == EngineError.exit_code
+    assert "serve would run engine recv" in capsys.readouterr().out
+
+
+def test_json(command: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", "-c", str(command), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["ready"] is True
+    assert told["engine"] == "zcrx"
+    assert told["zero_copy_ratio"] == {"data, IPv4": 1.0}
+    assert told["sections"]["machine"][0].keys() == {"subject", "verdict", "text", "way_out"}
+
+
+@pytest.mark.parametrize(
+    "flags", [[], ["-c", "x.toml", "--store", "y"], ["-c", "x.toml", "--interface", "zc0"]]
+)
+def test_usage(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor", *flags]) == 2
+    assert "--store" in capsys.readouterr().err
+
+
+def test_flags_instead_of_a_file(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Settings] = []
+
+    def note(settings: Settings, *_: object) -> Report:
+        seen.append(settings)
+        return bench.examine()
+
+    monkeypatch.setattr(examine_module, "examine", note)
+    monkeypatch.setattr("ingestd.worker.load_core", lambda: bench.core)
+    monkeypatch.setattr("ingestd.nic.reading.read_nic", lambda _: bench.nic.read())
+    assert main(["doctor", "--store", "/dev/made-up", "--interface", "zc0"]) == 0
+    assert main(["doctor", "--interface", "none"]) == 0
+    capsys.readouterr()
+    named, device_less = seen
+    assert named.store["default"].path == "/dev/made-up"
+    assert (named.engine.kind, named.engine.queues) == ("zcrx", (3,))
+    assert device_less.engine.is_deviceless
+    assert device_less.store == {}

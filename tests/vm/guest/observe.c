@@ -1,0 +1,135 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The functions put between the core's parts: see observe.h. Those of a worker run on its thread.
+ */
+#include "observe.h"
+
+#include <inttypes.h>
+
+#include "worker.h"
+
+#define WORKERS_MAX 16u
+
+struct seen {
+    uint64_t fragments, bytes, shortest, longest, unaligned, lent_max;
+    uint64_t head, tail, boundary, small, small_maybe;
+    uint64_t end; /* behind the last fragment, in the area */
+};
+
+struct observe_settings observe_settings;
+static struct seen seen[WORKERS_MAX];
+static _Thread_local uint64_t offset_delivered;
+static _Thread_local uint32_t chunks_lent;
+
+static uint64_t down(uint64_t value, uint64_t unit) {
+    return value / unit * unit;
+}
+
+static uint64_t up(uint64_t value, uint64_t unit) {
+    return down(value + unit - 1, unit);
+}
+
+/* A piece between two edges: written from where it lies, unless it is shorter than is worth it and
+ * does not carry on the piece before. A batch that is full ends on a page inside of it. */
+static void judge_body(struct seen *s, uint64_t begin, uint64_t end, bool carries_on) {
+    uint64_t first = up(begin, PLAN_PAGE_BYTES) - begin, last = end % PLAN_PAGE_BYTES;
+
+    if (end - begin < PLAN_GATHER_BYTES_MIN) {
+        *(carries_on ? &s->small_maybe : &s->small) += end - begin;
+        return;
+    }
+    if (down(begin, PLAN_PAGE_BYTES) == down(end - 1, PLAN_PAGE_BYTES))
+        return;
+    s->small_maybe += first < PLAN_GATHER_BYTES_MIN ? first : 0;
+    s->small_maybe += last < PLAN_GATHER_BYTES_MIN ? last : 0;
+}
+
+static void judge(struct seen *s, const struct worker_settings *w, uint64_t begin, uint64_t bytes) {
+    const uint64_t align = w->mem_align, end = begin + bytes;
+    const uint64_t edge = w->virt_mask + 1 > align ? w->virt_mask + 1 : align;
+    const uint64_t body_begin = up(begin, edge), body_end = down(end, edge);
+    uint64_t copied = bytes, head = up(begin, align) - begin, tail = end % align;
+
+    if (up(begin, align) >= end) { /* no multiple of M inside: all of it is head */
+        head = bytes;
+        tail = 0;
+    }
+    if (body_end > body_begin) {
+        copied -= body_end - body_begin;
+        judge_body(s, body_begin, body_end, begin == s->end && begin == body_begin);
+    }
+    s->head += head;
+    s->tail += tail;
+    s->boundary += copied - head - tail;
+    s->unaligned += begin % align != 0 || end % align != 0;
+}
+
+void __real_refill_delivered(struct refill *r, uint64_t offset);
+void __wrap_refill_delivered(struct refill *r, uint64_t offset);
+void __wrap_refill_delivered(struct refill *r, uint64_t offset) {
+    __real_refill_delivered(r, offset);
+    offset_delivered = offset;
+    chunks_lent = r->chunks_lent;
+}
+
+void __real_intake_received(struct worker *w, struct flow *f, uint32_t bytes);
+void __wrap_intake_received(struct worker *w, struct flow *f, uint32_t bytes);
+void __wrap_intake_received(struct worker *w, struct flow *f, uint32_t bytes) {
+    struct seen *s = &seen[w->settings.worker_index % WORKERS_MAX];
+
+    s->shortest = s->fragments == 0 || bytes < s->shortest ? bytes : s->shortest;
+    s->longest = bytes > s->longest ? bytes : s->longest;
+    s->lent_max = chunks_lent > s->lent_max ? chunks_lent : s->lent_max;
+    s->fragments++;
+    s->bytes += bytes;
+    judge(s, &w->settings, offset_delivered, bytes);
+    s->end = offset_delivered + bytes;
+    __real_intake_received(w, f, bytes);
+}
+
+int __real_io_uring_queue_init_params(unsigned entries, struct io_uring *ring,
+                                      struct io_uring_params *p);
+int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *ring,
+                                      struct io_uring_params *p);
+int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *ring,
+                                      struct io_uring_params *p) {
+    if (observe_settings.ring_entries != 0) {
+        entries = observe_settings.ring_entries / 2;
+        p->cq_entries = observe_settings.ring_entries;
+    }
+    return __real_io_uring_queue_init_params(entries, ring, p);
+}
+
+uint64_t __real_buddy_take(struct buddy *b, uint32_t order);
+uint64_t __wrap_buddy_take(struct buddy *b, uint32_t order);
+uint64_t __wrap_buddy_take(struct buddy *b, uint32_t order) {
+    return observe_settings.no_relief ? UINT64_MAX : __real_buddy_take(b, order);
+}
+
+void observe_print(FILE *out) {
+    struct seen all = {.shortest = UINT64_MAX};
+
+    for (unsigned index = 0; index < WORKERS_MAX; index++) {
+        const struct seen *s = &seen[index];
+        if (s->fragments == 0)
+            continue;
+        all.fragments += s->fragments;
+        all.bytes += s->bytes;
+        all.shortest = s->shortest < all.shortest ? s->shortest : all.shortest;
+        all.longest = s->longest > all.longest ? s->longest : all.longest;
+        all.unaligned += s->unaligned;
+        all.lent_max = s->lent_max > all.lent_max ? s->lent_max : all.lent_max;
+        all.head += s->head;
+        all.tail += s->tail;
+        all.boundary += s->boundary;
+        all.small += s->small;
+        all.small_maybe += s->small_maybe;
+    }
+    fprintf(out,
+            "seen_fragments=%" PRIu64 "\nseen_bytes=%" PRIu64 "\nseen_shortest=%" PRIu64
+            "\nseen_longest=%" PRIu64 "\nseen_unaligned=%" PRIu64 "\nseen_lent_max=%" PRIu64
+            "\ndue_head=%" PRIu64 "\ndue_tail=%" PRIu64 "\ndue_boundary=%" PRIu64
+            "\ndue_small=%" PRIu64 "\ndue_small_maybe=%" PRIu64 "\n",
+            all.fragments, all.bytes, all.shortest, all.longest, all.unaligned, all.lent_max,
+            all.head, all.tail, all.boundary, all.small, all.small_maybe);
+}
