@@ -105,7 +105,7 @@ class StoreSettings(_Section):
     workers: int = Field(default=1, ge=1, le=WORKERS_COUNT_MAX)
     cpus: tuple[Cpu, ...] = Field(default=(), max_length=WORKERS_COUNT_MAX, strict=False)
     area: Size = Field(default=256 * MIB, ge=1 * MIB, le=1 * GIB, multiple_of=4096)
-    write_bytes_max: Size = Field(default=1 * MIB, ge=64 * KIB, le=16 * MIB, multiple_of=4096)
+    write_bytes_max: Size = Field(default=4 * MIB, ge=64 * KIB, le=16 * MIB, multiple_of=4096)
     writes_in_flight_max: int = Field(default=16, ge=1, le=256)
     flows_max: int = Field(default=16384, ge=1, le=262144)
     flush_interval_s: float = Field(default=0.05, ge=0.001, le=60)

@@ -49,8 +49,8 @@ _ZCRX_RULES: Final = (
         _REGISTER,
         (errno.EINVAL,),
         EngineError,
-        "header split may be off (`ethtool -G {interface} tcp-data-split on hds-thresh 0`), or an"
-        " XDP program in the way; `ingestd doctor` tells which",
+        "header split may be off (`ingestd nic apply {interface}` turns it on), or an XDP program"
+        " in the way; `ingestd doctor` tells which",
     ),
     _Rule(_REGISTER, (errno.ENODEV,), EngineError, "name an interface that `ip -br link` shows"),
     _Rule(

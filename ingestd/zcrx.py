@@ -79,9 +79,14 @@ def queues_of_stores(settings: Settings) -> dict[str, tuple[int, ...]]:
 
 
 def wanted_flows(settings: Settings) -> list[Steered]:
-    """Return for each store that has queues which flows they are to take."""
+    """Return for each store that has queues which flows they are to take.
+
+    Without any store, as the doctor may be asked, the queues take none.
+    """
     from ingestd.nic.plan import Steered
 
+    if not settings.store and settings.engine.queues:
+        return [Steered((), settings.engine.queues)]
     return [
         Steered(
             tuple(

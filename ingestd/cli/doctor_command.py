@@ -85,7 +85,7 @@ def _print(report: Report) -> None:
     when = "" if report.engine == "zcrx" else "once zcrx runs: "
     for what, ratio in report.ratios.items():
         print(f"{when}zero-copy ratio of bulk flows, predicted ({what}): {ratio:.1%}")
-    if report.engine == "recv" or not report.ratios:
+    if report.engine == "recv" or report.is_deviceless:
         print("as it is: zero-copy ratio 0.0%, since the kernel copies every byte")
     in_the_way = len(failures(report.findings))
     if in_the_way:

@@ -74,8 +74,9 @@ void device_submit_single(struct worker *w, struct device_write *d, void *data, 
 void device_flush(struct worker *w) {
     struct io_uring_sqe *sqe = worker_sqe(w);
     assert(!w->device.flush_in_flight);
-    io_uring_prep_fsync(sqe, STORE_FILE, IORING_FSYNC_DATASYNC);
-    sqe->flags |= IOSQE_FIXED_FILE;
+    /* A flush runs in a kernel thread, which would have to take the ring's lock to
+     * look a registered file up, while this thread holds it to receive. */
+    io_uring_prep_fsync(sqe, w->settings.store_fd, IORING_FSYNC_DATASYNC);
     sqe->user_data = uring_tag(TAG_FLUSH, 0);
     w->device.flush_in_flight = true;
     w->device.flush_submitted_ns = w->now_ns;

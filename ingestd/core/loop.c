@@ -163,27 +163,28 @@ static void tell_backpressure(struct worker *w) {
     }
 }
 
-static void account_backpressure(struct worker *w, uint64_t before_ns) {
-    uint32_t waiting =
-        w->flows.waiting[QUEUE_STARVED].count + w->flows.waiting[QUEUE_BLOCKED].count;
-    uint32_t cause = 0;
-    if (w->backpressure == 1)
-        STAT_ADD(w, backpressure_area_ns, w->now_ns - before_ns);
-    if (w->backpressure == 2)
-        STAT_ADD(w, backpressure_device_ns, w->now_ns - before_ns);
-    if (waiting > 0) {
-        bool device = w->device.batches_in_flight >= w->settings.writes_in_flight_max ||
-                      (w->batches.open != NULL && w->batches.open->full) ||
-                      w->batches.free_count == 0;
-        cause = device ? 2 : 1;
-    }
+/* Whether flows wait when a turn ends, and for what. */
+static void note_backpressure(struct worker *w) {
+    const struct flow_table *t = &w->flows;
+    uint32_t waiting = t->waiting[QUEUE_STARVED].count + t->waiting[QUEUE_BLOCKED].count;
+    bool device = w->device.batches_in_flight >= w->settings.writes_in_flight_max ||
+                  (w->batches.open != NULL && w->batches.open->full) || w->batches.free_count == 0;
+    uint32_t cause = waiting == 0 ? 0 : device ? 2 : 1;
     if ((cause != 0) != (w->backpressure != 0))
         w->backpressure_since_ns = w->now_ns;
     w->backpressure = cause;
     tell_backpressure(w);
 }
 
-static void publish(struct worker *w) {
+/* The time since the turn ended is time in which they waited. */
+static void account_backpressure(struct worker *w, uint64_t before_ns) {
+    if (w->backpressure == 1)
+        STAT_ADD(w, backpressure_area_ns, w->now_ns - before_ns);
+    if (w->backpressure == 2)
+        STAT_ADD(w, backpressure_device_ns, w->now_ns - before_ns);
+}
+
+static uint64_t publish(struct worker *w) {
     STAT_SET(w, flows_waiting,
              w->flows.waiting[QUEUE_STARVED].count + w->flows.waiting[QUEUE_BLOCKED].count);
     uint64_t open = 0;
@@ -194,7 +195,7 @@ static void publish(struct worker *w) {
     STAT_SET(w, writes_in_flight, w->device.batches_in_flight);
     STAT_SET(w, segments_ready, w->writer.ready_count);
     STAT_SET(w, store_is_full, w->writer.exhausted);
-    mailbox_wake_reader(&w->mailbox);
+    return mailbox_wake_reader(&w->mailbox, w->now_ns);
 }
 
 static int wait(struct worker *w, uint64_t next_ns) {
@@ -234,20 +235,23 @@ int worker_run(struct worker *w) {
     for (;;) {
         struct io_uring_cqe *cqe;
         unsigned head, count = 0;
-        uint64_t before_ns = w->now_ns;
         io_uring_for_each_cqe(&w->ring, head, cqe) {
             complete(w, cqe);
             count++;
         }
         io_uring_cq_advance(&w->ring, count);
-        account_backpressure(w, before_ns);
         uint64_t next_ns = turn(w);
-        publish(w);
-        if (w->writer.closing && writer_is_idle(w))
+        next_ns = time_min(next_ns, publish(w));
+        if (w->writer.closing && writer_is_idle(w)) {
+            mailbox_wake_reader(&w->mailbox, UINT64_MAX);
             return last_flush(w);
+        }
+        uint64_t before_ns = w->now_ns;
+        note_backpressure(w);
         int code = wait(w, next_ns);
         if (code < 0)
             return code;
         read_clock(w);
+        account_backpressure(w, before_ns);
     }
 }

@@ -50,10 +50,18 @@ uint32_t mailbox_grants_wanted(struct mailbox *m) {
     return wanted;
 }
 
+static void signal_reader(struct mailbox *m) {
+    uint64_t one = 1;
+    /* A full counter (EAGAIN) means that the reader has been woken already. */
+    ssize_t n = write(m->event_fd, &one, sizeof one);
+    (void)n;
+}
+
 void mailbox_want_grant(struct mailbox *m) {
     pthread_mutex_lock(&m->lock);
     m->grants_wanted++;
     pthread_mutex_unlock(&m->lock);
+    signal_reader(m);
 }
 
 bool mailbox_take(struct mailbox *m, struct command *out) {
@@ -67,7 +75,6 @@ bool mailbox_take(struct mailbox *m, struct command *out) {
 
 struct event *mailbox_event(struct mailbox *m) {
     uint32_t head = __atomic_load_n(&m->event_head, __ATOMIC_ACQUIRE);
-    m->event_pending = true;
     if (m->event_tail - head >= EVENTS_MAX)
         return NULL;
     struct event *e = &m->events[m->event_tail % EVENTS_MAX];
@@ -76,18 +83,21 @@ struct event *mailbox_event(struct mailbox *m) {
     return e;
 }
 
-void mailbox_publish(struct mailbox *m) {
+void mailbox_publish(struct mailbox *m, bool quiet) {
+    uint32_t unread = m->event_tail - __atomic_load_n(&m->event_head, __ATOMIC_RELAXED);
+    m->event_pending = m->event_pending || !quiet || unread >= EVENTS_MAX / 2;
     __atomic_store_n(&m->event_tail, m->event_tail + 1, __ATOMIC_RELEASE);
 }
 
-void mailbox_wake_reader(struct mailbox *m) {
-    uint64_t one = 1;
+uint64_t mailbox_wake_reader(struct mailbox *m, uint64_t now_ns) {
     if (!m->event_pending)
-        return;
+        return UINT64_MAX;
+    if (now_ns - m->woken_ns < WAKE_INTERVAL_NS)
+        return m->woken_ns + WAKE_INTERVAL_NS;
     m->event_pending = false;
-    /* A full counter (EAGAIN) means that the reader has been woken already. */
-    ssize_t n = write(m->event_fd, &one, sizeof one);
-    (void)n;
+    m->woken_ns = now_ns;
+    signal_reader(m);
+    return UINT64_MAX;
 }
 
 bool mailbox_read(struct mailbox *m, struct event *out) {

@@ -19,6 +19,7 @@
 #define COMMANDS_MAX 256u
 #define EVENTS_MAX 4096u
 #define EVENT_PEER_BYTES 64
+#define WAKE_INTERVAL_NS 1000000ull
 
 enum command_kind {
     COMMAND_GRANT_SEGMENT = 1,
@@ -75,6 +76,7 @@ struct mailbox {
     uint32_t event_tail; /* written up to here */
     int event_fd;
     bool event_pending; /* the reader is to be woken at the end of the turn */
+    uint64_t woken_ns;
 };
 
 int mailbox_open(struct mailbox *m, struct fault *fault);
@@ -91,8 +93,11 @@ bool mailbox_take(struct mailbox *m, struct command *out);
 
 /* Worker's thread: a slot to fill in and then publish, or NULL when the reader is late. */
 struct event *mailbox_event(struct mailbox *m);
-void mailbox_publish(struct mailbox *m);
-void mailbox_wake_reader(struct mailbox *m);
+/* quiet: nobody needs to be woken for it; it is read with the next one. */
+void mailbox_publish(struct mailbox *m, bool quiet);
+/* Wakes the reader if there is news, at most once in WAKE_INTERVAL_NS: many short
+ * flows are told of in bulk. Returns when to call again at the latest. */
+uint64_t mailbox_wake_reader(struct mailbox *m, uint64_t now_ns);
 /* One reader at a time: copies the oldest event out. */
 bool mailbox_read(struct mailbox *m, struct event *out);
 

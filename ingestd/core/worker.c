@@ -12,6 +12,7 @@
 #include <string.h>
 
 #define RING_ENTRIES 4096u
+#define SEGMENT_BATCHES_MIN 16u
 #define RING_COMPLETIONS_MAX 65536u /* IORING_MAX_CQ_ENTRIES, io_uring/io_uring.h, Linux 6.1 */
 
 struct worker *worker_create(const struct worker_settings *s) {
@@ -116,7 +117,9 @@ static void make_profile(struct worker *w) {
     bool zcrx = s->engine == ENGINE_ZCRX;
     uint64_t payload_max =
         segment_batch_bytes_max(s->segment_bytes, s->block_bytes) - 2 * BATCH_HEADER_BYTES_MAX;
-    payload_max = time_min(payload_max, s->write_bytes_max);
+    /* A batch is placed whole: small segments would end half empty. */
+    uint64_t share = power_of_two_below(s->segment_bytes / SEGMENT_BATCHES_MIN);
+    payload_max = time_min(payload_max, time_min(share, s->write_bytes_max));
     if (zcrx) /* several batches must fit into the area, and leave the NIC its part */
         payload_max = time_min(payload_max, s->area_bytes / 8 / AREA_PAGE_BYTES * AREA_PAGE_BYTES);
     w->batches.payload_bytes_max = payload_max;
@@ -215,7 +218,7 @@ bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, 
         memcpy(e->flow, f->id, sizeof e->flow);
         format_peer(f, e->peer, sizeof e->peer);
     }
-    mailbox_publish(&w->mailbox);
+    mailbox_publish(&w->mailbox, kind == EVENT_SEGMENT_OPENED || kind == EVENT_SEGMENT_CLOSED);
     return true;
 }
 

@@ -98,7 +98,6 @@ static bool open_segment(struct worker *w) {
     STAT_ADD(w, segments_used, 1);
     worker_event(w, EVENT_SEGMENT_OPENED, NULL, (int)index, 0, sequence);
     mailbox_want_grant(&w->mailbox);
-    mailbox_wake_reader(&w->mailbox);
     return true;
 }
 

@@ -39,6 +39,7 @@ class Report:
     sections: dict[str, list[Finding]] = field(default_factory=dict)
     engine: str = "none"  # that serve would run: "recv", "zcrx", or "none": it would not start
     reason: str = ""
+    is_deviceless: bool = False
     ratios: dict[str, float] = field(default_factory=dict)  # "store, IPv4" -> zero-copy ratio
 
     @property
@@ -59,7 +60,7 @@ def examine(
     profile_of: Callable[[str], DirectProfile] = device_profile,
 ) -> Report:
     """Return the report for a configuration on this machine."""
-    report = Report()
+    report = Report(is_deviceless=settings.engine.is_deviceless)
     report.sections["machine"] = _machine(settings, core)
     state = _interface(settings, read, report)
     for name, store in settings.store.items():

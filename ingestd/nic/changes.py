@@ -29,7 +29,7 @@ class RingsChange(_Change):
     after: dict[RingName, int]
 
     def command(self, interface: str) -> str:
-        """What a person would type (ethtool 6.13 or newer knows these words)."""
+        """What a person would type, if ethtool is new enough to know the words."""
         return f"ethtool -G {interface} {_ring_words(self.after)}"
 
 

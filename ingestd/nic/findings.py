@@ -122,15 +122,16 @@ def _split(state: NicState) -> Iterator[Finding]:
             "header split",
             "fail",
             "tcp-data-split is not on, so payload does not get into buffers of its own",
-            f"ingestd nic apply {name} (or {first}ethtool -G {name} tcp-data-split on, with"
-            " ethtool 6.13 or newer)",
+            f"ingestd nic apply {name} (or {first}ethtool -G {name} tcp-data-split on, if"
+            " ethtool is new enough to know the word)",
         )
     if rings is not None and rings.hds_thresh:
         yield Finding(
             "hds-thresh",
             "fail",
             f"hds-thresh is {rings.hds_thresh}, so shorter payload is not split from its header",
-            f"ingestd nic apply {name} (or ethtool -G {name} hds-thresh 0)",
+            f"ingestd nic apply {name} (or ethtool -G {name} hds-thresh 0, if ethtool is new"
+            " enough to know the word)",
         )
     elif rings is not None and rings.hds_thresh is not None:
         yield Finding("hds-thresh", "ok", "it is 0: all payload is split from its header")

@@ -16,7 +16,7 @@ from ingestd.sizes import exact_size, full_size
 from ingestd.store.layout import SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_OFFSET
 
 SEGMENT_UNIT_BYTES: Final = 1024 * 1024
-SEGMENTS_WANTED: Final = 256
+SEGMENTS_WANTED: Final = 64
 SEGMENTS_MIN: Final = 4
 SEGMENT_DEFAULT_BYTES_MIN: Final = 8 * 1024 * 1024
 SEGMENT_DEFAULT_BYTES_MAX: Final = 256 * 1024 * 1024

@@ -31,6 +31,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.bench import machine
 
 MIB: Final = 1 << 20
+BLOCK_BYTES: Final = 4096
 READY_TIMEOUT_S: Final = 60.0
 END_TIMEOUT_S: Final = 300.0
 POLL_INTERVAL_S: Final = 0.005
@@ -69,10 +70,15 @@ class Job:
         return self.flows_count * self.flow_bytes
 
     @property
+    def segment_bytes(self) -> int:
+        """What ingestd takes by default on a large store; less where little is sent."""
+        return 256 * MIB if self.payload_bytes >= 1024 * MIB else 16 * MIB
+
+    @property
     def file_bytes(self) -> int:
         """Room enough for any receiver's file: payload, padding, an index, spare segments."""
-        per_flow = self.flow_bytes // MIB * MIB + 2 * MIB
-        return self.flows_count * per_flow * 9 // 8 + 512 * MIB
+        padding_bytes = self.flows_count * 2 * BLOCK_BYTES
+        return self.payload_bytes * 9 // 8 + padding_bytes + 6 * self.segment_bytes
 
 
 @dataclass(slots=True)
@@ -257,8 +263,9 @@ class UpperBound(OneShot):
     """tests/bench/upper_bound.c; its file is written once before."""
 
     closes_when_durable = True
-    # One flow: few slots stay warm. Many: every flow has one, and as many are being written.
-    SLOTS_WRITING_BYTES: Final = 32 * MIB
+    # As much is being written as ingestd has under way at most; beside that one slot per flow.
+    SLOT_BYTES_MAX: Final = 4 * MIB
+    SLOTS_WRITING_BYTES: Final = 64 * MIB
     AREA_BYTES_MAX: Final = 256 * MIB
 
     def __init__(self, name: str, job: Job, program: Path) -> None:
@@ -271,7 +278,7 @@ class UpperBound(OneShot):
         write_zeros(self.path, self.job.file_bytes)
 
     def _slot_bytes(self) -> int:
-        slot_bytes = MIB
+        slot_bytes = self.SLOT_BYTES_MAX
         while self.job.flows_count * slot_bytes > self.AREA_BYTES_MAX - self.SLOTS_WRITING_BYTES:
             slot_bytes //= 2
         return slot_bytes
@@ -305,7 +312,6 @@ class Ingestd(Receiver):
     """`ingestd serve` with default settings but for the checksum."""
 
     closes_when_durable = True
-    SEGMENT_BYTES: Final = 64 * MIB
     AREA_BYTES: Final = 256 * MIB
     area_bytes = AREA_BYTES
 
@@ -327,7 +333,7 @@ class Ingestd(Receiver):
         if self.store.exists() and self.store.stat().st_size < size_bytes:
             self.store.unlink()
         flags = ["--force"] if self.store.exists() else ["--zero", "--size", str(size_bytes)]
-        flags += ["--segment-size", str(self.SEGMENT_BYTES)]
+        flags += ["--segment-size", str(self.job.segment_bytes)]
         run_quietly(INGESTD, "format", self.store, *flags)
         connections_max = self.job.flows_count + self.job.idle_count + 64
         self.store.with_suffix(".toml").write_text(

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from support.daemon import Daemon
 from support.observe import (
     RSS_BEYOND_AREA_MAX,

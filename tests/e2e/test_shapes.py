@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from ingestd.store.image import read_image
 from support.daemon import PROGRAM, Daemon, format_store, free_port, run_ingestd
 from support.observe import (

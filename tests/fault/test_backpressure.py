@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
 from ingestd.errors import SystemCallError
 from support.daemon import Daemon, format_store, run_ingestd
 from support.loop import frozen, loop_device, make_ext4, mounted, throttled
@@ -28,7 +29,7 @@ from support.observe import (
     wait_until,
 )
 from support.payload import Payload
-from support.senders import SocketSender, Sent, assert_sealed, send_all
+from support.senders import Sent, SocketSender, assert_sealed, send_all
 from support.stores import MIB, write_config
 
 StartDaemon = Callable[..., Daemon]

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+
 from support.daemon import Daemon, format_store
 from support.observe import (
     assert_claims,

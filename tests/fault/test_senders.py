@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from support.daemon import Daemon
 from support.observe import (
     assert_adds_up,

@@ -9,6 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
 from support.daemon import Daemon, format_store, free_port, run_ingestd
 from support.observe import (
     assert_claims,

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from ingestd.errors import StoreBusyError, StoreError, UnsafeDeviceError
 from support.daemon import Daemon, format_store, run_ingestd
 from support.loop import loop_device, make_ext4, mounted, run, write_partition_table

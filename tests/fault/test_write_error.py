@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
 from ingestd.errors import StoreFailedError
 from support.daemon import Daemon, format_store, free_port, run_ingestd
 from support.loop import loop_device, run, tmpfs

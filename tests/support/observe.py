@@ -8,15 +8,15 @@ import json
 import subprocess
 import time
 import urllib.request
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
 from prometheus_client.parser import text_string_to_metric_families
 
+from ingestd.store.image import read_image
+from ingestd.store.reader import read_flow
 from support.daemon import PROGRAM, Daemon, run_ingestd
 from support.payload import Payload
 from support.senders import Receipt, Sent
@@ -103,14 +103,24 @@ def cat(store: Path, flow: str, *flags: str) -> bytes:
 def image_sha256(store: Path, flows: Iterable[str]) -> dict[str, str]:
     """The same through the library that `cat` calls: for flows too many to start it for each."""
     result = {}
+    for flow, pieces in _read(store, flows):
+        digest = hashlib.sha256()
+        for piece in pieces:
+            digest.update(piece)
+        result[flow] = digest.hexdigest()
+    return result
+
+
+def image_bytes(store: Path, flows: Iterable[str]) -> dict[str, bytes]:
+    """The bytes themselves, of flows that are small."""
+    return {flow: b"".join(bytes(piece) for piece in pieces) for flow, pieces in _read(store, flows)}
+
+
+def _read(store: Path, flows: Iterable[str]) -> Iterator[tuple[str, Iterator[Any]]]:
     with read_image(str(store)) as image:
         by_id = {flow.flow: flow for flow in image.flows}
         for flow in flows:
-            digest = hashlib.sha256()
-            for piece in read_flow(image, by_id[flow]):
-                digest.update(piece)
-            result[flow] = digest.hexdigest()
-    return result
+            yield flow, read_flow(image, by_id[flow])
 
 
 def verify(store: Path) -> dict[str, Any]:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 
 from ingestd.errors import IngestdError
-
 from support.daemon import COMMAND_TIMEOUT_S, PROGRAM
 
 ERROR_PREFIX = "ingestd: error: "

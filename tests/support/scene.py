@@ -18,15 +18,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from support.fake_core import FakeCore
-from support.fake_log import Recorder
-from support.fake_store import FakeOpener
-
 from ingestd.config import Overrides, load
 from ingestd.daemon import Daemon
 from ingestd.log import Log
 from ingestd.signals import SignalInbox
 from ingestd.zcrx import Nic
+from support.fake_core import FakeCore
+from support.fake_log import Recorder
+from support.fake_store import FakeOpener
 
 WAIT_S = 10.0
 ONE_STORE: dict[str, Any] = {

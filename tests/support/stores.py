@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import tomli_w
+
 from support.daemon import format_store, run_ingestd
 from support.loop import loop_device
 

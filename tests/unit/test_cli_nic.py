@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fake_nic import FakeNic
 
 from ingestd.cli import main
 from ingestd.errors import EngineError
 from ingestd.nic.netlink import Link
+from support.fake_nic import FakeNic
 
 Run = Callable[..., tuple[int, str, str]]
 

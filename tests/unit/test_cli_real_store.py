@@ -9,9 +9,9 @@ import uuid
 from pathlib import Path
 
 import pytest
-from support.store_builder import Close, Extent, Open, StoreBuilder
 
 from ingestd.cli import main
+from support.store_builder import Close, Extent, Open, StoreBuilder
 
 Capture = pytest.CaptureFixture[str]
 BinaryCapture = pytest.CaptureFixture[bytes]

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from support.scene import ONE_STORE, WAIT_S, Scene, service_manager, wait_for
 
 from ingestd import daemon, startup, systemd
 from ingestd.daemon import drain_time_s
 from ingestd.signals import SIGNALS, SignalInbox
+from support.scene import ONE_STORE, WAIT_S, Scene, service_manager, wait_for
 
 
 @pytest.fixture

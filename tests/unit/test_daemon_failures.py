@@ -14,9 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fake_core import CoreFault
-from support.fake_store import FakeOpener, recovery
-from support.scene import ONE_STORE, TWO_STORES, WAIT_S, Scene, service_manager, wait_for
 
 from ingestd import daemon, startup
 from ingestd.errors import (
@@ -29,6 +26,9 @@ from ingestd.errors import (
     SystemCallError,
 )
 from ingestd.signals import SIGNALS
+from support.fake_core import CoreFault
+from support.fake_store import FakeOpener, recovery
+from support.scene import ONE_STORE, TWO_STORES, WAIT_S, Scene, service_manager, wait_for
 
 
 @pytest.fixture

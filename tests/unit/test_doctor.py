@@ -9,9 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.facts import ALL_FEATURES, CAP_ALL, CAP_NONE
-from support.fake_core import CoreFault, FakeCore
-from support.fake_nic import FakeNic
 
 from ingestd import zcrx
 from ingestd.cli import main
@@ -24,6 +21,9 @@ from ingestd.errors import EngineError, NotAStoreError
 from ingestd.nic.plan import plan_changes
 from ingestd.nic.work import make
 from ingestd.zcrx import wanted_flows
+from support.facts import ALL_FEATURES, CAP_ALL, CAP_NONE
+from support.fake_core import CoreFault, FakeCore
+from support.fake_nic import FakeNic
 
 NVME = DirectProfile(4, 512, 0, 1024)
 VIRTIO = DirectProfile(512, 512, 0, 1024)
@@ -120,6 +120,15 @@ def test_no_interface_named(bench: Bench) -> None:
     report = bench.examine()
     assert report.engine == "recv"
     assert not report.is_ready
+
+
+def test_without_a_store_the_queues_are_looked_at_all_the_same(bench: Bench) -> None:
+    settings = bench.settings.model_copy(update={"store": {}, "listener": {}})
+    bench.nic.now.spread = (0, 1, 2, 3)
+    report = examine(settings, bench.core, read=lambda _: bench.nic.read())
+    found = {finding.subject: finding.verdict for finding in report.findings}
+    assert found["queue 3"] == "ok"
+    assert found["RSS"] == "fail"
 
 
 def test_device_less(bench: Bench) -> None:

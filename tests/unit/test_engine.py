@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import pytest
-from support.facts import ALL_FEATURES, CAP_ALL, CAP_NONE
 
 from ingestd.config import EngineSettings
 from ingestd.engine import choose_engine, fall_back
@@ -17,6 +16,7 @@ from ingestd.readiness import (
     locked_finding,
     privilege_findings,
 )
+from support.facts import ALL_FEATURES, CAP_ALL, CAP_NONE
 
 OBSTACLE = Finding("header split", "fail", "it is off", "turn it on")
 MIB = 1024 * 1024

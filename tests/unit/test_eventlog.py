@@ -9,13 +9,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from support.fake_core import Event, FakeCore
-from support.fake_log import Recorder
 
 from ingestd.eventlog import EventLog, errno_text
 from ingestd.log import Log, LogEvent
 from ingestd.status import StatusLine
 from ingestd.store import layout
+from support.fake_core import Event, FakeCore
+from support.fake_log import Recorder
 
 FLOW = uuid.UUID("0192f0c1-2345-7890-abcd-ef0123456789")
 WORKER: Any = SimpleNamespace(store_name="data", index=2)

@@ -10,13 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from support.fake_core import CoreFault, FakeCore
-from support.fake_store import MIB
 
 from ingestd import direct_io, limits, worker
 from ingestd.config import StoreSettings
 from ingestd.direct_io import complete_profile, virt_boundary_mask
-from ingestd.errors import EngineError, IngestdError, ResourceError, SystemCallError
+from ingestd.errors import IngestdError, ResourceError, SystemCallError
 from ingestd.limits import (
     LockedNeed,
     check_locked_memory,
@@ -25,6 +23,8 @@ from ingestd.limits import (
     raise_descriptor_limit,
 )
 from ingestd.worker import store_profile
+from support.fake_core import CoreFault, FakeCore
+from support.fake_store import MIB
 
 # --- Limits -------------------------------------------------------------------------
 

@@ -17,8 +17,6 @@ from typing import Any
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from support.fake_core import FakeCore, counter_names
-from support.fake_store import MIB, FakeStore
 
 from ingestd import __version__
 from ingestd.address import parse_address
@@ -26,6 +24,8 @@ from ingestd.engine import EngineChoice
 from ingestd.errors import ListenError
 from ingestd.metrics import IngestdCollector
 from ingestd.metrics_server import MetricsServer, start_metrics
+from support.fake_core import FakeCore, counter_names
+from support.fake_store import MIB, FakeStore
 
 ROOT = Path(__file__).resolve().parents[2]
 BOUNDS_NS = FakeCore.HISTOGRAM_BOUNDS_NS

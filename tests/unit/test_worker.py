@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fake_core import CoreFault, FakeCore
-from support.fake_store import MIB, FakeStore
 
 from ingestd import faults, worker
 from ingestd.config import StoreSettings
@@ -26,9 +24,11 @@ from ingestd.errors import (
     ResourceError,
     SystemCallError,
 )
-from ingestd.pump import Pump
 from ingestd.faults import fault_to_error
+from ingestd.pump import Pump
 from ingestd.worker import LISTENERS_MAX, WorkerThread
+from support.fake_core import CoreFault, FakeCore
+from support.fake_store import MIB, FakeStore
 
 WAIT_S = 10.0
 PROFILE = DirectProfile(4, 512, 4095, 1024)
@@ -346,7 +346,7 @@ def test_loop_age(bench: Bench) -> None:
         (errno.EINVAL, "sched_setaffinity", ConfigError, "store's cpus"),
         (errno.EIO, "fsync", SystemCallError, "dmesg"),
         (errno.EPERM, "io_uring_register_ifq", EngineError, "CAP_NET_ADMIN"),
-        (errno.EINVAL, "io_uring_register_ifq", EngineError, "-G eth7 tcp-data-split on"),
+        (errno.EINVAL, "io_uring_register_ifq", EngineError, "ingestd nic apply eth7"),
         (errno.ENODEV, "io_uring_register_ifq", EngineError, "ip -br link"),
         (errno.EOPNOTSUPP, "io_uring_register_ifq", EngineError, "ethtool -i eth7"),
         (errno.EEXIST, "io_uring_register_ifq", ResourceError, "still holds the queue"),

@@ -10,11 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.facts import ALL_FEATURES, CAP_ALL, CAP_NONE
-from support.fake_core import CoreFault
-from support.fake_log import Recorder
-from support.fake_nic import FakeNic
-from support.scene import Scene, wait_for
 
 from ingestd import daemon, startup, zcrx
 from ingestd.address import parse_address
@@ -26,6 +21,11 @@ from ingestd.nic.journal import journal_path, open_journal
 from ingestd.nic.plan import Steered, plan_changes
 from ingestd.nic.work import apply, make
 from ingestd.zcrx import queues_of_stores, steered_families, wanted_flows
+from support.facts import ALL_FEATURES, CAP_ALL, CAP_NONE
+from support.fake_core import CoreFault
+from support.fake_log import Recorder
+from support.fake_nic import FakeNic
+from support.scene import Scene, wait_for
 
 PORT = 7070
 STORE: dict[str, Any] = {"store": {"data": {"path": "/dev/made-up", "workers": 2}}}

@@ -4,12 +4,12 @@
 from __future__ import annotations
 
 import pytest
-from support.fake_nic import FakeNic, rule_text
 
 from ingestd.errors import EngineError
 from ingestd.nic import ethtool
 from ingestd.nic.ethtool import Ethtool, Outcome, parse_rules, run_ethtool
 from ingestd.nic.state import Feature, Rule
+from support.fake_nic import FakeNic, rule_text
 
 # Recorded: ethtool 6.14.2 on Linux 7.3.4.
 RECORDED = """4 RX rings available

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from support.fake_nic import FakeNic
 
 from ingestd.finding import Finding, failures
 from ingestd.nic.findings import nic_findings, steering_command
@@ -16,6 +15,7 @@ from ingestd.nic.plan import Steered, plan_changes
 from ingestd.nic.shape import mss_for_payload, mtu_for_payload, payload_bytes, predict
 from ingestd.nic.state import NicState, Queue
 from ingestd.nic.work import make
+from support.fake_nic import FakeNic
 
 WANTED = [Steered((("tcp4", 7070),), (3,))]
 

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support.fake_nic import TABLE_SLOTS, FakeNic
 
 from ingestd.errors import EngineError
 from ingestd.nic.changes import SpreadChange, is_default_spread, spread_arguments
 from ingestd.nic.plan import Steered, last_queues, plan_changes
 from ingestd.nic.state import SPLIT_ON, Family
 from ingestd.nic.work import make
+from support.fake_nic import TABLE_SLOTS, FakeNic
 
 ONE: list[Steered] = [Steered((("tcp4", 7070), ("tcp6", 7070)), (3,))]
 TWO: list[Steered] = [Steered((("tcp4", 7070),), (2, 3))]

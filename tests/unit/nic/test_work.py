@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-from support.fake_nic import CrashError, FakeNic
 
 from ingestd.errors import EngineError, SystemCallError
 from ingestd.nic import journal as journal_module
@@ -15,6 +14,7 @@ from ingestd.nic.journal import journal_path, open_journal
 from ingestd.nic.plan import Steered, plan_changes
 from ingestd.nic.state import SPLIT_ON
 from ingestd.nic.work import apply, undo
+from support.fake_nic import CrashError, FakeNic
 
 WANTED = [
     Steered((("tcp4", 7070), ("tcp6", 7070)), (2, 3)),
@@ -144,7 +144,15 @@ def test_what_somebody_changed_since_stays(tmp_path: Path) -> None:
     nic.now.rules[2]["port"] = 9999
     fates = _undo(nic, tmp_path)
     # rules newest first, the context that a rule left, spread, ntuple, rings
-    assert fates == ["changed since", "undone", "gone", "undone", "changed since", "undone", "undone"]
+    assert fates == [
+        "changed since",
+        "undone",
+        "gone",
+        "undone",
+        "changed since",
+        "undone",
+        "undone",
+    ]
     assert nic.now.rings["hds_thresh"] == 100
     assert nic.now.rings["tcp_data_split"] != SPLIT_ON
     assert set(nic.now.spread) == {0, 1}

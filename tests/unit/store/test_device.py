@@ -6,7 +6,6 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,6 +19,7 @@ from ingestd.store.layout import SEGMENTS_OFFSET
 from ingestd.store.segment import SegmentState
 from ingestd.store.serving import open_for_serving
 from ingestd.store.verify import verify_store
+from support.loop import loop_device
 from support.store_builder import Close, Extent, Open, StoreBuilder
 
 FLOW = b"\xab" * 16
@@ -165,23 +165,13 @@ def test_the_lock_is_seen_and_given_back(path: Path) -> None:
 
 @pytest.fixture
 def loop(tmp_path: Path) -> Iterator[str]:
-    """A loop device with a store of two sealed flows; skips where there is none to be had."""
+    """A block device with a store of one sealed flow; skips where there is none to be had."""
     builder = StoreBuilder()
     segment = builder.segment(0)
     segment.batch(Open(FLOW), Extent(FLOW, b"x" * 100), Close(FLOW))
-    backing = builder.save(tmp_path / "store.img")
-    try:
-        done = subprocess.run(
-            ["losetup", "--find", "--show", backing], capture_output=True, text=True, check=False
-        )
-    except FileNotFoundError:
-        pytest.skip("losetup is not installed")
-    if done.returncode:
-        pytest.skip(f"no loop device to be had: {done.stderr.strip()}")
-    try:
-        yield done.stdout.strip()
-    finally:
-        subprocess.run(["losetup", "--detach", done.stdout.strip()], check=True)
+    with loop_device(tmp_path / "backing.img", builder.store_bytes) as device:
+        device.write_bytes(builder.image)
+        yield str(device)
 
 
 def test_a_block_device_is_served_exclusively(loop: str) -> None:

@@ -19,6 +19,7 @@ from ingestd.store.geometry import default_segment_bytes, plan_geometry
 from ingestd.store.image import read_image
 from ingestd.store.safety import BlockDevice, signatures
 from ingestd.store.superblock import Superblock
+from support.loop import cannot, loop_device, make_ext4, mounted, write_partition_table
 
 KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4
 
@@ -250,61 +251,69 @@ def test_other_kinds_of_files(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def loop(tmp_path: Path) -> Iterator[str]:
-    """A loop device of 16 MiB with partition scanning; skips where there is none to be had."""
-    backing = tmp_path / "backing.img"
-    backing.write_bytes(bytes(16 * MIB))
-    try:
-        done = subprocess.run(
-            ["losetup", "--find", "--show", "--partscan", backing],
-            capture_output=True, text=True, check=False,
-        )
-    except FileNotFoundError:
-        pytest.skip("losetup is not installed")
-    if done.returncode:
-        pytest.skip(f"no loop device to be had: {done.stderr.strip()}")
-    device = done.stdout.strip()
-    try:
+def loop(tmp_path: Path) -> Iterator[Path]:
+    """A block device of 16 MiB with partition scanning; skips where there is none to be had."""
+    with loop_device(tmp_path / "backing.img", 16 * MIB, 512, "--partscan") as device:
         yield device
-    finally:
-        subprocess.run(["losetup", "--detach", device], check=True)
 
 
-def test_a_block_device(loop: str, tmp_path: Path) -> None:
-    made = make(Path(loop), None, force=False)
-    assert made.store_bytes == 16 * MIB
-    with read_image(loop) as image:
+def test_a_block_device(loop: Path, tmp_path: Path) -> None:
+    made = make(loop, None, force=False)
+    assert (made.store_bytes, made.block_bytes) == (16 * MIB, 4096)
+    with read_image(str(loop)) as image:
         assert image.superblock == made
     with pytest.raises(UnsafeDeviceError, match="is the store"):
-        make(Path(loop), None)
+        make(loop, None)
     with pytest.raises(StoreError, match="leave the size out"):
-        make(Path(loop), 32 * MIB, force=True)
+        make(loop, 32 * MIB, force=True)
+    assert make(loop, 12 * MIB, force=True).store_bytes == 12 * MIB
     with pytest.raises(UnsafeDeviceError, match="attached to loop"):
         make(tmp_path / "backing.img", None, force=True)
 
 
-def test_a_mounted_block_device(loop: str, tmp_path: Path) -> None:
-    subprocess.run(["mke2fs", "-q", loop], check=True)
-    point = tmp_path / "mount point"
-    point.mkdir()
-    mounted = subprocess.run(["mount", loop, point], capture_output=True, check=False)
-    if mounted.returncode:
-        pytest.skip(f"mounting is not allowed here: {mounted.stderr!r}")
-    try:
-        with pytest.raises(UnsafeDeviceError, match=r"mounted on .*mount point"):
-            make(Path(loop), None, force=True)
-    finally:
-        subprocess.run(["umount", point], check=True)
-    with pytest.raises(UnsafeDeviceError, match="ext2"):
-        make(Path(loop), None)
-    make(Path(loop), None, force=True)
+def test_a_block_device_of_large_blocks_and_odd_size(tmp_path: Path) -> None:
+    with loop_device(tmp_path / "b.img", 16 * MIB + 4096, 4096) as device:
+        assert make(device, None).store_bytes == 16 * MIB + 4096
+    with loop_device(tmp_path / "b.img", 16 * MIB + 512, 512) as device:
+        assert make(device, None).store_bytes == 16 * MIB
 
 
-def test_a_claimed_block_device(loop: str) -> None:
+def test_a_mounted_block_device(loop: Path, tmp_path: Path) -> None:
+    make_ext4(loop)
+    with (
+        mounted(loop, tmp_path / "mount point"),
+        pytest.raises(UnsafeDeviceError, match=r"mounted on .*mount point"),
+    ):
+        make(loop, None, force=True)
+    with pytest.raises(UnsafeDeviceError, match="carries ext4"):
+        make(loop, None)
+    make(loop, None, force=True)
+
+
+def test_a_partitioned_block_device(loop: Path, tmp_path: Path) -> None:
+    write_partition_table(loop)
+    partition = Path(f"{loop}p1")
+    with pytest.raises(UnsafeDeviceError, match=f"has the partitions {partition.name}"):
+        make(loop, None)
+    if not partition.exists():
+        cannot(f"nobody makes {partition} here")
+    make_ext4(partition)
+    with (
+        mounted(partition, tmp_path / "point"),
+        pytest.raises(UnsafeDeviceError, match=r"mounted on .*point"),
+    ):
+        make(loop, None, force=True)
+    made = make(loop, None, force=True)
+    assert BlockDevice(loop.stat().st_rdev).partitions() == []
+    with read_image(str(loop)) as image:
+        assert image.superblock == made
+
+
+def test_a_claimed_block_device(loop: Path) -> None:
     holder = os.open(loop, os.O_RDONLY | os.O_EXCL)
     try:
         with pytest.raises(StoreBusyError, match="held by another process"):
-            make(Path(loop), None, force=True)
+            make(loop, None, force=True)
     finally:
         os.close(holder)
 

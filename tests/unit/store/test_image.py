@@ -226,6 +226,20 @@ def test_what_lay_behind_a_hole_never_comes_back(path: Path) -> None:
         assert image.find(ID).state == "sealed"
 
 
+def test_bytes_that_are_there_twice_are_shown_once(path: Path) -> None:
+    builder = StoreBuilder()
+    first = builder.segment(0)
+    first.batch(Open(FLOW), Extent(FLOW, b"a" * 1000))
+    first.close()
+    second = builder.segment(1)
+    second.batch(Extent(FLOW, b"b" * 1000, at=500))
+    second.close()
+    with image_of(builder, path) as image:
+        assert bytes_of(image, FLOW) == b"a" * 1000
+        assert [a.is_damage for a in image.anomalies] == [True]
+        assert "bytes 500 to 1000 are there twice" in image.anomalies[0].text
+
+
 def test_open_only_while_someone_serves(path: Path) -> None:
     builder = StoreBuilder()
     builder.segment(0).batch(Open(FLOW), Extent(FLOW, b"a"))

@@ -109,7 +109,7 @@ void net_reset(void) {
     net_set_mtu(NET_MTU_ETHERNET);
 }
 
-uint64_t net_queue_counter(const char *name) {
+uint64_t net_counter(unsigned queue, const char *name) {
     struct {
         struct ethtool_gstrings head;
         char names[COUNTERS_MAX][ETH_GSTRING_LEN];
@@ -124,11 +124,15 @@ uint64_t net_queue_counter(const char *name) {
     control(false, SIOCETHTOOL, &request);
     request.ifr_data = (char *)&stats;
     control(false, SIOCETHTOOL, &request);
-    snprintf(wanted, sizeof(wanted), "rx%u_%s", NET_QUEUE, name);
+    snprintf(wanted, sizeof(wanted), "rx%u_%s", queue, name);
     for (uint32_t index = 0; index < strings.head.len && index < COUNTERS_MAX; index++)
         if (strncmp(strings.names[index], wanted, ETH_GSTRING_LEN) == 0)
             return stats.values[index];
     check_fail(__FILE__, __LINE__, "the NIC has no counter %s", wanted);
+}
+
+uint64_t net_queue_counter(const char *name) {
+    return net_counter(NET_QUEUE, name);
 }
 
 struct name {

@@ -39,7 +39,8 @@ void net_set_parameter(const char *name, unsigned value);
 /* All settings back to what setup.sh made. */
 void net_reset(void);
 
-/* A counter of the steered queue, e.g. "frags". */
+/* A counter of a queue, e.g. "frags"; and of the steered queue. */
+uint64_t net_counter(unsigned queue, const char *name);
 uint64_t net_queue_counter(const char *name);
 
 int net_listen(const char *address, uint16_t port);

@@ -4,7 +4,7 @@
  * one store, one per rx queue, with what the daemon does for them: segments, hand-over of
  * connections, drain. The core is that of the package, but for the functions of observe.h.
  *
- *   -f DEVICE              the store; -F BYTES formats it first, with segments of that size
+ *   -f DEVICE              the store; -F BYTES formats it, with segments of that size, and ends
  *   -i INTERFACE|none      none: the kernel's device-less mode
  *   -q QUEUE[,QUEUE...]    one worker each
  *   -p PORT                listens there on all addresses
@@ -445,6 +445,8 @@ int main(int count, char **words) {
     s->signals = signalfd(-1, &ours, SFD_NONBLOCK | SFD_CLOEXEC);
     sem_init(&s->set_up, 0, 0);
     open_store(s);
+    if (s->format_segment_bytes != 0)
+        return 0;
     begin_members(s);
     if (!run_members(s))
         exit(3); /* a thread that failed has said why */

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A service manager's end of sd_notify(3): what the daemon tells it, in order."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+MESSAGE_BYTES_MAX: Final = 65536
+
+
+class NotifySocket:
+    """Collects datagrams on a socket for NOTIFY_SOCKET; a context manager."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.messages: list[tuple[float, list[str]]] = []  # when, lines
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._socket.bind(str(path))
+        self._thread = threading.Thread(target=self._collect, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as end:
+            end.sendto(b"", str(self.path))
+        self._thread.join()
+        self._socket.close()
+
+    def _collect(self) -> None:
+        while data := self._socket.recv(MESSAGE_BYTES_MAX):
+            self.messages.append((time.monotonic(), data.decode().split("\n")))
+
+    def times(self, line: str) -> list[float]:
+        """When a line came; it may end in "=" to stand for any value."""
+        return [
+            when
+            for when, lines in list(self.messages)
+            if any(got == line or (line.endswith("=") and got.startswith(line)) for got in lines)
+        ]

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * dm-delay by the device mapper's own requests: see delay.h. One slow device at a time.
+ */
+#define _GNU_SOURCE
+#include "delay.h"
+#include "check.h"
+
+#include <fcntl.h>
+#include <linux/dm-ioctl.h>
+#include <linux/fs.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#define NAME "slow"
+#define SECTOR_BYTES 512u
+
+struct request {
+    struct dm_ioctl head;
+    struct dm_target_spec target;
+    char parameters[256];
+};
+
+static void begin(struct request *r, uint32_t flags) {
+    memset(r, 0, sizeof(*r));
+    r->head.version[0] = DM_VERSION_MAJOR;
+    r->head.data_size = sizeof(*r);
+    r->head.data_start = offsetof(struct request, target);
+    r->head.flags = flags;
+    snprintf(r->head.name, sizeof(r->head.name), NAME);
+}
+
+static void ask(unsigned long operation, struct request *r, const char *what) {
+    int control = open("/dev/mapper/control", O_RDWR | O_CLOEXEC);
+
+    CHECK(control >= 0, "/dev/mapper/control: %m");
+    CHECK(ioctl(control, operation, r) == 0, "%s the slow device: %m", what);
+    close(control);
+}
+
+static uint64_t device_sectors(const char *device) {
+    uint64_t bytes;
+    int fd = open(device, O_RDONLY | O_CLOEXEC);
+
+    CHECK(fd >= 0 && ioctl(fd, BLKGETSIZE64, &bytes) == 0, "%s: %m", device);
+    close(fd);
+    return bytes / SECTOR_BYTES;
+}
+
+void delay_create(const char *device, unsigned write_delay_ms, char path[DELAY_PATH_BYTES]) {
+    struct request r;
+
+    begin(&r, 0);
+    ask(DM_DEV_CREATE, &r, "creating");
+    snprintf(path, DELAY_PATH_BYTES, "/dev/dm-%u", minor(r.head.dev));
+    begin(&r, 0);
+    r.head.target_count = 1;
+    r.target.length = device_sectors(device);
+    snprintf(r.target.target_type, sizeof(r.target.target_type), "delay");
+    /* Device, offset, delay: of reads, then of writes, which flushes go with. */
+    snprintf(r.parameters, sizeof(r.parameters), "%s 0 0 %s 0 %u", device, device, write_delay_ms);
+    ask(DM_TABLE_LOAD, &r, "loading the table of");
+    delay_suspend(false);
+}
+
+void delay_suspend(bool on) {
+    struct request r;
+
+    begin(&r, on ? DM_SUSPEND_FLAG | DM_SKIP_LOCKFS_FLAG | DM_NOFLUSH_FLAG : 0);
+    ask(DM_DEV_SUSPEND, &r, on ? "suspending" : "resuming");
+}
+
+void delay_remove(void) {
+    struct request r;
+
+    begin(&r, 0);
+    ask(DM_DEV_REMOVE, &r, "removing");
+}
