@@ -50,7 +50,8 @@ $(BUILD)/venv.stamp: pyproject.toml scripts/requirements.py
 # The package: built and installed anew, incrementally, when any of its files changes.
 $(BUILD)/package.stamp: $(BUILD)/venv.stamp meson.build README.md LICENSE $(PACKAGE_FILES)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -qq --no-build-isolation --no-deps \
-		--force-reinstall -Cbuild-dir=$(BUILD)/meson -Csetup-args=-Dwerror=true .
+		--force-reinstall --config-settings=build-dir=$(BUILD)/meson \
+		--config-settings=setup-args=-Dwerror=true .
 	touch $@
 
 build: setup

@@ -43,6 +43,7 @@ from ingestd.startup import (
     check_limits,
     open_listeners,
     open_store,
+    release_workers,
     start_workers,
     stop_workers,
 )
@@ -159,6 +160,8 @@ class Daemon:
             listeners=sorted(settings.listener),
         )
         nic_undo = undo.enter_context(ExitStack())
+        # An interface can only be put back when nobody holds its queues any more.
+        undo.callback(release_workers, self._workers)
         features = kernel_features(self._core)
         engine = zcrx.choose(settings, features, self._log, nic_undo, self._nic_of)
         self._log.emit(LogEvent.ENGINE_CHOSEN, engine=engine.kind, reason=engine.reason)
@@ -197,6 +200,7 @@ class Daemon:
             if engine.kind != "zcrx" or self._settings.engine.kind != "auto":
                 raise
             stop_workers(self._workers)
+            release_workers(self._workers)
             self._workers.clear()
             nic_undo.close()
             engine = fall_back(error)

@@ -202,6 +202,12 @@ def stop_workers(workers: Sequence[WorkerThread]) -> None:
         worker.join(max(0.0, deadline_s - time.monotonic()))
 
 
+def release_workers(workers: Sequence[WorkerThread]) -> None:
+    """Let go of all that workers which have ended still hold of the kernel."""
+    for worker in workers:
+        worker.release()
+
+
 class Listening(NamedTuple):
     """A bound address; its place in the list is the number that workers know it by."""
 

@@ -217,6 +217,14 @@ class WorkerThread:
             self._thread.join(timeout_s)
         return not self.alive()
 
+    def release(self) -> None:
+        """Give up what the core holds of the kernel, such as an rx queue, once the thread ended.
+
+        Nothing can be asked of this worker any more.
+        """
+        if not self.alive():
+            self._worker = None
+
     def alive(self) -> bool:
         """Tell whether the thread has begun and not ended."""
         return self._thread.is_alive() and not self._has_ended.is_set()

@@ -122,16 +122,16 @@ def _split(state: NicState) -> Iterator[Finding]:
             "header split",
             "fail",
             "tcp-data-split is not on, so payload does not get into buffers of its own",
-            f"ingestd nic apply {name} (or {first}ethtool -G {name} tcp-data-split on, if"
-            " ethtool is new enough to know the word)",
+            f"ingestd nic apply {name}, or {first}ethtool -G {name} tcp-data-split on, if"
+            " ethtool is new enough to know the word",
         )
     if rings is not None and rings.hds_thresh:
         yield Finding(
             "hds-thresh",
             "fail",
             f"hds-thresh is {rings.hds_thresh}, so shorter payload is not split from its header",
-            f"ingestd nic apply {name} (or ethtool -G {name} hds-thresh 0, if ethtool is new"
-            " enough to know the word)",
+            f"ingestd nic apply {name}, or ethtool -G {name} hds-thresh 0, if ethtool is new"
+            " enough to know the word",
         )
     elif rings is not None and rings.hds_thresh is not None:
         yield Finding("hds-thresh", "ok", "it is 0: all payload is split from its header")
@@ -168,11 +168,19 @@ def _spread(state: NicState, queues: Sequence[int]) -> Iterator[Finding]:
             "fail",
             f"other traffic is spread over rx queue {', '.join(map(str, hit))} too, and its sockets"
             " would fail with EFAULT",
-            f"ingestd nic apply {state.interface} (or ethtool -X {state.interface} {arguments})",
+            f"{apply_command(state, queues)}ethtool -X {state.interface} {arguments}",
         )
     else:
         shown = ", ".join(map(str, sorted(set(state.spread))))
         yield Finding("RSS", "ok", f"other traffic goes to rx queue {shown} only")
+
+
+def apply_command(state: NicState, queues: Sequence[int]) -> str:
+    """Return `ingestd nic apply ... or `, if that takes just these queues."""
+    count = len(queues)
+    if tuple(sorted(queues)) != tuple(range(state.queue_count - count, state.queue_count)):
+        return ""
+    return f"ingestd nic apply {state.interface} --queues {count}, or "
 
 
 def _steering(state: NicState, wanted: Sequence[Steered]) -> Iterator[Finding]:

@@ -78,7 +78,8 @@ class Job:
     def file_bytes(self) -> int:
         """Room enough for any receiver's file: payload, padding, an index, spare segments."""
         padding_bytes = self.flows_count * 2 * BLOCK_BYTES
-        return self.payload_bytes * 9 // 8 + padding_bytes + 6 * self.segment_bytes
+        wanted = self.payload_bytes * 9 // 8 + padding_bytes + 6 * self.segment_bytes
+        return -(-wanted // MIB) * MIB
 
 
 @dataclass(slots=True)
@@ -136,6 +137,10 @@ class Receiver:
         """What to start."""
         raise BenchError(f"{self.name} cannot be started")
 
+    def ports(self) -> list[int]:
+        """On all of these it listens once it is ready."""
+        return [self.port]
+
     def prepare(self) -> None:
         """Make what must be there before the start."""
 
@@ -162,7 +167,7 @@ class Receiver:
             start_new_session=True,  # a pipeline's processes can be ended together
         )
         limit = time.monotonic() + READY_TIMEOUT_S
-        while not machine.port_is_listening(self.port):
+        while not all(machine.port_is_listening(port) for port in self.ports()):
             if self.process.poll() is not None or time.monotonic() > limit:
                 raise BenchError(f"{self.name} did not start to listen")
             time.sleep(POLL_INTERVAL_S)
@@ -321,6 +326,10 @@ class Ingestd(Receiver):
         self.store = job.directory / "ingestd.store"
         self.metrics_port = free_port()
         self._log: IO[Any] | None = None
+
+    def ports(self) -> list[int]:
+        """The metrics come up last."""
+        return [self.port, self.metrics_port]
 
     def log(self) -> IO[Any] | int:
         """The daemon's log: of the last run only."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reading while writing: on a store under load, readers never fail and never lag acknowledgements."""
+"""Reading while writing: under load readers never fail and never lag acknowledgements."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from support.observe import (
     assert_stored,
     cat_sha256,
     list_flows,
+    scrape,
     verify,
     wait_until,
 )
@@ -30,6 +31,7 @@ SENDERS_COUNT = 8
 FLOW_BYTES_MAX = 2 * MIB
 LOAD_BYTES_MAX = 100 * MIB
 ROUNDS = 4
+COUNTERS = ("received", "kernel_copied", "durable", "written", "padding", "header")
 
 
 class _Load:
@@ -64,6 +66,16 @@ class _Load:
         return self.sealed
 
 
+def _check_counters(daemon: Daemon, before: dict[str, float]) -> dict[str, float]:
+    """Counters only grow, and at no time tell of more that is durable than was received."""
+    shot = scrape(daemon)
+    now = {name: shot.total(f"ingestd_{name}_bytes_total") for name in COUNTERS}
+    assert all(now[name] >= before[name] for name in COUNTERS), (before, now)
+    assert now["durable"] <= now["received"], now
+    assert now["durable"] <= now["written"], now
+    return now
+
+
 @pytest.mark.parametrize("checksum", ["crc32c", "none"])
 def test_readers_under_load(
     make_store: StoreMaker, start_daemon: StartDaemon, tmp_path: Path, seed: int, checksum: str
@@ -78,6 +90,7 @@ def test_readers_under_load(
     slow_peer = slow.peer
     slow_bytes = b""
     load = _Load(daemon, seed)
+    counters = dict.fromkeys(COUNTERS, 0.0)
     for number in range(ROUNDS):
         piece = Payload(seed + number, 10_001).data()
         slow.write(piece)
@@ -95,6 +108,7 @@ def test_readers_under_load(
             assert cat_sha256(store, sent.flow) == sent.payload.sha256()
         assert verify(store)["findings"] == []
         run_ingestd("info", store)
+        counters = _check_counters(daemon, counters)
     (entry,) = [entry for entry in list_flows(store) if entry["peer"] == slow_peer]
     assert entry["state"] == "open"
     wait_until(

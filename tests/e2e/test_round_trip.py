@@ -52,9 +52,7 @@ def _finish(daemon: Daemon, sent: list[Sent], checksum: str) -> None:
 
 
 @pytest.mark.timeout(300)
-def test_one_flow_of_2_gib_by_nc(
-    start_daemon: StartDaemon, tmp_path: Path, seed: int
-) -> None:
+def test_one_flow_of_2_gib_by_nc(start_daemon: StartDaemon, tmp_path: Path, seed: int) -> None:
     """Larger than the area, than 2^31, and than any single segment."""
     store = StoreMaker.in_file(tmp_path)(3 * GIB)
     daemon = _serve(start_daemon, store, tmp_path, "crc32c")

@@ -57,7 +57,9 @@ def test_flows_around_every_edge(
     daemon = _small_segments(start_daemon, store, tmp_path, checksum)
     payloads = [Payload(seed + size, size) for size in SIZES]
     sent = [send(daemon.address, payload) for payload in payloads]
-    sent += send_all(daemon.address, payloads, ["nc", "socat", *["socket"] * len(SIZES)][: len(SIZES)])
+    sent += send_all(
+        daemon.address, payloads, ["nc", "socat", *["socket"] * len(SIZES)][: len(SIZES)]
+    )
     for flow in sent:
         assert_sealed(flow, has_checksum=checksum == "crc32c")
     assert_stored(store, sent)

@@ -233,7 +233,9 @@ def test_second_sigterm_ends_the_drain(store_path: Path, start_daemon: StartDaem
 def test_twenty_restarts(start_daemon: StartDaemon, tmp_path: Path, seed: int) -> None:
     """SIGTERM and kill -9 in turn; at the end everything ever acknowledged is there."""
     store_path = format_store(tmp_path / "s.img", "--segment-size", "1MiB")
-    config = write_config(tmp_path / "c.toml", store={"default": {"area": "8MiB", "write_bytes_max": "64KiB"}})
+    config = write_config(
+        tmp_path / "c.toml", store={"default": {"area": "8MiB", "write_bytes_max": "64KiB"}}
+    )
     daemon = start_daemon(store_path, config=config)
     sent: list[Sent] = []
     for cycle in range(20):

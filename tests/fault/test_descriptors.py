@@ -72,5 +72,7 @@ def test_descriptors_do_not_leak(daemon: Daemon, seed: int) -> None:
 
 def _settled_count(daemon: Daemon) -> int:
     shot = scrape(daemon)
-    active = shot.total("ingestd_flows", state="open") + shot.total("ingestd_flows", state="closing")
+    active = shot.total("ingestd_flows", state="open") + shot.total(
+        "ingestd_flows", state="closing"
+    )
     return _descriptor_count(daemon) if active == 0 else 0

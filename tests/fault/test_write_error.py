@@ -81,7 +81,9 @@ def test_file_size_limit(
     start_daemon: StartDaemon, tmp_path: Path, seed: int, checksum: str
 ) -> None:
     store = format_store(tmp_path / "s.img", *SMALL, size="32MiB")
-    config = store_config(tmp_path / "c.toml", checksum=checksum, area="8MiB", write_bytes_max="64KiB")
+    config = store_config(
+        tmp_path / "c.toml", checksum=checksum, area="8MiB", write_bytes_max="64KiB"
+    )
     daemon = start_daemon(store, config=config)
     before = send(daemon.address, Payload(seed, 2_000_000))
     assert_sealed(before, has_checksum=checksum == "crc32c")
@@ -133,9 +135,10 @@ def _end(sender: SocketSender) -> Receipt:
 @pytest.fixture
 def short_device(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
     """A block device of 64 MiB whose backing file has room for 16, and what to enlarge."""
-    with tmpfs(tmp_path / "tiny", "16M") as directory, loop_device(
-        directory / "disk.img", 64 * MIB, direct=False
-    ) as device:
+    with (
+        tmpfs(tmp_path / "tiny", "16M") as directory,
+        loop_device(directory / "disk.img", 64 * MIB, direct=False) as device,
+    ):
         yield device, directory
 
 
@@ -149,7 +152,9 @@ def test_block_device_that_cannot_write(
 ) -> None:
     device, backing = short_device
     run_ingestd("format", device, *SMALL)
-    config = store_config(tmp_path / "c.toml", checksum=checksum, area="8MiB", write_bytes_max="64KiB")
+    config = store_config(
+        tmp_path / "c.toml", checksum=checksum, area="8MiB", write_bytes_max="64KiB"
+    )
     daemon = start_daemon(device, config=config, log=tmp_path / "daemon.log")
     sealed, receipt = _send_until_failure(daemon, seed, 200)
     assert sealed

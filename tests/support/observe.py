@@ -113,7 +113,9 @@ def image_sha256(store: Path, flows: Iterable[str]) -> dict[str, str]:
 
 def image_bytes(store: Path, flows: Iterable[str]) -> dict[str, bytes]:
     """The bytes themselves, of flows that are small."""
-    return {flow: b"".join(bytes(piece) for piece in pieces) for flow, pieces in _read(store, flows)}
+    return {
+        flow: b"".join(bytes(piece) for piece in pieces) for flow, pieces in _read(store, flows)
+    }
 
 
 def _read(store: Path, flows: Iterable[str]) -> Iterator[tuple[str, Iterator[Any]]]:

@@ -122,7 +122,7 @@ def test_what_the_core_is_given(bench: Bench) -> None:
         "worker_index": 1,
         "cpu": 6,
         "area_bytes": 64 * MIB,
-        "write_bytes_max": MIB,
+        "write_bytes_max": 4 * MIB,
         "writes_in_flight_max": 16,
         "flows_max": 16384,
         "flush_interval_ns": 250_000_000,

@@ -11,7 +11,7 @@
 #define WORKERS_MAX 16u
 
 struct seen {
-    uint64_t fragments, bytes, shortest, longest, unaligned, lent_max;
+    uint64_t fragments, bytes, shortest, longest, unaligned, lent_max, overflows;
     uint64_t head, tail, boundary, small, small_maybe;
     uint64_t end; /* behind the last fragment, in the area */
 };
@@ -80,6 +80,8 @@ void __wrap_intake_received(struct worker *w, struct flow *f, uint32_t bytes) {
     s->shortest = s->fragments == 0 || bytes < s->shortest ? bytes : s->shortest;
     s->longest = bytes > s->longest ? bytes : s->longest;
     s->lent_max = chunks_lent > s->lent_max ? chunks_lent : s->lent_max;
+    s->overflows +=
+        (__atomic_load_n(w->ring.sq.kflags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW) != 0;
     s->fragments++;
     s->bytes += bytes;
     judge(s, &w->settings, offset_delivered, bytes);
@@ -119,6 +121,7 @@ void observe_print(FILE *out) {
         all.longest = s->longest > all.longest ? s->longest : all.longest;
         all.unaligned += s->unaligned;
         all.lent_max = s->lent_max > all.lent_max ? s->lent_max : all.lent_max;
+        all.overflows += s->overflows;
         all.head += s->head;
         all.tail += s->tail;
         all.boundary += s->boundary;
@@ -128,8 +131,8 @@ void observe_print(FILE *out) {
     fprintf(out,
             "seen_fragments=%" PRIu64 "\nseen_bytes=%" PRIu64 "\nseen_shortest=%" PRIu64
             "\nseen_longest=%" PRIu64 "\nseen_unaligned=%" PRIu64 "\nseen_lent_max=%" PRIu64
-            "\ndue_head=%" PRIu64 "\ndue_tail=%" PRIu64 "\ndue_boundary=%" PRIu64
-            "\ndue_small=%" PRIu64 "\ndue_small_maybe=%" PRIu64 "\n",
+            "\nseen_overflows=%" PRIu64 "\ndue_head=%" PRIu64 "\ndue_tail=%" PRIu64
+            "\ndue_boundary=%" PRIu64 "\ndue_small=%" PRIu64 "\ndue_small_maybe=%" PRIu64 "\n",
             all.fragments, all.bytes, all.shortest, all.longest, all.unaligned, all.lent_max,
-            all.head, all.tail, all.boundary, all.small, all.small_maybe);
+            all.overflows, all.head, all.tail, all.boundary, all.small, all.small_maybe);
 }

@@ -16,14 +16,16 @@
 
 /* Set before any worker is made. */
 struct observe_settings {
-    unsigned ring_entries; /* completion queue of that size, submission queue half of it; 0: as is */
-    bool no_relief;        /* no slot is ever free for the relief valve */
+    unsigned
+        ring_entries; /* completion queue of that size, submission queue half of it; 0: as is */
+    bool no_relief;   /* no slot is ever free for the relief valve */
 };
 extern struct observe_settings observe_settings;
 
 /* Prints the sum over all workers as name=value:
  *   seen_fragments, seen_bytes, seen_shortest, seen_longest, seen_unaligned (begin or end not a
- *   multiple of M), seen_lent_max (most chunks lent at once),
+ *   multiple of M), seen_lent_max (most chunks lent at once), seen_overflows (of those fragments,
+ *   how many came while the completion queue had no room for more),
  *   due_head, due_tail, due_boundary, due_small: bytes to be copied for that reason,
  *   due_small_maybe: bytes that are copied or not, as a batch ends before them or behind. */
 void observe_print(FILE *out);

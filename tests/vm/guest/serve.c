@@ -14,6 +14,9 @@
  *   -t MS -T MS            flush interval (50), commit interval (200)
  *   -n FLOWS               flows per worker at once (2048)
  *   -R MS                  how long a queue that is held is asked for again (0)
+ *   -r ENTRIES             of the refill ring (4096)
+ *   -D MS                  how long a drain lets flows go on (5000)
+ *   -G SEGMENTS            the store is full after so many
  *   -C ENTRIES             size of the completion queue, to make it overflow
  *   -x                     no relief valve
  *   -X                     workers do not learn each other's queues
@@ -44,7 +47,7 @@
 #include "worker.h"
 
 #define WORKERS_MAX 8
-#define DRAIN_NS 5000000000ull
+#define DRAIN_MS 5000
 #define TICK_MS 100
 #define MS_NS 1000000ull
 #define EVENT_KINDS 16
@@ -61,6 +64,8 @@ struct server {
     struct worker_settings settings;
     const char *device;
     uint64_t format_segment_bytes;
+    uint64_t drain_ns;
+    uint32_t grants_left;
     uint16_t port;
     bool no_napi;
     uint32_t queues[WORKERS_MAX];
@@ -145,6 +150,15 @@ static void parse_option(struct server *s, int option, char *text) {
     case 'R':
         w->queue_retry_ns = value * MS_NS;
         break;
+    case 'r':
+        w->refill_entries = (uint32_t)value;
+        break;
+    case 'D':
+        s->drain_ns = value * MS_NS;
+        break;
+    case 'G':
+        s->grants_left = (uint32_t)value;
+        break;
     case 'C':
         observe_settings.ring_entries = (unsigned)value;
         break;
@@ -175,7 +189,9 @@ static void parse(struct server *s, int count, char **words) {
         .refill_entries = 4096,
     };
     s->port = 7001;
-    while ((option = getopt(count, words, "f:F:i:q:p:a:b:c:w:d:t:T:n:R:C:xX")) > 0)
+    s->drain_ns = DRAIN_MS * MS_NS;
+    s->grants_left = UINT32_MAX;
+    while ((option = getopt(count, words, "f:F:i:q:p:a:b:c:w:d:t:T:n:R:r:D:G:C:xX")) > 0)
         parse_option(s, option, optarg);
     if (!s->device)
         die("serve wants -f DEVICE");
@@ -306,7 +322,8 @@ static void grant(struct server *s, uint32_t member) {
     uint64_t sequence;
 
     while (mailbox_grants_wanted(mailbox) > 0) {
-        if (store_take(&s->store, &index, &sequence)) {
+        if (s->grants_left > 0 && store_take(&s->store, &index, &sequence)) {
+            s->grants_left--;
             post(s, member, (struct command){COMMAND_GRANT_SEGMENT, index, sequence});
             continue;
         }
@@ -384,7 +401,7 @@ static void obey_signals(struct server *s) {
             continue;
         s->draining = true;
         for (uint32_t index = 0; index < s->count; index++)
-            post(s, index, (struct command){COMMAND_DRAIN, DRAIN_NS, 0});
+            post(s, index, (struct command){COMMAND_DRAIN, s->drain_ns, 0});
     }
 }
 

@@ -76,6 +76,7 @@ static void check_all(const struct round_trip *t, const struct disk *disk,
                       const struct program *server, const struct nic_counters *before) {
     trial_check_accounts(server, before, t->path);
     CHECK(trial_value(server, "flows_sealed") == t->flows, "not every flow is sealed");
+    trial_check_sum(server);
     if (!t->pressure)
         trial_check_bounces(server);
     /* Packed byte by byte, packets behind an odd tail begin at odd places. */
@@ -98,7 +99,10 @@ static void run_round_trip(const void *argument) {
     set_up(t);
     struct nic_counters before = trial_nic();
     trial_serve(&server, "-f %s -i %s -q %s -p %u -b %u -c %d %s", trial_device(disk),
-                is_deviceless(t) ? "none" : "zc0", t->queues ? t->queues : "2",
+                is_deviceless(t) ? "none" : "zc0",
+                t->queues          ? t->queues
+                : is_deviceless(t) ? "0"
+                                   : "2",
                 t->port ? t->port : NET_STEERED_PORT, t->rx_buf_len, !t->unsummed,
                 t->options ? t->options : "");
     trial_send(&sender, disk, t->address ? t->address : NET_ADDRESS,
@@ -148,7 +152,8 @@ static const struct check_case cases[] = {
     ROW("NVMe 512, sender's TSO", "nvme512", 4, 1000001, .tso = true),
     ROW("NVMe 512, TSO, MTU 9000", "nvme512", 4, 1000001, .tso = true, .mtu = NET_MTU_JUMBO),
     ROW("NVMe 512, chunks of 64 KiB, TSO", "nvme512", 4, 2000001, .tso = true, .rx_buf_len = 65536),
-    ROW("NVMe 512, chunks of 64 KiB, MTU 1500", "nvme512", 2, 500001, .rx_buf_len = 65536),
+    ROW("NVMe 512, chunks of 64 KiB, MTU 1500", "nvme512", 2, 500001, .rx_buf_len = 65536,
+        .pressure = true),
     ROW("NVMe 512, chunks of 64 KiB, packed, MTU 9000", "nvme512", 4, 1000001, .rx_buf_len = 65536,
         .pack = true, .pack_align = 64, .mtu = NET_MTU_JUMBO),
     ROW("NVMe 512, 1 packet of 50 lost", "nvme512", 4, 700001, .drop_every = 50),

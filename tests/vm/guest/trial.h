@@ -79,6 +79,8 @@ enum trial_path {
  * writes add up; of the path, that the NIC put everything into the area. */
 void trial_check_accounts(const struct program *p, const struct nic_counters *before,
                           enum trial_path path);
+/* Every byte was written from where it lay, or copied for one reason. */
+void trial_check_sum(const struct program *p);
 /* Copied bytes by reason are those that the fragments' shapes and the device ask for. */
 void trial_check_bounces(const struct program *p);
 /* One line of figures, for the reader. */

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Disks of the machine: sparse files on the host, NVMe or virtio-blk in the guest.
 
-Invariants: a disk lives as long as its machine; the guest finds it by the disk's name, in the
-environment variable VM_DISK_<NAME>, whatever order the kernel found the devices in.
+Invariants: a disk without a file of its own lives as long as its machine; the guest finds it by
+the disk's name, in the environment variable VM_DISK_<NAME>, whatever order the kernel found the
+devices in.
 """
 
 from dataclasses import dataclass
@@ -17,12 +18,17 @@ DISK_BYTES_DEFAULT = 64 << 20
 
 @dataclass(frozen=True)
 class Disk:
-    """One extra disk. `name` is letters, digits and underscores, 20 at most."""
+    """One extra disk. `name` is letters, digits and underscores, 20 at most.
+
+    `file` is made anew by each boot and stays when the machine has gone; without one the disk goes
+    with the machine.
+    """
 
     name: str
     kind: DiskKind
     logical_block_bytes: int = 512
     size_bytes: int = DISK_BYTES_DEFAULT
+    file: Path | None = None
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or len(self.name) > SERIAL_CHARS_MAX:
@@ -57,7 +63,7 @@ class Disk:
 
     def qemu_arguments(self, directory: Path) -> list[str]:
         """Create the disk's file in `directory` and return QEMU's arguments for it."""
-        path = directory / f"{self.name}.img"
+        path = self.file or directory / f"{self.name}.img"
         with path.open("wb") as file:
             file.truncate(self.size_bytes)
         drive = f"if=none,id={self.name},file={path},format=raw,cache=unsafe,discard=unmap"

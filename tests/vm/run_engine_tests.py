@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The second half of `make vm`: ingestd's engine zcrx between the virtual NIC and emulated disks.
+
+Boots the machine, runs guest/run_engine.sh in it, reads afterwards on the host what the disks
+hold. Ends with "N passed, N failed". Exit codes as those of run_vm_tests.py. VM_ONLY=TEXT runs
+the cases with that in their names only.
+"""
+
+import os
+import shutil
+import sys
+import time
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+sys.path.insert(0, str(HERE))
+
+try:
+    import ingestd  # noqa: F401
+except ModuleNotFoundError:
+    sys.path.append(str(ROOT))  # the store's reader needs nothing compiled
+
+from engine_stores import check_stores  # noqa: E402
+from run_vm_tests import BUILD, SUMMARY, build_programs  # noqa: E402
+from vmlab import Disk, Lab, Machine, VmError, VmUnavailableError, prepare  # noqa: E402
+from vmlab.command import EXIT_UNAVAILABLE, write_through  # noqa: E402
+from vmlab.module import build_module  # noqa: E402
+
+TESTS_TIMEOUT_S = 900.0
+HUGEPAGES = 40
+MIB = 1 << 20
+RESULTS = BUILD / "engine"
+MEMORY_STORES = ("null512", "null4k", "nullvb", "loop", "ram")
+"""Stores on devices in the machine's memory; guest/run_engine.sh copies them to disks."""
+
+
+def disks() -> dict[str, Disk]:
+    """Return the disks whose files are read afterwards, by the names of their stores."""
+
+    def disk(store: str, kind: str, block_bytes: int, size_mib: int, name: str = "") -> Disk:
+        path = RESULTS / f"{store}.img"
+        kept = "nvme" if kind == "nvme" else "virtio"
+        return Disk(name or store, kept, block_bytes, size_mib * MIB, path)
+
+    return {
+        "nvme512": disk("nvme512", "nvme", 512, 1024),
+        "nvme4k": disk("nvme4k", "nvme", 4096, 512),
+        "virtio": disk("virtio", "virtio", 512, 512),
+        "faults": disk("faults", "nvme", 512, 1024),
+        **{name: disk(name, "virtio", 512, 64, f"keep_{name}") for name in MEMORY_STORES},
+    }
+
+
+def run_tests(lab: Lab) -> tuple[int, int]:
+    """Run everything in the machine and on the host; return how much has passed and failed."""
+    shutil.rmtree(RESULTS, ignore_errors=True)
+    shared = RESULTS / "shared"
+    shared.mkdir(parents=True)
+    stores, manifest, only = disks(), shared / "manifest", os.environ.get("VM_ONLY")
+    environment = {
+        "VM_NIC_MODULE": str(build_module(lab, HERE / "nic", BUILD / "nic")),
+        "VM_PROGRAMS": str(build_programs(lab)),
+        "VM_MANIFEST": str(manifest),
+        **({"VM_ONLY": only} if only else {}),
+    }
+    machine = Machine(lab, disks=list(stores.values()), hugepages=HUGEPAGES, shares=[shared])
+    result = machine.run(
+        ["sh", str(HERE / "guest" / "run_engine.sh")],
+        timeout_s=TESTS_TIMEOUT_S,
+        environment=environment,
+        on_output=write_through,
+    )
+    rows = SUMMARY.findall(result.output)
+    passed, failed = sum(int(row[0]) for row in rows), sum(int(row[1]) for row in rows)
+    for line in result.kernel_troubles:
+        print(f"FAIL the kernel says: {line}")
+    failed += bool(result.kernel_troubles)
+    if result.exit_code != 0 and failed == 0:
+        print(f"FAIL the tests ended with exit code {result.exit_code}")
+        failed += 1
+    used = {line.split()[0] for line in manifest.read_text(encoding="ascii").splitlines()}
+    files = {name: disk.file for name, disk in stores.items() if disk.file}
+    if only:
+        files = {name: path for name, path in files.items() if name in used}
+    right, wrong = check_stores(files, manifest)
+    print(f"{result.boot_s:.1f} s to the first command, {result.wall_s:.1f} s in the machine")
+    return passed + right, failed + wrong
+
+
+def main() -> int:
+    """Run everything; return the exit code."""
+    began_s = time.monotonic()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    try:
+        lab = prepare()
+        passed, failed = run_tests(lab)
+    except VmUnavailableError as error:
+        print(f"vm: {error}")
+        return EXIT_UNAVAILABLE
+    except VmError as error:
+        print(f"FAIL {error}")
+        passed, failed = 0, 1
+    if failed == 0:
+        shutil.rmtree(RESULTS)  # what is wrong is kept to be looked at
+    print(f"{time.monotonic() - began_s:.1f} s in all")
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed or passed == 0 else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
