@@ -30,7 +30,7 @@ def run_nic_check(arguments: Namespace) -> int:
     from ingestd.nic.plan import last_queues, plan_changes
     from ingestd.nic.reading import read_nic
 
-    state = read_nic(arguments.interface)
+    state = read_nic(arguments.interface, with_irqs=True)
     trouble = None
     try:
         queues = last_queues(state, arguments.queues)

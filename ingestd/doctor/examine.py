@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from ingestd import zcrx
@@ -30,6 +31,7 @@ from ingestd.worker import Core, device_profile, kernel_features, locked_bytes
 COPY_BELOW_BYTES: Final = 256  # PLAN_GATHER_BYTES_MIN of core/plan.h
 # Chunks that the NIC's own ring may take of an area, before little is left to work with.
 RING_PART_MAX: Final = 0.5
+READ_WITH_IRQS: Final = partial(read_nic, with_irqs=True)
 
 
 @dataclass
@@ -56,7 +58,7 @@ class Report:
 def examine(
     settings: Settings,
     core: Core,
-    read: Callable[[str], NicState] = read_nic,
+    read: Callable[[str], NicState] = READ_WITH_IRQS,
     profile_of: Callable[[str], DirectProfile] = device_profile,
 ) -> Report:
     """Return the report for a configuration on this machine."""

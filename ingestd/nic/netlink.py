@@ -236,19 +236,23 @@ def read_spread(interface: str) -> dict[int, tuple[int, ...]]:
     return {context: tuple(table) for context, table in tables if table}
 
 
+def read_irqs(interface: str, index: int) -> dict[int, int]:
+    """Return NAPI id -> IRQ, as far as the driver tells."""
+    with _told(f"interface {interface}: asking for its interrupts"):
+        found = _ask_if_known(
+            NETDEV_GENL_NAME,
+            _NapiMessage,
+            NETDEV_CMD_NAPI_GET,
+            [("NAPI_IFINDEX", index)],
+            NLM_F_DUMP,
+        )
+    pairs = ((one.get_attr("NAPI_ID"), one.get_attr("NAPI_IRQ")) for one in found)
+    return {napi_id: irq for napi_id, irq in pairs if irq is not None}
+
+
 def read_queues(interface: str, index: int) -> list[Queue]:
     """Return the rx queues, in order, with who holds them."""
     with _told(f"interface {interface}: asking for its queues"):
-        irqs = {
-            napi.get_attr("NAPI_ID"): napi.get_attr("NAPI_IRQ")
-            for napi in _ask_if_known(
-                NETDEV_GENL_NAME,
-                _NapiMessage,
-                NETDEV_CMD_NAPI_GET,
-                [("NAPI_IFINDEX", index)],
-                NLM_F_DUMP,
-            )
-        }
         found = _ask_if_known(
             NETDEV_GENL_NAME,
             _QueueMessage,
@@ -256,14 +260,11 @@ def read_queues(interface: str, index: int) -> list[Queue]:
             [("QUEUE_IFINDEX", index)],
             NLM_F_DUMP,
         )
-    queues = [
-        _queue(one, irqs) for one in found if one.get_attr("QUEUE_TYPE") == NETDEV_QUEUE_TYPE_RX
-    ]
+    queues = [_queue(one) for one in found if one.get_attr("QUEUE_TYPE") == NETDEV_QUEUE_TYPE_RX]
     return sorted(queues, key=lambda queue: queue.index)
 
 
-def _queue(message: Any, irqs: Mapping[int, int | None]) -> Queue:
-    napi_id = message.get_attr("QUEUE_NAPI_ID")
+def _queue(message: Any) -> Queue:
     holders: tuple[tuple[str, Holder], ...] = (
         ("QUEUE_IO_URING", "io_uring"),
         ("QUEUE_DMABUF", "devmem"),
@@ -273,8 +274,7 @@ def _queue(message: Any, irqs: Mapping[int, int | None]) -> Queue:
     provider = message.get_attr("QUEUE_IO_URING")
     return Queue(
         index=message.get_attr("QUEUE_ID"),
-        napi_id=napi_id,
-        irq=irqs.get(napi_id),
+        napi_id=message.get_attr("QUEUE_NAPI_ID"),
         held_by=held[0] if held else None,
         rx_buf_len=provider.get_attr("PROVIDER_RX_BUF_LEN") if provider is not None else None,
     )

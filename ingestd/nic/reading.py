@@ -8,6 +8,7 @@ it, else from ethtool or sysfs. Any thread may call.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -21,13 +22,25 @@ QUEUES_COUNT_MAX: Final = 4096
 _CONTEXT_OWN: Final = 0
 
 
-def read_nic(interface: str, run: Runner = run_ethtool, sysfs: Path = SYSFS_NET) -> NicState:
-    """Return what an interface is like. Raises EngineError if there is none of that name."""
+def read_nic(
+    interface: str,
+    *,
+    with_irqs: bool = False,
+    run: Runner = run_ethtool,
+    sysfs: Path = SYSFS_NET,
+) -> NicState:
+    """Return what an interface is like. Raises EngineError if there is none of that name.
+
+    with_irqs: also tell the queues' interrupts. Only who shows them to people
+    asks: some kernels warn when a driver's NAPI instances are listed that got
+    new numbers.
+    """
     link = netlink.read_link(interface)
     ethtool = Ethtool(interface, run)
     spread = netlink.read_spread(interface)
     count = netlink.read_queue_count(interface)
     device = sysfs / interface / "device"
+    irqs = netlink.read_irqs(interface, link.index) if with_irqs else {}
     return NicState(
         interface=interface,
         index=link.index,
@@ -38,7 +51,10 @@ def read_nic(interface: str, run: Runner = run_ethtool, sysfs: Path = SYSFS_NET)
         numa_node=_numa_node(device),
         local_cpus=_text(device / "local_cpulist"),
         rings=netlink.read_rings(interface),
-        queues=_queues(netlink.read_queues(interface, link.index), count),
+        queues=tuple(
+            replace(queue, irq=irqs.get(queue.napi_id or 0))
+            for queue in _queues(netlink.read_queues(interface, link.index), count)
+        ),
         features=ethtool.features(),
         spread=spread.get(_CONTEXT_OWN),
         contexts={number: table for number, table in spread.items() if number != _CONTEXT_OWN},

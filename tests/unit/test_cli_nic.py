@@ -26,7 +26,7 @@ def nic(monkeypatch: pytest.MonkeyPatch) -> FakeNic:
     def link(_: str) -> Link:
         return Link(nic.index, nic.mtu, nic.is_up, nic.has_xdp)
 
-    monkeypatch.setattr("ingestd.nic.reading.read_nic", lambda _: nic.read())
+    monkeypatch.setattr("ingestd.nic.reading.read_nic", lambda _, **__: nic.read())
     monkeypatch.setattr("ingestd.nic.netlink.read_link", link)
     monkeypatch.setattr("ingestd.nic.work.RealDevice", lambda _: nic)
     return nic

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+import weakref
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -207,6 +208,28 @@ def test_managed_from_start_to_end(scene: ZcrxScene) -> None:
         "ethtool -X zc0 equal 2",
     ]
     assert [line["fate"] for line in scene.log.fields("nic_restored")] == ["undone"] * 2
+
+
+def test_queues_are_let_go_before_the_interface_is_put_back(scene: ZcrxScene) -> None:
+    """As the kernel does, refuse to end header split while a queue is held."""
+    scene.engine(manage_nic=True, queue_retry_s=0)
+    before = scene.nic.snapshot()
+
+    def scenario() -> None:
+        held = [weakref.ref(worker) for worker in scene.core.made]
+        scene.core.made.clear()
+        set_rings = scene.nic.set_rings
+
+        def refuse_while_held(values: Mapping[str, int]) -> None:
+            if any(worker() is not None for worker in held):
+                raise EngineError("can't disable tcp-data-split while a queue is held")
+            set_rings(values)
+
+        scene.nic.set_rings = refuse_while_held  # type: ignore[method-assign]
+
+    assert scene.play(scenario) == 0
+    assert scene.log.fields("nic_not_restored") == []
+    assert scene.nic.snapshot() == before
 
 
 def test_what_a_crash_left_is_undone_first(scene: ZcrxScene) -> None:

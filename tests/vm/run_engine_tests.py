@@ -4,7 +4,7 @@
 
 Boots the machine, runs guest/run_engine.sh in it, reads afterwards on the host what the disks
 hold. Ends with "N passed, N failed". Exit codes as those of run_vm_tests.py. VM_ONLY=TEXT runs
-the cases with that in their names only.
+the cases with that in their names only, VM_TRIALS=PROGRAM one of the test programs only.
 """
 
 import os
@@ -32,6 +32,7 @@ TESTS_TIMEOUT_S = 900.0
 HUGEPAGES = 40
 MIB = 1 << 20
 RESULTS = BUILD / "engine"
+PASSED_ON = ("VM_ONLY", "VM_TRIALS")
 MEMORY_STORES = ("null512", "null4k", "nullvb", "loop", "ram")
 """Stores on devices in the machine's memory; guest/run_engine.sh copies them to disks."""
 
@@ -49,6 +50,7 @@ def disks() -> dict[str, Disk]:
         "nvme4k": disk("nvme4k", "nvme", 4096, 512),
         "virtio": disk("virtio", "virtio", 512, 512),
         "faults": disk("faults", "nvme", 512, 1024),
+        "spare": disk("spare", "nvme", 512, 64),
         **{name: disk(name, "virtio", 512, 64, f"keep_{name}") for name in MEMORY_STORES},
     }
 
@@ -58,12 +60,12 @@ def run_tests(lab: Lab) -> tuple[int, int]:
     shutil.rmtree(RESULTS, ignore_errors=True)
     shared = RESULTS / "shared"
     shared.mkdir(parents=True)
-    stores, manifest, only = disks(), shared / "manifest", os.environ.get("VM_ONLY")
+    stores, manifest = disks(), shared / "manifest"
     environment = {
         "VM_NIC_MODULE": str(build_module(lab, HERE / "nic", BUILD / "nic")),
         "VM_PROGRAMS": str(build_programs(lab)),
         "VM_MANIFEST": str(manifest),
-        **({"VM_ONLY": only} if only else {}),
+        **{name: os.environ[name] for name in PASSED_ON if name in os.environ},
     }
     machine = Machine(lab, disks=list(stores.values()), hugepages=HUGEPAGES, shares=[shared])
     result = machine.run(
@@ -82,7 +84,7 @@ def run_tests(lab: Lab) -> tuple[int, int]:
         failed += 1
     used = {line.split()[0] for line in manifest.read_text(encoding="ascii").splitlines()}
     files = {name: disk.file for name, disk in stores.items() if disk.file}
-    if only:
+    if any(name in os.environ for name in PASSED_ON):
         files = {name: path for name, path in files.items() if name in used}
     right, wrong = check_stores(files, manifest)
     print(f"{result.boot_s:.1f} s to the first command, {result.wall_s:.1f} s in the machine")

@@ -6,6 +6,7 @@
 #include "delay.h"
 #include "check.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/dm-ioctl.h>
 #include <linux/fs.h>
@@ -19,11 +20,14 @@
 
 #define NAME "slow"
 #define SECTOR_BYTES 512u
+#define PARAMETERS_BYTES 256
+#define REMOVE_TRIES 100
+#define REMOVE_PAUSE_US 50000
 
 struct request {
     struct dm_ioctl head;
     struct dm_target_spec target;
-    char parameters[256];
+    char parameters[PARAMETERS_BYTES];
 };
 
 static void begin(struct request *r, uint32_t flags) {
@@ -35,12 +39,26 @@ static void begin(struct request *r, uint32_t flags) {
     snprintf(r->head.name, sizeof(r->head.name), NAME);
 }
 
-static void ask(unsigned long operation, struct request *r, const char *what) {
+static int try(unsigned long operation, struct request *r) {
     int control = open("/dev/mapper/control", O_RDWR | O_CLOEXEC);
 
     CHECK(control >= 0, "/dev/mapper/control: %m");
-    CHECK(ioctl(control, operation, r) == 0, "%s the slow device: %m", what);
+    int result = ioctl(control, operation, r);
     close(control);
+    return result;
+}
+
+static void ask(unsigned long operation, struct request *r, const char *what) {
+    CHECK(try(operation, r) == 0, "%s the slow device: %m", what);
+}
+
+/* Requests that wait in a suspended device are let go, or its users would never end. */
+static void remove_leftovers(void) {
+    struct request r;
+
+    begin(&r, 0);
+    if (try(DM_DEV_SUSPEND, &r) == 0)
+        delay_remove();
 }
 
 static uint64_t device_sectors(const char *device) {
@@ -52,19 +70,37 @@ static uint64_t device_sectors(const char *device) {
     return bytes / SECTOR_BYTES;
 }
 
-void delay_create(const char *device, unsigned write_delay_ms, char path[DELAY_PATH_BYTES]) {
+static uint64_t sectors;
+
+static void load_table(const char *target, const char *parameters) {
     struct request r;
 
     begin(&r, 0);
+    r.head.target_count = 1;
+    r.target.length = sectors;
+    snprintf(r.target.target_type, sizeof(r.target.target_type), "%s", target);
+    snprintf(r.parameters, sizeof(r.parameters), "%s", parameters);
+    ask(DM_TABLE_LOAD, &r, "loading the table of");
+}
+
+void delay_create(const char *device, unsigned write_delay_ms, char path[DELAY_PATH_BYTES]) {
+    char parameters[PARAMETERS_BYTES];
+    struct request r;
+
+    remove_leftovers();
+    begin(&r, 0);
     ask(DM_DEV_CREATE, &r, "creating");
     snprintf(path, DELAY_PATH_BYTES, "/dev/dm-%u", minor(r.head.dev));
-    begin(&r, 0);
-    r.head.target_count = 1;
-    r.target.length = device_sectors(device);
-    snprintf(r.target.target_type, sizeof(r.target.target_type), "delay");
+    sectors = device_sectors(device);
     /* Device, offset, delay: of reads, then of writes, which flushes go with. */
-    snprintf(r.parameters, sizeof(r.parameters), "%s 0 0 %s 0 %u", device, device, write_delay_ms);
-    ask(DM_TABLE_LOAD, &r, "loading the table of");
+    snprintf(parameters, sizeof(parameters), "%s 0 0 %s 0 %u", device, device, write_delay_ms);
+    load_table("delay", parameters);
+    delay_suspend(false);
+}
+
+void delay_break(void) {
+    delay_suspend(true);
+    load_table("error", "");
     delay_suspend(false);
 }
 
@@ -75,9 +111,17 @@ void delay_suspend(bool on) {
     ask(DM_DEV_SUSPEND, &r, on ? "suspending" : "resuming");
 }
 
+/* A program that used it may have ended, and its ring not yet. */
 void delay_remove(void) {
     struct request r;
+    int result;
 
-    begin(&r, 0);
-    ask(DM_DEV_REMOVE, &r, "removing");
+    for (int tries = 0; tries < REMOVE_TRIES; tries++) {
+        begin(&r, 0);
+        result = try(DM_DEV_REMOVE, &r);
+        if (result == 0 || errno != EBUSY)
+            break;
+        usleep(REMOVE_PAUSE_US);
+    }
+    CHECK(result == 0, "removing the slow device: %m");
 }

@@ -5,7 +5,7 @@
 # Each program prints a line "name: N passed, N failed" that the host adds up.
 #
 # Wants VM_PROGRAMS, VM_NIC_MODULE, VM_MANIFEST (a file to note flows in, for the host) and the
-# disks VM_DISK_NVME512, VM_DISK_NVME4K, VM_DISK_VIRTIO, VM_DISK_FAULTS. What lies on devices in the
+# disks VM_DISK_NVME512, VM_DISK_NVME4K, VM_DISK_VIRTIO, VM_DISK_FAULTS and VM_DISK_SPARE. What lies on devices in the
 # machine's memory is copied to VM_DISK_KEEP_<NAME> at the end, for the host to look at.
 
 cd "$(dirname "$0")" || exit 1
@@ -20,7 +20,7 @@ ethtool -X zc0 context new start 1 equal 3 > /dev/null &&
     { echo "steering failed" && exit 1; }
 
 failed=0
-for program in test_engine_shapes test_engine_faults; do
+for program in ${VM_TRIALS:-test_engine_shapes test_engine_faults}; do
     "$VM_PROGRAMS/$program" || failed=1
 done
 

@@ -97,6 +97,8 @@ static void run_round_trip(const void *argument) {
     uint64_t bytes = 0;
 
     set_up(t);
+    if (t->rx_buf_len != 0)
+        trial_await_hugepages();
     struct nic_counters before = trial_nic();
     trial_serve(&server, "-f %s -i %s -q %s -p %u -b %u -c %d %s", trial_device(disk),
                 is_deviceless(t) ? "none" : "zc0",

@@ -42,6 +42,7 @@ static const struct disk disks[] = {
     {"loop", "VM_LOOP", 2 * MIB, 512, 0, false},
     {"ram", "VM_RAM", 2 * MIB, 512, 0, true},
     {"faults", "VM_DISK_FAULTS", 4 * MIB, 4, 0, false},
+    {"spare", "VM_DISK_SPARE", 2 * MIB, 4, 0, false},
 };
 
 const struct disk *trial_disk(const char *label) {
@@ -188,6 +189,13 @@ static int wait_for(struct program *p) {
     return status;
 }
 
+int trial_wait(struct program *p) {
+    int status = wait_for(p);
+
+    CHECK(WIFEXITED(status), "a program ends with status %#x:\n%s", status, output_of(p));
+    return WEXITSTATUS(status);
+}
+
 void trial_join(struct program *p) {
     int status = wait_for(p);
 
@@ -271,6 +279,14 @@ static void check_path(const struct program *p, const struct nic_counters *befor
           "the NIC filled %" PRIu64 " fragments:\n%s", niov, output_of(p));
 }
 
+void trial_check_returned(const struct program *p) {
+    check_equal(p, "free bytes of the area", trial_value(p, "area_free_bytes"), "all",
+                trial_value(p, "area_bytes"));
+    check_equal(p, "chunks lent", trial_value(p, "chunks_lent"), "expected", 0);
+    check_equal(p, "fragments lent", trial_value(p, "fragments_lent"), "expected", 0);
+    check_equal(p, "fragments pending", trial_value(p, "fragments_pending"), "expected", 0);
+}
+
 void trial_check_accounts(const struct program *p, const struct nic_counters *before,
                           enum trial_path path) {
     uint64_t received = trial_value(p, "received_bytes");
@@ -279,11 +295,7 @@ void trial_check_accounts(const struct program *p, const struct nic_counters *be
     check_equal(p, "durable", trial_value(p, "durable_bytes"), "received", received);
     check_equal(p, "written", trial_value(p, "written_bytes"), "payload, padding, headers",
                 received + trial_value(p, "padding_bytes") + trial_value(p, "header_bytes"));
-    check_equal(p, "free bytes of the area", trial_value(p, "area_free_bytes"), "all",
-                trial_value(p, "area_bytes"));
-    check_equal(p, "chunks lent", trial_value(p, "chunks_lent"), "expected", 0);
-    check_equal(p, "fragments lent", trial_value(p, "fragments_lent"), "expected", 0);
-    check_equal(p, "fragments pending", trial_value(p, "fragments_pending"), "expected", 0);
+    trial_check_returned(p);
     check_equal(p, "errno of the store", trial_value(p, "store_errno"), "expected", 0);
     check_equal(p, "write retries", trial_value(p, "write_retries"), "expected", 0);
     check_path(p, before, path);
@@ -331,6 +343,28 @@ void trial_report(const struct program *p) {
            trial_value(p, "bounced_tail_bytes"), trial_value(p, "bounced_small_bytes"),
            trial_value(p, "bounced_boundary_bytes"), trial_value(p, "bounced_pressure_bytes"),
            trial_value(p, "batches"), trial_value(p, "seen_lent_max"));
+}
+
+static unsigned meminfo(const char *name) {
+    char line[NAME_BYTES_MAX * 2];
+    unsigned value = 0;
+    FILE *file = fopen("/proc/meminfo", "r");
+
+    CHECK(file, "/proc/meminfo: %m");
+    while (fgets(line, sizeof(line), file))
+        if (strncmp(line, name, strlen(name)) == 0)
+            value = (unsigned)strtoul(line + strlen(name), NULL, 10);
+    fclose(file);
+    return value;
+}
+
+void trial_await_hugepages(void) {
+    time_t deadline = seconds_now() + READY_SECONDS;
+
+    while (meminfo("HugePages_Free:") < meminfo("HugePages_Total:")) {
+        CHECK(seconds_now() < deadline, "somebody keeps hugepages");
+        usleep(POLL_US);
+    }
 }
 
 void trial_format(const struct disk *disk) {

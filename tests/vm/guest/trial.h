@@ -39,6 +39,9 @@ void trial_format(const struct disk *disk);
  * always run: it formats. */
 int trial_run(const char *program, const struct check_case *cases, size_t count);
 
+/* Waits until what the last server had pinned is free again, for who wants hugepages. */
+void trial_await_hugepages(void);
+
 /* Starts serve; the rest of its options as one text. Fails the case unless it gets ready. */
 __attribute__((format(printf, 2, 3))) void trial_serve(struct program *p, const char *format, ...);
 
@@ -50,6 +53,8 @@ bool trial_says(const struct program *p, const char *line, unsigned seconds);
 /* Drains the server; fails the case unless it ends well. */
 void trial_stop(struct program *p);
 void trial_kill(struct program *p);
+/* Waits for any program's end; returns its exit code. */
+int trial_wait(struct program *p);
 
 /* A counter, as printed last. */
 uint64_t trial_value(const struct program *p, const char *name);
@@ -75,6 +80,8 @@ enum trial_path {
     PATH_COPY,      /* the kernel has copied: ordinary queue, or no device */
 };
 
+/* Every chunk came back: to the kernel as far as the core knows. */
+void trial_check_returned(const struct program *p);
 /* What must hold of every drained server: all that was received is durable, every chunk came back,
  * writes add up; of the path, that the NIC put everything into the area. */
 void trial_check_accounts(const struct program *p, const struct nic_counters *before,
