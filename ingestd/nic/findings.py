@@ -17,6 +17,7 @@ from ingestd.nic.plan import HARDWARE_GRO, SPLIT_WANTS_GRO, Steered
 from ingestd.nic.shape import (
     FAMILY_NAMES,
     PAYLOAD_BYTES_BEST,
+    mss_for_payload,
     mtu_for_payload,
     payload_bytes,
 )
@@ -224,10 +225,16 @@ def _mtu(state: NicState, families: Sequence[Family]) -> Iterator[Finding]:
         if payload and payload % PAYLOAD_BYTES_BEST == 0:
             yield Finding(subject, "ok", f"{text}, whole blocks")
         else:
+            way_out = (
+                f"ip link set {state.interface} mtu {best}, at the senders too, if the switches"
+                " allow it"
+            )
+            if state.mtu > best:
+                mss = mss_for_payload(PAYLOAD_BYTES_BEST)
+                way_out += f"; or keep it, and add `advmss {mss}` to the route to the senders"
             yield Finding(
                 subject,
                 "warn",
                 f"{text}; every device can take {PAYLOAD_BYTES_BEST} as they lie",
-                f"ip link set {state.interface} mtu {best}, at the senders too, if the switches"
-                " allow it",
+                way_out,
             )

@@ -88,7 +88,8 @@ def test_what_is_not_all_right_has_a_way_out() -> None:
             "kernel's copy",
             "ethtool -N zc0 flow-type tcp4 dst-port 7070 action 3",
         ),
-        (lambda n: setattr(n, "mtu", 9000), "MTU over IPv4", "warn", "8948 bytes", "mtu 4148"),
+        (lambda n: setattr(n, "mtu", 9000), "MTU over IPv4", "warn", "8948 bytes", "advmss 4108"),
+        (lambda n: setattr(n, "mtu", 1500), "MTU over IPv4", "warn", "1448 bytes", "mtu 4148"),
     ],
 )
 def test_each_trouble(

@@ -141,7 +141,7 @@ static int zc_create_queues(struct net_device *dev)
 		if (!queue->posted)
 			return -ENOMEM;
 		skb_queue_head_init(&queue->backlog);
-		netif_napi_add(dev, &queue->napi, zc_poll);
+		netif_napi_add_config(dev, &queue->napi, zc_poll, index);
 	}
 	return 0;
 }
