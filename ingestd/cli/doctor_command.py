@@ -16,14 +16,14 @@ from ingestd.errors import EngineError, UsageError
 from ingestd.finding import failures
 
 if TYPE_CHECKING:
-    from ingestd.config import Settings
+    from ingestd.config.settings import Settings
     from ingestd.doctor.examine import Report
 
 
 def run_doctor(arguments: Namespace) -> int:
     """Look at everything and tell."""
+    from ingestd.daemon.worker import load_core
     from ingestd.doctor.examine import examine
-    from ingestd.worker import load_core
 
     report = examine(_settings(arguments), load_core())
     if arguments.json:
@@ -34,7 +34,7 @@ def run_doctor(arguments: Namespace) -> int:
 
 
 def _settings(arguments: Namespace) -> Settings:
-    from ingestd.config import Settings, load
+    from ingestd.config.settings import Settings, load
 
     by_flags = arguments.store or arguments.interface
     if arguments.config and by_flags:
@@ -52,7 +52,7 @@ def _settings(arguments: Namespace) -> Settings:
 
 def _last_queue(interface: str) -> tuple[int, ...]:
     """The queue that `nic apply` would take; none where there is not even that."""
-    from ingestd.config import DEVICELESS
+    from ingestd.config.settings import DEVICELESS
 
     if interface == DEVICELESS:
         return ()

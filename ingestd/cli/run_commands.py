@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def run_serve(arguments: Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
-    from ingestd.config import Overrides, load
+    from ingestd.config.settings import Overrides, load
 
     overrides = Overrides(
         store=arguments.store,
@@ -33,14 +33,14 @@ def run_serve(arguments: Namespace) -> int:
         engine=arguments.engine,
     )
     settings = load(arguments.config, overrides)
-    from ingestd.daemon import serve
+    from ingestd.daemon.run import serve
 
     return serve(settings)
 
 
 def run_check_config(arguments: Namespace) -> int:
     """Print the effective configuration, which is itself one that can be used."""
-    from ingestd.config import effective_toml, load
+    from ingestd.config.settings import effective_toml, load
 
     text = effective_toml(load(arguments.config))
     print(f"# {arguments.config} is valid; with all defaults it reads:\n")

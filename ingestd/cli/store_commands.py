@@ -24,7 +24,7 @@ from ingestd.cli.output import (
 from ingestd.sizes import full_size, short_size
 
 if TYPE_CHECKING:
-    from ingestd.direct_io import DirectProfile
+    from ingestd.daemon.direct_io import DirectProfile
     from ingestd.store.flows import Flow
     from ingestd.store.image import StoreImage
     from ingestd.store.superblock import Superblock
@@ -98,7 +98,7 @@ def run_info(arguments: Namespace) -> int:
     with read_image(arguments.store) as image:
         _tell_warnings(image.warnings)
         # The profile is the core's knowledge, and reading a store needs no core.
-        from ingestd.worker import device_profile
+        from ingestd.daemon.worker import device_profile
 
         profile = device_profile(image.path)
         if arguments.json:

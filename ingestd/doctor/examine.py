@@ -12,21 +12,21 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from ingestd import zcrx
-from ingestd.config import Settings
-from ingestd.direct_io import DirectProfile
+from ingestd.config.settings import Settings
+from ingestd.daemon import zcrx
+from ingestd.daemon.direct_io import DirectProfile
+from ingestd.daemon.engine import choose_engine
+from ingestd.daemon.readiness import MEMINFO_PATH, hugepage_finding
+from ingestd.daemon.worker import Core, device_profile, kernel_features, locked_bytes
 from ingestd.doctor.storage import storage_findings
-from ingestd.engine import choose_engine
 from ingestd.errors import EngineError, IngestdError
 from ingestd.finding import Finding, failures
 from ingestd.nic.findings import nic_findings
 from ingestd.nic.placement import placement_findings
-from ingestd.nic.plan import Steered
+from ingestd.nic.plan import Steered, plan_changes, state_after
 from ingestd.nic.reading import read_nic
 from ingestd.nic.shape import FAMILY_NAMES, predict
 from ingestd.nic.state import Family, NicState
-from ingestd.readiness import MEMINFO_PATH, hugepage_finding
-from ingestd.worker import Core, device_profile, kernel_features, locked_bytes
 
 COPY_BELOW_BYTES: Final = 256  # PLAN_GATHER_BYTES_MIN of core/plan.h
 # Chunks that the NIC's own ring may take of an area, before little is left to work with.
@@ -114,12 +114,29 @@ def _interface(
         return None
     wanted = zcrx.wanted_flows(settings)
     cpus = [cpu for store in settings.store.values() for cpu in store.cpus]
+    state, managed = _as_managed(settings, state, wanted)
     report.sections[section] = [
+        *managed,
         *nic_findings(state, wanted),
         *placement_findings(state, engine.queues, cpus),
         *_ring(settings, state),
     ]
     return state
+
+
+def _as_managed(
+    settings: Settings, state: NicState, wanted: Sequence[Steered]
+) -> tuple[NicState, list[Finding]]:
+    """Return the interface as serve will have made it by the time that it matters."""
+    if not settings.engine.manage_nic:
+        return state, []
+    try:
+        changes = plan_changes(state, wanted)
+    except EngineError as error:
+        return state, [Finding("manage_nic", "fail", str(error))]
+    commands = "; ".join(change.command(state.interface) for change in changes)
+    text = f"serve will first run: {commands}" if changes else "serve has nothing to change first"
+    return state_after(state, changes), [Finding("manage_nic", "ok", text)]
 
 
 def _ring(settings: Settings, state: NicState) -> Iterator[Finding]:

@@ -9,6 +9,7 @@ since a socket that reads from the wrong queue gets EFAULT.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 from ingestd.errors import EngineError
@@ -20,7 +21,16 @@ from ingestd.nic.changes import (
     RuleChange,
     SpreadChange,
 )
-from ingestd.nic.state import SPLIT_ON, SPLIT_UNKNOWN, Family, NicState, RingName
+from ingestd.nic.state import (
+    SPLIT_ON,
+    SPLIT_UNKNOWN,
+    Family,
+    Feature,
+    NicState,
+    RingName,
+    Rings,
+    Rule,
+)
 
 NTUPLE: Final = "ntuple-filters"
 HARDWARE_GRO: Final = "rx-gro-hw"
@@ -159,3 +169,34 @@ def _rules(state: NicState, steered: Steered) -> Iterator[Change]:
                 f" `ethtool -N {state.interface} delete {there[0].id}`"
             )
         yield RuleChange(family=family, port=port, queues=steered.queues, ids_before=ids)
+
+
+def state_after(state: NicState, changes: Sequence[Change]) -> NicState:
+    """Return what an interface will be like once the changes are made."""
+    for change in changes:
+        match change:
+            case RingsChange():
+                state = replace(state, rings=replace(state.rings or Rings(), **change.after))
+            case FeatureChange():
+                features = {**state.features, change.name: Feature(change.after, is_fixed=False)}
+                state = replace(state, features=features)
+            case SpreadChange():
+                state = replace(state, spread=change.after)
+            case ContextChange():
+                number = max(state.contexts, default=0) + 1
+                state = replace(state, contexts={**state.contexts, number: change.queues})
+            case RuleChange():
+                state = replace(state, rules=(*(state.rules or ()), _new_rule(state, change)))
+    return state
+
+
+def _new_rule(state: NicState, change: RuleChange) -> Rule:
+    is_single = len(change.queues) == 1
+    return Rule(
+        id=max((rule.id for rule in state.rules or ()), default=-1) + 1,
+        family=change.family,
+        port=change.port,
+        queue=change.queues[0] if is_single else None,
+        context=None if is_single else state.context_over(change.queues),
+        is_plain=True,
+    )

@@ -218,8 +218,10 @@ class Scanner:
         whole = 0
         while whole < len(pending) and batch_is_whole(window, pending[whole]):
             whole += 1
-        if not self.live and found >= covered and (
-            self.thorough or whole < len(pending) or batch_remains(window, place, at)
+        if (
+            not self.live
+            and found >= covered
+            and (self.thorough or whole < len(pending) or batch_remains(window, place, at))
         ):
             covered = max(covered, self._search(window, place, at, found))
         accepted = 0

@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ingestd.config import Overrides, load
-from ingestd.daemon import Daemon
+from ingestd.config.settings import Overrides, load
+from ingestd.daemon.run import Daemon
+from ingestd.daemon.signals import SignalInbox
+from ingestd.daemon.zcrx import Nic
 from ingestd.log import Log
-from ingestd.signals import SignalInbox
-from ingestd.zcrx import Nic
 from support.fake_core import FakeCore
 from support.fake_log import Recorder
 from support.fake_store import FakeOpener

@@ -16,7 +16,7 @@ import pytest
 
 from ingestd.cli import main
 from ingestd.cli.cat_command import PROGRESS_BYTES_MIN
-from ingestd.direct_io import DirectProfile
+from ingestd.daemon.direct_io import DirectProfile
 from ingestd.errors import FlowNotFoundError, StoreDamagedError, UsageError
 from ingestd.store.flows import Flow
 from ingestd.store.superblock import Superblock
@@ -101,7 +101,7 @@ def image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[MadeUpIma
     monkeypatch.setattr("ingestd.store.image.read_image", lambda path: image)
     monkeypatch.setattr("ingestd.store.reader.read_flow", read_flow)
     monkeypatch.setattr(
-        "ingestd.worker.device_profile", lambda path: DirectProfile(4, 512, 4095, 1024)
+        "ingestd.daemon.worker.device_profile", lambda path: DirectProfile(4, 512, 4095, 1024)
     )
     yield image
     assert image.is_closed

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestd import config
 from ingestd.address import Address
-from ingestd.config import Overrides, Settings, cpus_online, diff, effective_toml, load
-from ingestd.config_checks import crosscheck
+from ingestd.config import settings as config
+from ingestd.config.checks import crosscheck
+from ingestd.config.settings import Overrides, Settings, cpus_online, diff, effective_toml, load
 from ingestd.errors import ConfigError
 
 DOCUMENTED = Path(__file__).parents[2] / "config" / "ingestd.toml"

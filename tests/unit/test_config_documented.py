@@ -13,8 +13,8 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ingestd import config
-from ingestd.config import Settings, load
+from ingestd.config import settings as config
+from ingestd.config.settings import Settings, load
 from ingestd.sizes import exact_size
 
 DOCUMENTED = Path(__file__).parents[2] / "config" / "ingestd.toml"

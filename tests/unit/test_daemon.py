@@ -13,9 +13,11 @@ from pathlib import Path
 
 import pytest
 
-from ingestd import daemon, startup, systemd
-from ingestd.daemon import drain_time_s
-from ingestd.signals import SIGNALS, SignalInbox
+from ingestd import systemd
+from ingestd.daemon import run as daemon
+from ingestd.daemon import startup
+from ingestd.daemon.run import drain_time_s
+from ingestd.daemon.signals import SIGNALS, SignalInbox
 from support.scene import ONE_STORE, WAIT_S, Scene, service_manager, wait_for
 
 

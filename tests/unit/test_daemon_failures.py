@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
-from ingestd import daemon, startup
+from ingestd.daemon import run as daemon
+from ingestd.daemon import startup
+from ingestd.daemon.signals import SIGNALS
 from ingestd.errors import (
     EngineError,
     IngestdError,
@@ -25,7 +27,6 @@ from ingestd.errors import (
     StoreFailedError,
     SystemCallError,
 )
-from ingestd.signals import SIGNALS
 from support.fake_core import CoreFault
 from support.fake_store import FakeOpener, recovery
 from support.scene import ONE_STORE, TWO_STORES, WAIT_S, Scene, service_manager, wait_for

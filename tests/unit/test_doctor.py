@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from ingestd import zcrx
 from ingestd.cli import main
-from ingestd.config import Settings
-from ingestd.direct_io import DirectProfile
+from ingestd.config.settings import Settings
+from ingestd.daemon import zcrx
+from ingestd.daemon.direct_io import DirectProfile
+from ingestd.daemon.zcrx import wanted_flows
 from ingestd.doctor import examine as examine_module
 from ingestd.doctor.examine import Report, examine
 from ingestd.doctor.storage import storage_findings
 from ingestd.errors import EngineError, NotAStoreError
 from ingestd.nic.plan import plan_changes
 from ingestd.nic.work import make
-from ingestd.zcrx import wanted_flows
 from support.facts import ALL_FEATURES, CAP_ALL, CAP_NONE
 from support.fake_core import CoreFault, FakeCore
 from support.fake_nic import FakeNic
@@ -104,6 +104,20 @@ def test_the_prediction_is_what_serve_does(bench: Bench) -> None:
     assert bench.examine().engine == "zcrx"
     bench.engine = {"kind": "recv"}
     assert bench.examine().engine == "recv"
+
+
+def test_what_the_daemon_will_prepare_counts(bench: Bench) -> None:
+    bench.nic.now = FakeNic().now
+    assert bench.examine().engine == "none"
+    bench.engine = {"manage_nic": True}
+    report = bench.examine()
+    assert report.is_ready
+    assert report.engine == "zcrx"
+    found = {finding.subject: finding for finding in report.findings}
+    assert "ethtool -X zc0 equal 3" in found["manage_nic"].text
+    assert {finding.verdict for finding in report.findings} == {"ok"}
+    bench.nic.has_rules = False
+    assert "has no steering rules" in bench.examine().reason
 
 
 def test_an_interface_that_is_not_there(bench: Bench) -> None:
@@ -210,7 +224,7 @@ def test_a_store_that_cannot_be_opened() -> None:
 def command(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The path of a configuration; the command meets the made-up machine."""
     monkeypatch.setattr(examine_module, "examine", lambda *_: bench.examine())
-    monkeypatch.setattr("ingestd.worker.load_core", lambda: bench.core)
+    monkeypatch.setattr("ingestd.daemon.worker.load_core", lambda: bench.core)
     path = tmp_path / "ingestd.toml"
     path.write_text(
         f'[store.data]\npath = "{os.devnull}"\n[listener.in]\naddress = "0.0.0.0:7070"\n'
@@ -262,7 +276,7 @@ def test_flags_instead_of_a_file(
         return bench.examine()
 
     monkeypatch.setattr(examine_module, "examine", note)
-    monkeypatch.setattr("ingestd.worker.load_core", lambda: bench.core)
+    monkeypatch.setattr("ingestd.daemon.worker.load_core", lambda: bench.core)
     monkeypatch.setattr("ingestd.nic.reading.read_nic", lambda _: bench.nic.read())
     assert main(["doctor", "--store", "/dev/made-up", "--interface", "zc0"]) == 0
     assert main(["doctor", "--interface", "none"]) == 0

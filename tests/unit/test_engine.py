@@ -5,17 +5,17 @@ from __future__ import annotations
 
 import pytest
 
-from ingestd.config import EngineSettings
-from ingestd.engine import choose_engine, fall_back
-from ingestd.errors import EngineError
-from ingestd.finding import Finding, failures
-from ingestd.limits import LockedNeed
-from ingestd.readiness import (
+from ingestd.config.settings import EngineSettings
+from ingestd.daemon.engine import choose_engine, fall_back
+from ingestd.daemon.limits import LockedNeed
+from ingestd.daemon.readiness import (
     hugepage_finding,
     kernel_findings,
     locked_finding,
     privilege_findings,
 )
+from ingestd.errors import EngineError
+from ingestd.finding import Finding, failures
 from support.facts import ALL_FEATURES, CAP_ALL, CAP_NONE
 
 OBSTACLE = Finding("header split", "fail", "it is off", "turn it on")

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ingestd.eventlog import EventLog, errno_text
+from ingestd.daemon.eventlog import EventLog, errno_text
+from ingestd.daemon.status import StatusLine
 from ingestd.log import Log, LogEvent
-from ingestd.status import StatusLine
 from ingestd.store import layout
 from support.fake_core import Event, FakeCore
 from support.fake_log import Recorder

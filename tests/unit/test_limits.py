@@ -11,18 +11,18 @@ from types import SimpleNamespace
 
 import pytest
 
-from ingestd import direct_io, limits, worker
-from ingestd.config import StoreSettings
-from ingestd.direct_io import complete_profile, virt_boundary_mask
-from ingestd.errors import IngestdError, ResourceError, SystemCallError
-from ingestd.limits import (
+from ingestd.config.settings import StoreSettings
+from ingestd.daemon import direct_io, limits, worker
+from ingestd.daemon.direct_io import complete_profile, virt_boundary_mask
+from ingestd.daemon.limits import (
     LockedNeed,
     check_locked_memory,
     has_capability,
     locked_memory_limit,
     raise_descriptor_limit,
 )
-from ingestd.worker import store_profile
+from ingestd.daemon.worker import store_profile
+from ingestd.errors import IngestdError, ResourceError, SystemCallError
 from support.fake_core import CoreFault, FakeCore
 from support.fake_store import MIB
 

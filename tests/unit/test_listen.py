@@ -10,10 +10,10 @@ from contextlib import ExitStack, closing
 
 import pytest
 
-from ingestd import listen
 from ingestd.address import Address, parse_address
+from ingestd.daemon import listen
+from ingestd.daemon.listen import ListenerSockets, bind_problem, open_listener
 from ingestd.errors import ListenError
-from ingestd.listen import ListenerSockets, bind_problem, open_listener
 
 
 def _has_ipv6() -> bool:

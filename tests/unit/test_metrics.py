@@ -20,10 +20,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ingestd import __version__
 from ingestd.address import parse_address
-from ingestd.engine import EngineChoice
+from ingestd.daemon.engine import EngineChoice
+from ingestd.daemon.metrics import IngestdCollector
+from ingestd.daemon.metrics_server import MetricsServer, start_metrics
 from ingestd.errors import ListenError
-from ingestd.metrics import IngestdCollector
-from ingestd.metrics_server import MetricsServer, start_metrics
 from support.fake_core import FakeCore, counter_names
 from support.fake_store import MIB, FakeStore
 
@@ -288,7 +288,7 @@ def test_other_paths_say_where_it_is(server: MetricsServer) -> None:
 def test_a_silent_client_does_not_stop_the_others(
     server: MetricsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from ingestd import metrics_server
+    from ingestd.daemon import metrics_server
 
     monkeypatch.setattr(metrics_server._Handler, "timeout", 0.1)
     with socket.create_connection(server.addresses[0], timeout=5), _get(server) as answer:

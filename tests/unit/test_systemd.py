@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ingestd import systemd
-from ingestd.config import DaemonSettings
+from ingestd.config.settings import DaemonSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "systemd" / "ingestd.service"

@@ -33,11 +33,11 @@ SOURCE_NAMES = {"Makefile", "Dockerfile", "meson.build", "run"}
 TEXT_SUFFIXES = SOURCE_SUFFIXES | {".md", ".txt", ".json", ".conf", ".rules", ".build"}
 
 # Lower layers do not know the upper ones; each of these knows those behind it.
-LAYERS = ("cli", "daemon", "worker", "core")
+LAYERS = ("cli", "doctor", "daemon", "core")
 # These stand beside the layers and know none of them.
 APART = {"store", "protocol", "config", "client", "errors", "address", "sizes", "nic", "finding"}
 # Network cards concern few: the daemon, with what it is made of, and the commands.
-NIC_USERS = {"nic", "cli", "daemon", "doctor", "zcrx"}
+NIC_USERS = {"nic", "cli", "daemon", "doctor"}
 
 STUB_WORDS = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X|HA" r"CK|NotImplemented" r"Error)\b")
 # Where people and their tools keep things; what a system has is below other directories.
@@ -258,16 +258,16 @@ def test_only_config_reads_settings() -> None:
     """Environment variables and TOML are read in one place; but see systemd's own variables."""
     offences = []
     for path in MODULES:
-        if path in (PACKAGE / "config.py", PACKAGE / "systemd.py"):
+        if path in (PACKAGE / "config" / "settings.py", PACKAGE / "systemd.py"):
             continue
         offences += [
-            f"{_name(path, line)}: only ingestd/config.py may import {module}"
+            f"{_name(path, line)}: only ingestd/config/settings.py may import {module}"
             for module, line in _imports(path)
             if module.split(".")[0] in {"tomllib", "configparser"}
             or module in {"os.environ", "os.getenv"}
         ]
         offences += [
-            f"{_name(path, node.lineno)}: only ingestd/config.py may read the environment"
+            f"{_name(path, node.lineno)}: only ingestd/config/settings.py may read the environment"
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Attribute) and node.attr in {"environ", "environb", "getenv"}
         ]

@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
-from ingestd import faults, worker
-from ingestd.config import StoreSettings
-from ingestd.direct_io import DirectProfile
+from ingestd.config.settings import StoreSettings
+from ingestd.daemon import faults, worker
+from ingestd.daemon.direct_io import DirectProfile
+from ingestd.daemon.faults import fault_to_error
+from ingestd.daemon.pump import Pump
+from ingestd.daemon.worker import LISTENERS_MAX, WorkerThread
 from ingestd.errors import (
     ConfigError,
     EngineError,
@@ -24,9 +27,6 @@ from ingestd.errors import (
     ResourceError,
     SystemCallError,
 )
-from ingestd.faults import fault_to_error
-from ingestd.pump import Pump
-from ingestd.worker import LISTENERS_MAX, WorkerThread
 from support.fake_core import CoreFault, FakeCore
 from support.fake_store import MIB, FakeStore
 

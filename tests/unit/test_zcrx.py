@@ -12,16 +12,17 @@ from typing import Any
 
 import pytest
 
-from ingestd import daemon, startup, zcrx
 from ingestd.address import parse_address
-from ingestd.config import Settings
+from ingestd.config.settings import Settings
+from ingestd.daemon import run as daemon
+from ingestd.daemon import startup, zcrx
+from ingestd.daemon.zcrx import queues_of_stores, steered_families, wanted_flows
 from ingestd.errors import EngineError, ResourceError
 from ingestd.finding import Finding
 from ingestd.nic.findings import nic_findings
 from ingestd.nic.journal import journal_path, open_journal
 from ingestd.nic.plan import Steered, plan_changes
 from ingestd.nic.work import apply, make
-from ingestd.zcrx import queues_of_stores, steered_families, wanted_flows
 from support.facts import ALL_FEATURES, CAP_ALL, CAP_NONE
 from support.fake_core import CoreFault
 from support.fake_log import Recorder

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from ingestd.errors import EngineError
 from ingestd.nic.changes import SpreadChange, is_default_spread, spread_arguments
-from ingestd.nic.plan import Steered, last_queues, plan_changes
+from ingestd.nic.findings import nic_findings
+from ingestd.nic.plan import Steered, last_queues, plan_changes, state_after
 from ingestd.nic.state import SPLIT_ON, Family
 from ingestd.nic.work import make
 from support.fake_nic import TABLE_SLOTS, FakeNic
@@ -145,9 +146,14 @@ def test_a_plan_once_done_leaves_nothing_to_do(data: st.DataObject, queue_count:
     flows = data.draw(st.sets(st.tuples(families, st.integers(1, 65535)), max_size=4))
     wanted = [Steered(tuple(sorted(flows)), tuple(taken))]
     nic = FakeNic(queue_count)
-    for change in plan_changes(nic.read(), wanted):
+    changes = plan_changes(nic.read(), wanted)
+    foreseen = state_after(nic.read(), changes)
+    for change in changes:
         make(nic, change)
     assert plan_changes(nic.read(), wanted) == []
+    assert plan_changes(foreseen, wanted) == []
+    assert nic_findings(foreseen, wanted)[2:] == nic_findings(nic.read(), wanted)[2:]
+    assert foreseen.rules == nic.read().rules
     assert not set(nic.now.spread) & set(taken)
     targets = {target for _, _, target in nic.rules()}
     assert len(targets) == bool(flows)

@@ -125,9 +125,7 @@ def test_a_bad_superblock_is_no_end(tmp_path: Path, failing_reads: Failing) -> N
         read_image(store)
 
 
-def test_a_device_that_refuses_is_named(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_device_that_refuses_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

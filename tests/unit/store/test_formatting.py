@@ -227,9 +227,7 @@ def test_space_that_runs_out_leaves_nothing(
     assert path.stat().st_size == 4096
 
 
-def test_a_failing_device_leaves_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failing_device_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> NoReturn:
         raise OSError(errno.EIO, "Input/output error")
 

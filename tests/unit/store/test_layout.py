@@ -20,9 +20,7 @@ from support.native import CORE, build_executable
 HEADER = (CORE / "format.h").read_text(encoding="utf-8")
 WITHOUT_COMMENTS = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
 
-LAYOUTS = {
-    item.name: item for item in vars(layout).values() if isinstance(item, layout.Layout)
-}
+LAYOUTS = {item.name: item for item in vars(layout).values() if isinstance(item, layout.Layout)}
 NOT_MIRRORED = {"INGESTD_FORMAT_H"}
 
 
@@ -80,11 +78,21 @@ def test_header_is_understood() -> None:
     """The reading of format.h sees what is known to be there; else the rest proves nothing."""
     structs = _c_structs()
     assert len(structs) == 10
-    assert structs["record_span"][:4] == ["head.kind", "head.record_bytes", "head.flags",
-                                          "head.flow"]
+    assert structs["record_span"][:4] == [
+        "head.kind",
+        "head.record_bytes",
+        "head.flags",
+        "head.flow",
+    ]
     constants = _c_constants()
-    assert {"FLOW_STATE_OPEN", "FLOW_STATE_INTERRUPTED", "CLOSE_REASON_CHECKSUM", "RECORD_SPAN",
-            "SPAN_HAS_CLOSE", "BATCH_MAGIC"} <= set(constants)
+    assert {
+        "FLOW_STATE_OPEN",
+        "FLOW_STATE_INTERRUPTED",
+        "CLOSE_REASON_CHECKSUM",
+        "RECORD_SPAN",
+        "SPAN_HAS_CLOSE",
+        "BATCH_MAGIC",
+    } <= set(constants)
 
 
 def test_structs_are_the_same(printed: list[list[str]]) -> None:

@@ -5,6 +5,7 @@
 #define _GNU_SOURCE
 #include "store.h"
 
+#include <errno.h>
 #include <fcntl.h>
 #include <linux/fs.h>
 #include <stdio.h>
@@ -16,6 +17,9 @@
 #include <unistd.h>
 
 #include "frame.h"
+
+#define OPEN_TRIES 200
+#define OPEN_PAUSE_US 50000
 
 __attribute__((noreturn)) static void die(const char *path, const char *what) {
     fprintf(stderr, "%s: %s: %m\n", path, what);
@@ -88,7 +92,13 @@ static void read_superblock(struct store *s, const char *path) {
 
 void store_open(struct store *s, const char *path, uint64_t segment_bytes) {
     memset(s, 0, sizeof(*s));
-    s->fd = open(path, O_RDWR | O_DIRECT | O_EXCL | O_CLOEXEC);
+    /* A server that was killed holds the device until the kernel has taken its ring down. */
+    for (int tries = 0; tries < OPEN_TRIES; tries++) {
+        s->fd = open(path, O_RDWR | O_DIRECT | O_EXCL | O_CLOEXEC);
+        if (s->fd >= 0 || errno != EBUSY)
+            break;
+        usleep(OPEN_PAUSE_US);
+    }
     if (s->fd < 0)
         die(path, "open");
     if (segment_bytes != 0)

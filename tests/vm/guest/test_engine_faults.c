@@ -80,7 +80,6 @@ static void run_format(const void *argument) {
 struct shortage {
     const char *options;
     unsigned flows, bytes, drop_every, mtu;
-    bool is_pressed; /* fragments have to be copied out */
 };
 
 static void run_shortage(const void *argument) {
@@ -95,9 +94,8 @@ static void run_shortage(const void *argument) {
     close_scene(&s, PATH_ZERO_COPY);
 }
 
-/* TCP's out-of-order queue holds chunks as well. With 80 of 128 held by us, a lost packet found
- * none for its retransmission, and nothing moved until chunks came back. Here a slow disk holds
- * them. */
+/* The case that stood still in the lab: 128 chunks, 80 of them held, packets lost. Here a slow disk
+ * holds them. */
 static void run_relief(const void *argument) {
     const char *options = argument;
     struct scene s;
@@ -125,18 +123,51 @@ static void run_slow_disk(const void *argument) {
     delay_remove();
 }
 
+struct hang {
+    const char *options;
+    unsigned drop_every;
+    uint64_t chunks;    /* of the area; 0: as many as can be wanted */
+    bool is_unrelieved; /* the control: there is no relief valve */
+};
+
+/* TCP's out-of-order queue holds chunks as well. With 80 of 128 held elsewhere, a retransmission
+ * found none, and nothing moved until chunks came back. A disk that hangs holds as many. Yet a
+ * quarter of the chunks must stay with the NIC: what waits for the disk is copied out. */
+static void check_hang(const struct scene *s, const struct hang *t) {
+    uint64_t drops = trial_nic().drops;
+
+    usleep(SECOND_US);
+    drops = trial_nic().drops - drops;
+    uint64_t lent = trial_value_now(&s->server, "chunks_lent");
+    printf("    hanging: %llu chunks lent, %llu packets dropped in a second\n",
+           (unsigned long long)lent, (unsigned long long)drops);
+    if (t->is_unrelieved)
+        CHECK(lent > t->chunks / 4 * 3, "chunks were not short");
+    else if (t->chunks)
+        CHECK(lent <= t->chunks / 4 * 3, "%llu of %llu chunks are held from the NIC",
+              (unsigned long long)lent, (unsigned long long)t->chunks);
+}
+
 static void run_hanging_disk(const void *argument) {
-    const char *options = argument;
+    const struct hang *t = argument;
     struct scene s;
 
-    open_slow_scene(&s, 0, options);
+    open_slow_scene(&s, 0, t->options);
+    net_set_parameter("drop_every", t->drop_every);
     send_flows(&s, 4, 1500001);
     await_bytes(&s.server, 100000);
     delay_suspend(true);
-    for (int i = 0; i < 8; i++) { usleep(SECOND_US); struct nic_counters n = trial_nic(); printf("    hang: lent %llu pending %llu pressure %llu alloc_fail %llu received %llu\n", (unsigned long long)trial_value_now(&s.server, "chunks_lent"), (unsigned long long)trial_value(&s.server, "fragments_pending"),(unsigned long long)trial_value(&s.server, "bounced_pressure_bytes"), (unsigned long long)(n.alloc_fail - s.before.alloc_fail),(unsigned long long)trial_value(&s.server, "received_bytes")); }
+    usleep(SECOND_US);
+    net_set_parameter("drop_every", 0); /* from here on only what finds no chunk is dropped */
+    usleep(SECOND_US);
+    check_hang(&s, t);
     delay_suspend(false);
     trial_join(&s.sender);
     close_scene(&s, PATH_ZERO_COPY);
+    if (t->chunks)
+        CHECK((trial_value(&s.server, "bounced_pressure_bytes") > 0) == !t->is_unrelieved,
+              "%llu bytes were copied out",
+              (unsigned long long)trial_value(&s.server, "bounced_pressure_bytes"));
     delay_remove();
 }
 
@@ -337,6 +368,13 @@ static void run_deviceless_shortage(const void *argument) {
         }                                                                                          \
     }
 
+#define HANG(text, ...)                                                                            \
+    {                                                                                              \
+        text, run_hanging_disk, &(const struct hang) {                                             \
+            __VA_ARGS__                                                                            \
+        }                                                                                          \
+    }
+
 static const struct check_case cases[] = {
     {"formatting", run_format, NULL},
     SHORTAGE("64 chunks", .options = "-a 256", .flows = 2, .bytes = 700001),
@@ -345,18 +383,17 @@ static const struct check_case cases[] = {
              .drop_every = 30),
     SHORTAGE("128 chunks, lossy, a long flush interval", .options = "-a 512 -t 5000", .flows = 4,
              .bytes = 400001, .drop_every = 30),
-    SHORTAGE("X 128 chunks, 1000 flows", .options = "-a 512", .flows = 1000, .bytes = 20001),
-    SHORTAGE("X 128 chunks, 300 flows", .options = "-a 512", .flows = 300, .bytes = 20001),
-    SHORTAGE("X 64 chunks, 64 flows", .options = "-a 256", .flows = 64, .bytes = 50001, .drop_every = 20),
     SHORTAGE("a write at a time", .options = "-d 1 -w 64", .flows = 4, .bytes = 400001),
     SHORTAGE("a refill ring of 64 entries", .options = "-r 64", .flows = 4, .bytes = 700001),
     {"device-less, 64 chunks", run_deviceless_shortage, "-a 256"},
     {"device-less, a completion queue of 64", run_deviceless_shortage, "-C 64"},
     {"128 chunks, 80 held by a slow disk, lossy: the relief valve", run_relief, "-a 512 -d 8"},
     {"a slow disk", run_slow_disk, NULL},
-    {"a disk that hangs for 2 s", run_hanging_disk, ""},
-    {"a disk that hangs for 2 s, 128 chunks", run_hanging_disk, "-a 512"},
-    {"a disk that hangs X", run_hanging_disk, "-a 512 -x"},
+    HANG("a disk that hangs", .options = ""),
+    HANG("a disk that hangs, 128 chunks, lossy: the relief valve", .options = "-a 512",
+         .drop_every = 20, .chunks = 128),
+    HANG("... and without the valve chunks are short", .options = "-a 512 -x", .drop_every = 20,
+         .chunks = 128, .is_unrelieved = true),
     {"a disk that fails", run_failing_disk, NULL},
     {"a full store", run_full_store, NULL},
     {"a completion queue of 64", run_small_completion_queue, "-C 64"},

@@ -34,8 +34,8 @@ from pydantic import (
 )
 
 from ingestd.address import Address, parse_address
-from ingestd.config_checks import crosscheck
-from ingestd.config_problems import Problem, describe
+from ingestd.config.checks import crosscheck
+from ingestd.config.problems import Problem, describe
 from ingestd.errors import ConfigError
 from ingestd.sizes import exact_size, parse_size
 

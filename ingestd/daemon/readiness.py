@@ -11,14 +11,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from ingestd.finding import Finding
-from ingestd.limits import (
+from ingestd.daemon.limits import (
     CAP_IPC_LOCK,
     STATUS_PATH,
     LockedNeed,
     has_capability,
     memlock_advice,
 )
+from ingestd.finding import Finding
 from ingestd.sizes import full_size
 
 CAP_NET_ADMIN: Final = 12  # include/uapi/linux/capability.h

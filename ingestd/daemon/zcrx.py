@@ -16,16 +16,16 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 from ingestd.address import ANY_HOST, Address
-from ingestd.engine import EngineChoice, ZcrxQueue, choose_engine
+from ingestd.daemon.engine import EngineChoice, ZcrxQueue, choose_engine
+from ingestd.daemon.limits import LockedNeed, locked_memory_limit
+from ingestd.daemon.readiness import kernel_findings, locked_finding, own_status, privilege_findings
+from ingestd.daemon.worker import WorkerThread, locked_bytes
 from ingestd.errors import IngestdError
 from ingestd.finding import Finding, failures
-from ingestd.limits import LockedNeed, locked_memory_limit
 from ingestd.log import Log, LogEvent
-from ingestd.readiness import kernel_findings, locked_finding, own_status, privilege_findings
-from ingestd.worker import WorkerThread, locked_bytes
 
 if TYPE_CHECKING:
-    from ingestd.config import EngineSettings, Settings
+    from ingestd.config.settings import EngineSettings, Settings
     from ingestd.core._core import Event
     from ingestd.nic.plan import Steered
     from ingestd.nic.state import Family

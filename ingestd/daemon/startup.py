@@ -18,26 +18,26 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from ingestd.address import Address
-from ingestd.limits import (
+from ingestd.daemon.limits import (
     LockedNeed,
     check_locked_memory,
     locked_memory_limit,
     raise_descriptor_limit,
 )
-from ingestd.listen import open_listener
-from ingestd.log import Log, LogEvent
-from ingestd.sizes import short_size
-from ingestd.worker import (
+from ingestd.daemon.listen import open_listener
+from ingestd.daemon.worker import (
     HUGEPAGE_BYTES,
     Core,
     WorkerThread,
     locked_bytes,
     store_profile,
 )
+from ingestd.log import Log, LogEvent
+from ingestd.sizes import short_size
 
 if TYPE_CHECKING:
-    from ingestd.config import ListenerSettings, Settings
-    from ingestd.engine import EngineChoice, ZcrxQueue
+    from ingestd.config.settings import ListenerSettings, Settings
+    from ingestd.daemon.engine import EngineChoice, ZcrxQueue
     from ingestd.store.serving import RecoverySummary, ServedStore
 
 # Descriptors of the process itself: stores, rings, event fds, log, metrics.

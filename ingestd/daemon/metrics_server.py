@@ -24,7 +24,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 from prometheus_client.registry import Collector
 
 from ingestd.address import Address
-from ingestd.listen import ListenerSockets, open_listener
+from ingestd.daemon.listen import ListenerSockets, open_listener
 
 PATH: Final = "/metrics"
 REQUEST_TIMEOUT_S: Final = 5.0

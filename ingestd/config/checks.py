@@ -12,12 +12,12 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Final
 
 from ingestd.address import Address, same_listening_address
-from ingestd.config_problems import Problem
+from ingestd.config.problems import Problem
 from ingestd.identity import identity
 from ingestd.sizes import exact_size
 
 if TYPE_CHECKING:
-    from ingestd.config import Settings
+    from ingestd.config.settings import Settings
 
 LISTENERS_PER_STORE_MAX: Final = 16  # LISTENERS_MAX of core/intake.h
 WRITES_PER_AREA_MIN: Final = 4  # one fills, one is written, one is flushed, one to spare

@@ -26,11 +26,11 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from ingestd import __version__
-from ingestd.engine import EngineChoice
+from ingestd.daemon.engine import EngineChoice
 
 if TYPE_CHECKING:
+    from ingestd.daemon.worker import WorkerThread
     from ingestd.store.serving import ServedStore
-    from ingestd.worker import WorkerThread
 
 NS_PER_S: Final = 1e9
 _WORKER: Final = ("store", "worker")

@@ -20,15 +20,15 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
-from ingestd.direct_io import DirectProfile, complete_profile
+from ingestd.daemon.direct_io import DirectProfile, complete_profile
+from ingestd.daemon.faults import fault_to_error
 from ingestd.errors import ListenError, NotAStoreError, ResourceError, SystemCallError
-from ingestd.faults import fault_to_error
 
 if TYPE_CHECKING:
-    from ingestd.config import StoreSettings
+    from ingestd.config.settings import StoreSettings
     from ingestd.core._core import CoreFault, DeviceProfile, Event
     from ingestd.core._core import Worker as CoreWorker
-    from ingestd.engine import ZcrxQueue
+    from ingestd.daemon.engine import ZcrxQueue
     from ingestd.store.serving import ServedStore
 
 SETUP_TIMEOUT_S: Final = 60.0

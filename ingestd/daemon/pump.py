@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from ingestd.worker import WorkerThread
+from ingestd.daemon.worker import WorkerThread
 
 
 class Pump:

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ingestd.daemon.limits import memlock_advice
 from ingestd.errors import (
     ConfigError,
     EngineError,
@@ -19,7 +20,6 @@ from ingestd.errors import (
     ResourceError,
     SystemCallError,
 )
-from ingestd.limits import memlock_advice
 
 if TYPE_CHECKING:
     from ingestd.core._core import CoreFault

@@ -23,22 +23,14 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from typing import TYPE_CHECKING, Final
 
-from ingestd import __version__, systemd, zcrx
-from ingestd.config import diff, log_target
-from ingestd.engine import EngineChoice, fall_back
-from ingestd.errors import (
-    ConfigError,
-    EngineError,
-    IngestdError,
-    ResourceError,
-    StoreFailedError,
-    SystemCallError,
-)
-from ingestd.eventlog import EventLog, errno_text
-from ingestd.log import Log, LogEvent, open_log
-from ingestd.pump import Pump
-from ingestd.signals import SignalInbox
-from ingestd.startup import (
+from ingestd import __version__, systemd
+from ingestd.config.settings import diff, log_target
+from ingestd.daemon import zcrx
+from ingestd.daemon.engine import EngineChoice, fall_back
+from ingestd.daemon.eventlog import EventLog, errno_text
+from ingestd.daemon.pump import Pump
+from ingestd.daemon.signals import SignalInbox
+from ingestd.daemon.startup import (
     StoreOpener,
     check_limits,
     open_listeners,
@@ -47,13 +39,22 @@ from ingestd.startup import (
     start_workers,
     stop_workers,
 )
-from ingestd.status import StatusLine
-from ingestd.worker import Core, WorkerThread, kernel_features, load_core
+from ingestd.daemon.status import StatusLine
+from ingestd.daemon.worker import Core, WorkerThread, kernel_features, load_core
+from ingestd.errors import (
+    ConfigError,
+    EngineError,
+    IngestdError,
+    ResourceError,
+    StoreFailedError,
+    SystemCallError,
+)
+from ingestd.log import Log, LogEvent, open_log
 
 if TYPE_CHECKING:
-    from ingestd.config import Settings
+    from ingestd.config.settings import Settings
     from ingestd.core._core import Event
-    from ingestd.engine import ZcrxQueue
+    from ingestd.daemon.engine import ZcrxQueue
     from ingestd.store.serving import ServedStore
 
 TICK_S: Final = 1.0
@@ -250,8 +251,8 @@ class Daemon:
         if endpoint is None:
             return
         # Only now: their library is a good part of the daemon's memory.
-        from ingestd.metrics import IngestdCollector
-        from ingestd.metrics_server import start_metrics
+        from ingestd.daemon.metrics import IngestdCollector
+        from ingestd.daemon.metrics_server import start_metrics
 
         collector = IngestdCollector(
             self._workers, self._stores, engine, self._core.HISTOGRAM_BOUNDS_NS

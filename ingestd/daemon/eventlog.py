@@ -19,7 +19,7 @@ from ingestd.store import layout
 
 if TYPE_CHECKING:
     from ingestd.core._core import Event
-    from ingestd.worker import Core, WorkerThread
+    from ingestd.daemon.worker import Core, WorkerThread
 
 # enum close_reason of core/format.h, in the words of the raw protocol's errors.
 _REASONS: Final = {

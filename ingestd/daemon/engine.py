@@ -14,7 +14,7 @@ from ingestd.errors import EngineError
 from ingestd.finding import Finding
 
 if TYPE_CHECKING:
-    from ingestd.config import EngineSettings
+    from ingestd.config.settings import EngineSettings
 
 
 class EngineChoice(NamedTuple):
