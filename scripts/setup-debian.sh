@@ -48,6 +48,7 @@ if [ "${1:-}" = check ]; then
     want_program clang-format-14 clang-format-14
     want_program cppcheck cppcheck
     want_program losetup mount
+    want_program mkfs.ext4 e2fsprogs
     want_program socat socat
     want_program valgrind valgrind
     # The traditional netcat has no -N.

@@ -4,6 +4,11 @@
  */
 #include "engine.h"
 
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
 #include "worker.h"
 
 void engine_finish(struct worker *w, struct flow *f) {
@@ -29,6 +34,14 @@ void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, st
         if (f->phase == FLOW_BLOCKED)
             return;
     }
+}
+
+int engine_end_of_stream(const struct flow *f) {
+    struct tcp_info info = {0};
+    socklen_t bytes = sizeof info;
+    if (getsockopt(f->fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) != 0)
+        return errno;
+    return info.tcpi_state == TCP_CLOSE_WAIT ? 0 : ECONNRESET;
 }
 
 void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag) {

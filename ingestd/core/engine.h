@@ -18,8 +18,8 @@ struct engine {
     const char *name;
     /* Registers what it needs with the ring; 0 or -errno with the fault set. */
     int (*open)(struct worker *w);
-    /* A flow begins: its socket is to be read. */
-    void (*start)(struct worker *w, struct flow *f);
+    /* A flow begins: its socket is to be read. False: it was handed to another worker. */
+    bool (*start)(struct worker *w, struct flow *f);
     /* A completion with one of the engine's tags. */
     void (*complete)(struct worker *w, enum uring_tag tag, struct flow *f,
                      const struct io_uring_cqe *cqe);
@@ -41,6 +41,10 @@ extern const struct engine engine_zcrx;
  * flows that found no room try again in the order in which they came. */
 void engine_finish(struct worker *w, struct flow *f);
 void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, struct flow *f));
+/* A receive returned 0. Whether that is the sender's FIN the socket's state tells:
+ * io_uring may have met a reset, which clears the error, and told only of the
+ * bytes before it. Returns 0 for a FIN, else the errno that ended the stream. */
+int engine_end_of_stream(const struct flow *f);
 void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag);
 
 #endif

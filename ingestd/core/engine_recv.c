@@ -160,7 +160,8 @@ static void received(struct worker *w, struct flow *f, int result) {
         STAT_ADD(w, kernel_copied_bytes, result);
         intake_received(w, f, (uint32_t)result);
     } else if (result == 0) {
-        f->eof = true;
+        f->error = engine_end_of_stream(f);
+        f->eof = f->error == 0;
     } else if (result != -ECANCELED && result != -EINTR && result != -EAGAIN) {
         f->error = -result;
     }
@@ -231,9 +232,10 @@ static uint64_t recv_turn(struct worker *w) {
     return time_min(dirty_ns, armed_ns);
 }
 
-static void recv_start(struct worker *w, struct flow *f) {
+static bool recv_start(struct worker *w, struct flow *f) {
     f->phase = FLOW_POLLING;
     arm_poll(w, f);
+    return true;
 }
 
 static void recv_close(struct worker *w) {

@@ -29,11 +29,28 @@
 #define RECEIVE_BUFFER_BYTES_MAX (4u << 20)
 #define RECEIVE_BUFFER_FLOWS_MIN 16u
 #define RELIEF_ORDER_SHIFT 56
+#define CHUNKS_PER_WAITING 8u /* a connection in the backlog may have its first window */
 #define STARVED_RETRY_NS 1000000ull
 
 uint64_t zcrx_relief_bytes(uint64_t area_bytes) {
     uint64_t eighth = area_bytes / 8 / RELIEF_SLOT_BYTES_MAX * RELIEF_SLOT_BYTES_MAX;
     return eighth > RELIEF_SLOT_BYTES_MAX ? eighth : RELIEF_SLOT_BYTES_MAX;
+}
+
+/* What lies in sockets, also in TCP's out-of-order queue, occupies chunks: more
+ * flows than half of the area can bear at their least receive buffer are not
+ * accepted, and those that wait to be accepted get no more than that least. */
+static void bound_flows(struct worker *w) {
+    uint64_t least = w->zcrx.rx_buf_len > RECEIVE_BUFFER_BYTES_MIN ? w->zcrx.rx_buf_len
+                                                                   : RECEIVE_BUFFER_BYTES_MIN;
+    uint64_t flows = w->area.slots_bytes / 2 / least;
+    w->flows_at_once_max = flows > 1 ? (uint32_t)flows : 1;
+    uint64_t backlog = w->zcrx.chunk_count / 8 / CHUNKS_PER_WAITING;
+    for (uint32_t i = 0; i < w->listener_count; i++) {
+        int value = RECEIVE_BUFFER_BYTES_MIN / 2;
+        setsockopt(w->listeners[i].fd, SOL_SOCKET, SO_RCVBUF, &value, sizeof value);
+        listen(w->listeners[i].fd, backlog > 1 ? (int)time_min(backlog, SOMAXCONN) : 1);
+    }
 }
 
 static int zcrx_open(struct worker *w) {
@@ -58,6 +75,7 @@ static int zcrx_open(struct worker *w) {
     if (writes_max > 1 && writes_max - 1 < w->settings.writes_in_flight_max)
         w->settings.writes_in_flight_max = writes_max - 1;
     STAT_SET(w, rx_buf_len, z->rx_buf_len);
+    bound_flows(w);
     return 0;
 }
 
@@ -82,10 +100,14 @@ static void arm(struct worker *w, struct flow *f) {
     f->phase = FLOW_RECEIVING;
 }
 
+static uint32_t relief_order(uint64_t hold) {
+    return (uint32_t)(hold >> RELIEF_ORDER_SHIFT) & 0x7f;
+}
+
 static void zcrx_release(struct worker *w, uint64_t hold) {
     if (hold & BATCH_HOLD_COPIED) {
-        uint32_t order = (uint32_t)(hold >> RELIEF_ORDER_SHIFT) & 0x7f;
-        buddy_give(&w->zcrx.relief, hold & ((1ull << RELIEF_ORDER_SHIFT) - 1), order);
+        uint64_t slot = hold & ((1ull << RELIEF_ORDER_SHIFT) - 1);
+        buddy_give(&w->zcrx.relief, slot, relief_order(hold));
         return;
     }
     refill_return(&w->zcrx.refill, hold);
@@ -101,10 +123,13 @@ static uint8_t *data_of(struct worker *w, uint64_t hold) {
  * that two batches share has two holders. */
 static uint32_t hand_over(struct worker *w, struct flow *f, uint64_t hold, uint32_t bytes) {
     bool copied = (hold & BATCH_HOLD_COPIED) != 0;
+    /* A relief slot is ours to its end; behind a fragment may lie another one. */
+    uint32_t slack = copied ? (uint32_t)buddy_slot_bytes(relief_order(hold)) - bytes : 0;
     uint32_t done = 0;
     while (done < bytes) {
         uint64_t rest = hold + done;
-        uint32_t taken = batch_add(w, f, data_of(w, rest), bytes - done, 0, copied ? hold : rest);
+        uint32_t taken =
+            batch_add(w, f, data_of(w, rest), bytes - done, slack, copied ? hold : rest);
         if (taken == 0)
             break;
         assert(!copied || taken == bytes);
@@ -224,12 +249,14 @@ static void delivered(struct worker *w, struct flow *f, uint64_t offset, uint32_
 static void ended(struct worker *w, struct flow *f, int result) {
     f->armed = false;
     f->cancelling = false;
-    if (result == 0)
-        f->eof = true;
-    else if (result == -ENOMEM)
+    if (result == 0) {
+        f->error = engine_end_of_stream(f);
+        f->eof = f->error == 0;
+    } else if (result == -ENOMEM) {
         f->starved = true; /* the copy path found no chunk */
-    else if (result < 0 && result != -ECANCELED && result != -ENOSPC && result != -EINTR)
+    } else if (result < 0 && result != -ECANCELED && result != -ENOSPC && result != -EINTR) {
         f->error = -result;
+    }
     if (f->phase == FLOW_RECEIVING)
         advance(w, f);
 }
@@ -293,31 +320,77 @@ void zcrx_event(struct worker *w, uint32_t type) {
     zcrx_arm_event(w, type);
 }
 
-static void zcrx_start(struct worker *w, struct flow *f) {
+static bool zcrx_start(struct worker *w, struct flow *f) {
     if (!is_ours(w, f))
-        return;
+        return false;
     bound_receive_buffer(w, f);
     arm(w, f);
+    return true;
 }
 
-/* Copies what a flow has waiting into one relief slot after the other, and
- * gives the chunks back. */
+static bool is_copied(const struct zcrx_fragment *n) {
+    return (n->offset & BATCH_HOLD_COPIED) != 0;
+}
+
+/* Bytes of the fragments from index on that one relief slot can take together. */
+static uint32_t run_bytes(struct worker *w, uint32_t index) {
+    uint64_t most = time_min(RELIEF_SLOT_BYTES_MAX, w->batches.payload_bytes_max);
+    uint32_t bytes = 0;
+    while (index != FLOW_NONE) {
+        const struct zcrx_fragment *n = fragment_at(w, index);
+        if (is_copied(n) || bytes + n->bytes > most)
+            break;
+        bytes += n->bytes;
+        index = n->next;
+    }
+    return bytes;
+}
+
+/* Copies the run of fragments that begins at index into a slot, and makes one
+ * pending fragment of it. Returns the index of the one behind. */
+static uint32_t copy_run(struct worker *w, struct flow *f, uint32_t index, uint64_t slot,
+                         uint32_t order, uint32_t bytes) {
+    struct zcrx *z = &w->zcrx;
+    struct zcrx_fragment *first = fragment_at(w, index);
+    uint32_t done = 0, next = index;
+    while (done < bytes) {
+        uint32_t at = next;
+        struct zcrx_fragment *n = fragment_at(w, at);
+        memcpy(z->relief_base + slot + done, w->area.base + n->offset, n->bytes);
+        refill_return(&z->refill, n->offset);
+        done += n->bytes;
+        next = n->next;
+        if (at != index) {
+            n->next = z->fragment_free;
+            z->fragment_free = at;
+            z->fragments_pending--;
+        }
+    }
+    assert(done == bytes);
+    first->offset = slot | BATCH_HOLD_COPIED | (uint64_t)order << RELIEF_ORDER_SHIFT;
+    first->bytes = bytes;
+    first->next = next;
+    if (next == FLOW_NONE)
+        f->fragment_tail = index;
+    return next;
+}
+
+/* Copies what a flow has waiting into relief slots, as long as there are some
+ * and chunks are short, and gives the chunks back. */
 static void copy_out(struct worker *w, struct flow *f) {
     struct zcrx *z = &w->zcrx;
     uint32_t index = f->fragment_head;
     while (index != FLOW_NONE && chunks_are_short(w)) {
-        struct zcrx_fragment *n = fragment_at(w, index);
-        uint32_t order = buddy_order(&z->relief, n->bytes);
-        bool fits = !(n->offset & BATCH_HOLD_COPIED) && buddy_slot_bytes(order) >= n->bytes;
-        uint64_t slot = fits ? buddy_take(&z->relief, order) : UINT64_MAX;
-        if (fits && slot == UINT64_MAX)
-            return;
-        if (fits) {
-            memcpy(z->relief_base + slot, w->area.base + n->offset, n->bytes);
-            refill_return(&z->refill, n->offset);
-            n->offset = slot | BATCH_HOLD_COPIED | (uint64_t)order << RELIEF_ORDER_SHIFT;
+        uint32_t bytes = run_bytes(w, index);
+        if (bytes == 0) {
+            index = fragment_at(w, index)->next; /* copied already, or too large for a slot */
+            continue;
         }
-        index = n->next;
+        uint32_t order = buddy_order(&z->relief, bytes);
+        uint64_t slot = buddy_take(&z->relief, order);
+        if (slot == UINT64_MAX)
+            return;
+        index = copy_run(w, f, index, slot, order, bytes);
     }
 }
 

@@ -72,7 +72,7 @@ static void accept_failed(struct worker *w, struct listener *l, int code) {
     worker_event(w, EVENT_ACCEPT_FAILED, NULL, code, (int)l->index, 0);
 }
 
-static void begin(struct worker *w, struct listener *l, int fd) {
+static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
     struct flow *f = flow_take(&w->flows);
     assert(f != NULL); /* an accept is armed only while there is room for its flow */
     f->fd = fd;
@@ -82,11 +82,13 @@ static void begin(struct worker *w, struct listener *l, int fd) {
     note_peer(f, &l->peer);
     make_id(w, f->id);
     f->checksummed = w->settings.checksum;
+    f->adopted = adopted;
     l->flow_count++;
+    flow_idle_touch(&w->flows, &l->idle, f);
+    if (!w->engine->start(w, f))
+        return; /* the worker that it belongs to counts it */
     STAT_ADD(w, flows_opened, 1);
     worker_event(w, EVENT_FLOW_OPENED, f, 0, 0, 0);
-    flow_idle_touch(&w->flows, &l->idle, f);
-    w->engine->start(w, f);
     if (w->writer.failed)
         intake_interrupt(w, f, CLOSE_REASON_NONE, true);
     else if (w->writer.exhausted)
@@ -101,7 +103,7 @@ void intake_accepted(struct worker *w, uint32_t listener, int result) {
         accept_failed(w, l, -result);
         return;
     }
-    begin(w, l, result);
+    begin(w, l, result, false);
 }
 
 void intake_adopt(struct worker *w, uint32_t listener_index, int fd) {
@@ -118,7 +120,7 @@ void intake_adopt(struct worker *w, uint32_t listener_index, int fd) {
     struct sockaddr_storage peer = l->peer;
     socklen_t bytes = sizeof l->peer;
     getpeername(fd, (struct sockaddr *)&l->peer, &bytes);
-    begin(w, l, fd);
+    begin(w, l, fd, true);
     l->peer = peer;
 }
 
@@ -324,8 +326,8 @@ static uint64_t end_idle(struct worker *w, struct listener *l) {
 }
 
 static uint64_t accept_more(struct worker *w, struct listener *l) {
-    bool room =
-        l->flow_count < l->flows_max && w->flows.count + w->listener_count < w->flows.capacity;
+    bool room = l->flow_count < l->flows_max && w->flows.count < w->flows_at_once_max &&
+                w->flows.count + w->listener_count < w->flows.capacity;
     if (l->stopped || l->accepting || !room)
         return TIME_NEVER;
     if (l->retry_ns > w->now_ns)

@@ -187,6 +187,7 @@ int worker_setup(struct worker *w) {
     code = code < 0 ? code : batch_pool_open(w, batch_count);
     code = code < 0 ? code : device_open(w, batch_count + 3 * SEGMENTS_LIVE_MAX);
     code = code < 0 ? code : writer_open(w);
+    w->flows_at_once_max = w->settings.flows_max;
     code = code < 0 ? code : w->engine->open(w);
     if (code == 0 && flow_table_init(&w->flows, w->settings.flows_max) < 0)
         code = fault_set(&w->fault, ENOMEM, "calloc", "flow table");

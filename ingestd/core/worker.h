@@ -71,6 +71,7 @@ struct worker {
 
     struct area area;
     struct flow_table flows;
+    uint32_t flows_at_once_max; /* what the engine can bear; accepts wait beyond it */
     struct batch_pool batches;
     struct device device;
     struct writer writer;

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 import resource
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -81,12 +82,15 @@ def test_ten_thousand_connections(start_daemon: StartDaemon, tmp_path: Path, see
         # And a byte on every one of them: thousands of slots and batches at once.
         for sender in senders:
             sender.write(b"!")
-        sent += [_finish(payload, sender) for payload, sender in zip(payloads, chosen, strict=True)]
+        # And all of them end at the same moment.
+        for sender in senders:
+            sender.sock.shutdown(socket.SHUT_WR)
+        sent += [Sent(payload, s.answer()) for payload, s in zip(payloads, chosen, strict=True)]
         assert rss_bytes_max(daemon) <= AREA_BYTES + RSS_BEYOND_AREA_MAX
         rest = set(senders) - set(chosen)
         total = 48 * MIB + sum(p.size + 1 for p in payloads) + len(rest)
         for sender in rest:
-            assert sender.finish()["bytes"] == 1
+            assert sender.answer()["bytes"] == 1
     assert_sealed(sent[0])
     assert_stored(store, sent[:1])
     _check_active(daemon, sent[1:])
@@ -94,10 +98,6 @@ def test_ten_thousand_connections(start_daemon: StartDaemon, tmp_path: Path, see
     assert rss_bytes_max(daemon) <= AREA_BYTES + RSS_BEYOND_AREA_MAX
     assert daemon.stop() == 0
     assert_clean(store)
-
-
-def _finish(payload: Payload, sender: SocketSender) -> Sent:
-    return Sent(payload, sender.finish())
 
 
 def _check_active(daemon: Daemon, sent: list[Sent]) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import subprocess
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from support.observe import (
     cat_sha256,
     flow_of,
     flows_by_peer,
+    image_sha256,
     list_flows,
     scrape,
     wait_until,
@@ -76,6 +78,33 @@ def test_reset_in_mid_flow(
     assert scrape(daemon).total("ingestd_flows_total", outcome="interrupted") == 1
     assert daemon.stop() == 0
     assert_clean(store)
+
+
+def test_reset_right_behind_the_data(
+    store_path: Path, start_daemon: StartDaemon, seed: int
+) -> None:
+    """However the reset meets the receive, it is never taken for the end of the flow."""
+    daemon = start_daemon(store_path)
+    payloads = {}
+    choose = random.Random(seed)
+    for number in range(60):
+        payload = Payload(seed + number, choose.choice([1, 5000, 65536, MIB // 2]))
+        sender = SocketSender(daemon.address)
+        payloads[sender.peer] = payload
+        sender.write(payload.data())
+        sender.reset()
+
+    def have_ended() -> bool:
+        shot = scrape(daemon)
+        return all(shot.total("ingestd_flows", state=state) == 0 for state in ("open", "closing"))
+
+    wait_until(have_ended, "all flows have ended")
+    assert daemon.stop() == 0
+    listed = list_flows(store_path)
+    hashes = image_sha256(store_path, [entry["flow"] for entry in listed])
+    for entry in listed:
+        assert entry["state"] == "interrupted", entry
+        assert hashes[entry["flow"]] == payloads[entry["peer"]].sha256(entry["bytes"]), entry
 
 
 @pytest.mark.parametrize("kind", ["nc", "socat"])

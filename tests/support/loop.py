@@ -66,10 +66,13 @@ def loop_device(
     with backing.open("wb") as file:
         file.truncate(size_bytes)
     device = _attach(backing, block_bytes, ("--direct-io=on", *flags) if direct else flags)
+    hold_fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
+        # A device in use goes when the last one closes it: also if we are killed.
+        run("losetup", "--detach", device)
         yield device
     finally:
-        subprocess.run(["losetup", "--detach", str(device)], timeout=60, check=False)
+        os.close(hold_fd)
         backing.unlink()
 
 

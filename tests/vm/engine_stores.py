@@ -20,6 +20,7 @@ from ingestd.store.image import StoreImage, read_image
 from ingestd.store.reader import read_flow
 from ingestd.store.verify import verify_store
 
+STATE_RESET = "reset"
 RING_BYTES = (1 << 20) + 13
 RING_STATE = 88172645463325252
 SEED_STEP = 7919
@@ -81,6 +82,8 @@ def _differs(image: StoreImage, flow: Flow, sent: Sent, ring: bytes) -> str | No
     """Say how a flow differs from what was sent of it; None if it does not."""
     if sent.state == STATE_SEALED and (flow.state, flow.bytes) != (STATE_SEALED, sent.bytes):
         return f"is {flow.state} with {flow.bytes} bytes, its receipt says {sent.bytes}"
+    if sent.state == STATE_RESET and flow.state == STATE_SEALED:
+        return "is sealed, though its sender reset the connection"
     if flow.bytes > sent.bytes:
         return f"has {flow.bytes} bytes, {sent.bytes} were sent"
     if sha256(read_flow(image, flow)) != sha256(content(ring, sent.seed, flow.bytes)):

@@ -24,6 +24,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <netinet/in.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -315,11 +316,18 @@ static time_t seconds_now(void) {
     return now.tv_sec;
 }
 
+static volatile sig_atomic_t ended;
+
+static void end(int signal) {
+    ended = signal;
+}
+
 static void run(struct crowd *c) {
     struct epoll_event events[EVENTS_PER_TURN];
     time_t deadline = seconds_now() + c->options.seconds;
 
-    while (c->open > 0 && seconds_now() < deadline) {
+    signal(SIGTERM, end); /* what is under way is still noted */
+    while (c->open > 0 && seconds_now() < deadline && !ended) {
         int count = epoll_wait(c->epoll, events, EVENTS_PER_TURN, 1000);
         for (int index = 0; index < count; index++)
             advance(c, events[index].data.u32, events[index].events);

@@ -56,7 +56,7 @@ struct member {
     struct worker *worker;
     pthread_t thread;
     sem_t may_run;
-    bool over;
+    bool over, failed;
 };
 
 struct server {
@@ -76,6 +76,8 @@ struct server {
     int signals;
     uint64_t events[EVENT_KINDS];
 };
+
+static struct server server;
 
 __attribute__((noreturn, format(printf, 1, 2))) static void die(const char *format, ...) {
     va_list arguments;
@@ -224,22 +226,29 @@ static void open_store(struct server *s) {
            profile.shapes_lied);
 }
 
+static void tell_fault(const struct member *m, int code) {
+    printf("fault %s %s: %s\n", strerrorname_np(-code), m->worker->fault.call,
+           m->worker->fault.object);
+}
+
 static void *run_member(void *argument) {
-    extern struct server server;
     struct member *m = argument;
     int code = worker_setup(m->worker);
 
-    sem_post(&server.set_up);
-    if (code == 0) {
-        sem_wait(&m->may_run);
-        code = worker_run(m->worker);
-    }
+    m->failed = code < 0;
     if (code < 0)
-        printf("fault %s %s: %s\n", strerrorname_np(-code), m->worker->fault.call,
-               m->worker->fault.object);
-    m->over = true;
+        tell_fault(m, code);
+    sem_post(&server.set_up);
+    if (code < 0)
+        return NULL;
+    sem_wait(&m->may_run);
+    code = worker_run(m->worker);
+    m->failed = code < 0;
+    if (code < 0)
+        tell_fault(m, code);
+    __atomic_store_n(&m->over, true, __ATOMIC_RELEASE);
     kill(getpid(), SIGCHLD); /* wakes the loop of main */
-    return code < 0 ? m : NULL;
+    return NULL;
 }
 
 static int listen_on(uint16_t port) {
@@ -294,7 +303,7 @@ static void tell_napi_ids(struct server *s) {
 /* Whether all workers are set up. */
 static bool run_members(struct server *s) {
     for (uint32_t index = 0; index < s->count; index++)
-        if (s->members[index].over || s->members[index].worker->fault.code != 0)
+        if (s->members[index].failed)
             return false;
     tell_napi_ids(s);
     for (uint32_t index = 0; index < s->count; index++) {
@@ -435,18 +444,15 @@ static int end_members(struct server *s) {
     bool failed = false;
 
     for (uint32_t index = 0; index < s->count; index++) {
-        void *result;
         read_events(s, index);
-        pthread_join(s->members[index].thread, &result);
-        failed = failed || result != NULL;
+        pthread_join(s->members[index].thread, NULL);
+        failed = failed || s->members[index].failed;
     }
     print_counters(s);
     for (uint32_t index = 0; index < s->count; index++)
         worker_destroy(s->members[index].worker);
     return failed ? 3 : 0;
 }
-
-struct server server;
 
 int main(int count, char **words) {
     struct server *s = &server;

@@ -83,7 +83,7 @@ static void start(struct program *p, char *command, bool in_peer) {
     CHECK_CALL(p->pid);
     if (p->pid != 0)
         return;
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    prctl(PR_SET_PDEATHSIG, in_peer ? SIGTERM : SIGKILL); /* senders note their flows first */
     int output = open(p->output, O_WRONLY | O_CREAT | O_TRUNC, 0600);
     int peer = in_peer ? open("/run/netns/peer", O_RDONLY | O_CLOEXEC) : -1;
     if (in_peer && setns(peer, CLONE_NEWNET) < 0)
