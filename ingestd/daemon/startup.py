@@ -171,7 +171,12 @@ def start_workers(
 
 def _log_worker(worker: WorkerThread, settings: Settings, log: Log) -> None:
     store = settings.store[worker.store_name]
-    hugepage_bytes = worker.counters()["area_hugepage_bytes"]
+    counters = worker.counters()
+    hugepage_bytes = counters["area_hugepage_bytes"]
+    zcrx = worker.zcrx
+    queue: dict[str, Any] = {}
+    if zcrx is not None:
+        queue = {"rx_queue": zcrx.rx_queue, "rx_buf": short_size(counters["rx_buf_len"])}
     log.emit(
         LogEvent.WORKER_STARTED,
         store=worker.store_name,
@@ -182,6 +187,7 @@ def _log_worker(worker: WorkerThread, settings: Settings, log: Log) -> None:
         mem_align=worker.profile.mem_align,
         write_align=worker.profile.write_align,
         virt_mask=worker.profile.virt_mask,
+        **queue,
     )
     if hugepage_bytes == 0:
         log.emit(

@@ -139,7 +139,7 @@ class WorkerThread:
         self._settings = settings
         self.profile = profile
         self._on_end = on_end
-        self._zcrx = zcrx
+        self.zcrx = zcrx
         self._worker: CoreWorker | None = None
         self._is_ready = threading.Event()
         self._may_run = threading.Event()
@@ -158,7 +158,7 @@ class WorkerThread:
 
     def wait_ready(self, timeout_s: float = SETUP_TIMEOUT_S) -> None:
         """Return once the worker is set up, or raise why it could not be."""
-        timeout_s += self._zcrx.queue_retry_s if self._zcrx else 0
+        timeout_s += self.zcrx.queue_retry_s if self.zcrx else 0
         if not self._is_ready.wait(timeout_s):
             raise SystemCallError(
                 f"worker {self.name}: its setup took longer than {timeout_s:g} s:"
@@ -325,8 +325,8 @@ class WorkerThread:
             self.error = fault_to_error(
                 fault,
                 f"worker {self.name}",
-                locked_bytes(self._settings, is_zcrx=self._zcrx is not None),
-                self._zcrx.interface if self._zcrx else "",
+                locked_bytes(self._settings, is_zcrx=self.zcrx is not None),
+                self.zcrx.interface if self.zcrx else "",
             )
         except MemoryError:
             self.error = ResourceError(
@@ -367,19 +367,19 @@ class WorkerThread:
     def _wants_checksum(self) -> bool:
         """Whether "auto" is to: the recv engine's bytes have passed the CPU anyway."""
         if self._settings.checksum == "auto":
-            return self._zcrx is None
+            return self.zcrx is None
         return self._settings.checksum == "crc32c"
 
     def _engine_arguments(self) -> dict[str, int]:
-        if self._zcrx is None:
+        if self.zcrx is None:
             return {}
         return {
             "engine": self._core.ENGINE_ZCRX,
-            "interface_index": self._zcrx.interface_index,
-            "rx_queue": self._zcrx.rx_queue,
-            "rx_buf_len": self._zcrx.rx_buf_bytes,
-            "refill_entries": self._zcrx.refill_entries,
-            "queue_retry_ns": int(self._zcrx.queue_retry_s * NS_PER_S),
+            "interface_index": self.zcrx.interface_index,
+            "rx_queue": self.zcrx.rx_queue,
+            "rx_buf_len": self.zcrx.rx_buf_bytes,
+            "refill_entries": self.zcrx.refill_entries,
+            "queue_retry_ns": int(self.zcrx.queue_retry_s * NS_PER_S),
         }
 
 

@@ -76,7 +76,9 @@ class Journal:
         text = self._content.model_dump_json(indent=1) + "\n"
         new = self.path.with_suffix(".new")
         try:
-            with new.open("w", encoding="ascii") as file:
+            # Root may write into a directory that the daemon's user owns: no link is followed.
+            flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+            with open(os.open(new, flags, 0o644), "w", encoding="ascii") as file:  # noqa: PTH123
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
@@ -117,7 +119,7 @@ def open_journal(interface: str, index: int, directory: str = STATE_DIRECTORY) -
 def _locked(path: Path, interface: str) -> Iterator[None]:
     try:
         path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fd = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise SystemCallError(
             f"{path} cannot be opened ({error.strerror}): run as root, or name a directory that can"

@@ -21,6 +21,7 @@ from support.observe import (
     flows_by_peer,
     image_sha256,
     list_flows,
+    scrape,
     wait_until,
 )
 from support.payload import Payload
@@ -156,6 +157,10 @@ def test_sigterm_in_the_middle_of_64_flows(
     senders = [SocketSender(daemon.address) for _ in payloads]
     for payload, sender in zip(payloads, senders, strict=True):
         sender.write(payload.data()[: MIB // 2])
+    halves = len(payloads) * MIB // 2
+    wait_until(
+        lambda: scrape(daemon).total("ingestd_received_bytes_total") == halves, "halves are taken"
+    )
     stopping = threading.Thread(target=lambda: exit_codes.append(daemon.stop(DRAIN_S + 2)))
     exit_codes: list[int] = []
     begun_s = time.monotonic()

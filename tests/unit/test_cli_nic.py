@@ -11,7 +11,10 @@ from typing import Any
 import pytest
 
 from ingestd.cli import main
+from ingestd.cli.main import build_parser
+from ingestd.config.settings import EngineSettings
 from ingestd.errors import EngineError
+from ingestd.nic.journal import STATE_DIRECTORY
 from ingestd.nic.netlink import Link
 from support.fake_nic import FakeNic
 
@@ -161,3 +164,8 @@ def test_usage(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
         main(["nic", *flags])
     assert ended.value.code == 2
     assert "ingestd: error: " in capsys.readouterr().err
+
+
+def test_the_daemon_and_the_commands_look_at_one_place() -> None:
+    arguments = build_parser().parse_args(["nic", "undo", "zc0"])
+    assert arguments.state_dir == EngineSettings().nic_state_dir == STATE_DIRECTORY

@@ -103,6 +103,8 @@ def test_workers_get_their_queues_and_know_each_other_s(scene: ZcrxScene) -> Non
     ]
     (chosen,) = scene.log.fields("engine_chosen")
     assert chosen["engine"] == "zcrx"
+    started = [line["rx_queue"] for line in scene.log.fields("worker_started")]
+    assert started == [2, 3]
     assert scene.nic.snapshot() == before, "without manage_nic nothing is changed"
 
 

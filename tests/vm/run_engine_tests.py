@@ -29,7 +29,7 @@ from vmlab.command import EXIT_UNAVAILABLE, write_through  # noqa: E402
 from vmlab.module import build_module  # noqa: E402
 
 TESTS_TIMEOUT_S = 900.0
-HUGEPAGES = 40
+HUGEPAGES = 128
 MIB = 1 << 20
 RESULTS = BUILD / "engine"
 PASSED_ON = ("VM_ONLY", "VM_TRIALS")

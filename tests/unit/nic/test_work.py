@@ -222,3 +222,16 @@ def test_a_directory_that_cannot_be(tmp_path: Path) -> None:
         open_journal("zc0", 7, str(tmp_path / "file")),
     ):
         pass
+
+
+@pytest.mark.parametrize("suffix", [".new", ".lock"])
+def test_no_link_is_followed(tmp_path: Path, suffix: str) -> None:
+    """Whoever owns the directory must not make root write elsewhere."""
+    nic = FakeNic()
+    (tmp_path / "victim").write_text("precious")
+    path = journal_path("zc0", str(tmp_path)).with_suffix(suffix)
+    path.symlink_to(tmp_path / "victim")
+    with pytest.raises(SystemCallError):
+        _apply(nic, tmp_path)
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert nic.done == []

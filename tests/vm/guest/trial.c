@@ -27,6 +27,8 @@
 #define NAME_BYTES_MAX 64
 #define READY_SECONDS 20
 #define POLL_US 20000
+#define HUGEPAGES_SECONDS 60
+#define SERVER_HUGEPAGES 30 /* more than one with an area of 32 MiB takes */
 
 #define KIB 1024u
 #define MIB (1024u * KIB)
@@ -359,9 +361,9 @@ static unsigned meminfo(const char *name) {
 }
 
 void trial_await_hugepages(void) {
-    time_t deadline = seconds_now() + READY_SECONDS;
+    time_t deadline = seconds_now() + HUGEPAGES_SECONDS;
 
-    while (meminfo("HugePages_Free:") < meminfo("HugePages_Total:")) {
+    while (meminfo("HugePages_Free:") < SERVER_HUGEPAGES) {
         CHECK(seconds_now() < deadline, "somebody keeps hugepages");
         usleep(POLL_US);
     }

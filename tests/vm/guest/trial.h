@@ -39,7 +39,8 @@ void trial_format(const struct disk *disk);
  * always run: it formats. */
 int trial_run(const char *program, const struct check_case *cases, size_t count);
 
-/* Waits until what the last server had pinned is free again, for who wants hugepages. */
+/* Waits until a server can have hugepages: the kernel may keep those of servers that are gone for
+ * half a minute, in packets that wait on an idle CPU to be freed. */
 void trial_await_hugepages(void);
 
 /* Starts serve; the rest of its options as one text. Fails the case unless it gets ready. */
