@@ -13,6 +13,6 @@ bench: build $(BUILD)/bench.stamp
 	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
 
 $(BUILD)/bench.stamp: $(BUILD)/venv.stamp pyproject.toml
-	$(BIN)/python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["bench"], sep="\n")' > $(BUILD)/bench-requirements.txt
+	$(BIN)/python scripts/requirements.py pyproject.toml bench > $(BUILD)/bench-requirements.txt
 	$(BIN)/pip install -qq --prefer-binary -r $(BUILD)/bench-requirements.txt
 	touch $@

@@ -167,26 +167,38 @@ def _send(process: subprocess.Popen[str], job: Job) -> dict[str, Any]:
     return said
 
 
-def _baseline_cpu_per_s(settings: Settings) -> float:
-    """What the machine uses while nothing is sent; waits a while for it to become quiet."""
-    limit_s = time.monotonic() + settings.quiet_wait_s
-    while True:
-        before_s, start_s = machine.machine_cpu_s(), time.monotonic()
-        time.sleep(settings.baseline_s)
-        used = (machine.machine_cpu_s() - before_s) / (time.monotonic() - start_s)
-        if used <= QUIET_CPU_PER_S or time.monotonic() >= limit_s:
-            return used
+class Quiet:
+    """Waits for a quiet machine, `budget_s` at most over all runs together."""
+
+    def __init__(self, budget_s: float) -> None:
+        self._left_s = budget_s
+
+    def baseline_cpu_per_s(self, window_s: float) -> float:
+        """CPU seconds per second that the machine uses while nothing is sent."""
+        while True:
+            before_s, start_s = machine.machine_cpu_s(), time.monotonic()
+            time.sleep(window_s)
+            elapsed_s = time.monotonic() - start_s
+            used = (machine.machine_cpu_s() - before_s) / elapsed_s
+            if used <= QUIET_CPU_PER_S or self._left_s <= 0:
+                return used
+            self._left_s -= elapsed_s
 
 
 def run_once(
-    scenario: Scenario, name: str, round_index: int, settings: Settings, programs: Programs
+    scenario: Scenario,
+    name: str,
+    round_index: int,
+    settings: Settings,
+    programs: Programs,
+    quiet: Quiet,
 ) -> Run:
     """Measure one receiver once. Raises BenchError."""
     job = Job(settings.directory, scenario.flows_count, scenario.flow_bytes, scenario.idle_count)
     with make_receiver(name, job, programs) as receiver:
         sender = _sender(programs, job, receiver.port, settings.congestion)
         try:
-            baseline = _baseline_cpu_per_s(settings)
+            baseline = quiet.baseline_cpu_per_s(settings.baseline_s)
             receiver.mark()
             machine_before_s, start_s = machine.machine_cpu_s(), time.monotonic()
             said = _send(sender, job)
@@ -232,10 +244,11 @@ def run_all(
     Alternating spreads a slow minute of the machine over all of them.
     """
     runs = []
+    quiet = Quiet(settings.quiet_wait_s)
     order = [(scenario, name) for scenario in plan for name in scenario.receivers]
     for round_index in range(settings.rounds_count):
         for scenario, name in order if round_index % 2 == 0 else reversed(order):
-            run = run_once(scenario, name, round_index, settings, programs)
+            run = run_once(scenario, name, round_index, settings, programs, quiet)
             progress(run)
             runs.append(run)
     return runs

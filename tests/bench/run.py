@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -49,7 +50,7 @@ from tests.bench.receivers import (  # noqa: E402
 from tests.support.native import TESTS, build_executable  # noqa: E402
 
 DOCUMENT: Final = ROOT / "docs" / "performance.md"
-PICTURE: Final = ROOT / "docs" / "performance-throughput.svg"
+PICTURE: Final = ROOT / "docs" / report.PICTURE_NAME
 
 
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -68,7 +69,10 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--baseline-s", type=float, default=1.0)
     parser.add_argument(
-        "--quiet-wait-s", type=float, default=20, help="how long a run waits for a quiet machine"
+        "--quiet-wait-s",
+        type=float,
+        default=120,
+        help="how long all runs together wait for a quiet machine",
     )
     parser.add_argument("--directory", type=Path, default=build / "bench", help="for the data")
     parser.add_argument("--json", type=Path, default=build / "bench.json")
@@ -215,4 +219,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 if __name__ == "__main__":
     os.umask(0o077)
+    # As an exception, so that no receiver is left behind.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     sys.exit(main())
