@@ -77,6 +77,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--directory", type=Path, default=build / "bench", help="for the data")
     parser.add_argument("--json", type=Path, default=build / "bench.json")
     parser.add_argument("--planner-fragments", type=int, default=2_000_000, help="0: not measured")
+    parser.add_argument(
+        "--report-only", action="store_true", help="measure nothing: report what --json holds"
+    )
     parser.add_argument("--no-docs", action="store_true", help="leave docs/ as it is")
     parser.add_argument("--strict", action="store_true", help="fail if a bar is missed")
     return parser.parse_args(argv)
@@ -184,6 +187,36 @@ def as_json(made: report.Report) -> str:
     return json.dumps(data, indent=2) + "\n"
 
 
+def from_json(path: Path) -> report.Report:
+    """What as_json() has written; ratios and bars are made anew from the runs."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BenchError(f"{path} cannot be read ({error}): measure first") from None
+    fields = set(Run.__dataclass_fields__)
+    runs = [Run(**{k: v for k, v in entry.items() if k in fields}) for entry in data["runs"]]
+    return report.Report(
+        facts=machine.Facts(**data["facts"]),
+        rounds_count=data["rounds_count"],
+        total_bytes=data["total_bytes"],
+        date=data["date"],
+        version=data["version"],
+        runs=runs,
+        bars=bars(Figures(runs)),
+        planner=data["planner"],
+    )
+
+
+def measure_and_keep(arguments: argparse.Namespace) -> report.Report:
+    """Measure, and write everything to the JSON file."""
+    arguments.directory.mkdir(parents=True, exist_ok=True)
+    check(arguments)
+    made = measure(arguments)
+    arguments.json.parent.mkdir(parents=True, exist_ok=True)
+    arguments.json.write_text(as_json(made), encoding="utf-8")
+    return made
+
+
 def write_documents(made: report.Report) -> None:
     """The tables and the picture of docs/performance.md."""
     from tests.bench import picture  # matplotlib is needed by nothing else
@@ -197,11 +230,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure, report; 1 if it could not be done, or with --strict if a bar was missed."""
     arguments = parse(argv)
     try:
-        arguments.directory.mkdir(parents=True, exist_ok=True)
-        check(arguments)
-        made = measure(arguments)
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(as_json(made), encoding="utf-8")
+        report_only = arguments.report_only
+        made = from_json(arguments.json) if report_only else measure_and_keep(arguments)
         if not arguments.no_docs:
             write_documents(made)
     except BenchError as error:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -421,12 +422,15 @@ def test_progress_is_drawn_on_a_terminal_only(
     termios.tcsetwinsize(terminal, (24, 120))
     with os.fdopen(terminal, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
-        with progress_bar("flow\x1b[2J", 1 << 30) as advance:
-            advance(1 << 30)
         with progress_bar("unwanted", 1, wanted=False) as advance:
             advance(1)
+        with progress_bar("flow\x1b[2J", 1 << 30) as advance:
+            advance(1 << 30)
         stream.flush()
-        drawn = os.read(leader, 65536).decode()
+        drawn = ""
+        # A terminal hands over what has reached it so far, in pieces of its own choice.
+        while "100%" not in drawn and select.select([leader], [], [], 5)[0]:
+            drawn += os.read(leader, 65536).decode()
     os.close(leader)
     assert "100%" in drawn
     assert "1.00G/1.00G" in drawn
