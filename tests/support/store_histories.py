@@ -30,7 +30,9 @@ SEGMENTS_MAX: Final = 4
 BATCHES_MAX: Final = 6
 ITEMS_MAX: Final = 4
 LOST: Final[tuple[Lost, ...]] = ("no", "no", "no", "all", "header", "payload", "payload_tail")
-SIZES: Final = (1, 3, 511, 512, 1448, 4095, 4096, 4097, 20_000, 70_000)
+SIZES: Final = (1, 3, 511, 512, 1448, 4095, 4096, 4097, 20_000, 36_000)
+# The most that can be drawn fits into a segment, footer included; the rest is block padding.
+assert BATCHES_MAX * ITEMS_MAX * (max(SIZES) + 512) + (BATCHES_MAX + 8) * 8192 < MIB
 
 
 @dataclass
