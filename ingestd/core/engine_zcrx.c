@@ -29,7 +29,7 @@
 #define RECEIVE_BUFFER_BYTES_MAX (4u << 20)
 #define RECEIVE_BUFFER_FLOWS_MIN 16u
 #define RELIEF_ORDER_SHIFT 56
-#define CHUNKS_PER_WAITING 8u /* a connection in the backlog may have its first window */
+#define CHUNKS_PER_WAITING 2u /* what a connection in the backlog holds with the least buffer */
 #define STARVED_RETRY_NS 1000000ull
 
 uint64_t zcrx_relief_bytes(uint64_t area_bytes) {
@@ -37,20 +37,49 @@ uint64_t zcrx_relief_bytes(uint64_t area_bytes) {
     return eighth > RELIEF_SLOT_BYTES_MAX ? eighth : RELIEF_SLOT_BYTES_MAX;
 }
 
+/* SO_RCVBUF is doubled by the kernel, and bounded by net.core.rmem_max unless forced, which wants
+ * the CAP_NET_ADMIN that a queue wants as well: socket(7). */
+static void set_receive_buffer(int fd, uint64_t bytes) {
+    int value = (int)(bytes / 2);
+    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &value, sizeof value) < 0)
+        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &value, sizeof value);
+}
+
+/* Data that waits in sockets occupies chunks: all receive buffers together are
+ * kept near half of the area. */
+static uint64_t receive_buffer_bytes(const struct worker *w) {
+    uint32_t flows =
+        w->flows.count > RECEIVE_BUFFER_FLOWS_MIN ? w->flows.count : RECEIVE_BUFFER_FLOWS_MIN;
+    uint64_t bytes = time_min(w->area.slots_bytes / 2 / flows, RECEIVE_BUFFER_BYTES_MAX);
+    return bytes > RECEIVE_BUFFER_BYTES_MIN ? bytes : RECEIVE_BUFFER_BYTES_MIN;
+}
+
+/* A connection's window can never become larger than its listener's buffer was
+ * when it came (the scale is agreed on in the first packet). So listeners have
+ * what flows shall have, but while no more flows can be accepted: what waits
+ * then gets the least that the kernel gives. */
+static void set_listeners(struct worker *w, bool full) {
+    for (uint32_t i = 0; i < w->listener_count; i++)
+        set_receive_buffer(w->listeners[i].fd, full ? 2 : receive_buffer_bytes(w));
+    w->zcrx.listeners_full = full;
+}
+
+static bool is_full(const struct worker *w) {
+    return w->flows.count >= w->flows_at_once_max;
+}
+
 /* What lies in sockets, also in TCP's out-of-order queue, occupies chunks: more
  * flows than half of the area can bear at their least receive buffer are not
- * accepted, and those that wait to be accepted get no more than that least. */
+ * accepted, nor do more wait for that than an eighth of it can bear. */
 static void bound_flows(struct worker *w) {
     uint64_t least = w->zcrx.rx_buf_len > RECEIVE_BUFFER_BYTES_MIN ? w->zcrx.rx_buf_len
                                                                    : RECEIVE_BUFFER_BYTES_MIN;
     uint64_t flows = w->area.slots_bytes / 2 / least;
     w->flows_at_once_max = flows > 1 ? (uint32_t)flows : 1;
     uint64_t backlog = w->zcrx.chunk_count / 8 / CHUNKS_PER_WAITING;
-    for (uint32_t i = 0; i < w->listener_count; i++) {
-        int value = RECEIVE_BUFFER_BYTES_MIN / 2;
-        setsockopt(w->listeners[i].fd, SOL_SOCKET, SO_RCVBUF, &value, sizeof value);
+    for (uint32_t i = 0; i < w->listener_count; i++)
         listen(w->listeners[i].fd, backlog > 1 ? (int)time_min(backlog, SOMAXCONN) : 1);
-    }
+    set_listeners(w, false);
 }
 
 static int zcrx_open(struct worker *w) {
@@ -283,18 +312,6 @@ static void zcrx_stop(struct worker *w, struct flow *f) {
         advance(w, f);
 }
 
-/* Data that waits in sockets occupies chunks: all receive buffers together are
- * kept near half of the area. SO_RCVBUF is doubled by the kernel: socket(7). */
-static void bound_receive_buffer(struct worker *w, const struct flow *f) {
-    uint32_t flows =
-        w->flows.count > RECEIVE_BUFFER_FLOWS_MIN ? w->flows.count : RECEIVE_BUFFER_FLOWS_MIN;
-    uint64_t bytes = w->area.slots_bytes / 2 / flows;
-    bytes = time_min(bytes, RECEIVE_BUFFER_BYTES_MAX);
-    int value =
-        bytes < RECEIVE_BUFFER_BYTES_MIN ? (int)RECEIVE_BUFFER_BYTES_MIN / 2 : (int)(bytes / 2);
-    setsockopt(f->fd, SOL_SOCKET, SO_RCVBUF, &value, sizeof value);
-}
-
 /* Which rx queue the connection came by: ours, another worker's, or one that
  * is not set up for zero copy. Returns whether the flow stays here. */
 static bool is_ours(struct worker *w, struct flow *f) {
@@ -323,7 +340,7 @@ void zcrx_event(struct worker *w, uint32_t type) {
 static bool zcrx_start(struct worker *w, struct flow *f) {
     if (!is_ours(w, f))
         return false;
-    bound_receive_buffer(w, f);
+    set_receive_buffer(f->fd, receive_buffer_bytes(w));
     arm(w, f);
     return true;
 }
@@ -425,6 +442,8 @@ static uint64_t zcrx_turn(struct worker *w) {
     struct zcrx *z = &w->zcrx;
     engine_serve_blocked(w, advance);
     relieve(w);
+    if (is_full(w) != w->zcrx.listeners_full)
+        set_listeners(w, is_full(w));
     uint32_t fresh = refill_publish(&z->refill);
     if (fresh > 0 && w->settings.interface_index == 0)
         zcrx_flush_refill(w);

@@ -11,6 +11,7 @@
 #ifndef INGESTD_ENGINE_ZCRX_H
 #define INGESTD_ENGINE_ZCRX_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "buddy.h"
@@ -35,6 +36,7 @@ struct zcrx {
     uint64_t region_bytes;
     struct abi_zcrx_stats *kernel_stats; /* NULL where the kernel has none */
     uint64_t copy_bytes_seen;
+    bool listeners_full; /* they have the buffers of a worker that accepts no more */
     struct refill refill;
     struct zcrx_fragment *fragments;
     uint32_t fragment_count;

@@ -21,8 +21,8 @@
 #define NAME "slow"
 #define SECTOR_BYTES 512u
 #define PARAMETERS_BYTES 256
-#define REMOVE_TRIES 100
-#define REMOVE_PAUSE_US 50000
+#define BUSY_TRIES 100
+#define BUSY_PAUSE_US 50000
 
 struct request {
     struct dm_ioctl head;
@@ -72,6 +72,22 @@ static uint64_t device_sectors(const char *device) {
 
 static uint64_t sectors;
 
+/* Tries again while the kernel answers that the device is in use: a program that used it may have
+ * ended, and its ring not yet. */
+static void ask_patiently(unsigned long operation, struct request *r, const char *what) {
+    const struct request question = *r;
+    int result = -1;
+
+    for (int tries = 0; tries < BUSY_TRIES; tries++) {
+        *r = question;
+        result = try(operation, r);
+        if (result == 0 || errno != EBUSY)
+            break;
+        usleep(BUSY_PAUSE_US);
+    }
+    CHECK(result == 0, "%s the slow device: %m", what);
+}
+
 static void load_table(const char *target, const char *parameters) {
     struct request r;
 
@@ -80,7 +96,7 @@ static void load_table(const char *target, const char *parameters) {
     r.target.length = sectors;
     snprintf(r.target.target_type, sizeof(r.target.target_type), "%s", target);
     snprintf(r.parameters, sizeof(r.parameters), "%s", parameters);
-    ask(DM_TABLE_LOAD, &r, "loading the table of");
+    ask_patiently(DM_TABLE_LOAD, &r, "loading the table of");
 }
 
 void delay_create(const char *device, unsigned write_delay_ms, char path[DELAY_PATH_BYTES]) {
@@ -111,17 +127,9 @@ void delay_suspend(bool on) {
     ask(DM_DEV_SUSPEND, &r, on ? "suspending" : "resuming");
 }
 
-/* A program that used it may have ended, and its ring not yet. */
 void delay_remove(void) {
     struct request r;
-    int result;
 
-    for (int tries = 0; tries < REMOVE_TRIES; tries++) {
-        begin(&r, 0);
-        result = try(DM_DEV_REMOVE, &r);
-        if (result == 0 || errno != EBUSY)
-            break;
-        usleep(REMOVE_PAUSE_US);
-    }
-    CHECK(result == 0, "removing the slow device: %m");
+    begin(&r, 0);
+    ask_patiently(DM_DEV_REMOVE, &r, "removing");
 }

@@ -13,9 +13,10 @@
  *   -m FILE -N STORE       append a line per flow: STORE FLOW SEED BYTES STATE PORT
  *   -t SECONDS             give up after so long (60)
  *
- * Prints flows=, sealed=, bytes=, ended= (connections that went without a receipt). Exit code 0
- * when all went as it should: sealed with the right receipt, or reset; of flows that never end, and
- * with nobody there to answer, nothing is expected.
+ * Prints flows=, sealed=, bytes=, ended= (connections that went without a receipt) and
+ * window_scale=, the least that a connection was offered: windows have at most 64 KiB << scale.
+ * Exit code 0 when all went as it should: sealed with the right receipt, or reset; of flows that
+ * never end, and with nobody there to answer, nothing is expected.
  */
 #define _GNU_SOURCE
 #include "content.h"
@@ -24,6 +25,7 @@
 #include <errno.h>
 #include <inttypes.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -62,7 +64,7 @@ struct crowd {
     struct options options;
     int epoll;
     FILE *manifest;
-    unsigned open, sealed, ended, wrong;
+    unsigned open, sealed, ended, wrong, window_scale;
     uint64_t bytes_sealed;
     struct flow flows[FLOWS_MAX];
 };
@@ -278,13 +280,17 @@ static void reset(struct crowd *c, struct flow *f) {
     close_flow(c, f);
 }
 
-static void learn_port(struct flow *f) {
+static void learn_connection(struct crowd *c, struct flow *f) {
     struct sockaddr_in6 name = {0};
-    socklen_t bytes = sizeof(name);
+    struct tcp_info info = {0};
+    socklen_t bytes = sizeof(name), info_bytes = sizeof(info);
 
     /* The port lies at the same place in both families' addresses. */
     if (getsockname(f->fd, (struct sockaddr *)&name, &bytes) == 0)
         f->local_port = ntohs(name.sin6_port);
+    if (getsockopt(f->fd, IPPROTO_TCP, TCP_INFO, &info, &info_bytes) == 0 &&
+        info.tcpi_snd_wscale < c->window_scale)
+        c->window_scale = info.tcpi_snd_wscale;
 }
 
 static void advance(struct crowd *c, unsigned index, uint32_t events) {
@@ -294,7 +300,7 @@ static void advance(struct crowd *c, unsigned index, uint32_t events) {
     if (f->over)
         return;
     if (f->local_port == 0)
-        learn_port(f);
+        learn_connection(c, f);
     if (f->sent == f->bytes || events & (EPOLLERR | EPOLLHUP)) {
         receive(c, f);
         return;
@@ -338,7 +344,7 @@ static void run(struct crowd *c) {
 }
 
 int main(int count, char **words) {
-    static struct crowd c;
+    static struct crowd c = {.window_scale = UINT8_MAX};
 
     setvbuf(stdout, NULL, _IOLBF, 0);
     parse(&c.options, count, words);
@@ -350,7 +356,7 @@ int main(int count, char **words) {
     run(&c);
     if (c.manifest && fclose(c.manifest) != 0)
         die("%s: %m", c.options.manifest);
-    printf("flows=%u\nsealed=%u\nbytes=%" PRIu64 "\nended=%u\nwrong=%u\n", c.options.flows,
-           c.sealed, c.bytes_sealed, c.ended, c.wrong);
+    printf("flows=%u\nsealed=%u\nbytes=%" PRIu64 "\nended=%u\nwrong=%u\nwindow_scale=%u\n",
+           c.options.flows, c.sealed, c.bytes_sealed, c.ended, c.wrong, c.window_scale);
     return c.wrong != 0;
 }

@@ -119,6 +119,7 @@ static void run_round_trip(const void *argument) {
           "%u flows have %llu bytes, received %llu", t->flows, (unsigned long long)bytes,
           (unsigned long long)trial_value(&server, "received_bytes"));
     check_all(t, disk, &server, &before);
+    CHECK(trial_value(&sender, "window_scale") > 0, "no window can have more than 64 KiB");
     trial_report(&server);
 }
 
