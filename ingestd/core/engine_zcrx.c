@@ -29,12 +29,13 @@
 #define RECEIVE_BUFFER_BYTES_MAX (4u << 20)
 #define RECEIVE_BUFFER_FLOWS_MIN 16u
 #define RELIEF_ORDER_SHIFT 56
-#define CHUNKS_PER_WAITING 2u /* what a connection in the backlog holds with the least buffer */
+#define CHUNKS_PER_WAITING 8u /* a connection in the backlog may have its first window */
+#define RELIEF_SLOTS_MIN 2u
 #define STARVED_RETRY_NS 1000000ull
 
 uint64_t zcrx_relief_bytes(uint64_t area_bytes) {
-    uint64_t eighth = area_bytes / 8 / RELIEF_SLOT_BYTES_MAX * RELIEF_SLOT_BYTES_MAX;
-    return eighth > RELIEF_SLOT_BYTES_MAX ? eighth : RELIEF_SLOT_BYTES_MAX;
+    uint64_t slots = area_bytes / 8 / RELIEF_SLOT_BYTES_MAX;
+    return (slots > RELIEF_SLOTS_MIN ? slots : RELIEF_SLOTS_MIN) * RELIEF_SLOT_BYTES_MAX;
 }
 
 /* SO_RCVBUF is doubled by the kernel, and bounded by net.core.rmem_max unless forced, which wants
@@ -56,11 +57,12 @@ static uint64_t receive_buffer_bytes(const struct worker *w) {
 
 /* A connection's window can never become larger than its listener's buffer was
  * when it came (the scale is agreed on in the first packet). So listeners have
- * what flows shall have, but while no more flows can be accepted: what waits
- * then gets the least that the kernel gives. */
+ * what flows shall have, but for the time when no more flows can be accepted:
+ * what comes then waits, and holds chunks that nobody reads. */
 static void set_listeners(struct worker *w, bool full) {
     for (uint32_t i = 0; i < w->listener_count; i++)
-        set_receive_buffer(w->listeners[i].fd, full ? 2 : receive_buffer_bytes(w));
+        set_receive_buffer(w->listeners[i].fd,
+                           full ? RECEIVE_BUFFER_BYTES_MIN : receive_buffer_bytes(w));
     w->zcrx.listeners_full = full;
 }
 

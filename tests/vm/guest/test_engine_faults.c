@@ -299,7 +299,7 @@ static void run_drain(const void *argument) {
     trial_send(&s.sender, s.disk, NET_ADDRESS, "-p %d -n 3 -e -S %u", NET_STEERED_PORT,
                fresh_seed());
     await_bytes(&s.server, 2 * MIB);
-    close_scene(&s, PATH_ZERO_COPY);
+    close_scene(&s, PATH_OUTLIVED);
     trial_join(&s.sender);
     CHECK(trial_value(&s.server, "flows_interrupted") == 3, "3 flows were to be interrupted");
 }
@@ -317,7 +317,7 @@ static void run_elsewhere(const void *argument) {
     trial_send(&s.sender, s.disk, NET_ADDRESS, "-p %d -n %u -b 20001 -l -S %u", OTHER_PORT, flows,
                fresh_seed());
     trial_join(&s.sender);
-    close_scene(&s, PATH_ZERO_COPY);
+    close_scene(&s, options[0] ? PATH_OUTLIVED : PATH_ZERO_COPY);
     uint64_t sealed = trial_value(&s.sender, "sealed");
     uint64_t handed = trial_value(&s.server, "flows_handed_away");
     printf("    %llu of %u flows sealed, %llu handed to the other worker\n",
