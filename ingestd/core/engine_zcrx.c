@@ -58,30 +58,36 @@ static uint64_t receive_buffer_bytes(const struct worker *w) {
 /* A connection's window can never become larger than its listener's buffer was
  * when it came (the scale is agreed on in the first packet). So listeners have
  * what flows shall have, but for the time when no more flows can be accepted:
- * what comes then waits, and holds chunks that nobody reads. */
-static void set_listeners(struct worker *w, bool full) {
-    for (uint32_t i = 0; i < w->listener_count; i++)
-        set_receive_buffer(w->listeners[i].fd,
-                           full ? RECEIVE_BUFFER_BYTES_MIN : receive_buffer_bytes(w));
-    w->zcrx.listeners_full = full;
+ * what comes then waits, and holds chunks that nobody reads. Nor may more wait
+ * than an eighth of the area can bear. */
+static void set_listeners(struct worker *w, enum zcrx_listeners wanted) {
+    uint64_t bytes =
+        wanted == ZCRX_LISTENERS_FULL ? RECEIVE_BUFFER_BYTES_MIN : receive_buffer_bytes(w);
+    uint64_t backlog = w->zcrx.chunk_count / 8 / CHUNKS_PER_WAITING;
+    for (uint32_t i = 0; i < w->listener_count; i++) {
+        const struct listener *l = &w->listeners[i];
+        set_receive_buffer(l->fd, bytes);
+        if (w->zcrx.listeners == ZCRX_LISTENERS_NEW && !l->stopped)
+            listen(l->fd, backlog > 1 ? (int)time_min(backlog, SOMAXCONN) : 1);
+    }
+    w->zcrx.listeners = wanted;
 }
 
-static bool is_full(const struct worker *w) {
-    return w->flows.count >= w->flows_at_once_max;
+static void keep_listeners(struct worker *w) {
+    enum zcrx_listeners wanted =
+        w->flows.count >= w->flows_at_once_max ? ZCRX_LISTENERS_FULL : ZCRX_LISTENERS_OPEN;
+    if (wanted != w->zcrx.listeners)
+        set_listeners(w, wanted);
 }
 
 /* What lies in sockets, also in TCP's out-of-order queue, occupies chunks: more
  * flows than half of the area can bear at their least receive buffer are not
- * accepted, nor do more wait for that than an eighth of it can bear. */
+ * accepted. */
 static void bound_flows(struct worker *w) {
     uint64_t least = w->zcrx.rx_buf_len > RECEIVE_BUFFER_BYTES_MIN ? w->zcrx.rx_buf_len
                                                                    : RECEIVE_BUFFER_BYTES_MIN;
     uint64_t flows = w->area.slots_bytes / 2 / least;
     w->flows_at_once_max = flows > 1 ? (uint32_t)flows : 1;
-    uint64_t backlog = w->zcrx.chunk_count / 8 / CHUNKS_PER_WAITING;
-    for (uint32_t i = 0; i < w->listener_count; i++)
-        listen(w->listeners[i].fd, backlog > 1 ? (int)time_min(backlog, SOMAXCONN) : 1);
-    set_listeners(w, false);
 }
 
 static int zcrx_open(struct worker *w) {
@@ -444,8 +450,7 @@ static uint64_t zcrx_turn(struct worker *w) {
     struct zcrx *z = &w->zcrx;
     engine_serve_blocked(w, advance);
     relieve(w);
-    if (is_full(w) != w->zcrx.listeners_full)
-        set_listeners(w, is_full(w));
+    keep_listeners(w);
     uint32_t fresh = refill_publish(&z->refill);
     if (fresh > 0 && w->settings.interface_index == 0)
         zcrx_flush_refill(w);

@@ -11,7 +11,6 @@
 #ifndef INGESTD_ENGINE_ZCRX_H
 #define INGESTD_ENGINE_ZCRX_H
 
-#include <stdbool.h>
 #include <stdint.h>
 
 #include "buddy.h"
@@ -28,6 +27,9 @@ struct zcrx_fragment {
     uint32_t order; /* of the relief slot */
 };
 
+/* Which buffers the listeners have; they are opened after the engine. */
+enum zcrx_listeners { ZCRX_LISTENERS_NEW, ZCRX_LISTENERS_OPEN, ZCRX_LISTENERS_FULL };
+
 struct zcrx {
     uint32_t id; /* the kernel's, of this interface queue */
     uint32_t rx_buf_len;
@@ -36,7 +38,7 @@ struct zcrx {
     uint64_t region_bytes;
     struct abi_zcrx_stats *kernel_stats; /* NULL where the kernel has none */
     uint64_t copy_bytes_seen;
-    bool listeners_full; /* they have the buffers of a worker that accepts no more */
+    enum zcrx_listeners listeners;
     struct refill refill;
     struct zcrx_fragment *fragments;
     uint32_t fragment_count;
