@@ -29,7 +29,6 @@
 #define RECEIVE_BUFFER_BYTES_MAX (4u << 20)
 #define RECEIVE_BUFFER_FLOWS_MIN 16u
 #define RELIEF_ORDER_SHIFT 56
-#define CHUNKS_PER_WAITING 8u /* a connection in the backlog may have its first window */
 #define RELIEF_SLOTS_MIN 2u
 #define STARVED_RETRY_NS 1000000ull
 
@@ -58,18 +57,14 @@ static uint64_t receive_buffer_bytes(const struct worker *w) {
 /* A connection's window can never become larger than its listener's buffer was
  * when it came (the scale is agreed on in the first packet). So listeners have
  * what flows shall have, but for the time when no more flows can be accepted:
- * what comes then waits, and holds chunks that nobody reads. Nor may more wait
- * than an eighth of the area can bear. */
+ * what comes then waits, and holds chunks that nobody reads. A shorter backlog
+ * would not help: the kernel would answer by SYN cookies, which turn the data
+ * of a connection that finds no place into a reset. */
 static void set_listeners(struct worker *w, enum zcrx_listeners wanted) {
     uint64_t bytes =
         wanted == ZCRX_LISTENERS_FULL ? RECEIVE_BUFFER_BYTES_MIN : receive_buffer_bytes(w);
-    uint64_t backlog = w->zcrx.chunk_count / 8 / CHUNKS_PER_WAITING;
-    for (uint32_t i = 0; i < w->listener_count; i++) {
-        const struct listener *l = &w->listeners[i];
-        set_receive_buffer(l->fd, bytes);
-        if (w->zcrx.listeners == ZCRX_LISTENERS_NEW && !l->stopped)
-            listen(l->fd, backlog > 1 ? (int)time_min(backlog, SOMAXCONN) : 1);
-    }
+    for (uint32_t i = 0; i < w->listener_count; i++)
+        set_receive_buffer(w->listeners[i].fd, bytes);
     w->zcrx.listeners = wanted;
 }
 

@@ -378,12 +378,12 @@ static void run_deviceless_shortage(const void *argument) {
 static const struct check_case cases[] = {
     {"formatting", run_format, NULL},
     SHORTAGE("64 chunks", .options = "-a 256", .flows = 2, .bytes = 700001),
-    /* More flows than such an area can bear at once wait for their turn as TCP lets them: each
-     * time a connection is not taken it waits twice as long. */
-    SHORTAGE("64 chunks, 12 flows", .options = "-a 256", .flows = 12, .bytes = 50001),
-    SHORTAGE("64 chunks, 12 flows, lossy", .options = "-a 256", .flows = 12, .bytes = 50001,
+    SHORTAGE("64 chunks, 4 flows, lossy", .options = "-a 256", .flows = 4, .bytes = 100001,
              .drop_every = 20),
-    SHORTAGE("128 chunks, 32 flows", .options = "-a 512", .flows = 32, .bytes = 20001),
+    /* Four flows more than such an area takes at once. */
+    SHORTAGE("128 chunks, 12 flows", .options = "-a 512", .flows = 12, .bytes = 100001),
+    SHORTAGE("128 chunks, 12 flows, lossy", .options = "-a 512", .flows = 12, .bytes = 100001,
+             .drop_every = 20),
     SHORTAGE("128 chunks, lossy", .options = "-a 512", .flows = 4, .bytes = 400001,
              .drop_every = 30),
     SHORTAGE("128 chunks, lossy, a long flush interval", .options = "-a 512 -t 5000", .flows = 4,
