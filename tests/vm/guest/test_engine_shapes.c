@@ -59,16 +59,19 @@ static void set_up(const struct round_trip *t) {
 }
 
 /* From the NIC's settings and the flows' sizes alone: where packets begin on multiples of M and
- * have as many bytes as M divides, nothing but the flows' own odd tails is copied for it. */
+ * have as many bytes as M divides, nothing but the flows' own odd tails is copied for it. Ten jumbo
+ * packets are more than the window of the handshake, 65535 bytes, which cuts one of them in two. */
 static void check_tails(const struct round_trip *t, const struct disk *disk,
                         const struct program *server) {
     uint64_t tails = 0, found = trial_value(server, "bounced_tail_bytes");
+    uint64_t cuts = t->mtu == NET_MTU_JUMBO ? t->flows * 2ull * (disk->mem_align - 1) : 0;
     uint64_t heads = trial_value(server, "bounced_head_bytes");
 
     for (unsigned flow = 0; flow < t->flows; flow++)
         tails += (t->bytes + flow) % disk->mem_align;
-    CHECK(found == tails, "the flows' odd tails are %llu bytes, %llu were copied",
-          (unsigned long long)tails, (unsigned long long)found);
+    CHECK(found >= tails && found <= tails + cuts,
+          "the flows' odd tails are %llu bytes, %llu were copied", (unsigned long long)tails,
+          (unsigned long long)found);
     CHECK(heads == 0, "%llu bytes of heads were copied", (unsigned long long)heads);
     CHECK(trial_value(server, "bounced_boundary_bytes") == 0, "bytes copied for a boundary");
 }
