@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # make run    builds ingestd, starts it, sends a file through it and reads it back
-# make test   builds ingestd, runs `make check` and every test
+# make test   builds ingestd, runs `make check` and every test, those of `make vm` included
 # make check  formatters, linters, type checkers and the house rules
 # make format lays the sources out as `make check` wants them
 # make bench  measures ingestd beside other receivers (not part of the tests)
@@ -64,6 +64,7 @@ run: build
 test: setup-check build
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory pytest
+	@$(MAKE) --no-print-directory vm
 
 pytest: build
 	@$(BIN)/pytest $(PYTEST_ARGS)
