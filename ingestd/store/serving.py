@@ -19,7 +19,7 @@ from ingestd.errors import StoreDamagedError, StoreError
 from ingestd.store.device import Device, open_device
 from ingestd.store.footer import build_footer
 from ingestd.store.image import StoreImage, image_of
-from ingestd.store.layout import SEQUENCE_COUNTER_MAX, sequence_of
+from ingestd.store.layout import GENERATION_MAX, SEQUENCE_COUNTER_MAX, sequence_of
 from ingestd.store.segment import SegmentImage, SegmentState
 from ingestd.store.superblock import (
     Superblock,
@@ -129,7 +129,7 @@ def _recover(device: Device, expected_uuid: str | None) -> ServedStore:
     # from here on is on stable media before anything rests on it.
     device.sync()
     image = image_of(device, reading, live=False, thorough=True)
-    superblock = raised(reading.superblock, _next_generation(reading, image.segments))
+    superblock = raised(reading.superblock, _next_generation(device, reading, image.segments))
     write_superblocks(device, superblock)
     outcome = [_settle(device, superblock, segment) for segment in image.segments]
     if any(outcome):
@@ -160,14 +160,23 @@ def _check(device: Device, superblock: Superblock, expected_uuid: str | None) ->
         )
 
 
-def _next_generation(reading: SuperblockReading, segments: list[SegmentImage]) -> int:
+def _next_generation(
+    device: Device, reading: SuperblockReading, segments: list[SegmentImage]
+) -> int:
     """A generation that no segment can have: sequences are never used twice.
 
     A copy of the superblock that cannot be read may have been one ahead of the
-    other, and a segment of that generation may have lost its header.
+    other, and a segment of that generation may have lost its header. Raises
+    StoreDamagedError where there is none: no store lives through so many openings.
     """
     highest = max([reading.superblock.generation, *(segment.generation for segment in segments)])
-    return highest + (2 if reading.warnings else 1)
+    following = highest + (2 if reading.warnings else 1)
+    if following > GENERATION_MAX:
+        raise StoreDamagedError(
+            f"{device.path} tells of generation {highest}, behind which there is none: copy its"
+            " flows to another store with: ingestd cat"
+        )
+    return following
 
 
 def _settle(device: Device, superblock: Superblock, segment: SegmentImage) -> bool:

@@ -220,6 +220,22 @@ def test_a_lost_superblock_is_mended_and_skips_a_generation(path: Path) -> None:
         assert image.warnings == []
 
 
+@pytest.mark.parametrize("is_in_segment", [False, True])
+def test_behind_the_last_generation_nothing_is_written(path: Path, is_in_segment: bool) -> None:
+    """One more would be no generation that any reader takes: the store would be lost."""
+    builder = crashed()
+    builder.generation = layout.GENERATION_MAX
+    if is_in_segment:
+        builder.counter = 0
+        builder.segment(3)
+        builder.generation = 1
+    builder.write_superblocks()
+    before = builder.save(path).read_bytes()
+    with pytest.raises(StoreDamagedError, match="generation 4294967295, behind which there is"):
+        open_for_serving(str(path))
+    assert path.read_bytes() == before
+
+
 def test_a_segment_ahead_of_the_superblock_raises_it_too(path: Path) -> None:
     builder = StoreBuilder(generation=9)
     segment = builder.segment(0)
