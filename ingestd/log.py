@@ -54,6 +54,11 @@ class LogEvent(Enum):
     NIC_RESTORED = "nic_restored", "info", "a change of the interface was undone, or was gone"
     NIC_NOT_RESTORED = "nic_not_restored", "error", "changes of the interface could not be undone"
     NIC_WARNING = "nic_warning", "warning", "what of the interface makes zcrx less than it can be"
+    STORE_HELD = (
+        "store_held",
+        "warning",
+        "another process holds the store, perhaps one that is going away; the start waits for it",
+    )
     STORE_OPENED = "store_opened", "info", "a store is locked, recovered and ready to be written"
     SUPERBLOCK_DAMAGED = (
         "superblock_damaged",
@@ -139,6 +144,7 @@ NEVER_SUPPRESSED: Final = frozenset(
         LogEvent.NIC_RESTORED,
         LogEvent.NIC_NOT_RESTORED,
         LogEvent.NIC_WARNING,
+        LogEvent.STORE_HELD,
         LogEvent.STORE_OPENED,
         LogEvent.SUPERBLOCK_DAMAGED,
         LogEvent.RECOVERED,

@@ -50,7 +50,13 @@ ABANDON_TIMEOUT_S: Final = 2.0
 class StoreOpener(Protocol):
     """ingestd.store.serving.open_for_serving, or what stands in for it in a test."""
 
-    def __call__(self, path: str, *, expected_uuid: str | None = None) -> ServedStore: ...
+    def __call__(
+        self,
+        path: str,
+        *,
+        expected_uuid: str | None = None,
+        on_wait: Callable[[float], None] | None = None,
+    ) -> ServedStore: ...
 
 
 def check_limits(settings: Settings, log: Log, engine: EngineChoice) -> None:
@@ -94,7 +100,11 @@ def open_store(
 ) -> ServedStore:
     """Lock and recover one store. workers: those of all stores, as they come to be."""
     wanted = settings.store[name]
-    store = opener(wanted.path, expected_uuid=wanted.uuid)
+
+    def tell(wait_s: float) -> None:
+        log.emit(LogEvent.STORE_HELD, store=name, path=wanted.path, wait_s=wait_s)
+
+    store = opener(wanted.path, expected_uuid=wanted.uuid, on_wait=tell)
 
     def close() -> None:
         # Its descriptor must not be given to something else under a worker that hangs.

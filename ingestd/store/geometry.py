@@ -13,14 +13,18 @@ from typing import Final
 
 from ingestd.errors import StoreError
 from ingestd.sizes import exact_size, full_size
-from ingestd.store.layout import SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SEGMENTS_OFFSET
+from ingestd.store.layout import (
+    SEGMENT_BYTES_MAX,
+    SEGMENT_BYTES_MIN,
+    SEGMENT_COUNT_MAX,
+    SEGMENTS_OFFSET,
+)
 
 SEGMENT_UNIT_BYTES: Final = 1024 * 1024
 SEGMENTS_WANTED: Final = 64
 SEGMENTS_MIN: Final = 4
 SEGMENT_DEFAULT_BYTES_MIN: Final = 8 * 1024 * 1024
 SEGMENT_DEFAULT_BYTES_MAX: Final = 256 * 1024 * 1024
-SEGMENT_COUNT_MAX: Final = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True)

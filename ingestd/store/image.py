@@ -123,8 +123,12 @@ def image_of(
             f" {superblock.store_bytes}: its end is missing"
         )
     scanner = Scanner(device, superblock, live=live, thorough=thorough)
+    # Behind the device's end there is nothing to be read, however much the superblock tells of.
+    room_bytes = max(0, device.size_bytes - superblock.segments_offset)
+    present_count = min(superblock.segment_count, room_bytes // superblock.segment_bytes)
     with ThreadPoolExecutor(SCAN_THREADS, "store-scan") as pool:
-        segments = list(pool.map(scanner.scan, range(superblock.segment_count)))
+        segments = list(pool.map(scanner.scan, range(present_count)))
+    segments += map(scanner.scan, range(present_count, superblock.segment_count))
     for segment in segments:
         warnings += segment.warnings
     flows, anomalies = assemble(segments, generation=superblock.generation, live=live)

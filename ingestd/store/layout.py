@@ -37,6 +37,9 @@ BLOCK_BYTES_MIN: Final = 4096
 BLOCK_BYTES_MAX: Final = 65536
 SEGMENT_BYTES_MIN: Final = 1024 * 1024
 SEGMENT_BYTES_MAX: Final = 1024 * 1024 * 1024
+# Every image of a store has an entry for each: a limit to what a superblock can make a reader do.
+SEGMENT_COUNT_MAX: Final = 1024 * 1024
+GENERATION_MAX: Final = 2**32 - 1
 BATCH_HEADER_BYTES_MAX: Final = 65536
 RECORD_TEXT_BYTES_MAX: Final = 2048
 

@@ -13,13 +13,15 @@ from __future__ import annotations
 import heapq
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
-from ingestd.errors import StoreDamagedError, StoreError
+from ingestd.errors import StoreBusyError, StoreDamagedError, StoreError
 from ingestd.store.device import Device, open_device
 from ingestd.store.footer import build_footer
 from ingestd.store.image import StoreImage, image_of
-from ingestd.store.layout import SEQUENCE_COUNTER_MAX, sequence_of
+from ingestd.store.layout import GENERATION_MAX, SEQUENCE_COUNTER_MAX, sequence_of
 from ingestd.store.segment import SegmentImage, SegmentState
 from ingestd.store.superblock import (
     Superblock,
@@ -28,6 +30,11 @@ from ingestd.store.superblock import (
     read_superblock,
     write_superblocks,
 )
+
+# The kernel takes an io_uring down after its process is gone, and holds the store's file
+# meanwhile: some tenths of a second, seconds on a busy machine.
+HELD_WAIT_S: Final = 5.0
+HELD_INTERVAL_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,19 +113,50 @@ class ServedStore:
         self.close()
 
 
-def open_for_serving(path: str, *, expected_uuid: str | None = None) -> ServedStore:
+def open_for_serving(
+    path: str,
+    *,
+    expected_uuid: str | None = None,
+    on_wait: Callable[[float], None] | None = None,
+) -> ServedStore:
     """Lock a store, recover it, and raise its generation.
 
-    Raises NotAStoreError, StoreBusyError, StoreDamagedError or StoreError; of a
-    UUID that is not the expected one, StoreError.
+    A store that is held is waited for, up to HELD_WAIT_S; `on_wait` is called
+    once then, with that number of seconds. Raises NotAStoreError,
+    StoreBusyError, StoreDamagedError or StoreError; of a UUID that is not the
+    expected one, StoreError.
     """
-    device = open_device(path, write=True, exclusive=True)
+    device = _open_alone(path, on_wait)
     try:
-        device.lock()
         return _recover(device, expected_uuid)
     except BaseException:
         device.close()
         raise
+
+
+def _open_alone(path: str, on_wait: Callable[[float], None] | None) -> Device:
+    """Open and lock the store's device, patiently."""
+    limit_s = time.monotonic() + HELD_WAIT_S
+    while True:
+        try:
+            return _open_locked(path)
+        except StoreBusyError:
+            if time.monotonic() >= limit_s:
+                raise
+        if on_wait is not None:
+            on_wait(HELD_WAIT_S)
+            on_wait = None
+        time.sleep(HELD_INTERVAL_S)
+
+
+def _open_locked(path: str) -> Device:
+    device = open_device(path, write=True, exclusive=True)
+    try:
+        device.lock()
+    except BaseException:
+        device.close()
+        raise
+    return device
 
 
 def _recover(device: Device, expected_uuid: str | None) -> ServedStore:
@@ -129,7 +167,7 @@ def _recover(device: Device, expected_uuid: str | None) -> ServedStore:
     # from here on is on stable media before anything rests on it.
     device.sync()
     image = image_of(device, reading, live=False, thorough=True)
-    superblock = raised(reading.superblock, _next_generation(reading, image.segments))
+    superblock = raised(reading.superblock, _next_generation(device, reading, image.segments))
     write_superblocks(device, superblock)
     outcome = [_settle(device, superblock, segment) for segment in image.segments]
     if any(outcome):
@@ -160,14 +198,23 @@ def _check(device: Device, superblock: Superblock, expected_uuid: str | None) ->
         )
 
 
-def _next_generation(reading: SuperblockReading, segments: list[SegmentImage]) -> int:
+def _next_generation(
+    device: Device, reading: SuperblockReading, segments: list[SegmentImage]
+) -> int:
     """A generation that no segment can have: sequences are never used twice.
 
     A copy of the superblock that cannot be read may have been one ahead of the
-    other, and a segment of that generation may have lost its header.
+    other, and a segment of that generation may have lost its header. Raises
+    StoreDamagedError where there is none: no store lives through so many openings.
     """
     highest = max([reading.superblock.generation, *(segment.generation for segment in segments)])
-    return highest + (2 if reading.warnings else 1)
+    following = highest + (2 if reading.warnings else 1)
+    if following > GENERATION_MAX:
+        raise StoreDamagedError(
+            f"{device.path} tells of generation {highest}, behind which there is none: copy its"
+            " flows to another store with: ingestd cat"
+        )
+    return following
 
 
 def _settle(device: Device, superblock: Superblock, segment: SegmentImage) -> bool:

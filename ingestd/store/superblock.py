@@ -18,8 +18,10 @@ from ingestd.store.layout import (
     BLOCK_BYTES_MAX,
     BLOCK_BYTES_MIN,
     FORMAT_VERSION,
+    GENERATION_MAX,
     SEGMENT_BYTES_MAX,
     SEGMENT_BYTES_MIN,
+    SEGMENT_COUNT_MAX,
     SEGMENTS_OFFSET,
     SUPERBLOCK,
     SUPERBLOCK_B_OFFSET,
@@ -161,7 +163,7 @@ def _decode(path: str, data: Bytes) -> Superblock | None:
         segment_bytes=row.segment_bytes,
         segment_count=row.segment_count,
         block_bytes=row.block_bytes,
-        label=row.label.rstrip(b"\0").decode(errors="ignore"),
+        label=row.label.decode(errors="ignore").rstrip("\0"),
         created_ns=row.created_ns,
     )
     return found if _is_geometry(found) else None
@@ -177,7 +179,7 @@ def _is_geometry(found: Superblock) -> bool:
         and found.segment_bytes % block_bytes == 0
         and found.segments_offset >= SEGMENTS_OFFSET
         and found.segments_offset % block_bytes == 0
-        and 0 < found.generation < 2**32
-        and found.segment_count > 0
+        and 0 < found.generation <= GENERATION_MAX
+        and 0 < found.segment_count <= SEGMENT_COUNT_MAX
         and found.segments_offset + found.segment_count * found.segment_bytes <= found.store_bytes
     )

@@ -21,9 +21,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-sys.path.append(str(Path(__file__).resolve().parents[2]))  # started as a program, not imported
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # for `support`, as a program
 
-from tests.support.native import PURE_SOURCES, TESTS, build_executable, find_program
+from support.native import PURE_SOURCES, TESTS, build_executable, find_program
 
 RUN_TIMEOUT_S: Final = 300
 CALLGRIND_FRAGMENTS_COUNT: Final = 200_000

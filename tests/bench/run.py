@@ -27,8 +27,9 @@ from typing import Any, Final
 ROOT: Final = Path(__file__).resolve().parents[2]
 # Behind the installed package: the source tree's `ingestd` has no compiled core.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
-sys.path.append(str(ROOT))
+sys.path += [str(ROOT), str(ROOT / "tests")]  # for `tests.bench` and `support`
 
+from support.native import TESTS, build_executable  # noqa: E402
 from tests.bench import machine, plan_bench, report  # noqa: E402
 from tests.bench.figures import Figures, bars  # noqa: E402
 from tests.bench.measure import (  # noqa: E402
@@ -47,7 +48,6 @@ from tests.bench.receivers import (  # noqa: E402
     Job,
     missing_packages,
 )
-from tests.support.native import TESTS, build_executable  # noqa: E402
 
 DOCUMENT: Final = ROOT / "docs" / "performance.md"
 PICTURE: Final = ROOT / "docs" / report.PICTURE_NAME

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
+from support.native import find_program
 from tests.bench import plan_bench
-from tests.support.native import find_program
 
 
 @pytest.mark.timeout(300)

@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from tests.support.native import PURE_SOURCES, SANITIZERS, TESTS, build_executable
+from support.native import PURE_SOURCES, SANITIZERS, TESTS, build_executable
 
 MODEL = TESTS / "core" / "plan_model.c"
 PROGRAMS = {

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import struct
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -147,6 +150,23 @@ def test_second_daemon_on_the_same_store(daemon: Daemon, seed: int) -> None:
     sent = send(daemon.address, Payload(seed, 50_000))
     assert_sealed(sent)
     assert_stored(daemon.store, [sent])
+
+
+def test_store_held_by_a_process_that_goes_away(
+    store_path: Path, start_daemon: StartDaemon, seed: int
+) -> None:
+    """As the kernel does for a moment after a kill: the daemon says that it waits, and starts."""
+    holder = os.open(store_path, os.O_RDONLY)
+    fcntl.flock(holder, fcntl.LOCK_EX)
+    timer = threading.Timer(2.0, os.close, [holder])
+    timer.start()
+    try:
+        daemon = start_daemon(store_path)
+    finally:
+        timer.join()
+    (held,) = daemon.events("store_held")
+    assert (held["store"], held["path"]) == ("default", str(store_path))
+    assert_sealed(send(daemon.address, Payload(seed, 50_000)))
 
 
 def test_uuid_that_is_not_the_configured_one(store_path: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from support.daemon import Daemon, format_store, free_port, run_ingestd
+from support.daemon import Daemon, format_store, run_ingestd
 from support.observe import (
     assert_claims,
     assert_clean,
@@ -148,23 +148,23 @@ def test_other_stores_and_listeners_go_on(
 ) -> None:
     small = format_store(tmp_path / "small.img", *SMALL, size="4MiB")
     other = format_store(tmp_path / "other.img")
-    port = free_port()
     config = write_config(
         tmp_path / "c.toml",
         store={"other": {"path": str(other)}},
         listener={
             "default": {"store": "default"},
-            "second": {"address": f"127.0.0.1:{port}", "store": "other"},
+            "second": {"address": "127.0.0.1:0", "store": "other"},
         },
     )
     daemon = start_daemon(small, config=config)
-    spare = SocketSender(("127.0.0.1", port))
+    second = daemon.listener("second")
+    spare = SocketSender(second)
     spare.write(b"first half, ")
     receipt = _send_too_much(daemon, Payload(seed, 32 * MIB))
     assert receipt["error"] == "store_full"
     spare.write(b"second half")
     assert spare.finish()["bytes"] == 23
-    sent = send(("127.0.0.1", port), Payload(seed, 5_000_000))
+    sent = send(second, Payload(seed, 5_000_000))
     assert_sealed(sent)
     assert_stored(other, [sent])
     shot = scrape(daemon)

@@ -140,7 +140,10 @@ def test_segment_size_that_is_no_multiple(tmp_path: Path) -> None:
 def test_sizes_too_small_and_too_large(tmp_path: Path) -> None:
     path = tmp_path / "store.img"
     assert "too small" in refusal(StoreError, "format", path, "--size", "1MiB")
-    assert "No space left" in refusal(StoreError, "format", path, "--size", "4096TiB")
+    large = ("--size", "1000TiB")
+    assert "choose larger ones" in refusal(StoreError, "format", path, *large)
+    large += ("--segment-size", "1GiB")
+    assert "No space left" in refusal(StoreError, "format", path, *large)
     assert "give the size" in refusal(StoreError, "format", path)
     assert not path.exists()
     with loop_device(tmp_path / "disk.img", DEVICE_BYTES) as device:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.errors import StoreFailedError
-from support.daemon import Daemon, format_store, free_port, run_ingestd
+from support.daemon import Daemon, format_store, run_ingestd
 from support.loop import loop_device, run, tmpfs
 from support.observe import (
     assert_claims,
@@ -173,23 +173,23 @@ def test_other_stores_go_on(start_daemon: StartDaemon, tmp_path: Path, seed: int
     """The failed store's listener answers, the other one's takes flows; the exit code tells."""
     failing = format_store(tmp_path / "failing.img", *SMALL, size="64MiB")
     sound = format_store(tmp_path / "sound.img", *SMALL, size="8MiB")
-    port = free_port()
     config = write_config(
         tmp_path / "c.toml",
         store={"sound": {"path": str(sound)}},
         listener={
             "default": {"store": "default"},
-            "second": {"address": f"127.0.0.1:{port}", "store": "sound"},
+            "second": {"address": "127.0.0.1:0", "store": "sound"},
         },
     )
     daemon = start_daemon(failing, config=config)
+    second = daemon.listener("second")
     filling = send(daemon.address, Payload(seed, 10 * MIB))
     assert_sealed(filling)
     _limit_file_size(daemon, 8 * MIB)
     _, receipt = _send_until_failure(daemon, seed + 1, 64)
     assert receipt["error"] == "store_failed"
     payloads = [Payload(seed + 100 + n, 100_000) for n in range(4)]
-    sent = send_all(("127.0.0.1", port), payloads, ["socket", "nc", "socat", "socket"])
+    sent = send_all(second, payloads, ["socket", "nc", "socat", "socket"])
     for flow in sent:
         assert_sealed(flow)
     assert_stored(sound, sent)

@@ -2,19 +2,23 @@
 """Runs the fuzz targets for a bounded number of runs, with a seed that is printed.
 
 INGESTD_FUZZ_SEED and INGESTD_FUZZ_RUNS repeat or lengthen a run. The input that
-broke an invariant is kept, and named in the failure.
+broke an invariant is kept, and named in the failure; a target that is started
+with its path as the only argument uses that input alone.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 import subprocess
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 
-from tests.support.native import PURE_SOURCES, TESTS, build_executable, find_program
+from support.native import PURE_SOURCES, TESTS, build_executable, find_program
 
 CLANG = find_program("clang-14", "clang")
 FLAGS = (
@@ -24,7 +28,10 @@ FLAGS = (
 )
 RUNS_COUNT = 20_000
 RUN_TIMEOUT_S = 240
+INPUT_TIMEOUT_S = 20
 INPUT_BYTES_MAX = 256
+# How many runs of each Python target take some seconds.
+PYTHON_RUNS_COUNT = {"receipt": 40_000, "records": 60_000, "store": 250}
 
 
 @pytest.mark.timeout(600)
@@ -32,21 +39,54 @@ INPUT_BYTES_MAX = 256
 def test_fuzz_plan(tmp_path: Path) -> None:
     sources = [TESTS / "fuzz" / "fuzz_plan.c", TESTS / "core" / "plan_model.c", *PURE_SOURCES]
     program = build_executable("fuzz_plan", sources, flags=FLAGS, cc=CLANG)
+    _fuzz([str(program)], tmp_path, RUNS_COUNT)
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.skipif(
+    importlib.util.find_spec("atheris") is None,
+    reason="atheris has no wheel for this machine or this Python",
+)
+@pytest.mark.parametrize("target", PYTHON_RUNS_COUNT)
+def test_fuzz_python(target: str, tmp_path: Path) -> None:
+    program = [sys.executable, "-P", str(TESTS / "fuzz" / f"fuzz_{target}.py")]
+    # The installed ingestd, never the source tree's, and `support`.
+    environment = {**os.environ, "PYTHONPATH": str(TESTS)}
+    _fuzz(program, tmp_path, PYTHON_RUNS_COUNT[target], environment)
+
+
+def _fuzz(
+    program: list[str],
+    tmp_path: Path,
+    runs_count: int,
+    environment: Mapping[str, str] | None = None,
+) -> None:
+    """Run a target of libFuzzer's; what it finds is kept, and named in the failure."""
     seed = int(os.environ.get("INGESTD_FUZZ_SEED", str(secrets.randbelow(2**31 - 1) + 1)))
-    runs_count = int(os.environ.get("INGESTD_FUZZ_RUNS", str(RUNS_COUNT)))
+    runs_count = int(os.environ.get("INGESTD_FUZZ_RUNS", str(runs_count)))
+    kept = tmp_path / "kept"
+    kept.mkdir()
     command = [
-        str(program),
+        *program,
         f"-runs={runs_count}",
         f"-seed={seed}",
         f"-max_len={INPUT_BYTES_MAX}",
         "-len_control=0",
+        f"-timeout={INPUT_TIMEOUT_S}",
         f"-max_total_time={RUN_TIMEOUT_S // 2}",
-        f"-artifact_prefix={tmp_path}/",
+        f"-artifact_prefix={kept}/",
     ]
     print("INGESTD_FUZZ_SEED =", seed)
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False
+        command,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=RUN_TIMEOUT_S,
+        check=False,
+        env=environment,
     )
-    kept = [str(path) for path in tmp_path.iterdir()]
-    assert done.returncode == 0, f"seed {seed}, input kept in {kept}:\n{done.stderr[-4000:]}"
-    assert "Done " in done.stderr, done.stderr[-2000:]
+    found = [str(path) for path in kept.iterdir()]
+    said = f"{done.stderr[-2000:]}{done.stdout[-4000:]}"
+    assert done.returncode == 0, f"seed {seed}, input kept in {found}:\n{said}"
+    assert "Done " in done.stderr, said

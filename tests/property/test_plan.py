@@ -17,15 +17,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.property.plan_model import (
-    FLAG_CRC32C,
-    RECORD_EXTENT,
-    Expected,
-    expect,
-    read_batch,
-    round_up,
-)
-from tests.support.plan import (
+from support.plan import (
     BOUNCE_REASONS,
     PAGE_BYTES,
     Batch,
@@ -35,6 +27,14 @@ from tests.support.plan import (
     Memory,
     Profile,
     load_planner,
+)
+from tests.property.plan_model import (
+    FLAG_CRC32C,
+    RECORD_EXTENT,
+    Expected,
+    expect,
+    read_batch,
+    round_up,
 )
 
 FLOWS_COUNT: Final = 4

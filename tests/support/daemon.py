@@ -96,9 +96,11 @@ class Daemon:
         return f"http://{self.host}:{self.metrics_port}/metrics"
 
     def start(self) -> None:
-        """Start the daemon and wait until it says that it is ready."""
-        self.port = self.port or free_port(self.host)
-        self.metrics_port = self.metrics_port or free_port(self.host)
+        """Start the daemon and wait until it says that it is ready.
+
+        The kernel chooses the ports, once: one that was free a moment ago may be
+        somebody else's when the daemon binds it.
+        """
         self.log_path = self.log or self.store.with_name(self.store.name + ".log")
         shown_host = f"[{self.host}]" if ":" in self.host else self.host
         command = [PROGRAM, "serve", "--store", str(self.store)]
@@ -115,6 +117,14 @@ class Daemon:
                 env={**os.environ, **self.environment},
             )
         self._wait_until_ready()
+        _, self.port = self.listener("default")
+        _, self.metrics_port = self.listener("metrics")
+
+    def listener(self, name: str) -> tuple[str, int]:
+        """Return where a listener of the configuration, or "metrics", was bound."""
+        *_, line = (line for line in self.events("listening") if line["listener"] == name)
+        host, _, port = line["address"].rpartition(":")
+        return host.strip("[]"), int(port)
 
     def _wait_until_ready(self) -> None:
         starts_before = len(self.events(READY_EVENT))

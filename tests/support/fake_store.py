@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,11 +70,21 @@ class FakeOpener:
     """Stands in for open_for_serving: a FakeStore for each path, kept in stores."""
 
     segments_count: int = 8
+    held_paths: set[str] = field(default_factory=set)
     faults: dict[str, Exception] = field(default_factory=dict)
     stores: dict[str, FakeStore] = field(default_factory=dict)
 
-    def __call__(self, path: str, *, expected_uuid: str | None = None) -> FakeStore:
+    def __call__(
+        self,
+        path: str,
+        *,
+        expected_uuid: str | None = None,
+        on_wait: Callable[[float], None] | None = None,
+    ) -> FakeStore:
         assert expected_uuid is None
+        assert on_wait is not None
+        if path in self.held_paths:
+            on_wait(2.5)
         if path in self.faults:
             raise self.faults[path]
         store = FakeStore(segments_count=self.segments_count, number=len(self.stores))

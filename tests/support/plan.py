@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tests.support.native import PURE_SOURCES, TESTS, build_library
+from support.native import PURE_SOURCES, TESTS, build_library
 
 PAGE_BYTES: Final = 4096
 BOUNCE_REASONS: Final = ("head", "tail", "small", "boundary", "pressure")

@@ -121,9 +121,9 @@ def test_too_few_descriptors_is_a_warning(scene: Scene, monkeypatch: pytest.Monk
 
 def test_a_signal_during_the_start(scene: Scene) -> None:
     class Opener(FakeOpener):
-        def __call__(self, path: str, *, expected_uuid: str | None = None) -> Any:
+        def __call__(self, path: str, **options: Any) -> Any:
             os.kill(os.getpid(), signal.SIGTERM)
-            return super().__call__(path, expected_uuid=expected_uuid)
+            return super().__call__(path, **options)
 
     scene.opener = Opener()
     assert scene.play() == 0
@@ -132,10 +132,17 @@ def test_a_signal_during_the_start(scene: Scene) -> None:
     assert "ready" not in scene.log.names()
 
 
+def test_a_store_that_is_waited_for_is_told(scene: Scene) -> None:
+    scene.opener.held_paths.add("/dev/made-up")
+    assert scene.play() == 0
+    (held,) = scene.log.fields("store_held")
+    assert held == {"store": "data", "path": "/dev/made-up", "wait_s": 2.5}
+
+
 def test_what_recovery_found_is_told(scene: Scene) -> None:
     class Opener(FakeOpener):
-        def __call__(self, path: str, *, expected_uuid: str | None = None) -> Any:
-            store = super().__call__(path, expected_uuid=expected_uuid)
+        def __call__(self, path: str, **options: Any) -> Any:
+            store = super().__call__(path, **options)
             store.recovery = recovery(("superblock B at byte 524288 is damaged", "segment 3: odd"))
             return store
 

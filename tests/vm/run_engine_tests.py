@@ -26,6 +26,7 @@ from engine_stores import check_stores  # noqa: E402
 from run_vm_tests import BUILD, SUMMARY, build_programs  # noqa: E402
 from vmlab import Disk, Lab, Machine, VmError, VmUnavailableError, prepare  # noqa: E402
 from vmlab.command import EXIT_UNAVAILABLE, write_through  # noqa: E402
+from vmlab.disk import DiskKind  # noqa: E402
 from vmlab.module import build_module  # noqa: E402
 
 TESTS_TIMEOUT_S = 900.0
@@ -40,10 +41,9 @@ MEMORY_STORES = ("null512", "null4k", "nullvb", "loop", "ram")
 def disks() -> dict[str, Disk]:
     """Return the disks whose files are read afterwards, by the names of their stores."""
 
-    def disk(store: str, kind: str, block_bytes: int, size_mib: int, name: str = "") -> Disk:
+    def disk(store: str, kind: DiskKind, block_bytes: int, size_mib: int, name: str = "") -> Disk:
         path = RESULTS / f"{store}.img"
-        kept = "nvme" if kind == "nvme" else "virtio"
-        return Disk(name or store, kept, block_bytes, size_mib * MIB, path)
+        return Disk(name or store, kind, block_bytes, size_mib * MIB, path)
 
     return {
         "nvme512": disk("nvme512", "nvme", 512, 1024),

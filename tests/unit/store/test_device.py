@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.errors import StoreBusyError, StoreDamagedError, StoreError
+from ingestd.store import serving
 from ingestd.store.device import Device, aligned_memory, open_device
 from ingestd.store.image import read_image
 from ingestd.store.layout import SEGMENTS_OFFSET
@@ -172,7 +173,8 @@ def loop(tmp_path: Path) -> Iterator[str]:
         yield str(device)
 
 
-def test_a_block_device_is_served_exclusively(loop: str) -> None:
+def test_a_block_device_is_served_exclusively(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "HELD_WAIT_S", 0.3)
     with open_for_serving(loop) as store:
         assert store.recovery.segments_recovered == 1
         with read_image(loop) as image:
@@ -188,6 +190,22 @@ def test_a_block_device_is_served_exclusively(loop: str) -> None:
             open_for_serving(loop)
     finally:
         os.close(holder)
+
+
+def test_a_block_device_that_is_given_up_meanwhile_is_served(loop: str) -> None:
+    """O_EXCL answers at once, so that the first try already tells of the wait."""
+    holder = os.open(loop, os.O_RDONLY | os.O_EXCL)
+    timer = threading.Timer(0.3, os.close, [holder])
+    told: list[float] = []
+
+    def on_wait(wait_s: float) -> None:
+        told.append(wait_s)
+        timer.start()
+
+    with open_for_serving(loop, on_wait=on_wait) as store:
+        assert store.recovery.segments_recovered == 1
+    timer.join()
+    assert told == [serving.HELD_WAIT_S]
 
 
 def test_larger_logical_blocks_are_taken_from_the_device(

@@ -321,6 +321,33 @@ def test_both_superblocks_damaged(path: Path) -> None:
         image_of(builder, path)
 
 
+def test_more_segments_than_there_is_device(path: Path) -> None:
+    """However many a superblock tells of, looking at the store ends, and soon."""
+    builder = StoreBuilder()
+    builder.segment_count = layout.SEGMENT_COUNT_MAX
+    builder.store_bytes = layout.SEGMENTS_OFFSET + builder.segment_count * builder.segment_bytes
+    builder.write_superblocks()
+    path.write_bytes(builder.image)
+    with read_image(str(path)) as image:
+        assert image.segment_counts()["damaged"] == layout.SEGMENT_COUNT_MAX - 4
+        assert "its end is missing" in image.warnings[0]
+    builder.segment_count += 1
+    builder.store_bytes += builder.segment_bytes
+    builder.write_superblocks()
+    path.write_bytes(builder.image)
+    with pytest.raises(StoreDamagedError, match="both of its superblocks"):
+        read_image(str(path))
+
+
+def test_a_label_that_is_not_utf8_is_shown_without_what_is_not(path: Path) -> None:
+    builder = StoreBuilder()
+    row = layout.SUPERBLOCK.unpack(builder.image)._replace(label=b"a\xc3\0\xff")
+    for at in (0, layout.SUPERBLOCK_B_OFFSET):
+        builder.put(at, layout.sealed(layout.SUPERBLOCK.pack(row)), used=True)
+    with image_of(builder, path) as image:
+        assert image.superblock.label == "a"
+
+
 def test_no_store_at_all(path: Path, tmp_path: Path) -> None:
     path.write_bytes(b"hello" * 1000)
     with pytest.raises(NotAStoreError, match="is not a store"):

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.errors import NotAStoreError, StoreBusyError, StoreDamagedError, StoreError
-from ingestd.store import layout
+from ingestd.store import layout, serving
 from ingestd.store.device import Device
 from ingestd.store.image import read_image
 from ingestd.store.layout import sequence_of
@@ -63,7 +63,8 @@ def test_it_raises_the_generation_durably(path: Path) -> None:
         assert layout.is_intact(block)
 
 
-def test_only_one_may_serve(path: Path) -> None:
+def test_only_one_may_serve(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "HELD_WAIT_S", 0.3)
     StoreBuilder().save(path)
     with open_for_serving(str(path)) as store, read_image(str(path)) as image:
         assert image.served
@@ -76,6 +77,24 @@ def test_only_one_may_serve(path: Path) -> None:
         pass
 
 
+def test_a_store_that_is_given_up_meanwhile_is_served(path: Path) -> None:
+    """What holds it may be a process that is going away: said once, and waited for."""
+    StoreBuilder().save(path)
+    first = open_for_serving(str(path))
+    told: list[float] = []
+
+    def on_wait(wait_s: float) -> None:
+        told.append(wait_s)
+        timer.start()
+
+    timer = threading.Timer(0.7, first.close)
+    with open_for_serving(str(path), on_wait=on_wait) as store:
+        assert first.fd == -1
+        assert store.superblock.generation == 3
+    timer.join()
+    assert told == [serving.HELD_WAIT_S]
+
+
 def test_a_reader_that_asks_does_not_keep_the_daemon_out(path: Path) -> None:
     StoreBuilder().save(path)
     asking = os.open(path, os.O_RDONLY)
@@ -83,8 +102,10 @@ def test_a_reader_that_asks_does_not_keep_the_daemon_out(path: Path) -> None:
     timer = threading.Timer(0.1, os.close, [asking])
     timer.start()
     try:
-        with open_for_serving(str(path)) as store:
+        told: list[float] = []
+        with open_for_serving(str(path), on_wait=told.append) as store:
             assert store.superblock.generation == 2
+        assert told == []
     finally:
         timer.join()
 
@@ -218,6 +239,22 @@ def test_a_lost_superblock_is_mended_and_skips_a_generation(path: Path) -> None:
         assert "superblock A" in store.recovery.warnings[0]
     with read_image(str(path)) as image:
         assert image.warnings == []
+
+
+@pytest.mark.parametrize("is_in_segment", [False, True])
+def test_behind_the_last_generation_nothing_is_written(path: Path, is_in_segment: bool) -> None:
+    """One more would be no generation that any reader takes: the store would be lost."""
+    builder = crashed()
+    builder.generation = layout.GENERATION_MAX
+    if is_in_segment:
+        builder.counter = 0
+        builder.segment(3)
+        builder.generation = 1
+    builder.write_superblocks()
+    before = builder.save(path).read_bytes()
+    with pytest.raises(StoreDamagedError, match="generation 4294967295, behind which there is"):
+        open_for_serving(str(path))
+    assert path.read_bytes() == before
 
 
 def test_a_segment_ahead_of_the_superblock_raises_it_too(path: Path) -> None:
