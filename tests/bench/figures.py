@@ -10,8 +10,9 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
+from tests.bench import model
 from tests.bench.measure import INGESTD_CRC32C, INGESTD_NONE, OURS, UPPER_BOUND, Run
 
 MIB: Final = 1 << 20
@@ -148,6 +149,8 @@ def _idle_bars(figures: Figures) -> list[Bar]:
 
 
 def _memory_bars(figures: Figures) -> list[Bar]:
+    if not figures.scenarios():
+        return []
     most = max(
         figures.memory_beyond_area_mib(scenario, name)
         for scenario in figures.scenarios()
@@ -158,9 +161,22 @@ def _memory_bars(figures: Figures) -> list[Bar]:
     return [Bar(text, "<=", MEMORY_BEYOND_AREA_MAX_MIB, most, "MiB")]
 
 
-def bars(figures: Figures) -> list[Bar]:
-    """Every bar for which there are runs."""
-    found = []
+def _planner_bars(planner: Sequence[dict[str, Any]]) -> list[Bar]:
+    return [
+        Bar(
+            f"planner, refill account included: `{scenario}`, per fragment",
+            "<=",
+            model.PLANNER_NS_MAX,
+            model.planner_ns(planner, scenario),
+            "ns",
+        )
+        for scenario in (model.PLANNER_SCENARIOS if planner else ())
+    ]
+
+
+def bars(figures: Figures, planner: Sequence[dict[str, Any]] = ()) -> list[Bar]:
+    """Every bar for which there are runs, or figures of the planner."""
+    found = _planner_bars(planner)
     if "flows-1" in figures.scenarios():
         found += _upper_bound_bars(figures) + _peer_bars(figures) + _many_flows_bars(figures)
     return found + _idle_bars(figures) + _memory_bars(figures)

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from tests.bench import model
 from tests.bench.figures import MIB, Bar, Figures, cpu, machine_cpu, throughput
 from tests.bench.machine import Facts
 from tests.bench.measure import INGESTD_CRC32C, INGESTD_NONE, OURS, UPPER_BOUND, Run
@@ -193,6 +194,38 @@ def _planner(report: Report, figures: Figures) -> str:
     return _table((*heads, "bytes copied", "bytes of padding"), rows)
 
 
+def _model_receive(report: Report, figures: Figures) -> str:
+    del figures
+    ns = model.planner_ns(report.planner, model.PLANNER_SCENARIOS[0])
+    rows = [
+        [
+            p.setting,
+            f"{p.gbit_per_s:.1f}",
+            f"{p.ns_per_fragment:.0f}",
+            f"{ns:.0f}",
+            f"{model.with_planner(p, ns):.1f}",
+        ]
+        for p in model.PUBLISHED
+    ]
+    heads = ("fragments", "published, Gbit/s", "ns per fragment", "planner, ns", "model, Gbit/s")
+    return _table(heads, rows)
+
+
+RATES_GBIT_PER_S: Final = (10, 25, 100)
+LATENCIES_MS: Final = (1, 5, 20)
+POSTED_BYTES: Final = 1024 * 4096
+
+
+def _model_area(report: Report, figures: Figures) -> str:
+    del report, figures
+    rows = [
+        [f"{rate} Gbit/s"]
+        + [f"{model.area_bytes(rate, ms / 1e3, POSTED_BYTES) / MIB:.0f} MiB" for ms in LATENCIES_MS]
+        for rate in RATES_GBIT_PER_S
+    ]
+    return _table(("rate", *(f"writes of {ms} ms" for ms in LATENCIES_MS)), rows)
+
+
 PARTS: Final = {
     "machine": _machine,
     "bars": _bars,
@@ -202,13 +235,16 @@ PARTS: Final = {
     "idle": _idle,
     "bytes": _where_bytes_went,
     "planner": _planner,
+    "model-receive": _model_receive,
+    "model-area": _model_area,
 }
+OF_PLANNER: Final = ("planner", "model-receive")
 
 
 def parts(report: Report) -> dict[str, str]:
     """Every part as Markdown, by name; the planner's only if it was measured."""
     figures = Figures(report.runs)
-    wanted = [name for name in PARTS if name != "planner" or report.planner]
+    wanted = [name for name in PARTS if name not in OF_PLANNER or report.planner]
     return {name: PARTS[name](report, figures) for name in wanted}
 
 

@@ -163,6 +163,7 @@ def measure(arguments: argparse.Namespace) -> report.Report:
         )
         runs = run_all(plan, settings, build_programs(), show)
         found = machine.facts(Path(directory), congestion)
+    planner = measure_planner(arguments.planner_fragments)
     return report.Report(
         facts=found,
         rounds_count=arguments.rounds,
@@ -170,8 +171,8 @@ def measure(arguments: argparse.Namespace) -> report.Report:
         date=time.strftime("%Y-%m-%d", time.gmtime()),
         version=version(),
         runs=runs,
-        bars=bars(Figures(runs)),
-        planner=measure_planner(arguments.planner_fragments),
+        bars=bars(Figures(runs), planner),
+        planner=planner,
     )
 
 
@@ -202,7 +203,7 @@ def from_json(path: Path) -> report.Report:
         date=data["date"],
         version=data["version"],
         runs=runs,
-        bars=bars(Figures(runs)),
+        bars=bars(Figures(runs), data["planner"]),
         planner=data["planner"],
     )
 
