@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the C tests of the pure core under AddressSanitizer and UBSan."""
+"""Runs the C tests of the core, on made-up completions, under AddressSanitizer and UBSan."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import subprocess
 
 import pytest
 
-from support.native import PURE_SOURCES, SANITIZERS, TESTS, build_executable
+from support.native import CORE, PURE_SOURCES, SANITIZERS, TESTS, build_executable
 
 MODEL = TESTS / "core" / "plan_model.c"
 PROGRAMS = {
@@ -19,6 +19,12 @@ PROGRAMS = {
     "test_plan": (TESTS / "core" / "test_plan.c", MODEL),
     "test_refill": (TESTS / "core" / "test_refill.c",),
     "test_segment": (TESTS / "core" / "test_segment.c",),
+    # The stage plays all that this engine calls of the worker and of the kernel.
+    "test_zcrx": (
+        TESTS / "core" / "test_zcrx.c",
+        TESTS / "core" / "zcrx_stage.c",
+        CORE / "engine_zcrx.c",
+    ),
 }
 RUN_TIMEOUT_S = 60
 
