@@ -14,6 +14,9 @@
 #define PATTERN_PERIOD 65521u
 #define HEADER_BYTES 65536u
 #define BOUNCE_BYTES 1048576u
+/* Small, so that fragments are cut at a batch's end; what was copied out fits into one whole. */
+#define BATCH_BYTES_MAX 100000u
+#define PAYLOAD_BYTES_MAX 65536u
 #define STEPS_MAX 4000000u
 #define TURN_NS 100000u
 
@@ -175,7 +178,7 @@ uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t byt
     bool whole = (hold & BATCH_HOLD_COPIED) != 0;
     uint32_t taken = 0;
     if (b->piece_count < w->batches.holds_max && b->piece_count < STAGE_PIECES_MAX &&
-        (!whole || b->plan.frame.payload_bytes + bytes <= stage.profile.batch_bytes_max / 2))
+        (!whole || b->plan.payload_end + bytes <= PAYLOAD_BYTES_MAX))
         taken = plan_add(&b->plan, &stage.profile, &fragment);
     if (taken == 0) {
         if (b->piece_count == 0)
@@ -359,7 +362,7 @@ void stage_open(const struct stage_shape *wanted) {
     stage.profile = (struct plan_profile){.mem_align = shape->mem_align,
                                           .block_bytes = shape->block_bytes,
                                           .iovecs_max = STAGE_IOVECS,
-                                          .batch_bytes_max = 1u << 20,
+                                          .batch_bytes_max = BATCH_BYTES_MAX,
                                           .copy_below = PLAN_GATHER_BYTES_MIN};
     struct worker *w = stage.w = pages(sizeof *w);
     w->area.slots_bytes = (uint64_t)shape->chunk_count << shape->chunk_shift;
@@ -368,7 +371,7 @@ void stage_open(const struct stage_shape *wanted) {
     w->area.own = pages(w->area.own_bytes);
     w->settings.writes_in_flight_max = STAGE_BATCHES;
     w->settings.interface_index = 1;
-    w->batches.payload_bytes_max = 1u << 19;
+    w->batches.payload_bytes_max = PAYLOAD_BYTES_MAX;
     w->now_ns = 1;
     if (flow_table_init(&w->flows, STAGE_FLOWS_MAX) != 0 || engine_zcrx.open(w) != 0)
         abort();
