@@ -85,29 +85,17 @@ def connect(
     buffer_bytes_max: memory for what is written and not durable yet; full, write()
     waits. Throughput is at most this much per commit_interval_s of the store.
 
-    retry_s: how long a lost connection is tried again without progress; delays grow,
-    each drawn at random. The first connection is tried once, except that a listener
-    which is at a limit or shutting down is asked again. stall_timeout_s: a connection
-    over which nothing moves for so long counts as lost.
-
-    notify: called on the flow's own thread with a sentence when the connection is lost
-    and when the flow goes on.
+    retry_s: how long a lost connection is tried again without progress. The first is
+    tried once, but again where the listener said that what is in the way will pass.
+    stall_timeout_s: a connection over which nothing moves for so long counts as lost.
+    notify: given a sentence, on the flow's own thread, when a connection is lost and
+    when the flow goes on.
 
     Raises SenderError if no listener accepts the flow, UsageError for an argument that
     cannot be meant, SystemCallError if the source cannot be read.
     """
-    if bytes_total is not None and not 0 <= bytes_total <= BYTES_COUNT_MAX:
-        raise UsageError(f"bytes_total: {bytes_total} is not from 0 to {BYTES_COUNT_MAX}")
-    if buffer_bytes_max < 1:
-        raise UsageError(f"buffer_bytes_max: {buffer_bytes_max} is not 1 or more")
-    backlog: Backlog
-    if source is None:
-        backlog = BufferBacklog(buffer_bytes_max, has_checksum=checksum)
-    else:
-        backlog = _file_backlog(source, has_checksum=checksum)
-        if bytes_total not in (None, backlog.end):
-            raise UsageError(f"bytes_total: {bytes_total}, but the source has {backlog.end}")
-        bytes_total = backlog.end
+    backlog = _backlog(source, bytes_total, buffer_bytes_max, has_checksum=checksum)
+    bytes_total = backlog.end if backlog.is_whole else bytes_total
     terms = Terms(
         address=_parsed(address),
         flow=_flow_id(flow),
@@ -123,7 +111,10 @@ def connect(
         notify=notify or (lambda _: None),
     )
     _check_texts(terms)
-    writer = FlowWriter(terms, backlog)
+    return _started(FlowWriter(terms, backlog))
+
+
+def _started(writer: FlowWriter) -> FlowWriter:
     try:
         writer.await_start()
     except BaseException:
@@ -153,6 +144,21 @@ def _check_texts(terms: Terms) -> None:
         format_hello(Hello(name=terms.name, labels=terms.labels, key=key_name))
     except ValueError as error:
         raise UsageError(f"the flow cannot be described so: {error}") from None
+
+
+def _backlog(
+    source: BinaryIO | None, bytes_total: int | None, buffer_bytes_max: int, *, has_checksum: bool
+) -> Backlog:
+    if bytes_total is not None and not 0 <= bytes_total <= BYTES_COUNT_MAX:
+        raise UsageError(f"bytes_total: {bytes_total} is not from 0 to {BYTES_COUNT_MAX}")
+    if buffer_bytes_max < 1:
+        raise UsageError(f"buffer_bytes_max: {buffer_bytes_max} is not 1 or more")
+    if source is None:
+        return BufferBacklog(buffer_bytes_max, has_checksum=has_checksum)
+    backlog = _file_backlog(source, has_checksum=has_checksum)
+    if bytes_total not in (None, backlog.end):
+        raise UsageError(f"bytes_total: {bytes_total}, but the source has {backlog.end}")
+    return backlog
 
 
 def _file_backlog(source: BinaryIO, *, has_checksum: bool) -> FileBacklog:

@@ -6,8 +6,8 @@ used, so that it is a second opinion on both the document and the sender.
 
 Invariants: what a sender does against the document is in `complaints`, which
 must be empty when the server is left. Random misbehaviour follows from a seed,
-which is printed. A thread takes connections, and each has a thread of its own;
-`_lock` guards flows and behaviour.
+which is printed when a test fails. A thread takes connections, and each has a
+thread of its own; `_lock` guards flows and behaviour.
 """
 
 from __future__ import annotations
@@ -364,12 +364,14 @@ def running(
     keys: dict[str, bytes] | None = None, *, seed: int = 1, **behaviour: Any
 ) -> Iterator[ProtocolServer]:
     """Serve; behaviour: fields of Behaviour. Leaving asserts that no sender broke a rule."""
-    print(f"protocol server: seed {seed}")
     server = ProtocolServer(keys, seed, **behaviour)
     thread = threading.Thread(target=server.accept_connections)
     thread.start()
     try:
         yield server
+    except BaseException:
+        print(f"protocol server: seed {seed}, {dict(server.counts)}, {server.complaints}")
+        raise
     finally:
         server.close()
         thread.join(20)
