@@ -15,9 +15,8 @@ import os
 import re
 import stat
 import tomllib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
 from ingestd.errors import ConfigError
 
@@ -27,26 +26,8 @@ KEY_FILE_BYTES_MAX: Final = 1024 * 1024
 _HEXADECIMAL: Final = re.compile(r"(?:[0-9A-Fa-f]{2})+", re.ASCII)
 
 
-class Key(NamedTuple):
-    """A name that both sides know, and the secret that it stands for."""
-
-    name: str
-    secret: bytes
-
-    def __repr__(self) -> str:  # logs and tracebacks show it
-        return f"Key({self.name!r}, ...)"
-
-
-def load_key(path: str, name: str) -> Key:
-    """Return one key of a file. Raises ConfigError if it is not there."""
-    keys = load_keys(path)
-    if name not in keys:
-        raise ConfigError(f"{path}: has no key {name!r}: it has {', '.join(sorted(keys))}")
-    return keys[name]
-
-
-def load_keys(path: str) -> Mapping[str, Key]:
-    """Return the keys of a file by name. Raises ConfigError if it is not as it must be."""
+def load_keys(path: str) -> dict[str, bytes]:
+    """Return the secrets of a file by name. Raises ConfigError if it is not as it must be."""
     try:
         with Path(path).open("rb") as file:
             _check_mode(os.fstat(file.fileno()), path)
@@ -62,7 +43,7 @@ def load_keys(path: str) -> Mapping[str, Key]:
     values = tables.get("key")
     if set(tables) != {"key"} or not isinstance(values, dict) or not values:
         raise ConfigError(f'{path}: must have one table, [key], with lines like: name = "secret"')
-    return {name: Key(name, _secret(value, name, path)) for name, value in values.items()}
+    return {name: _secret(value, name, path) for name, value in values.items()}
 
 
 def _check_mode(status: os.stat_result, path: str) -> None:

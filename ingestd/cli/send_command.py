@@ -174,8 +174,8 @@ def _raise_unreadable(error: OSError) -> None:
 
 
 def _tell_way_out(job: Job) -> None:
-    """Tell how to go on with a flow that a listener has accepted and that is not sealed."""
-    if job.writer is not None and job.receipt is None:
+    """Tell how to go on with a flow of which something is durable, and not all."""
+    if job.writer is not None and job.receipt is None and job.writer.durable_offset > 0:
         note(
             f"{job.path}: {full_size(job.writer.durable_offset)} are durable:"
             f" go on with --resume {job.writer.flow}"

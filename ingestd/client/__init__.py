@@ -23,9 +23,9 @@ from typing import BinaryIO, Final
 from ingestd.address import Address, parse_address
 from ingestd.client.backlog import Backlog, BufferBacklog, FileBacklog
 from ingestd.client.flow import FlowWriter, NotifyFn, Terms
+from ingestd.client.key import Key, load_key
 from ingestd.client.raw import send_stream
 from ingestd.errors import UsageError
-from ingestd.keyfile import Key, load_key
 from ingestd.protocol.blocks import Hello, Resume, format_hello
 from ingestd.protocol.fields import BYTES_COUNT_MAX
 from ingestd.protocol.receipt import Receipt, ReceiptState

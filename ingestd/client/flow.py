@@ -25,9 +25,9 @@ from typing import Final, NamedTuple, Self
 
 from ingestd.address import Address
 from ingestd.client.backlog import Backlog, BufferBacklog
+from ingestd.client.key import Key
 from ingestd.client.link import Link, LinkLost
 from ingestd.errors import SenderError
-from ingestd.keyfile import Key
 from ingestd.protocol.blocks import Hello, Resume, Trailer, format_hello, format_trailer
 from ingestd.protocol.lines import (
     PASSING_CODES,
@@ -291,7 +291,7 @@ class FlowWriter:
     def _open(self, link: Link) -> Receipt | None:
         """Greet and be accepted; return a receipt if the flow turns out to be sealed."""
         address = self._terms.address
-        greeting = link.next_line("hello of a listener of protocol ingest", HANDSHAKE_TIMEOUT_S)
+        greeting = link.next_line("hello of protocol ingest", HANDSHAKE_TIMEOUT_S)
         if isinstance(greeting, Refusal):
             return self._heed_refusal(greeting)
         if not isinstance(greeting, Greeting) or VERSION not in greeting.versions:

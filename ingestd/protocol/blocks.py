@@ -35,12 +35,15 @@ HELLO_HEAD: Final = b"ingest/1\n"
 TRAILER_HEAD: Final = b"ingest-trailer/1\n"
 HELLO_TEXT_BYTES_MAX: Final = BLOCK_BYTES - len(HELLO_HEAD) - 1  # the newline behind it
 NAME_BYTES_MAX: Final = 255
+KEY_NAME_BYTES_MAX: Final = 64
 LABELS_COUNT_MAX: Final = 16
 LABELS_BYTES_MAX: Final = 1024
 MAC_ZEROS: Final = "0" * 64
 
 _MAC: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _CRC: Final = re.compile(r"[0-9a-f]{8}", re.ASCII)
+
+_NOT_PLAIN: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})  # control, surrogate, separators of lines
 
 Resume = Literal[True, False, "auto"]
 
@@ -179,7 +182,7 @@ def _check_texts(name: str | None, labels: Mapping[str, Any], key: str | None) -
         raise ValueError(f"its name is not text without control characters: {name!r:.60}")
     if name is not None and len(name.encode()) > NAME_BYTES_MAX:
         raise ValueError(f"its name has more than {NAME_BYTES_MAX} bytes")
-    if key is not None and not (key and _is_plain(key) and len(key.encode()) <= NAME_BYTES_MAX):
+    if key is not None and not (_is_plain(key) and 0 < len(key.encode()) <= KEY_NAME_BYTES_MAX):
         raise ValueError(f"its key is not the name of a key: {key!r:.60}")
     if len(labels) > LABELS_COUNT_MAX:
         raise ValueError(f"it has {len(labels)} labels, more than {LABELS_COUNT_MAX}")
@@ -193,5 +196,5 @@ def _check_texts(name: str | None, labels: Mapping[str, Any], key: str | None) -
 
 
 def _is_plain(text: str) -> bool:
-    """Whether it can be UTF-8 and has neither control characters nor lone surrogates."""
-    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
+    """Whether it is one line of UTF-8 without control characters."""
+    return not any(unicodedata.category(c) in _NOT_PLAIN for c in text)

@@ -53,8 +53,8 @@ class Code(StrEnum):
     EXISTS = "exists"  # the flow exists and was not to be resumed
     UNKNOWN_FLOW = "unknown_flow"  # the flow was to be resumed and does not exist
     SEALED = "sealed"  # the flow is complete already
-    BUSY = "busy"  # the flow is not free at the moment
-    LIMIT = "limit"  # a limit of the listener was reached
+    BUSY = "busy"  # the flow's end is not settled yet, or there is too much to do
+    LIMIT = "limit"  # the flow is longer than the listener lets any be
     STORE_FULL = "store_full"  # no segment is free
     STORE_FAILED = "store_failed"  # the device failed
     SHUTDOWN = "shutdown"  # the daemon stops
@@ -62,14 +62,13 @@ class Code(StrEnum):
     HELLO_TIMEOUT = "hello_timeout"  # the hello did not come in time
     CHECKSUM = "checksum"  # the trailer states another checksum
     TRAILER = "trailer"  # the trailer is none, or cannot be had
-    TOO_LONG = "too_long"  # more bytes than stated or allowed
+    TOO_LONG = "too_long"  # more bytes than stated
+    TOO_SHORT = "too_short"  # fewer bytes than stated
     REPLACED = "replaced"  # a newer connection goes on with the flow
 
 
 # A sender may come back by itself after these; after all others somebody has to do something.
-PASSING_CODES: Final = frozenset(
-    {Code.BUSY, Code.LIMIT, Code.SHUTDOWN, Code.IDLE_TIMEOUT, Code.HELLO_TIMEOUT}
-)
+PASSING_CODES: Final = frozenset({Code.BUSY, Code.SHUTDOWN, Code.IDLE_TIMEOUT, Code.HELLO_TIMEOUT})
 
 
 @dataclass(frozen=True)

@@ -200,7 +200,7 @@ class _Connection:
         self._say(type="accepted", later_field=1, **{**accepted, **self._behaviour.accepted})
         try:
             self._seal(self._payload(hello, drop_after), hello)
-        except (_Dropped, OSError):
+        except (_Refused, _Dropped, OSError):
             self._crash()
             raise
 
@@ -329,7 +329,7 @@ class _Connection:
         flow = self._flow
         count, about = len(flow.data), {"flow": self._flow_id, "durable": flow.durable}
         if hello.get("bytes", count) != count:
-            raise _Dropped  # an end before the end interrupts
+            raise _Refused("too_short", "fewer bytes than stated", **about)
         if trailer is not None:
             self._check_trailer(trailer, count, about)
         with self._lock:

@@ -183,12 +183,12 @@ def test_started_again(tmp_path: Path, from_pipe: bool, capsys: Capture) -> None
 
 
 def test_interrupt_leaves_the_flow_interrupted_and_tells_how_to_go_on(tmp_path: Path) -> None:
-    file = _file(tmp_path / "f", Payload(5, 4 * MIB))
+    file = _file(tmp_path / "f", Payload(5, 8 * MIB))
     with (
         running(pause_s=0.01, piece_bytes_max=4096) as server,
         _start(server, file) as process,
     ):
-        _wait_until(lambda: bool(server.flows) and server.only_flow().durable > 0)
+        _wait_until(lambda: bool(server.flows) and server.only_flow().durable > 200_000)
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=WAIT_S)
         assert process.returncode == EXIT_INTERRUPTED

@@ -258,7 +258,8 @@ def test_wrong_keys(keys: dict[str, bytes] | None, key: Key | None, why: str) ->
     "code",
     [
         "bad_hello", "version", "unauthorised", "exists", "unknown_flow", "sealed", "store_full",
-        "store_failed", "checksum", "trailer", "too_long", "replaced", "of_a_later_daemon",
+        "store_failed", "checksum", "trailer", "too_long", "too_short", "limit",
+        "replaced", "of_a_later_daemon",
     ],
 )  # fmt: skip
 def test_refusals_that_stay_are_told_at_once(code: str) -> None:
@@ -270,7 +271,7 @@ def test_refusals_that_stay_are_told_at_once(code: str) -> None:
         connect(server.address)
 
 
-@pytest.mark.parametrize("code", ["busy", "limit", "shutdown", "idle_timeout", "hello_timeout"])
+@pytest.mark.parametrize("code", ["busy", "shutdown", "idle_timeout", "hello_timeout"])
 def test_refusals_that_pass_are_tried_again(code: str) -> None:
     told: list[str] = []
     with running(refusals=[{"code": code}] * 3) as server:
@@ -284,8 +285,8 @@ def test_refusals_that_pass_are_tried_again(code: str) -> None:
 
 def test_refusal_that_does_not_pass_in_time() -> None:
     with (
-        running(refusals=[{"code": "limit"}] * 1000) as server,
-        pytest.raises(SenderError, match=r"limit: made up: gave up after 0\.2 s"),
+        running(refusals=[{"code": "busy"}] * 1000) as server,
+        pytest.raises(SenderError, match=r"busy: made up: gave up after 0\.2 s"),
     ):
         connect(server.address, retry_s=0.2)
 
@@ -389,7 +390,7 @@ def test_daemon_that_forgets_what_it_acknowledged() -> None:
 
 def test_raw_listener_is_told_from_an_ingest_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ingestd.client.flow.HANDSHAKE_TIMEOUT_S", 0.2)
-    with running(is_mute=True) as server, pytest.raises(SenderError, match="no hello of a list"):
+    with running(is_mute=True) as server, pytest.raises(SenderError, match="no hello of protocol"):
         connect(server.address)
 
 
@@ -415,7 +416,7 @@ def test_abort_ends_a_write_that_waits() -> None:
 
 
 def test_abort_ends_a_wait_for_the_next_attempt() -> None:
-    with running(refusals=[{"code": "limit"}] * 1000) as server:
+    with running(refusals=[{"code": "busy"}] * 1000) as server:
         result: list[BaseException] = []
 
         def run() -> None:
@@ -426,7 +427,7 @@ def test_abort_ends_a_wait_for_the_next_attempt() -> None:
 
         thread = threading.Thread(target=run)
         thread.start()
-        _wait_until(lambda: server.counts["limit"] > 1)
+        _wait_until(lambda: server.counts["busy"] > 1)
         server.behaviour.refusals = [{"code": "exists"}]
         thread.join(WAIT_S)
     assert "exists" in str(result[0])

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from ingestd.client import Key, load_key
 from ingestd.errors import ConfigError
-from ingestd.keyfile import Key, load_key, load_keys
+from ingestd.keyfile import load_keys
 
 SECRET = bytes(range(100, 116))
 
@@ -27,7 +28,7 @@ def _file(tmp_path: Path, text: str, mode: int = 0o600) -> str:
 def test_hexadecimal_and_base64(tmp_path: Path, text: str) -> None:
     path = _file(tmp_path, f'[key]\nlab = "{text}"\n"beam line" = "{"0" * 32}"\n')
     assert load_key(path, "lab") == Key("lab", SECRET)
-    assert load_keys(path)["beam line"].secret == bytes(16)
+    assert load_keys(path)["beam line"] == bytes(16)
 
 
 def test_secret_is_not_shown(tmp_path: Path) -> None:
