@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
 from ingestd.protocol.fields import (
-    count_of,
     flow_of,
     json_object,
     optional_count_of,
@@ -64,9 +63,9 @@ class Hello:
 
 @dataclass(frozen=True)
 class Trailer:
-    """What a sender states about the whole flow behind its last byte."""
+    """What a sender states about the whole flow behind its last byte; None: nothing."""
 
-    bytes: int
+    bytes: int | None
     crc32c: int | None = None
 
 
@@ -145,7 +144,7 @@ def parse_trailer(block: bytes) -> Trailer:
     crc = text_of(fields, "crc32c")
     if crc is not None and _CRC.fullmatch(crc) is None:
         raise ValueError(f"its crc32c is not 8 hexadecimal digits: {crc!r:.60}")
-    return Trailer(count_of(fields, "bytes"), None if crc is None else int(crc, 16))
+    return Trailer(optional_count_of(fields, "bytes"), None if crc is None else int(crc, 16))
 
 
 def _compact(fields: Mapping[str, Any]) -> bytes:
