@@ -83,7 +83,7 @@ def connect(
     so that the daemon does not seal a flow that differs.
 
     buffer_bytes_max: memory for what is written and not durable yet; full, write()
-    waits. Throughput is at most this much per commit_interval_s of the store.
+    waits: no more than this is sent from one commit of the store to the next.
 
     retry_s: how long a lost connection is tried again without progress. The first is
     tried once, but again where the listener said that what is in the way will pass.

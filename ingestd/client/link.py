@@ -4,7 +4,7 @@
 Invariants:
  - Unless half_close() was called, every way to lose the socket resets the
    connection, so that no half of a flow is ever taken for the whole.
- - Nothing blocks longer than asked; a wake-up ends every wait but connecting.
+ - Nothing but a name server blocks longer than asked; a wake-up ends every wait.
  - A connection that is gone is LinkLost, which never leaves this package. Lines
    that came before its end are handed out first: they say why.
 
@@ -13,6 +13,7 @@ Owned by one flow's own thread.
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -58,13 +59,7 @@ class Link:
         self._lines: deque[Line] = deque()
         self._is_broken = False  # nothing can be sent any more
         self._is_at_end = False  # nothing will come any more
-        try:
-            self._socket = socket.create_connection(address, timeout=CONNECT_TIMEOUT_S)
-        except TimeoutError:
-            raise LinkLost(f"no answer within {CONNECT_TIMEOUT_S:g} s") from None
-        except OSError as error:
-            raise LinkLost(f"cannot connect: {error.strerror or error}") from None
-        self._socket.setblocking(False)
+        self._socket = self._connect()
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in KEEPALIVE:
@@ -88,14 +83,8 @@ class Link:
         """
         if self._lines or self._is_broken or self._is_at_end:
             return True
-        poll = select.poll()
-        poll.register(self._wake_fd, select.POLLIN)
-        poll.register(self._socket, select.POLLIN | (select.POLLOUT if wants_to_send else 0))
-        ready = poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000)
-        if any(fd == self._wake_fd for fd, _ in ready):
-            os.eventfd_read(self._wake_fd)
-            self._check()
-        return bool(ready)
+        wanted = select.POLLIN | (select.POLLOUT if wants_to_send else 0)
+        return self._poll(self._socket, wanted, timeout_s)
 
     def send(self, data: memoryview) -> int:
         """Return how many bytes were taken; 0: no room now, or line() will tell why."""
@@ -133,6 +122,48 @@ class Link:
             if left_s <= 0 or not self.wait(wants_to_send=False, timeout_s=left_s):
                 raise LinkLost(f"no {what} within {timeout_s:g} s")
         return line
+
+    def _connect(self) -> socket.socket:
+        """Try each address of the host in turn, all of them within CONNECT_TIMEOUT_S."""
+        host, port = self._address
+        deadline_s = time.monotonic() + CONNECT_TIMEOUT_S
+        code = errno.EADDRNOTAVAIL
+        try:
+            infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            for family, kind, protocol, _, target in infos:
+                candidate = socket.socket(family, kind | socket.SOCK_NONBLOCK, protocol)
+                try:
+                    code = self._connect_to(candidate, target, deadline_s)
+                finally:
+                    if code != 0:
+                        candidate.close()
+                if code == 0:
+                    return candidate
+        except OSError as error:
+            raise LinkLost(f"cannot connect: {error.strerror or error}") from None
+        if code == errno.ETIMEDOUT:
+            raise LinkLost(f"no answer within {CONNECT_TIMEOUT_S:g} s")
+        raise LinkLost(f"cannot connect: {os.strerror(code)}")
+
+    def _connect_to(self, candidate: socket.socket, target: object, deadline_s: float) -> int:
+        """Return 0 or an errno."""
+        code = candidate.connect_ex(target)  # type: ignore[arg-type] # as getaddrinfo made it
+        while code == errno.EINPROGRESS:
+            left_s = deadline_s - time.monotonic()
+            if not self._poll(candidate, select.POLLOUT, left_s):
+                return errno.ETIMEDOUT
+            code = candidate.connect_ex(target)  # type: ignore[arg-type]
+        return 0 if code == errno.EISCONN else code
+
+    def _poll(self, one: socket.socket, wanted: int, timeout_s: float | None) -> bool:
+        poll = select.poll()
+        poll.register(self._wake_fd, select.POLLIN)
+        poll.register(one, wanted)
+        ready = poll.poll(None if timeout_s is None else max(0.0, timeout_s) * 1000)
+        if any(fd == self._wake_fd for fd, _ in ready):
+            os.eventfd_read(self._wake_fd)
+            self._check()
+        return bool(ready)
 
     def _receive(self) -> None:
         try:
