@@ -54,8 +54,14 @@ def safe(text: str) -> str:
 
 
 def note(text: str) -> None:
-    """Tell something beside the result."""
-    print(f"ingestd: note: {safe(text)}", file=sys.stderr)
+    """Tell something beside the result; a progress bar makes room for it."""
+    line = f"ingestd: note: {safe(text)}"
+    if "tqdm" not in sys.modules:
+        print(line, file=sys.stderr)
+        return
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
 
 
 def short_time(text: str | None) -> str:

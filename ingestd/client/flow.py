@@ -9,8 +9,8 @@ Invariants:
  - A durable offset never goes back. A daemon that says it did is not believed.
 
 Threads: a FlowWriter has a thread of its own, which alone uses the socket and
-reads a source. write(), close() and abort() are for one thread at a time; the
-properties are for any. `_changed` guards what both sides look at.
+reads a source. write() and close() are for one thread at a time, all else is for
+any, but for the flow's own. `_changed` guards what both sides look at.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class _Aborted(Exception):
 class FlowWriter:
     """A flow that is being sent; made by connect().
 
-    A context manager: leaving it closes the flow, an exception aborts it.
+    A context manager: leaving it closes the flow, an exception aborts it. It sends on
+    a thread of its own, so bytes become durable while the caller does other things.
+    write() and close() are for one thread at a time, all else is for any.
     """
 
     def __init__(self, terms: Terms, backlog: Backlog) -> None:

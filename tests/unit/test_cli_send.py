@@ -224,7 +224,7 @@ def test_made_up_file_and_empty_file(tmp_path: Path) -> None:
 
 def test_progress_shows_what_is_durable(tmp_path: Path) -> None:
     file = _file(tmp_path / "f", Payload(7, 2 * MIB))
-    with running(pause_s=0.01) as server:
+    with running(pause_s=0.01, drops_after=[MIB]) as server:
         ours, theirs = pty.openpty()
         termios.tcsetwinsize(theirs, (24, 300))
         command = [PROGRAM, "send", file, "--to", server.address, "--protocol", "ingest"]
@@ -241,6 +241,7 @@ def test_progress_shows_what_is_durable(tmp_path: Path) -> None:
         os.close(ours)
     assert b"2.00M/2.00M" in shown
     assert re.search(rb"durable; [\d.]+ [KM]iB sent", shown)
+    assert re.search(rb"\ringestd: note: flow .*: trying again for 300 s\r\n", shown)
 
 
 @pytest.mark.parametrize(
