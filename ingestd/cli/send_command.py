@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -107,6 +107,10 @@ def _options(arguments: Namespace, address: Address) -> Options:
 
     if (arguments.key is None) != (arguments.key_file is None):
         raise UsageError("--key and --key-file: give both, or none")
+    keys = [key for key, _ in arguments.labels]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise UsageError(f"--label {key}=...: is given twice, and a flow can have it once")
     if arguments.buffer == 0:
         raise UsageError("--buffer 0: without memory nothing can be sent")
     return Options(
@@ -140,7 +144,20 @@ def _jobs(arguments: Namespace) -> list[Job]:
         raise UsageError(f"--parallel {arguments.parallel}: is more than {PARALLEL_COUNT_MAX}")
     if arguments.name is not None:
         jobs[0].name = arguments.name
+    _check_names(jobs, dict(arguments.labels))
     return jobs
+
+
+def _check_names(jobs: Sequence[Job], labels: Mapping[str, str]) -> None:
+    from ingestd.protocol.blocks import Hello, format_hello
+
+    for job in jobs:
+        try:
+            format_hello(Hello(name=job.name, labels=labels))
+        except ValueError as error:
+            raise UsageError(
+                f"{safe(job.path)}: its flow cannot be described so: {error}"
+            ) from None
 
 
 def _files(file: str) -> Iterator[tuple[str, str | None, int | None]]:

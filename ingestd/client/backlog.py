@@ -14,6 +14,7 @@ FileBacklog belongs to the flow's own thread.
 
 from __future__ import annotations
 
+import mmap
 import os
 from typing import Final, Protocol
 
@@ -47,7 +48,7 @@ class BufferBacklog:
 
     def __init__(self, capacity: int, *, has_checksum: bool) -> None:
         assert capacity > 0, capacity
-        self._ring = memoryview(bytearray(capacity))
+        self._ring = memoryview(mmap.mmap(-1, capacity))  # zeroed page by page, when first used
         self._begin = 0
         self._is_begun = False
         self.is_whole = False

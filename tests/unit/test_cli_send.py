@@ -255,10 +255,12 @@ def test_progress_shows_what_is_durable(tmp_path: Path) -> None:
         (["other", "--resume", FLOW], "--resume: is for one flow, but these are 2"),
         (["-", "-", "--parallel", "2"], "-: standard input can be sent once"),
         (["--key", "lab"], "--key and --key-file: give both, or none"),
+        (["--label", "a=b", "--label", "a=c"], "--label a=...: is given twice"),
         (["--buffer", "0"], "--buffer 0: without memory"),
         (["--parallel", "257"], "--parallel 257: is more than 256"),
         (["--resume", "x"], "flow: 'x' is not a UUID"),
-        (["--name", "a\tb"], "its name is not text"),
+        (["--name", "a\tb"], "f: its flow cannot be described so: its name is not text"),
+        (["--label", "a=" + "x" * 1024], "its labels have more than 1024 bytes"),
         (["none", "--parallel", "2"], "none: cannot be opened: No such file"),
     ],
 )
@@ -291,6 +293,17 @@ def test_options_that_are_none(arguments: list[str], problem: str, capsys: Captu
 def test_directory_without_files(tmp_path: Path, capsys: Capture) -> None:
     assert main(["send", str(tmp_path), "--to", "127.0.0.1:1", "--protocol", "ingest"]) == 2
     assert "has no file to send" in capsys.readouterr().err
+
+
+def test_file_whose_name_cannot_be_sent_is_told_before_anything_is_sent(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    for name in (b"a", b"b\nc"):
+        (tmp_path / os.fsdecode(name)).write_bytes(b"x")
+    with running() as server:
+        assert _send(server, str(tmp_path)) == 2
+        assert server.counts["connections"] == 0
+    assert "b\\nc: its flow cannot be described so" in capsys.readouterr().err
 
 
 def test_raw_sender_is_told_that_the_listener_speaks_ingest(
