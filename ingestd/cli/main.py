@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NoReturn
@@ -20,7 +21,8 @@ from ingestd.address import PORT_MAX, Address, parse_address
 from ingestd.cli.cat_command import run_cat
 from ingestd.cli.doctor_command import run_doctor
 from ingestd.cli.nic_commands import run_nic_apply, run_nic_check, run_nic_undo
-from ingestd.cli.run_commands import run_check_config, run_send, run_serve
+from ingestd.cli.run_commands import run_check_config, run_serve
+from ingestd.cli.send_command import run_send
 from ingestd.cli.store_commands import run_format, run_info, run_ls
 from ingestd.cli.verify_command import run_verify
 from ingestd.errors import EngineError, IngestdError, ResourceError, SystemCallError, UsageError
@@ -194,12 +196,50 @@ def _add_cat(commands: _Commands[_Parser]) -> None:
 
 
 def _add_send(commands: _Commands[_Parser]) -> None:
-    parser = _add(commands, "send", "send a file or standard input as one flow", run_send)
-    parser.add_argument("file", metavar="FILE", help="file to send; -: standard input")
+    parser = _add(commands, "send", "send files or standard input as flows", run_send)
     parser.add_argument(
-        "--to", metavar="HOST:PORT", type=_address, required=True, help="a raw listener"
+        "files", metavar="FILE", nargs="+", help="file or directory to send; -: standard input"
     )
-    parser.add_argument("--json", action="store_true", help="print the receipt as JSON")
+    parser.add_argument(
+        "--to", metavar="HOST:PORT", type=_address, required=True, help="a listener"
+    )
+    parser.add_argument(
+        "--protocol",
+        choices=("raw", "ingest"),
+        help="what the listener speaks (default: raw, or ingest where an option below needs it)",
+    )
+    parser.add_argument("--json", action="store_true", help="print receipts as JSON, one a line")
+    group = parser.add_argument_group("only with protocol ingest")
+    group.add_argument(
+        "--resume", metavar="FLOW", help="go on with a flow; standard input: from its first byte"
+    )
+    group.add_argument("--name", metavar="TEXT", help="name of the flow (default: the file's)")
+    group.add_argument(
+        "--label",
+        metavar="KEY=VALUE",
+        dest="labels",
+        type=_key_and_value,
+        action="append",
+        default=[],
+        help="label of the flows; may be given several times",
+    )
+    group.add_argument("--key", metavar="NAME", help="pre-shared key that the listener knows")
+    group.add_argument("--key-file", metavar="FILE", help="TOML file that has it under [key]")
+    group.add_argument(
+        "--parallel", metavar="N", type=_count, help="send so many flows at once (default: 1)"
+    )
+    group.add_argument(
+        "--buffer",
+        metavar="SIZE",
+        type=_size,
+        help="memory for what came from standard input and is not durable (default: 64MiB)",
+    )
+    group.add_argument(
+        "--retry",
+        metavar="SECONDS",
+        type=_seconds,
+        help="how long to try to get a lost connection back (default: 300)",
+    )
 
 
 def _add_check_config(commands: _Commands[_Parser]) -> None:
@@ -272,6 +312,19 @@ def _count(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= _COUNT_MAX:
         raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {_COUNT_MAX}")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    if re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text, re.ASCII) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds")
+    return float(text)
+
+
+def _key_and_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a label: write KEY=VALUE")
+    return key, value
 
 
 def _port(text: str) -> int:

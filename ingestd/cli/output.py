@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 from ingestd.errors import SystemCallError
+from ingestd.sizes import short_size
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -53,8 +54,14 @@ def safe(text: str) -> str:
 
 
 def note(text: str) -> None:
-    """Tell something beside the result."""
-    print(f"ingestd: note: {safe(text)}", file=sys.stderr)
+    """Tell something beside the result; a progress bar makes room for it."""
+    line = f"ingestd: note: {safe(text)}"
+    if "tqdm" not in sys.modules:
+        print(line, file=sys.stderr)
+        return
+    from tqdm import tqdm
+
+    tqdm.write(line, file=sys.stderr)
 
 
 def short_time(text: str | None) -> str:
@@ -100,6 +107,26 @@ def total_progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
         def show(done_bytes: int, total_bytes: int) -> None:
             bar.total = total_bytes
             bar.update(done_bytes - bar.n)
+
+        yield show
+
+
+@contextmanager
+def sending_progress_bar(
+    what: str, total_bytes: int | None
+) -> Iterator[Callable[[int, int], None]]:
+    """The same for bytes that are sent first and durable later; the bar shows the durable ones.
+
+    The function that comes out takes the bytes sent and the bytes durable, in all.
+    """
+    if not _is_terminal(sys.stderr):
+        yield lambda _, __: None
+        return
+    with _bar(what, total_bytes) as bar:
+
+        def show(sent_bytes: int, durable_bytes: int) -> None:
+            bar.set_postfix_str(f"durable; {short_size(sent_bytes)} sent", refresh=False)
+            bar.update(durable_bytes - bar.n)
 
         yield show
 

@@ -28,7 +28,9 @@ from typing import BinaryIO, Final, Protocol
 
 from ingestd.address import Address
 from ingestd.errors import SenderError, SystemCallError
-from ingestd.protocol import LINE_BYTES_MAX, Receipt, ReceiptState, parse_receipt
+from ingestd.protocol.fields import LINE_BYTES_MAX
+from ingestd.protocol.lines import Greeting, parse_line
+from ingestd.protocol.receipt import Receipt, ReceiptState, parse_receipt
 from ingestd.sizes import full_size
 
 CONNECT_TIMEOUT_S: Final = 10.0
@@ -238,6 +240,8 @@ def _judge(line: bytes, address: Address, sent_bytes: int, is_complete: bool) ->
             f"{address}: the connection was lost after {full_size(sent_bytes)}"
             " without a receipt: how much of it is durable, ingestd ls tells on the receiving side"
         )
+    if _is_greeting(line):
+        raise SenderError(f"{address}: listens with protocol ingest: send with --protocol ingest")
     try:
         receipt = parse_receipt(line)
     except ValueError as error:
@@ -259,6 +263,13 @@ def _judge(line: bytes, address: Address, sent_bytes: int, is_complete: bool) ->
             f" but {sent_bytes} were sent: do not trust it"
         )
     return receipt
+
+
+def _is_greeting(line: bytes) -> bool:
+    try:
+        return isinstance(parse_line(line), Greeting)
+    except ValueError:
+        return False
 
 
 def _reason(receipt: Receipt) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The line that the daemon sends back on a raw listener, as a dataclass.
+"""What a sender gets for a flow; on a raw listener it is the only line that comes back.
 
 Invariants: a line is one JSON object in ASCII, ends with one newline and has at
 most LINE_BYTES_MAX bytes; parse_receipt(format_receipt(r)) == r. Keys that are
@@ -11,13 +11,18 @@ docs/protocol.md tells the same for people who write senders.
 from __future__ import annotations
 
 import json
-import uuid
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
-LINE_BYTES_MAX: Final = 4096
-BYTES_COUNT_MAX: Final = 2**63 - 1
+from ingestd.protocol.fields import (
+    LINE_BYTES_MAX,
+    count_of,
+    flow_of,
+    line_object,
+    text_of,
+    truth_of,
+)
 
 
 class ReceiptState(StrEnum):
@@ -50,6 +55,7 @@ class Receipt:
     checksum: str | None = None  # "crc32c:xxxxxxxx"
     error: str | None = None  # an ErrorCode, or one of a later daemon
     text: str | None = None
+    sender_checksum: str | None = None  # what the sender stated; protocol ingest only
 
     @property
     def is_sealed(self) -> bool:
@@ -57,7 +63,7 @@ class Receipt:
         return self.state is ReceiptState.SEALED and self.durable
 
     def as_dict(self) -> dict[str, Any]:
-        """The object of the line: checksum where sealed, error and text where not."""
+        """The object of the line: checksums where sealed, error and text where not."""
         head: dict[str, Any] = {
             "flow": self.flow,
             "bytes": self.bytes,
@@ -65,7 +71,10 @@ class Receipt:
             "state": self.state.value,
         }
         if self.state is ReceiptState.SEALED:
-            return {**head, "checksum": self.checksum}
+            stated = (
+                {} if self.sender_checksum is None else {"sender_checksum": self.sender_checksum}
+            )
+            return {**head, "checksum": self.checksum, **stated}
         return {**head, "error": self.error, "text": self.text}
 
 
@@ -81,44 +90,17 @@ def parse_receipt(line: bytes) -> Receipt:
 
     Raises ValueError with half a sentence.
     """
-    if len(line) > LINE_BYTES_MAX:
-        raise ValueError(f"the line is longer than {LINE_BYTES_MAX} bytes")
-    try:
-        fields = json.loads(line.decode("utf-8"))
-    except (ValueError, RecursionError):
-        raise ValueError(f"the line is not JSON: {line[:40]!r}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"the line is not a JSON object: {line[:40]!r}")
+    fields = line_object(line)
     return Receipt(
-        flow=_flow(fields.get("flow")),
-        bytes=_bytes_count(fields.get("bytes")),
-        durable=_durable(fields.get("durable")),
+        flow=flow_of(fields),
+        bytes=count_of(fields, "bytes"),
+        durable=truth_of(fields, "durable"),
         state=_state(fields.get("state")),
-        checksum=_text(fields, "checksum"),
-        error=_text(fields, "error"),
-        text=_text(fields, "text"),
+        checksum=text_of(fields, "checksum"),
+        error=text_of(fields, "error"),
+        text=text_of(fields, "text"),
+        sender_checksum=text_of(fields, "sender_checksum"),
     )
-
-
-def _flow(value: object) -> str | None:
-    if value is None:
-        return None
-    try:
-        return str(uuid.UUID(value))  # type: ignore[arg-type]
-    except (ValueError, AttributeError, TypeError):
-        raise ValueError(f"its flow is not a UUID: {value!r:.60}") from None
-
-
-def _bytes_count(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= BYTES_COUNT_MAX:
-        raise ValueError(f"its bytes are not a number of bytes: {value!r:.60}")
-    return value
-
-
-def _durable(value: object) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"its durable is neither true nor false: {value!r:.60}")
-    return value
 
 
 def _state(value: object) -> ReceiptState:
@@ -126,10 +108,3 @@ def _state(value: object) -> ReceiptState:
         return ReceiptState(str(value))
     except ValueError:
         raise ValueError(f"its state is not known: {value!r:.60}") from None
-
-
-def _text(fields: dict[str, Any], key: str) -> str | None:
-    value = fields.get(key)
-    if value is not None and not isinstance(value, str):
-        raise ValueError(f"its {key} is not a text: {value!r:.60}")
-    return value

@@ -1,0 +1,79 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Send a file to a listener of protocol `ingest`, and go on after a lost connection.
+
+    python3 send.py HOST PORT FILE [FLOW]
+
+Plain Python, nothing of ingestd: docs/protocol.md in its shortest form. FLOW is the
+id that an earlier run printed; with it, the file is gone on with where that run ended.
+"""
+
+import contextlib
+import json
+import pathlib
+import socket
+import sys
+import time
+import uuid
+
+BLOCK_BYTES = 4096
+PASSING = ("busy", "shutdown", "idle_timeout", "hello_timeout")  # it can be tried again
+
+
+def hello_block(flow: str, path: pathlib.Path) -> bytes:
+    fields = {"flow": flow, "resume": "auto", "name": path.name, "bytes": path.stat().st_size}
+    text = json.dumps(fields).encode()
+    return (b"ingest/1\n" + text + b"\n").ljust(BLOCK_BYTES, b"\0")
+
+
+def await_line(lines, *types: str) -> dict:
+    """Return the next line of one of these types; others are news that may be passed over."""
+    while text := lines.readline(BLOCK_BYTES):
+        line = json.loads(text)
+        if line["type"] == "error" and line["code"] in PASSING:
+            raise ConnectionError(line["text"])
+        if line["type"] == "error" and line["code"] != "sealed":
+            sys.exit(f"{line['code']}: {line['text']}; {line['durable']} bytes are durable")
+        if line["type"] in (*types, "error"):
+            return line
+    raise ConnectionError("the connection ended without a receipt")
+
+
+def send(host: str, port: int, path: pathlib.Path, flow: str) -> dict:
+    """Make one attempt; return the receipt."""
+    with socket.create_connection((host, port), timeout=600) as sock:
+        lines = sock.makefile("rb")
+        greeting = await_line(lines, "hello")
+        if 1 not in greeting["versions"] or greeting["auth"] != "none":
+            sys.exit("this example speaks version 1, and has no key")
+        sock.sendall(hello_block(flow, path))
+        answer = await_line(lines, "accepted")
+        if answer["type"] == "error":  # sealed: an earlier attempt did it all
+            return answer
+        with path.open("rb") as file, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            sock.sendfile(file, answer["offset"])
+            sock.shutdown(socket.SHUT_WR)
+        return await_line(lines, "sealed")  # or why the daemon took no more
+
+
+def main(host: str, port: str, file: str, flow: str) -> None:
+    path = pathlib.Path(file)
+    print(f"flow {flow}", flush=True)
+    for attempt in range(10):
+        try:
+            receipt = send(host, int(port), path, flow)
+        except OSError as error:
+            print(f"attempt {attempt}: {error}", file=sys.stderr)
+            time.sleep(min(0.1 * 2**attempt, 10))
+            continue
+        if receipt["bytes"] != path.stat().st_size:
+            sys.exit(f"the flow has {receipt['bytes']} bytes: that is not this file")
+        print(json.dumps(receipt))
+        return
+    sys.exit(f"gave up: go on later with flow {flow}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) not in (4, 5):
+        sys.exit(__doc__)
+    main(*sys.argv[1:4], sys.argv[4] if len(sys.argv) == 5 else str(uuid.uuid4()))
