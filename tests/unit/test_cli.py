@@ -302,6 +302,7 @@ def test_interrupt_from_the_keyboard_is_130_and_quiet(receiver: int) -> None:
         process.stdin.write(b"x")
         process.stdin.flush()
         _wait_until_connected(process.pid, receiver)
+        _wait_until_idle(process.pid)
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == EXIT_INTERRUPTED
         assert process.stderr is not None
@@ -321,6 +322,20 @@ def _wait_until_connected(pid: int, port: int) -> None:
                     return
         time.sleep(0.01)
     raise AssertionError("the program did not connect")
+
+
+def _wait_until_idle(pid: int) -> None:
+    """Until the process waits for input: an interrupt in the middle of an import may get lost."""
+    deadline_s = time.monotonic() + 20
+    seen: list[list[str]] = []
+    while time.monotonic() < deadline_s:
+        # State, and the times used in user and in kernel mode: proc_pid_stat(5).
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        seen.append([fields[0], *fields[11:13]])
+        if len(seen) > 3 and all(look == ["S", *seen[-1][1:]] for look in seen[-4:]):
+            return
+        time.sleep(0.05)
+    raise AssertionError("the program is never idle")
 
 
 # --- output ----------------------------------------------------------------------
