@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -29,6 +30,9 @@ except ModuleNotFoundError:
 
 from support.daemon import Daemon, format_store  # noqa: E402
 from support.stores import StoreMaker  # noqa: E402
+
+# A shell has jobs in the background ignore the interrupt, and their children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SEED_VARIABLE = "INGESTD_TEST_SEED"
 
