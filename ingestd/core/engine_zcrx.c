@@ -29,7 +29,7 @@
 #define RECEIVE_BUFFER_BYTES_MAX (4u << 20)
 #define RECEIVE_BUFFER_FLOWS_MIN 16u
 #define RELIEF_ORDER_SHIFT 56
-#define RELIEF_SLOTS_MIN 2u
+#define RELIEF_SLOTS_MIN 4u
 #define STARVED_RETRY_NS 1000000ull
 
 uint64_t zcrx_relief_bytes(uint64_t area_bytes) {
