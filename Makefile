@@ -63,8 +63,7 @@ run: build
 
 test: setup-check build
 	@$(MAKE) --no-print-directory check
-	@$(MAKE) --no-print-directory pytest
-	@$(MAKE) --no-print-directory vm
+	@$(MAKE) --no-print-directory -j2 -Oline pytest vm # neither keeps two CPUs busy
 
 pytest: build
 	@$(BIN)/pytest $(PYTEST_ARGS)
