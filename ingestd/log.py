@@ -80,6 +80,7 @@ class LogEvent(Enum):
     LISTENING = "listening", "info", "a listener or the metrics endpoint is bound"
     READY = "ready", "info", "every listener accepts flows"
     FLOW_OPENED = "flow_opened", "debug", "a connection was accepted and is a flow"
+    FLOW_RESUMED = "flow_resumed", "info", "a connection goes on with a flow at an offset"
     FLOW_SEALED = "flow_sealed", "info", "a flow ended well; all its bytes are durable"
     FLOW_INTERRUPTED = (
         "flow_interrupted",

@@ -49,6 +49,7 @@ SECTIONS_COUNT_MAX: Final = 64
 WORKERS_COUNT_MAX: Final = 64
 CPUS_ONLINE_PATH: Final = "/sys/devices/system/cpu/online"
 DEFAULT_NAME: Final = "default"
+STREAM_BYTES_MAX: Final = 2**63 - 1  # of a flow, as the store's format counts them
 DEVICELESS: Final = "none"  # engine.interface: zero-copy receive without a NIC, for tests
 
 # What SIGHUP may change under a running daemon; "*" stands for any name.
@@ -116,10 +117,14 @@ class ListenerSettings(_Section):
     """One address on which flows arrive for one store."""
 
     address: AddressText
-    protocol: Literal["raw"] = "raw"
+    protocol: Literal["raw", "ingest"] = "raw"
     store: str = Field(default="", max_length=63)
     idle_timeout_s: float = Field(default=300, ge=0, le=604800)
     connections_max: int = Field(default=10000, ge=1, le=262144)
+    hello_timeout_s: float = Field(default=10, ge=0.1, le=600)
+    ack_interval_s: float = Field(default=0.2, ge=0.01, le=60)
+    flow_bytes_max: Size = Field(default=0, ge=0, le=STREAM_BYTES_MAX)
+    key_file: Annotated[str, Field(min_length=1, max_length=PATH_CHARS_MAX)] | None = None
 
     @property
     def endpoint(self) -> Address:

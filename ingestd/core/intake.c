@@ -84,6 +84,11 @@ static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
     f->checksummed = w->settings.checksum;
     f->adopted = adopted;
     l->flow_count++;
+    if (l->protocol == PROTOCOL_INGEST) {
+        STAT_ADD(w, flows_opened, 1);
+        session_begin(w, f);
+        return;
+    }
     flow_idle_touch(&w->flows, &l->idle, f);
     if (!w->engine->start(w, f))
         return; /* the worker that it belongs to counts it */
@@ -164,18 +169,26 @@ void intake_closed(struct worker *w, struct flow *f) {
     bool stored = f->opened;
     assert(f->ended && f->phase == FLOW_CLOSING);
     flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    if (f->session != NULL)
+        session_closed(w, f);
     if (f->state == FLOW_STATE_SEALED) {
         STAT_ADD(w, flows_sealed, 1);
         worker_event(w, EVENT_FLOW_SEALED, f, 0, 0, f->durable_bytes);
     } else if (stored) {
         STAT_ADD(w, flows_interrupted, 1);
         worker_event(w, EVENT_FLOW_INTERRUPTED, f, f->reason, f->error, f->durable_bytes);
+    } else if (f->session != NULL && !f->session->admitted) {
+        STAT_ADD(w, flows_refused, 1);
+        if (f->session->error != SESSION_REFUSED) /* else Python tells of it */
+            worker_event(w, EVENT_HELLO_FAILED, f, f->session->error, f->reason, 0);
     } else {
         STAT_ADD(w, flows_refused, 1);
         worker_event(w, EVENT_FLOW_REFUSED, f, f->reason, f->error, 0);
     }
     if (f->reason == CLOSE_REASON_PEER)
         hang_up(w, f);
+    else if (f->session != NULL)
+        session_send_last(w, f);
     else
         send_answer(w, f);
 }
@@ -208,6 +221,8 @@ void intake_unclosed(struct worker *w, struct flow *f) {
 void intake_gone(struct worker *w, struct flow *f) {
     assert(f->phase == FLOW_GONE);
     if (f->ops_in_flight > 0 || f->acks_pending > 0)
+        return;
+    if (f->session != NULL && !session_give(w, f))
         return;
     w->listeners[f->listener].flow_count--;
     flow_give(&w->flows, f);
@@ -242,7 +257,8 @@ void intake_interrupt(struct worker *w, struct flow *f, uint8_t reason, bool dro
     f->stop = true;
     f->drop = drop;
     f->reason = reason;
-    w->engine->stop(w, f);
+    if (f->session == NULL || !session_stop(w, f))
+        w->engine->stop(w, f);
 }
 
 void intake_interrupt_all(struct worker *w, uint8_t reason, bool drop) {
@@ -263,7 +279,7 @@ void intake_interrupt_all(struct worker *w, uint8_t reason, bool drop) {
 void intake_refuse_silent(struct worker *w) {
     for (uint32_t i = 0; i < w->flows.used_upto; i++) {
         struct flow *f = &w->flows.flows[i];
-        if (f->phase != FLOW_FREE && f->received_bytes == 0)
+        if (f->phase != FLOW_FREE && f->received_bytes == f->base_bytes)
             intake_interrupt(w, f, CLOSE_REASON_SHUTDOWN, true);
     }
 }
@@ -276,7 +292,7 @@ static void discard(struct worker *w, struct flow *f) {
     f->ops_in_flight++;
 }
 
-static void answered(struct worker *w, struct flow *f, int result) {
+void intake_answered(struct worker *w, struct flow *f, int result) {
     bool early = !f->eof;
     if (!early || result < 0) {
         hang_up(w, f);
@@ -290,7 +306,7 @@ static void answered(struct worker *w, struct flow *f, int result) {
 
 void intake_complete(struct worker *w, enum uring_tag tag, struct flow *f, int result) {
     if (tag == TAG_SEND)
-        answered(w, f, result);
+        intake_answered(w, f, result);
     else if (tag == TAG_DISCARD && f->phase == FLOW_LINGERING && result > 0)
         discard(w, f);
     else if (tag == TAG_DISCARD && f->phase == FLOW_LINGERING)

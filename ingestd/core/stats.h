@@ -23,6 +23,7 @@
     X(bounced_small_bytes, "bytes copied: the piece was cheaper to copy than to gather")           \
     X(bounced_boundary_bytes, "bytes copied: the device's virtual boundary")                       \
     X(bounced_pressure_bytes, "bytes copied: to give a chunk back under pressure")                 \
+    X(bounced_trailer_bytes, "bytes copied: held back until they were known to be no trailer")     \
     X(kernel_copied_bytes, "bytes that the kernel copied into the area")                           \
     X(batches, "batches written")                                                                  \
     X(flushes, "device flushes completed")                                                         \
@@ -34,7 +35,10 @@
     X(flows_sealed, "flows sealed, receipt due")                                                   \
     X(flows_interrupted, "flows interrupted")                                                      \
     X(flows_refused, "connections refused")                                                        \
+    X(flows_resumed, "connections that went on with a flow begun before")                          \
+    X(durable_lines, "lines sent that told a durable offset")                                      \
     X(flows_open, "gauge: flows being received")                                                   \
+    X(flows_greeting, "gauge: connections whose hello block has not come")                         \
     X(flows_closing, "gauge: flows waiting for durability or for their receipt to leave")          \
     X(area_bytes, "gauge: bytes of the area")                                                      \
     X(area_receiving_bytes, "gauge: lent to flows to receive into")                                \

@@ -173,6 +173,7 @@ static void account(struct worker *w, const struct batch *b) {
     STAT_ADD(w, bounced_small_bytes, p->bounced_bytes[BOUNCE_SMALL]);
     STAT_ADD(w, bounced_boundary_bytes, p->bounced_bytes[BOUNCE_BOUNDARY]);
     STAT_ADD(w, bounced_pressure_bytes, p->bounced_bytes[BOUNCE_PRESSURE]);
+    STAT_ADD(w, bounced_trailer_bytes, p->bounced_bytes[BOUNCE_TRAILER]);
 }
 
 bool writer_place(struct worker *w, struct batch *b) {
@@ -265,6 +266,8 @@ static void acknowledge(struct worker *w) {
             intake_gone(w, f);
         else if (a->closes && f->phase == FLOW_CLOSING)
             intake_closed(w, f);
+        else if (f->session != NULL)
+            session_advanced(w, f);
     }
 }
 

@@ -51,6 +51,7 @@ _BOUNCED: Final = {
     "small": "bounced_small_bytes",
     "boundary": "bounced_boundary_bytes",
     "pressure": "bounced_pressure_bytes",
+    "trailer": "bounced_trailer_bytes",
 }
 _COUNTERS: Final = (
     _Family(
@@ -137,6 +138,18 @@ _COUNTERS: Final = (
         },
     ),
     _Family(
+        "ingestd_flows_resumed",
+        "Connections that went on with a flow begun before.",
+        "",
+        {"": "flows_resumed"},
+    ),
+    _Family(
+        "ingestd_durable_lines",
+        "Lines sent that told a sender up to where its flow is durable.",
+        "",
+        {"": "durable_lines"},
+    ),
+    _Family(
         "ingestd_events_dropped",
         "Events of a worker that nobody fetched in time: missing in the log only.",
         "",
@@ -153,9 +166,10 @@ _COUNTERS: Final = (
 _GAUGES: Final = (
     _Family(
         "ingestd_flows",
-        "Flows: open are being received, closing wait for durability or for their receipt.",
+        "Flows: greeting have not said hello, open are being received, closing wait for"
+        " durability or for their receipt.",
         "state",
-        {"open": "flows_open", "closing": "flows_closing"},
+        {"greeting": "flows_greeting", "open": "flows_open", "closing": "flows_closing"},
     ),
     _Family(
         "ingestd_area_bytes",
@@ -206,10 +220,12 @@ class IngestdCollector(Collector):
         stores: Mapping[str, ServedStore],
         engine: EngineChoice,
         bounds_ns: Sequence[int],
+        refused_counts: dict[tuple[str, str, str], int],
     ) -> None:
         self._workers = workers
         self._stores = stores
         self._engine = engine
+        self._refused_counts = refused_counts
         self._bounds_s = [bound / NS_PER_S for bound in bounds_ns]
 
     def collect(self) -> Iterator[Metric]:
@@ -219,6 +235,7 @@ class IngestdCollector(Collector):
         yield from self._gauges(shots)
         yield from self._latencies(shots)
         yield from self._stores_families(shots)
+        yield self._refused()
         yield self._engine_info()
         yield _build_info()
 
@@ -326,6 +343,16 @@ class IngestdCollector(Collector):
             failed.add_metric([name], any(counters["store_errno"] for counters in own))
             full.add_metric([name], any(counters["store_is_full"] for counters in own))
         yield from (sizes, segments, failed, full)
+
+    def _refused(self) -> Metric:
+        refused = CounterMetricFamily(
+            "ingestd_refused",
+            "Connections of protocol ingest refused before they were a flow, by reason.",
+            labels=["store", "listener", "reason"],
+        )
+        for labels, count in self._refused_counts.copy().items():
+            refused.add_metric(list(labels), count)
+        return refused
 
     def _engine_info(self) -> Metric:
         info = GaugeMetricFamily(
