@@ -88,6 +88,11 @@ class LogEvent(Enum):
         "a flow ended early; its durable bytes can be read",
     )
     FLOW_REFUSED = "flow_refused", "warning", "a connection was refused; nothing of it is stored"
+    CONNECTION_DENIED = (
+        "connection_denied",
+        "warning",
+        "connections from networks that the listener does not let in were closed; how many",
+    )
     FLOW_BY_COPY = (
         "flow_by_copy",
         "info",

@@ -9,7 +9,6 @@ root's that root's own group may read.
 from __future__ import annotations
 
 import base64
-import binascii
 import os
 import re
 import stat
@@ -70,7 +69,7 @@ def _key(path: str, name: str, text: object) -> bytes:
         raise ConfigError(f'key file {path}: key "{name}" must be a text in quotes')
     try:
         key = bytes.fromhex(text) if _HEX.match(text) else base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:
         raise ConfigError(
             f'key file {path}: key "{name}" is neither hexadecimal nor base64:'
             " make one with: openssl rand -hex 32"

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The core's border: a worker's loop in C, its counters, events and commands."""
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 COMMAND_GRANT_SEGMENT: Final[int]  # a: segment index, b: segment sequence
@@ -30,6 +31,9 @@ EVENT_FLOW_BY_COPY: Final[int]  # code: NAPI id of an rx queue without zero copy
 EVENT_FLOW_ELSEWHERE: Final[int]
 # protocol ingest; code: session_error of core/session.h or 0, then detail: close_reason.
 EVENT_HELLO_FAILED: Final[int]
+# bytes_count: how many connections from networks that are not let in, since the last such
+# event; peer: the last one's.
+EVENT_FLOW_DENIED: Final[int]
 
 # Kinds of Question; the third is none, and is not to be answered.
 QUESTION_HELLO: Final[int]
@@ -147,8 +151,12 @@ class Worker:
         hello_timeout_ns: int = 0,  # protocol ingest, as the next ones
         ack_interval_ns: int = 0,
         authenticates: bool = False,  # the greeting asks for a MAC
+        allow: Sequence[tuple[int, bytes, int]] = (),  # (4 or 6, address, bits of the prefix)
     ) -> None:
-        """Before run(): accept on a listening socket; fd stays the caller's."""
+        """Before run(): accept on a listening socket; fd stays the caller's.
+
+        allow: the networks let in, 64 at most, mapped addresses being of family 4; none: all.
+        """
     def set_napi(self, own: int, others: list[tuple[int, int]]) -> None:
         """Between setup() and run(), zcrx only: NAPI id of the worker's own rx queue, and (NAPI id,
         worker index) of others' (64 at most); connections that came by those are handed away."""
@@ -185,7 +193,9 @@ class Worker:
     def counters(self) -> dict[str, int]:
         """Totals and gauges; see ingestd/core/stats.h for each name and unit."""
     def histograms(self) -> dict[str, tuple[int, ...]]:
-        """write_latency, flush_latency: counts per bucket of HISTOGRAM_BOUNDS_NS, then over;
-        write_latency_sum_ns and flush_latency_sum_ns are among the counters."""
+        """write_latency, flush_latency, ack_latency: counts per bucket of HISTOGRAM_BOUNDS_NS,
+        then over; their sums, such as write_latency_sum_ns, are among the counters.
+        commit_bytes: per bucket of HISTOGRAM_BOUNDS_BYTES; its sum is durable_bytes."""
 
 HISTOGRAM_BOUNDS_NS: Final[tuple[int, ...]]
+HISTOGRAM_BOUNDS_BYTES: Final[tuple[int, ...]]

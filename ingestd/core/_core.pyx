@@ -48,6 +48,7 @@ cdef extern from "mailbox.h" nogil:
         _FLOW_BY_COPY "EVENT_FLOW_BY_COPY"
         _FLOW_ELSEWHERE "EVENT_FLOW_ELSEWHERE"
         _HELLO_FAILED "EVENT_HELLO_FAILED"
+        _FLOW_DENIED "EVENT_FLOW_DENIED"
     struct command:
         uint32_t kind
         uint64_t a
@@ -113,6 +114,13 @@ cdef extern from "admission.h" nogil:
         pass
     bint admission_take_question(admission *a, question *out)
 
+cdef extern from "network.h" nogil:
+    int NETWORKS_MAX
+    struct network:
+        uint8_t family
+        uint8_t prefix_bits
+        uint8_t address[16]
+
 cdef extern from "worker.h" nogil:
     struct listener_settings:
         int fd
@@ -124,6 +132,8 @@ cdef extern from "worker.h" nogil:
         uint64_t ack_interval_ns
         bint authenticates
         char name[64]
+        uint32_t allow_count
+        network allow[64]
     void worker_answer(worker *w, const answer *a)
     enum:
         _ENGINE_RECV "ENGINE_RECV"
@@ -166,6 +176,8 @@ cdef extern from "worker.h" nogil:
         admission admission
         histogram write_latency
         histogram flush_latency
+        histogram ack_latency
+        histogram commit_bytes
     worker *worker_create(const worker_settings *s)
     void worker_destroy(worker *w)
     int worker_add_listener(worker *w, const listener_settings *s)
@@ -187,6 +199,7 @@ cdef extern from "inspect.h" nogil:
     uint64_t stats_value(const worker *w, int index)
     uint64_t histogram_count(const histogram *h, int bucket)
     uint64_t histogram_bound_ns(int bucket)
+    uint64_t histogram_bound_bytes(int bucket)
     int FEATURES_COUNT
     const char *feature_name(int index)
     int feature_query(int index)
@@ -216,6 +229,7 @@ EVENT_BACKPRESSURE = _BACKPRESSURE
 EVENT_FLOW_BY_COPY = _FLOW_BY_COPY
 EVENT_FLOW_ELSEWHERE = _FLOW_ELSEWHERE
 EVENT_HELLO_FAILED = _HELLO_FAILED
+EVENT_FLOW_DENIED = _FLOW_DENIED
 
 QUESTION_HELLO = _QUESTION_HELLO
 QUESTION_TRAILER = _QUESTION_TRAILER
@@ -225,6 +239,7 @@ ENGINE_RECV = _ENGINE_RECV
 ENGINE_ZCRX = _ENGINE_ZCRX
 
 HISTOGRAM_BOUNDS_NS = tuple(histogram_bound_ns(i) for i in range(HISTOGRAM_BUCKETS_COUNT))
+HISTOGRAM_BOUNDS_BYTES = tuple(histogram_bound_bytes(i) for i in range(HISTOGRAM_BUCKETS_COUNT))
 
 Event = namedtuple(
     "Event", "kind code detail bytes_count listener_index peer flow time_ns"
@@ -326,7 +341,7 @@ cdef class Worker:
         worker_destroy(self.w)
 
     def add_listener(self, int fd, index, str name, protocol, idle_timeout_ns, flows_max, *,
-                     hello_timeout_ns=0, ack_interval_ns=0, bint authenticates=False):
+                     hello_timeout_ns=0, ack_interval_ns=0, bint authenticates=False, allow=()):
         cdef listener_settings s
         cdef bytes text = name.encode()
         if len(text) >= sizeof(s.name):
@@ -341,6 +356,16 @@ cdef class Worker:
         s.hello_timeout_ns = hello_timeout_ns
         s.ack_interval_ns = ack_interval_ns
         s.authenticates = authenticates
+        if len(allow) > NETWORKS_MAX:
+            raise CoreFault(errno.E2BIG, "add_listener", name)
+        for i, (family, address, prefix_bits) in enumerate(allow):
+            text = address
+            if (family, len(text)) not in ((4, 4), (6, 16)) or prefix_bits > 8 * len(text):
+                raise ValueError("an allowed network has a family, address or prefix of its own")
+            s.allow[i].family = family
+            s.allow[i].prefix_bits = prefix_bits
+            memcpy(s.allow[i].address, <const char *>text, len(text))
+        s.allow_count = len(allow)
         code = worker_add_listener(self.w, &s)
         if code < 0:
             raise CoreFault(-code, "add_listener", name)
@@ -454,4 +479,6 @@ cdef class Worker:
         return {
             "write_latency": tuple([histogram_count(&self.w.write_latency, i) for i in buckets]),
             "flush_latency": tuple([histogram_count(&self.w.flush_latency, i) for i in buckets]),
+            "ack_latency": tuple([histogram_count(&self.w.ack_latency, i) for i in buckets]),
+            "commit_bytes": tuple([histogram_count(&self.w.commit_bytes, i) for i in buckets]),
         }

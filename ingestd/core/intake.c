@@ -20,6 +20,7 @@
  * it before a reset could. */
 #define LINGER_NS 1000000000ull
 #define DISCARD_BYTES (1u << 20)
+#define DENIED_TOLD_NS 1000000000ull
 
 /* UUID version 7 (RFC 9562): 48 bits of Unix time in ms, then random bits. */
 static void make_id(struct worker *w, uint8_t id[16]) {
@@ -72,6 +73,27 @@ static void accept_failed(struct worker *w, struct listener *l, int code) {
     worker_event(w, EVENT_ACCEPT_FAILED, NULL, code, (int)l->index, 0);
 }
 
+/* One event a second tells of all: a flood of them hides nothing else. */
+static void deny(struct worker *w, struct listener *l, int fd, const struct flow *peer) {
+    close(fd);
+    STAT_ADD(w, flows_denied, 1);
+    l->denied_count++;
+    if (w->now_ns < l->denied_ns)
+        return;
+    worker_event(w, EVENT_FLOW_DENIED, peer, 0, 0, l->denied_count);
+    l->denied_count = 0;
+    l->denied_ns = w->now_ns + DENIED_TOLD_NS;
+}
+
+static bool is_let_in(struct worker *w, struct listener *l, int fd) {
+    struct flow peer = {.listener = (uint8_t)(l - w->listeners)};
+    note_peer(&peer, &l->peer);
+    bool in = networks_hold(l->allow, l->allow_count, peer.peer_family, peer.peer_address);
+    if (!in)
+        deny(w, l, fd, &peer);
+    return in;
+}
+
 static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
     struct flow *f = flow_take(&w->flows);
     assert(f != NULL); /* an accept is armed only while there is room for its flow */
@@ -108,7 +130,8 @@ void intake_accepted(struct worker *w, uint32_t listener, int result) {
         accept_failed(w, l, -result);
         return;
     }
-    begin(w, l, result, false);
+    if (l->allow_count == 0 || is_let_in(w, l, result))
+        begin(w, l, result, false);
 }
 
 void intake_adopt(struct worker *w, uint32_t listener_index, int fd) {

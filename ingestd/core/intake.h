@@ -17,6 +17,7 @@
 #include <stdint.h>
 
 #include "flow.h"
+#include "network.h"
 #include "session.h"
 #include "uring.h"
 
@@ -35,6 +36,8 @@ struct listener_settings {
     uint64_t ack_interval_ns;
     bool authenticates;
     char name[LISTENER_NAME_BYTES]; /* ends with a zero byte */
+    uint32_t allow_count;           /* any protocol; 0: every network */
+    struct network allow[NETWORKS_MAX];
 };
 
 struct listener {
@@ -48,6 +51,10 @@ struct listener {
     struct flow_list greeting; /* their hello has not come whole; oldest first */
     struct flow_list news;     /* their durable offset is to be told ... */
     uint64_t news_ns;          /* ... not before */
+    uint32_t allow_count;
+    struct network allow[NETWORKS_MAX];
+    uint32_t denied_count; /* not told of yet */
+    uint64_t denied_ns;    /* nor to be told of before */
     uint32_t flows_max;
     uint32_t flow_count;
     char name[LISTENER_NAME_BYTES];

@@ -53,6 +53,7 @@ enum event_kind {
     EVENT_FLOW_BY_COPY = 12,
     EVENT_FLOW_ELSEWHERE = 13,
     EVENT_HELLO_FAILED = 14,
+    EVENT_FLOW_DENIED = 15,
 };
 
 struct event {

@@ -31,6 +31,8 @@
     X(write_retries, "writes submitted again after an error or a short write")                     \
     X(write_latency_sum_ns, "sum of write latencies, ns")                                          \
     X(flush_latency_sum_ns, "sum of flush latencies, ns")                                          \
+    X(ack_latency_sum_ns, "sum of times from a batch's begin to its commit, each flow in it, ns")  \
+    X(flows_denied, "connections closed at once: their network is not let in")                     \
     X(flows_opened, "connections accepted")                                                        \
     X(flows_sealed, "flows sealed, receipt due")                                                   \
     X(flows_interrupted, "flows interrupted")                                                      \
@@ -75,6 +77,9 @@ struct stats {
     10000, 20000, 50000, 100000, 200000, 500000, 1000000, 2000000, 5000000, 10000000, 20000000,    \
         50000000, 100000000, 200000000, 500000000, 1000000000, 2000000000, 5000000000,             \
         10000000000, 30000000000
+
+/* Of sizes, the first bucket ends here, and each of the next at twice the one before. */
+#define HISTOGRAM_BYTES_MIN 4096ull
 
 struct histogram {
     uint64_t counts[HISTOGRAM_BUCKETS_COUNT + 1];

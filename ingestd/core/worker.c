@@ -62,11 +62,13 @@ int worker_add_listener(struct worker *w, const struct listener_settings *s) {
         .ack_interval_ns = s->ack_interval_ns,
         .authenticates = s->authenticates,
         .flows_max = s->flows_max,
+        .allow_count = s->allow_count,
         .idle = {FLOW_NONE, FLOW_NONE, 0},
         .greeting = {FLOW_NONE, FLOW_NONE, 0},
         .news = {FLOW_NONE, FLOW_NONE, 0},
     };
     memcpy(l->name, s->name, sizeof l->name);
+    memcpy(l->allow, s->allow, sizeof l->allow);
     uint32_t sessions_max = (uint32_t)time_min(s->flows_max, w->settings.flows_max);
     if (s->protocol == PROTOCOL_INGEST && session_pool_open(&l->sessions, sessions_max) < 0)
         return -ENOMEM;
@@ -241,10 +243,21 @@ void worker_answer(struct worker *w, const struct answer *a) {
     mailbox_wake_worker(&w->mailbox);
 }
 
+static void count_in(struct histogram *h, uint32_t bucket) {
+    __atomic_store_n(&h->counts[bucket], h->counts[bucket] + 1, __ATOMIC_RELAXED);
+}
+
 void histogram_add(struct histogram *h, uint64_t value_ns) {
     static const uint64_t bounds[HISTOGRAM_BUCKETS_COUNT] = {HISTOGRAM_BOUNDS_NS_LIST};
     uint32_t bucket = 0;
     while (bucket < HISTOGRAM_BUCKETS_COUNT && value_ns > bounds[bucket])
         bucket++;
-    __atomic_store_n(&h->counts[bucket], h->counts[bucket] + 1, __ATOMIC_RELAXED);
+    count_in(h, bucket);
+}
+
+void histogram_add_bytes(struct histogram *h, uint64_t bytes_count) {
+    uint32_t bucket = 0;
+    while (bucket < HISTOGRAM_BUCKETS_COUNT && bytes_count > HISTOGRAM_BYTES_MIN << bucket)
+        bucket++;
+    count_in(h, bucket);
 }

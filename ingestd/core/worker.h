@@ -86,7 +86,7 @@ struct worker {
     struct flow_list unasked; /* sessions whose question found no room, oldest first */
     uint64_t session_serial;  /* of the session begun last */
     struct stats stats;
-    struct histogram write_latency, flush_latency;
+    struct histogram write_latency, flush_latency, ack_latency, commit_bytes;
     uint8_t id_random[2048]; /* random bytes for flow ids, used up from the start */
     uint32_t id_random_used;
 };
@@ -106,6 +106,7 @@ void worker_format_peer(const struct flow *f, char *out, size_t capacity);
 bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
                   int detail, uint64_t bytes_count);
 void histogram_add(struct histogram *h, uint64_t value_ns);
+void histogram_add_bytes(struct histogram *h, uint64_t bytes_count);
 
 #define STAT_ADD(w, name, amount)                                                                  \
     __atomic_store_n(&(w)->stats.name, (w)->stats.name + (uint64_t)(amount), __ATOMIC_RELAXED)

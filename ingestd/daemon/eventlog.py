@@ -65,6 +65,10 @@ class EventLog:
                 LogEvent.FLOW_REFUSED,
                 self._flow(e, is_flow=False) | {"reason": hello_failure(e)},
             ),
+            core.EVENT_FLOW_DENIED: lambda e: (
+                LogEvent.CONNECTION_DENIED,
+                self._flow(e) | {"count": e.bytes_count},
+            ),
             core.EVENT_FLOW_SEALED: lambda e: (
                 LogEvent.FLOW_SEALED,
                 self._flow(e) | {"bytes": e.bytes_count},

@@ -81,7 +81,7 @@ class Hello(_Block):
     """What a sender says of its flow; every field is optional."""
 
     flow: Annotated[str, AfterValidator(_flow_id)] | None = None
-    resume: Literal[False, True, "auto"] = False
+    resume: bool | Literal["auto"] = False
     name: Annotated[str, AfterValidator(_name)] = ""
     labels: Annotated[dict[str, str], AfterValidator(_labels)] = {}
     bytes_stated: Annotated[int, Field(ge=0, le=STREAM_BYTES_MAX)] | None = Field(

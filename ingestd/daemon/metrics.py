@@ -29,7 +29,7 @@ from ingestd import __version__
 from ingestd.daemon.engine import EngineChoice
 
 if TYPE_CHECKING:
-    from ingestd.daemon.worker import WorkerThread
+    from ingestd.daemon.worker import Core, WorkerThread
     from ingestd.store.serving import ServedStore
 
 NS_PER_S: Final = 1e9
@@ -138,6 +138,12 @@ _COUNTERS: Final = (
         },
     ),
     _Family(
+        "ingestd_connections_denied",
+        "Connections closed at once, from networks that their listener does not let in.",
+        "",
+        {"": "flows_denied"},
+    ),
+    _Family(
         "ingestd_flows_resumed",
         "Connections that went on with a flow begun before.",
         "",
@@ -208,6 +214,10 @@ _BACKPRESSURE: Final = {"area": "backpressure_area_ns", "device": "backpressure_
 _LATENCIES: Final = {
     "ingestd_write_latency_seconds": ("write_latency", "Latency of the writes of batches."),
     "ingestd_flush_latency_seconds": ("flush_latency", "Latency of device flushes."),
+    "ingestd_ack_latency_seconds": (
+        "ack_latency",
+        "Time from the first byte in a batch to the batch's commit, for each flow in it.",
+    ),
 }
 
 
@@ -219,14 +229,15 @@ class IngestdCollector(Collector):
         workers: Sequence[WorkerThread],
         stores: Mapping[str, ServedStore],
         engine: EngineChoice,
-        bounds_ns: Sequence[int],
+        core: Core,
         refused_counts: dict[tuple[str, str, str], int],
     ) -> None:
         self._workers = workers
         self._stores = stores
         self._engine = engine
         self._refused_counts = refused_counts
-        self._bounds_s = [bound / NS_PER_S for bound in bounds_ns]
+        self._bounds_s = [bound / NS_PER_S for bound in core.HISTOGRAM_BOUNDS_NS]
+        self._bounds_bytes = [float(bound) for bound in core.HISTOGRAM_BOUNDS_BYTES]
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family with the samples of this moment."""
@@ -299,19 +310,17 @@ class IngestdCollector(Collector):
             for worker, histograms, counters in counts:
                 family.add_metric(
                     _of(worker),
-                    self._buckets(histograms[source]),
+                    _buckets(self._bounds_s, histograms[source]),
                     counters[f"{source}_sum_ns"] / NS_PER_S,
                 )
             yield family
-
-    def _buckets(self, counts: Sequence[int]) -> list[tuple[str, float]]:
-        """Counts per bucket as (upper bound, count up to there); the last is what is over."""
-        assert len(counts) == len(self._bounds_s) + 1, (len(counts), len(self._bounds_s))
-        buckets, total = [], 0
-        for bound, count in zip([*map(repr, self._bounds_s), "+Inf"], counts, strict=True):
-            total += count
-            buckets.append((bound, float(total)))
-        return buckets
+        sizes = HistogramMetricFamily(
+            "ingestd_commit_bytes", "Payload bytes that a commit made durable.", labels=_WORKER
+        )
+        for worker, histograms, counters in counts:
+            buckets = _buckets(self._bounds_bytes, histograms["commit_bytes"])
+            sizes.add_metric(_of(worker), buckets, counters["durable_bytes"])
+        yield sizes
 
     def _stores_families(self, shots: _Shots) -> Iterator[Metric]:
         sizes = GaugeMetricFamily(
@@ -378,6 +387,16 @@ def zero_copy_ratio(counters: Mapping[str, int]) -> float:
     if payload_bytes == 0:
         return math.nan
     return max(0.0, 1 - (bounced_bytes + counters["kernel_copied_bytes"]) / payload_bytes)
+
+
+def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Counts per bucket as (upper bound, count up to there); the last is what is over."""
+    assert len(counts) == len(bounds) + 1, (len(counts), len(bounds))
+    buckets, total = [], 0
+    for bound, count in zip([*map(repr, bounds), "+Inf"], counts, strict=True):
+        total += count
+        buckets.append((bound, float(total)))
+    return buckets
 
 
 def _labels(family: _Family) -> list[str]:

@@ -274,7 +274,7 @@ class Daemon:
             self._workers,
             self._stores,
             engine,
-            self._core.HISTOGRAM_BOUNDS_NS,
+            self._core,
             self._admission.refused_counts,
         )
         server = start_metrics(endpoint, collector)

@@ -65,11 +65,13 @@ class Core(Protocol):
     EVENT_FLOW_BY_COPY: int
     EVENT_FLOW_ELSEWHERE: int
     EVENT_HELLO_FAILED: int
+    EVENT_FLOW_DENIED: int
     QUESTION_HELLO: int
     QUESTION_TRAILER: int
     NOTE_ENDED: int
     ENGINE_ZCRX: int
     HISTOGRAM_BOUNDS_NS: tuple[int, ...]
+    HISTOGRAM_BOUNDS_BYTES: tuple[int, ...]
     CoreFault: type[CoreFault]
     Worker: type[CoreWorker]
 
@@ -193,6 +195,10 @@ class WorkerThread:
                 hello_timeout_ns=int(listener.hello_timeout_s * NS_PER_S),
                 ack_interval_ns=int(listener.ack_interval_s * NS_PER_S),
                 authenticates=listener.key_file is not None,
+                allow=[
+                    (network.version, network.network_address.packed, network.prefixlen)
+                    for network in listener.networks
+                ],
             )
         except self._core.CoreFault as fault:
             raise fault_to_error(fault, f'worker {self.name}, listener "{name}"') from None

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 import uuid
 from collections.abc import Callable
@@ -23,6 +24,7 @@ from support.ingest import (
     wait_for_event,
 )
 from support.observe import scrape
+from support.stores import write_config
 
 Serve = Callable[..., Daemon]
 SECRET = bytes(range(32))
@@ -198,3 +200,28 @@ def test_an_idle_flow_is_interrupted_and_goes_on(serve: Serve, seed: int) -> Non
         with Ingest(daemon.address) as again:
             assert again.begin(flow=sender.flow, resume=True) == len(data)
             assert again.sealed()["bytes"] == len(data)
+
+
+@pytest.mark.parametrize("protocol", ["raw", "ingest"])
+def test_only_some_networks_are_let_in(
+    start_daemon: Callable[..., Daemon], store_path: Path, tmp_path: Path, protocol: str
+) -> None:
+    """Loopback has more than one address to come from."""
+    config = write_config(
+        tmp_path / "ingestd.toml",
+        listener={"default": {"protocol": protocol, "allow": ["127.0.1.0/24", "2001:db8::/32"]}},
+    )
+    daemon = start_daemon(store_path, config=config)
+    for _ in range(5):
+        with socket.create_connection(daemon.address, WAIT_S) as stranger:
+            assert stranger.recv(1) == b""
+    with socket.create_connection(
+        daemon.address, WAIT_S, source_address=("127.0.1.9", 0)
+    ) as friend:
+        friend.shutdown(socket.SHUT_WR)
+        assert friend.recv(1) == b"{"
+    assert scrape(daemon).total("ingestd_connections_denied_total") == 5
+    denied = wait_for_event(daemon, "connection_denied")
+    assert denied[0]["listener"] == "default"
+    assert denied[0]["peer"].startswith("127.0.0.1:")
+    assert 1 <= sum(line["count"] for line in denied) <= 5  # one line a second tells of all

@@ -77,12 +77,14 @@ class FakeCore:
     EVENT_FLOW_BY_COPY = 12
     EVENT_FLOW_ELSEWHERE = 13
     EVENT_HELLO_FAILED = 14
+    EVENT_FLOW_DENIED = 15
     QUESTION_HELLO = 1
     QUESTION_TRAILER = 2
     NOTE_ENDED = 3
     ENGINE_RECV = 0
     ENGINE_ZCRX = 1
     HISTOGRAM_BOUNDS_NS = (10_000, 1_000_000, 1_000_000_000)
+    HISTOGRAM_BOUNDS_BYTES = (4096, 8192, 16384)
     CoreFault = CoreFault
 
     def __init__(self) -> None:
@@ -222,7 +224,13 @@ class FakeWorker:
         return dict(self.values)
 
     def histograms(self) -> dict[str, tuple[int, ...]]:
-        return {"write_latency": (1, 2, 3, 4), "flush_latency": (0, 0, 0, 0)}
+        none = (0, 0, 0, 0)
+        return {
+            "write_latency": (1, 2, 3, 4),
+            "flush_latency": none,
+            "ack_latency": none,
+            "commit_bytes": none,
+        }
 
     # --- For tests ------------------------------------------------------------------
 

@@ -60,6 +60,13 @@ WORKER_NAMES = {
     "ingestd_flows": {"state"},
     "ingestd_flows_total": {"outcome"},
     "ingestd_flows_resumed_total": set(),
+    "ingestd_connections_denied_total": set(),
+    "ingestd_ack_latency_seconds_bucket": {"le"},
+    "ingestd_ack_latency_seconds_count": set(),
+    "ingestd_ack_latency_seconds_sum": set(),
+    "ingestd_commit_bytes_bucket": {"le"},
+    "ingestd_commit_bytes_count": set(),
+    "ingestd_commit_bytes_sum": set(),
     "ingestd_durable_lines_total": set(),
     "ingestd_area_bytes": {"state"},
     "ingestd_area_hugepage_bytes": set(),
@@ -101,7 +108,13 @@ class FakeWorker:
         return dict(self.values)
 
     def histograms(self) -> dict[str, tuple[int, ...]]:
-        return {"write_latency": (5, 0, 2, 1), "flush_latency": (0, 0, 0, 0)}
+        none = (0, 0, 0, 0)
+        return {
+            "write_latency": (5, 0, 2, 1),
+            "flush_latency": none,
+            "ack_latency": none,
+            "commit_bytes": (1, 0, 2, 3),
+        }
 
     def loop_age_s(self) -> float:
         return 0.25
@@ -116,7 +129,7 @@ def workers() -> list[FakeWorker]:
 def collector(workers: list[FakeWorker]) -> IngestdCollector:
     stores = {"data": FakeStore(taken_count=3), "more": FakeStore(segments_count=4)}
     return IngestdCollector(
-        workers, stores, EngineChoice("recv", "asked for"), BOUNDS_NS, dict(REFUSED)
+        workers, stores, EngineChoice("recv", "asked for"), FakeCore(), dict(REFUSED)
     )
 
 
@@ -177,6 +190,10 @@ def test_values(workers: list[FakeWorker], collector: IngestdCollector) -> None:
     assert _value(samples, "ingestd_backpressure_seconds_total", cause="area", **worker) == 1.5
     assert _value(samples, "ingestd_worker_loop_age_seconds", **worker) == 0.25
     assert _value(samples, "ingestd_write_latency_seconds_sum", **worker) == 0.25
+    assert _value(samples, "ingestd_commit_bytes_sum", **worker) == values["durable_bytes"]
+    assert _value(samples, "ingestd_commit_bytes_bucket", le="16384.0", **worker) == 3
+    refused = {"store": "data", "listener": "in", "reason": "unauthorised"}
+    assert _value(samples, "ingestd_refused_total", **refused) == 3
     assert _value(samples, "ingestd_engine_info", engine="recv", reason="asked for") == 1
     (build,) = [dict(labels) for name, labels in samples if name == "ingestd_build_info"]
     assert build["version"] == __version__

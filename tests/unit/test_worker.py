@@ -194,7 +194,12 @@ def test_listeners(bench: Bench) -> None:
     bench.worker.wait_ready(WAIT_S)
     raw = ListenerSettings(address="*:0", idle_timeout_s=1.5, connections_max=100)
     ingest = ListenerSettings(
-        address="*:0", protocol="ingest", hello_timeout_s=3, ack_interval_s=0.5, key_file="keys"
+        address="*:0",
+        protocol="ingest",
+        hello_timeout_s=3,
+        ack_interval_s=0.5,
+        key_file="keys",
+        allow=["192.0.2.0/24", "::1"],
     )
     bench.worker.add_listener(10, 0, "in", raw)
     for number in range(1, LISTENERS_MAX):
@@ -205,6 +210,7 @@ def test_listeners(bench: Bench) -> None:
         "hello_timeout_ns": 3_000_000_000,
         "ack_interval_ns": 500_000_000,
         "authenticates": True,
+        "allow": [(4, bytes([192, 0, 2, 0]), 24), (6, bytes(15) + b"\1", 128)],
     }
     with pytest.raises(ListenError, match=f'store "data" has {LISTENERS_MAX} addresses already'):
         bench.worker.add_listener(99, 99, "one-too-many", raw)
