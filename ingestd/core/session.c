@@ -266,7 +266,8 @@ static void admit(struct worker *w, struct flow *f, const struct answer *a) {
     }
     memcpy(f->id, a->flow, sizeof f->id);
     f->base_bytes = f->received_bytes = f->stored_bytes = f->durable_bytes = a->base_bytes;
-    f->crc = a->crc;
+    /* Without checksums the records say 0, which readers take for unknown. */
+    f->crc = w->settings.checksum ? a->crc : 0;
     f->checksummed = w->settings.checksum && (a->flags & ANSWER_HAS_CRC) != 0;
     f->limit_bytes = a->limit_bytes;
     f->active_ns = w->now_ns;

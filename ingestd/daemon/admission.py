@@ -22,7 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ingestd.config.keys import load_keys
 from ingestd.daemon.eventlog import hello_failure
@@ -47,6 +47,11 @@ if TYPE_CHECKING:
 UNLIMITED: Final = 2**64 - 1
 LINE_TEXT_CHARS_MAX: Final = 400
 LOOKUPS_MAX: Final = 64
+NOBODY_READS: Final = b"{}\n"  # the answer to a question whose connection has ended
+
+
+_FlowKey: TypeAlias = tuple[str, bytes]  # name of the store, id
+_Connection: TypeAlias = tuple[str, tuple[int, int]]  # name of the worker, its name there
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,11 @@ class _Candidate:
     flow: bytes
     key: str | None  # that authenticated it
 
+    @property
+    def connection(self) -> _Connection:
+        """What no other connection of any worker has."""
+        return self.worker.name, self.question.connection
+
 
 @dataclass
 class _Live:
@@ -88,9 +98,6 @@ class _Live:
 class _Lookup:
     candidate: _Candidate
     found: Future[Known | None]
-
-
-_FlowKey = tuple[str, bytes]  # name of the store, id
 
 
 class Admission:
@@ -111,7 +118,9 @@ class Admission:
         self._indexes = indexes
         self._wake = wake
         self._live: dict[_FlowKey, _Live] = {}
-        self._flow_of: dict[tuple[str, tuple[int, int]], _FlowKey] = {}
+        self._flow_of: dict[_Connection, _FlowKey] = {}
+        self._waiting: set[_Connection] = set()  # without an answer yet
+        self._gone: set[_Connection] = set()  # of these, those that have ended meanwhile
         self._lookups: list[_Lookup] = []
         self._reader: ThreadPoolExecutor | None = None
 
@@ -231,17 +240,29 @@ class Admission:
                 gone = Refusal("replaced", "a newer connection goes on with the flow")
                 self._refuse_candidate(live.heir, gone)
             live.heir = candidate
+            self._waiting.add(candidate.connection)
             return
         self._refuse_candidate(candidate, refusal)
 
+    def _is_gone(self, candidate: _Candidate) -> bool:
+        """Whether a candidate ended while it waited; its question is answered then."""
+        self._waiting.discard(candidate.connection)
+        is_gone = candidate.connection in self._gone
+        if is_gone:
+            self._gone.remove(candidate.connection)
+            candidate.worker.refuse(candidate.question.connection, NOBODY_READS)
+        return is_gone
+
     def _admit(self, candidate: _Candidate, known: Known) -> None:
+        if self._is_gone(candidate):
+            return
         hello, worker = candidate.hello, candidate.worker
         connection = candidate.question.connection
         flow_bytes_max = self._doors[candidate.question.listener_index].flow_bytes_max
         limit = hello.bytes_stated if hello.bytes_stated is not None else flow_bytes_max
         key = (worker.store_name, candidate.flow)
         self._live[key] = _Live(candidate)
-        self._flow_of[worker.name, connection] = key
+        self._flow_of[candidate.connection] = key
         worker.admit(
             connection,
             candidate.flow,
@@ -266,6 +287,7 @@ class Admission:
             self._reader = ThreadPoolExecutor(1, "flow-lookup")
         found = self._reader.submit(_find_flow, candidate.worker.store.path, candidate.flow)
         self._lookups.append(_Lookup(candidate, found))
+        self._waiting.add(candidate.connection)
         found.add_done_callback(lambda _: self._wake())
 
     def _on_found(self, lookup: _Lookup) -> None:
@@ -308,8 +330,11 @@ class Admission:
             worker.seal(question.connection, trailer.crc)
 
     def _on_end(self, worker: WorkerThread, question: Question) -> None:
-        key = self._flow_of.pop((worker.name, question.connection), None)
+        connection = worker.name, question.connection
+        key = self._flow_of.pop(connection, None)
         if key is None:
+            if connection in self._waiting:
+                self._gone.add(connection)
             return  # it was not let in
         live = self._live.pop(key)
         if question.is_stored:
@@ -331,6 +356,8 @@ class Admission:
     def _refuse_candidate(
         self, candidate: _Candidate, refusal: Refusal, known: Known | None = None
     ) -> None:
+        if self._is_gone(candidate):
+            return
         flow = candidate.flow if candidate.hello.flow is not None else None
         more: dict[str, Any] = {}
         if known is not None and known.is_sealed and refusal.code == "sealed":

@@ -277,6 +277,17 @@ def test_who_waits_is_told_when_the_flow_was_sealed(gate: Gate) -> None:
     assert gate.workers[0].answers[newer][1]["code"] == "sealed"
 
 
+def test_who_ended_while_it_waited_feeds_nothing(gate: Gate) -> None:
+    older, _ = gate.hello(flow=str(FLOW))
+    newer, _ = gate.hello(flow=str(FLOW), resume=True)
+    gate.end(newer, is_stored=False)  # as when the daemon drains
+    gate.end(older, bytes_count=5)
+    assert gate.workers[0].answers[newer] == ("refuse", {})  # late, and read by nobody
+    assert not gate.log.fields("flow_refused")
+    _, (kind, terms) = gate.hello(flow=str(FLOW), resume=True)
+    assert (kind, terms["base_bytes"]) == ("admit", 5)
+
+
 def test_a_live_flow_is_not_begun_again(gate: Gate) -> None:
     gate.hello(flow=str(FLOW))
     assert gate.code(flow=str(FLOW)) == "exists"
