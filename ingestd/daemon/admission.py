@@ -24,17 +24,19 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from ingestd.config.keys import load_keys
 from ingestd.daemon.eventlog import hello_failure
 from ingestd.daemon.flow_index import Known, known_of
 from ingestd.daemon.hello import (
-    Hello,
     Refusal,
     authenticate,
-    parse_hello,
-    parse_trailer,
+    flow_id,
+    labels_text,
+    read_hello,
+    read_trailer,
 )
+from ingestd.keyfile import load_keys
 from ingestd.log import Log, LogEvent
+from ingestd.protocol.blocks import Hello
 from ingestd.store.flows import checksum_text
 from ingestd.store.image import read_image
 
@@ -164,7 +166,7 @@ class Admission:
 
     def _on_hello(self, worker: WorkerThread, question: Question) -> None:
         door = self._doors[question.listener_index]
-        hello = parse_hello(question.block)
+        hello = read_hello(question.block)
         refusal = hello if isinstance(hello, Refusal) else None
         if isinstance(hello, Hello):
             if door.keys is not None:
@@ -175,7 +177,7 @@ class Admission:
             return
         assert isinstance(hello, Hello)
         key = hello.key if door.keys is not None else None
-        flow = hello.flow_id or new_flow_id()
+        flow = flow_id(hello) or new_flow_id()
         self._decide(_Candidate(worker, question, hello, flow, key))
 
     @staticmethod
@@ -183,7 +185,7 @@ class Admission:
         """What a hello asks for that can never be had here."""
         if hello.resume is True and hello.flow is None:
             return Refusal("bad_hello", "resume needs the id of a flow")
-        stated = hello.bytes_stated
+        stated = hello.bytes
         if stated is not None and 0 < door.flow_bytes_max < stated:
             return Refusal("limit", f"a flow here has {door.flow_bytes_max} bytes at most")
         return None
@@ -206,7 +208,7 @@ class Admission:
             self._admit(candidate, Known(False, 0, 0, True))
 
     def _go_on(self, candidate: _Candidate, known: Known) -> None:
-        resume, stated = candidate.hello.resume, candidate.hello.bytes_stated
+        resume, stated = candidate.hello.resume, candidate.hello.bytes
         door = self._doors[candidate.question.listener_index]
         refusal: Refusal | None = None
         if resume is False:
@@ -259,7 +261,7 @@ class Admission:
         hello, worker = candidate.hello, candidate.worker
         connection = candidate.question.connection
         flow_bytes_max = self._doors[candidate.question.listener_index].flow_bytes_max
-        limit = hello.bytes_stated if hello.bytes_stated is not None else flow_bytes_max
+        limit = hello.bytes if hello.bytes is not None else flow_bytes_max
         key = (worker.store_name, candidate.flow)
         self._live[key] = _Live(candidate)
         self._flow_of[candidate.connection] = key
@@ -267,13 +269,13 @@ class Admission:
             connection,
             candidate.flow,
             base_bytes=known.bytes_count,
-            limit_bytes=UNLIMITED if hello.bytes_stated is None and not limit else limit,
+            limit_bytes=UNLIMITED if hello.bytes is None and not limit else limit,
             crc=known.crc,
             is_crc_known=known.is_crc_known,
-            is_stated=hello.bytes_stated is not None,
+            is_stated=hello.bytes is not None,
             has_trailer=hello.trailer,
-            name=hello.name.encode(),
-            labels=hello.labels_text().encode(),
+            name=(hello.name or "").encode(),
+            labels=labels_text(hello).encode(),
         )
 
     # --- A store that must be asked -----------------------------------------------------
@@ -313,21 +315,23 @@ class Admission:
     # --- Trailer and end ----------------------------------------------------------------
 
     def _on_trailer(self, worker: WorkerThread, question: Question) -> None:
-        trailer = parse_trailer(question.block)
+        trailer = read_trailer(question.block)
         refusal: Refusal | None = None
         if isinstance(trailer, Refusal):
             refusal = trailer
-        elif trailer.bytes_sent not in (None, question.bytes_count):
-            text = f"the trailer tells of {trailer.bytes_sent} bytes, and {question.bytes_count}"
+        elif trailer.bytes not in (None, question.bytes_count):
+            text = f"the trailer tells of {trailer.bytes} bytes, and {question.bytes_count}"
             refusal = Refusal("trailer", f"{text} came")
-        elif trailer.crc is not None and question.is_crc_known and trailer.crc != question.crc:
-            theirs, ours = checksum_text(trailer.crc), checksum_text(question.crc)
+        elif (
+            trailer.crc32c is not None and question.is_crc_known and trailer.crc32c != question.crc
+        ):
+            theirs, ours = checksum_text(trailer.crc32c), checksum_text(question.crc)
             refusal = Refusal("checksum", f"the trailer says {theirs}, what came has {ours}")
         if refusal is not None:
             self._refuse(worker, question, refusal, question.flow, question.bytes_count)
         else:
             assert not isinstance(trailer, Refusal)
-            worker.seal(question.connection, trailer.crc)
+            worker.seal(question.connection, trailer.crc32c)
 
     def _on_end(self, worker: WorkerThread, question: Question) -> None:
         connection = worker.name, question.connection
