@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ingestd.errors import ConfigError, EngineError
 from ingestd.store.image import read_image
 from support.daemon import Daemon
 from support.ingest import (
@@ -24,6 +25,7 @@ from support.ingest import (
     wait_for_event,
 )
 from support.observe import scrape
+from support.refusal import serve_refusal
 from support.stores import write_config
 
 Serve = Callable[..., Daemon]
@@ -225,3 +227,25 @@ def test_only_some_networks_are_let_in(
     assert denied[0]["listener"] == "default"
     assert denied[0]["peer"].startswith("127.0.0.1:")
     assert 1 <= sum(line["count"] for line in denied) <= 5  # one line a second tells of all
+
+
+def test_a_key_file_that_others_can_read_is_no_secret(store_path: Path, key_file: str) -> None:
+    Path(key_file).chmod(0o644)
+    config = write_config(
+        store_path.with_name("ingestd.toml"),
+        listener={"default": {"protocol": "ingest", "key_file": key_file}},
+    )
+    said = serve_refusal(ConfigError, store_path, "-c", str(config))
+    assert key_file in said
+    assert "0644" in said
+    assert SECRET.hex() not in said
+
+
+def test_zero_copy_receive_does_not_serve_it(store_path: Path) -> None:
+    config = write_config(
+        store_path.with_name("ingestd.toml"),
+        listener={"default": {"protocol": "ingest"}},
+        engine={"kind": "zcrx", "interface": "none"},
+    )
+    said = serve_refusal(EngineError, store_path, "-c", str(config))
+    assert 'listener "default" has protocol = "ingest"' in said
