@@ -80,6 +80,7 @@ class LogEvent(Enum):
     LISTENING = "listening", "info", "a listener or the metrics endpoint is bound"
     READY = "ready", "info", "every listener accepts flows"
     FLOW_OPENED = "flow_opened", "debug", "a connection was accepted and is a flow"
+    FLOW_RESUMED = "flow_resumed", "info", "a connection goes on with a flow at an offset"
     FLOW_SEALED = "flow_sealed", "info", "a flow ended well; all its bytes are durable"
     FLOW_INTERRUPTED = (
         "flow_interrupted",
@@ -87,6 +88,11 @@ class LogEvent(Enum):
         "a flow ended early; its durable bytes can be read",
     )
     FLOW_REFUSED = "flow_refused", "warning", "a connection was refused; nothing of it is stored"
+    CONNECTION_DENIED = (
+        "connection_denied",
+        "warning",
+        "connections from networks that the listener does not let in were closed; how many",
+    )
     FLOW_BY_COPY = (
         "flow_by_copy",
         "info",

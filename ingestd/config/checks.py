@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ingestd.config.settings import Settings
 
 LISTENERS_PER_STORE_MAX: Final = 16  # LISTENERS_MAX of core/intake.h
+INGEST_KEYS: Final = ("hello_timeout_s", "ack_interval_s", "flow_bytes_max", "key_file")
 WRITES_PER_AREA_MIN: Final = 4  # one fills, one is written, one is flushed, one to spare
 
 
@@ -32,6 +33,7 @@ def crosscheck(settings: Settings, cpus_online: frozenset[int]) -> list[Problem]
         *_check_cpus(settings, cpus_online),
         *_check_areas(settings),
         *_check_addresses(settings),
+        *_check_protocols(settings),
         *_check_paths(settings),
         *_check_engine(settings),
     ]
@@ -103,6 +105,18 @@ def _check_addresses(settings: Settings) -> Iterator[Problem]:
     for (key, one), (other_key, other) in combinations(endpoints, 2):
         if same_listening_address(one, other):
             yield Problem(other_key, f"{other} is taken by {key} ({one}): use another port")
+
+
+def _check_protocols(settings: Settings) -> Iterator[Problem]:
+    """What only protocol ingest has is not silently without effect elsewhere."""
+    for name, listener in settings.listener.items():
+        defaults = type(listener).model_fields
+        for key in INGEST_KEYS if listener.protocol != "ingest" else ():
+            if getattr(listener, key) != defaults[key].default:
+                yield Problem(
+                    f"listener.{name}.{key}",
+                    f'needs protocol = "ingest": {listener.protocol} has no such thing',
+                )
 
 
 def _check_paths(settings: Settings) -> Iterator[Problem]:

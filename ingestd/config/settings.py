@@ -14,6 +14,7 @@ thread; the models may be read by any.
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import tomllib
 import uuid as uuid_module
@@ -49,6 +50,8 @@ SECTIONS_COUNT_MAX: Final = 64
 WORKERS_COUNT_MAX: Final = 64
 CPUS_ONLINE_PATH: Final = "/sys/devices/system/cpu/online"
 DEFAULT_NAME: Final = "default"
+NETWORKS_MAX: Final = 64  # of core/network.h
+STREAM_BYTES_MAX: Final = 2**63 - 1  # of a flow, as the store's format counts them
 DEVICELESS: Final = "none"  # engine.interface: zero-copy receive without a NIC, for tests
 
 # What SIGHUP may change under a running daemon; "*" stands for any name.
@@ -65,6 +68,16 @@ def _canonical_address(text: str) -> str:
     return str(parse_address(text))
 
 
+def _canonical_network(text: str) -> str:
+    try:
+        return str(ipaddress.ip_network(text))
+    except ValueError:
+        raise ValueError(
+            f'{text[:64]!r} is not a network: write "192.0.2.0/24" or "2001:db8::/32",'
+            " with zeros behind the prefix"
+        ) from None
+
+
 def _canonical_uuid(text: str) -> str:
     try:
         return str(uuid_module.UUID(text))
@@ -75,6 +88,8 @@ def _canonical_uuid(text: str) -> str:
 Size = Annotated[
     int, BeforeValidator(parse_size), PlainSerializer(exact_size, return_type=str, when_used="json")
 ]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+NetworkText = Annotated[str, AfterValidator(_canonical_network)]
 AddressText = Annotated[str, AfterValidator(_canonical_address)]
 UuidText = Annotated[str, AfterValidator(_canonical_uuid)]
 Name = Annotated[str, Field(pattern=r"\A[A-Za-z0-9][A-Za-z0-9_-]{0,62}\z")]
@@ -116,15 +131,25 @@ class ListenerSettings(_Section):
     """One address on which flows arrive for one store."""
 
     address: AddressText
-    protocol: Literal["raw"] = "raw"
+    protocol: Literal["raw", "ingest"] = "raw"
     store: str = Field(default="", max_length=63)
     idle_timeout_s: float = Field(default=300, ge=0, le=604800)
     connections_max: int = Field(default=10000, ge=1, le=262144)
+    allow: tuple[NetworkText, ...] = Field(default=(), max_length=NETWORKS_MAX, strict=False)
+    hello_timeout_s: float = Field(default=10, ge=0.1, le=600)
+    ack_interval_s: float = Field(default=0.2, ge=0.01, le=60)
+    flow_bytes_max: Size = Field(default=0, ge=0, le=STREAM_BYTES_MAX)
+    key_file: Annotated[str, Field(min_length=1, max_length=PATH_CHARS_MAX)] | None = None
 
     @property
     def endpoint(self) -> Address:
         """The address in parts."""
         return parse_address(self.address)
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The networks that are let in; none: all are."""
+        return tuple(ipaddress.ip_network(text) for text in self.allow)
 
 
 class MetricsSettings(_Section):

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The core's border: a worker's loop in C, its counters, events and commands."""
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 COMMAND_GRANT_SEGMENT: Final[int]  # a: segment index, b: segment sequence
@@ -11,6 +12,7 @@ COMMAND_SET_FLUSH_INTERVAL: Final[int]  # a: ns
 COMMAND_SET_COMMIT_INTERVAL: Final[int]  # a: ns
 COMMAND_SET_IDLE_TIMEOUT: Final[int]  # a: listener index, b: ns, 0: none
 COMMAND_ADOPT: Final[int]  # a: descriptor of a connection, b: listener index
+COMMAND_END_FLOW: Final[int]  # a, b: a connection, which a newer one replaces; Note is to come
 
 EVENT_FLOW_OPENED: Final[int]
 EVENT_FLOW_SEALED: Final[int]  # bytes_count: the flow's bytes, all durable
@@ -27,6 +29,16 @@ EVENT_FLOW_BY_COPY: Final[int]  # code: NAPI id of an rx queue without zero copy
 # code: index of the worker that the connection belongs to; detail: its descriptor,
 # which now belongs to whoever reads this: pass it on by COMMAND_ADOPT, or close it.
 EVENT_FLOW_ELSEWHERE: Final[int]
+# protocol ingest; code: session_error of core/session.h or 0, then detail: close_reason.
+EVENT_HELLO_FAILED: Final[int]
+# bytes_count: how many connections from networks that are not let in, since the last such
+# event; peer: the last one's.
+EVENT_FLOW_DENIED: Final[int]
+
+# Kinds of Question; the third is none, and is not to be answered.
+QUESTION_HELLO: Final[int]
+QUESTION_TRAILER: Final[int]
+NOTE_ENDED: Final[int]
 
 ENGINE_RECV: Final[int]
 ENGINE_ZCRX: Final[int]
@@ -40,6 +52,23 @@ class Event(NamedTuple):
     peer: str  # "192.0.2.1:4000", "[2001:db8::1]:4000" or ""
     flow: bytes  # 16 bytes, zeros where no flow is meant
     time_ns: int  # Unix time
+
+class Question(NamedTuple):
+    """Protocol ingest: what a worker asks, or notes, about a connection."""
+
+    kind: int
+    connection: tuple[int, int]  # names it in answers and COMMAND_END_FLOW
+    listener_index: int
+    bytes_count: int  # trailer: of the payload; ended: those of the flow that are durable
+    crc: int  # the flow's chain of CRC32C at bytes_count
+    is_crc_known: bool  # ... and it is that of all of the flow's bytes
+    is_whole: bool  # ended: everything stored of it is durable
+    is_stored: bool  # ended: this connection has stored something
+    is_sealed: bool  # ended: and the flow with it
+    flow: bytes  # 16 bytes; of no meaning before the connection was admitted
+    peer: str
+    challenge: bytes  # 32 bytes, those of the greeting
+    block: bytes  # 4096 bytes: hello or trailer
 
 class CoreFault(OSError):
     """A system call failed: errno, the call's name and the object it was made for."""
@@ -111,23 +140,62 @@ class Worker:
     def setup(self) -> None: ...
     def run(self) -> None: ...
     def add_listener(
-        self, fd: int, index: int, name: str, protocol: int, idle_timeout_ns: int, flows_max: int
+        self,
+        fd: int,
+        index: int,
+        name: str,
+        protocol: int,
+        idle_timeout_ns: int,
+        flows_max: int,
+        *,
+        hello_timeout_ns: int = 0,  # protocol ingest, as the next ones
+        ack_interval_ns: int = 0,
+        authenticates: bool = False,  # the greeting asks for a MAC
+        allow: Sequence[tuple[int, bytes, int]] = (),  # (4 or 6, address, bits of the prefix)
     ) -> None:
-        """Before run(): accept on a listening socket; fd stays the caller's."""
+        """Before run(): accept on a listening socket; fd stays the caller's.
+
+        allow: the networks let in, 64 at most, mapped addresses being of family 4; none: all.
+        """
     def set_napi(self, own: int, others: list[tuple[int, int]]) -> None:
         """Between setup() and run(), zcrx only: NAPI id of the worker's own rx queue, and (NAPI id,
         worker index) of others' (64 at most); connections that came by those are handed away."""
     def command(self, kind: int, a: int = 0, b: int = 0) -> None: ...
     def events(self) -> list[Event]: ...
+    def questions(self) -> list[Question]:
+        """What is to be decided; each but NOTE_ENDED is to be answered exactly once, by one
+        of the three below, whatever has become of its connection meanwhile."""
+    def admit(
+        self,
+        connection: tuple[int, int],
+        flow: bytes,
+        *,
+        base_bytes: int,  # where the connection begins in the flow
+        limit_bytes: int,  # the most that the flow may have; 2**64 - 1: any
+        crc: int,  # the flow's chain of CRC32C at base_bytes
+        is_crc_known: bool,  # ... and it is that of all bytes before
+        is_stated: bool,  # limit_bytes is the flow's length as the sender states it
+        has_trailer: bool,  # a trailer follows the payload
+        name: bytes,  # 255 bytes at most
+        labels: bytes,  # 1024 bytes at most
+    ) -> None: ...
+    def refuse(self, connection: tuple[int, int], line: bytes) -> None:
+        """Send a line, 1024 bytes at most, and hang up; a flow whose trailer it is about is
+        interrupted."""
+    def seal(self, connection: tuple[int, int], crc: int | None) -> None:
+        """The trailer is right; crc: what it says, if it does."""
     @property
     def event_fd(self) -> int:
-        """Readable when events or segments_wanted() ask for a look; clear by os.eventfd_read."""
+        """Readable when events, questions or segments_wanted() ask for a look; clear by
+        os.eventfd_read."""
     def segments_wanted(self) -> int:
         """How many segments the worker wants to hold ready and does not have."""
     def counters(self) -> dict[str, int]:
         """Totals and gauges; see ingestd/core/stats.h for each name and unit."""
     def histograms(self) -> dict[str, tuple[int, ...]]:
-        """write_latency, flush_latency: counts per bucket of HISTOGRAM_BOUNDS_NS, then over;
-        write_latency_sum_ns and flush_latency_sum_ns are among the counters."""
+        """write_latency, flush_latency, ack_latency: counts per bucket of HISTOGRAM_BOUNDS_NS,
+        then over; their sums, such as write_latency_sum_ns, are among the counters.
+        commit_bytes: per bucket of HISTOGRAM_BOUNDS_BYTES; its sum is durable_bytes."""
 
 HISTOGRAM_BOUNDS_NS: Final[tuple[int, ...]]
+HISTOGRAM_BOUNDS_BYTES: Final[tuple[int, ...]]

@@ -5,10 +5,11 @@
 Nothing is decided here: arguments go into C structs, results come out of them.
 """
 
+import errno
 from collections import namedtuple
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 cdef extern from "fault.h" nogil:
@@ -32,6 +33,7 @@ cdef extern from "mailbox.h" nogil:
         _SET_COMMIT_INTERVAL "COMMAND_SET_COMMIT_INTERVAL"
         _SET_IDLE_TIMEOUT "COMMAND_SET_IDLE_TIMEOUT"
         _ADOPT "COMMAND_ADOPT"
+        _END_FLOW "COMMAND_END_FLOW"
         _FLOW_OPENED "EVENT_FLOW_OPENED"
         _FLOW_SEALED "EVENT_FLOW_SEALED"
         _FLOW_INTERRUPTED "EVENT_FLOW_INTERRUPTED"
@@ -45,6 +47,8 @@ cdef extern from "mailbox.h" nogil:
         _BACKPRESSURE "EVENT_BACKPRESSURE"
         _FLOW_BY_COPY "EVENT_FLOW_BY_COPY"
         _FLOW_ELSEWHERE "EVENT_FLOW_ELSEWHERE"
+        _HELLO_FAILED "EVENT_HELLO_FAILED"
+        _FLOW_DENIED "EVENT_FLOW_DENIED"
     struct command:
         uint32_t kind
         uint64_t a
@@ -64,7 +68,73 @@ cdef extern from "mailbox.h" nogil:
     bint mailbox_read(mailbox *m, event *out)
     uint32_t mailbox_grants_wanted(mailbox *m)
 
+cdef extern from "admission.h" nogil:
+    enum:
+        _QUESTION_HELLO "QUESTION_HELLO"
+        _QUESTION_TRAILER "QUESTION_TRAILER"
+        _NOTE_ENDED "NOTE_ENDED"
+        _QUESTION_HAS_CRC "QUESTION_HAS_CRC"
+        _QUESTION_WHOLE "QUESTION_WHOLE"
+        _QUESTION_STORED "QUESTION_STORED"
+        _QUESTION_SEALED "QUESTION_SEALED"
+        _ADMIT "ANSWER_ADMIT"
+        _REFUSE "ANSWER_REFUSE"
+        _SEAL "ANSWER_SEAL"
+        _ANSWER_HAS_CRC "ANSWER_HAS_CRC"
+        _ANSWER_STATED "ANSWER_STATED"
+        _ANSWER_TRAILER "ANSWER_TRAILER"
+    struct question:
+        uint32_t kind
+        uint32_t flow_index
+        uint64_t serial
+        int32_t listener_index
+        uint32_t flags
+        uint64_t bytes_count
+        uint32_t crc
+        uint8_t flow[16]
+        char peer[64]
+        uint8_t challenge[32]
+        uint8_t block[4096]
+    struct answer:
+        uint32_t kind
+        uint32_t flow_index
+        uint64_t serial
+        uint32_t flags
+        uint32_t crc
+        uint64_t base_bytes
+        uint64_t limit_bytes
+        uint8_t flow[16]
+        uint16_t name_bytes
+        uint16_t labels_bytes
+        uint16_t text_bytes
+        char name[255]
+        char labels[1024]
+        char text[1024]
+    struct admission:
+        pass
+    bint admission_take_question(admission *a, question *out)
+
+cdef extern from "network.h" nogil:
+    int NETWORKS_MAX
+    struct network:
+        uint8_t family
+        uint8_t prefix_bits
+        uint8_t address[16]
+
 cdef extern from "worker.h" nogil:
+    struct listener_settings:
+        int fd
+        uint32_t index
+        uint32_t protocol
+        uint64_t idle_timeout_ns
+        uint32_t flows_max
+        uint64_t hello_timeout_ns
+        uint64_t ack_interval_ns
+        bint authenticates
+        char name[64]
+        uint32_t allow_count
+        network allow[64]
+    void worker_answer(worker *w, const answer *a)
     enum:
         _ENGINE_RECV "ENGINE_RECV"
         _ENGINE_ZCRX "ENGINE_ZCRX"
@@ -103,12 +173,14 @@ cdef extern from "worker.h" nogil:
         fault fault
         zcrx zcrx
         mailbox mailbox
+        admission admission
         histogram write_latency
         histogram flush_latency
+        histogram ack_latency
+        histogram commit_bytes
     worker *worker_create(const worker_settings *s)
     void worker_destroy(worker *w)
-    int worker_add_listener(worker *w, int fd, uint32_t index, const char *name,
-                            uint32_t protocol, uint64_t idle_timeout_ns, uint32_t flows_max)
+    int worker_add_listener(worker *w, const listener_settings *s)
     int worker_setup(worker *w)
     int worker_run(worker *w)
 
@@ -127,6 +199,7 @@ cdef extern from "inspect.h" nogil:
     uint64_t stats_value(const worker *w, int index)
     uint64_t histogram_count(const histogram *h, int bucket)
     uint64_t histogram_bound_ns(int bucket)
+    uint64_t histogram_bound_bytes(int bucket)
     int FEATURES_COUNT
     const char *feature_name(int index)
     int feature_query(int index)
@@ -140,6 +213,7 @@ COMMAND_SET_FLUSH_INTERVAL = _SET_FLUSH_INTERVAL
 COMMAND_SET_COMMIT_INTERVAL = _SET_COMMIT_INTERVAL
 COMMAND_SET_IDLE_TIMEOUT = _SET_IDLE_TIMEOUT
 COMMAND_ADOPT = _ADOPT
+COMMAND_END_FLOW = _END_FLOW
 
 EVENT_FLOW_OPENED = _FLOW_OPENED
 EVENT_FLOW_SEALED = _FLOW_SEALED
@@ -154,14 +228,26 @@ EVENT_SEGMENT_CLOSED = _SEGMENT_CLOSED
 EVENT_BACKPRESSURE = _BACKPRESSURE
 EVENT_FLOW_BY_COPY = _FLOW_BY_COPY
 EVENT_FLOW_ELSEWHERE = _FLOW_ELSEWHERE
+EVENT_HELLO_FAILED = _HELLO_FAILED
+EVENT_FLOW_DENIED = _FLOW_DENIED
+
+QUESTION_HELLO = _QUESTION_HELLO
+QUESTION_TRAILER = _QUESTION_TRAILER
+NOTE_ENDED = _NOTE_ENDED
 
 ENGINE_RECV = _ENGINE_RECV
 ENGINE_ZCRX = _ENGINE_ZCRX
 
 HISTOGRAM_BOUNDS_NS = tuple(histogram_bound_ns(i) for i in range(HISTOGRAM_BUCKETS_COUNT))
+HISTOGRAM_BOUNDS_BYTES = tuple(histogram_bound_bytes(i) for i in range(HISTOGRAM_BUCKETS_COUNT))
 
 Event = namedtuple(
     "Event", "kind code detail bytes_count listener_index peer flow time_ns"
+)
+Question = namedtuple(
+    "Question",
+    "kind connection listener_index bytes_count crc is_crc_known is_whole is_stored is_sealed"
+    " flow peer challenge block",
 )
 DeviceProfile = namedtuple("DeviceProfile", "mem_align write_align")
 ProbeResult = namedtuple(
@@ -254,9 +340,33 @@ cdef class Worker:
     def __dealloc__(self):
         worker_destroy(self.w)
 
-    def add_listener(self, int fd, index, str name, protocol, idle_timeout_ns, flows_max):
-        code = worker_add_listener(self.w, fd, index, name.encode(), protocol, idle_timeout_ns,
-                                   flows_max)
+    def add_listener(self, int fd, index, str name, protocol, idle_timeout_ns, flows_max, *,
+                     hello_timeout_ns=0, ack_interval_ns=0, bint authenticates=False, allow=()):
+        cdef listener_settings s
+        cdef bytes text = name.encode()
+        if len(text) >= sizeof(s.name):
+            raise CoreFault(errno.E2BIG, "add_listener", name)
+        memset(&s, 0, sizeof(s))
+        memcpy(s.name, <const char *>text, len(text))
+        s.fd = fd
+        s.index = index
+        s.protocol = protocol
+        s.idle_timeout_ns = idle_timeout_ns
+        s.flows_max = flows_max
+        s.hello_timeout_ns = hello_timeout_ns
+        s.ack_interval_ns = ack_interval_ns
+        s.authenticates = authenticates
+        if len(allow) > NETWORKS_MAX:
+            raise CoreFault(errno.E2BIG, "add_listener", name)
+        for i, (family, address, prefix_bits) in enumerate(allow):
+            text = address
+            if (family, len(text)) not in ((4, 4), (6, 16)) or prefix_bits > 8 * len(text):
+                raise ValueError("an allowed network has a family, address or prefix of its own")
+            s.allow[i].family = family
+            s.allow[i].prefix_bits = prefix_bits
+            memcpy(s.allow[i].address, <const char *>text, len(text))
+        s.allow_count = len(allow)
+        code = worker_add_listener(self.w, &s)
         if code < 0:
             raise CoreFault(-code, "add_listener", name)
 
@@ -301,6 +411,59 @@ cdef class Worker:
                                 PyBytes_FromStringAndSize(<char *>e.flow, 16), e.time_ns))
         return events
 
+    def questions(self):
+        cdef question q
+        questions = []
+        while admission_take_question(&self.w.admission, &q):
+            questions.append(Question(
+                q.kind, (q.flow_index, q.serial), q.listener_index, q.bytes_count, q.crc,
+                bool(q.flags & _QUESTION_HAS_CRC), bool(q.flags & _QUESTION_WHOLE),
+                bool(q.flags & _QUESTION_STORED), bool(q.flags & _QUESTION_SEALED),
+                PyBytes_FromStringAndSize(<char *>q.flow, 16), (<bytes>q.peer).decode(),
+                PyBytes_FromStringAndSize(<char *>q.challenge, 32),
+                PyBytes_FromStringAndSize(<char *>q.block, 4096)))
+        return questions
+
+    def admit(self, connection, bytes flow, *, base_bytes, limit_bytes, crc, bint is_crc_known,
+              bint is_stated, bint has_trailer, bytes name, bytes labels):
+        cdef answer a
+        if len(flow) != 16 or len(name) > sizeof(a.name) or len(labels) > sizeof(a.labels):
+            raise ValueError("flow, name or labels have a size that no answer can hold")
+        memset(&a, 0, sizeof(a))
+        a.kind = _ADMIT
+        a.flow_index, a.serial = connection
+        a.flags = ((_ANSWER_HAS_CRC if is_crc_known else 0) | (_ANSWER_STATED if is_stated else 0)
+                   | (_ANSWER_TRAILER if has_trailer else 0))
+        a.crc = crc
+        a.base_bytes = base_bytes
+        a.limit_bytes = limit_bytes
+        memcpy(a.flow, <const char *>flow, 16)
+        memcpy(a.name, <const char *>name, len(name))
+        memcpy(a.labels, <const char *>labels, len(labels))
+        a.name_bytes = len(name)
+        a.labels_bytes = len(labels)
+        worker_answer(self.w, &a)
+
+    def refuse(self, connection, bytes line):
+        cdef answer a
+        if not 0 < len(line) <= sizeof(a.text):
+            raise ValueError("a refusal has a size that no answer can hold")
+        memset(&a, 0, sizeof(a))
+        a.kind = _REFUSE
+        a.flow_index, a.serial = connection
+        memcpy(a.text, <const char *>line, len(line))
+        a.text_bytes = len(line)
+        worker_answer(self.w, &a)
+
+    def seal(self, connection, crc):
+        cdef answer a
+        memset(&a, 0, sizeof(a))
+        a.kind = _SEAL
+        a.flow_index, a.serial = connection
+        a.flags = _ANSWER_HAS_CRC if crc is not None else 0
+        a.crc = crc or 0
+        worker_answer(self.w, &a)
+
     @property
     def event_fd(self):
         return self.w.mailbox.event_fd
@@ -316,4 +479,6 @@ cdef class Worker:
         return {
             "write_latency": tuple([histogram_count(&self.w.write_latency, i) for i in buckets]),
             "flush_latency": tuple([histogram_count(&self.w.flush_latency, i) for i in buckets]),
+            "ack_latency": tuple([histogram_count(&self.w.ack_latency, i) for i in buckets]),
+            "commit_bytes": tuple([histogram_count(&self.w.commit_bytes, i) for i in buckets]),
         }

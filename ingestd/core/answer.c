@@ -7,6 +7,7 @@
 #include <assert.h>
 #include <inttypes.h>
 #include <stdio.h>
+#include <string.h>
 
 struct refusal {
     const char *code;
@@ -25,8 +26,26 @@ static struct refusal refusal_for(uint8_t reason, int store_errno) {
         return (struct refusal){"store_full", "the store has no free segment left"};
     case CLOSE_REASON_LIMIT:
         return (struct refusal){"limit", "a limit of the listener was reached"};
+    case CLOSE_REASON_REPLACED:
+        return (struct refusal){"replaced", "a newer connection goes on with the flow"};
     default:
         return (struct refusal){"interrupted", "the flow was ended before its end"};
+    }
+}
+
+/* What only protocol ingest has words for. */
+static struct refusal refusal_of_session(const struct flow *f, int store_errno) {
+    switch (store_errno != 0 ? 0 : f->session->error) {
+    case SESSION_HELLO_TIMEOUT:
+        return (struct refusal){"hello_timeout", "the hello block did not come in time"};
+    case SESSION_TOO_LONG:
+        return (struct refusal){"too_long", "more bytes came than the hello had stated"};
+    case SESSION_TOO_SHORT:
+        return (struct refusal){"too_short", "fewer bytes came than the hello had stated"};
+    case SESSION_NO_TRAILER:
+        return (struct refusal){"trailer", "the trailer that the hello had announced is not there"};
+    default:
+        return refusal_for(f->reason, store_errno);
     }
 }
 
@@ -71,4 +90,80 @@ size_t answer_format(const struct flow *f, int store_errno, char *line, size_t c
                        : format_refusal(f, id, store_errno, line, capacity);
     assert(bytes > 0 && (size_t)bytes < capacity);
     return (size_t)bytes;
+}
+
+/* --- Protocol ingest -------------------------------------------------------------- */
+
+static size_t checked(int bytes, size_t capacity) {
+    assert(bytes > 0 && (size_t)bytes < capacity);
+    (void)capacity;
+    return (size_t)bytes;
+}
+
+size_t answer_greeting(bool authenticates, const uint8_t challenge[SESSION_CHALLENGE_BYTES],
+                       char *line, size_t capacity) {
+    char digits[2 * SESSION_CHALLENGE_BYTES + 1];
+    for (uint32_t i = 0; i < SESSION_CHALLENGE_BYTES; i++)
+        snprintf(digits + 2 * i, 3, "%02x", challenge[i]);
+    int bytes = snprintf(line, capacity,
+                         "{\"type\": \"hello\", \"protocol\": \"ingest\", \"versions\": [1], "
+                         "\"auth\": \"%s\", \"challenge\": \"%s\"}\n",
+                         authenticates ? "hmac-sha256" : "none", digits);
+    return checked(bytes, capacity);
+}
+
+size_t answer_accepted(const struct flow *f, uint64_t ack_interval_ns, char *line,
+                       size_t capacity) {
+    char id[37];
+    format_id(f->id, id);
+    int bytes =
+        snprintf(line, capacity,
+                 "{\"type\": \"accepted\", \"flow\": \"%s\", \"offset\": %" PRIu64
+                 ", \"ack_interval_s\": %" PRIu64 ".%03" PRIu64 "}\n",
+                 id, f->base_bytes, ack_interval_ns / 1000000000, ack_interval_ns / 1000000 % 1000);
+    return checked(bytes, capacity);
+}
+
+size_t answer_durable(uint64_t offset, char *line, size_t capacity) {
+    int bytes =
+        snprintf(line, capacity, "{\"type\": \"durable\", \"offset\": %" PRIu64 "}\n", offset);
+    return checked(bytes, capacity);
+}
+
+static void format_checksum(bool known, uint32_t crc, char *out, size_t capacity) {
+    if (known)
+        snprintf(out, capacity, "\"crc32c:%08" PRIx32 "\"", crc);
+    else
+        snprintf(out, capacity, "null");
+}
+
+static int format_sealed(const struct flow *f, const char *id, char *line, size_t capacity) {
+    const struct session *s = f->session;
+    char ours[24], theirs[24];
+    format_checksum(f->checksummed, f->crc, ours, sizeof ours);
+    format_checksum(s->has_sender_crc, s->sender_crc, theirs, sizeof theirs);
+    return snprintf(line, capacity,
+                    "{\"type\": \"sealed\", \"flow\": \"%s\", \"bytes\": %" PRIu64
+                    ", \"durable\": true, \"checksum\": %s, \"sender_checksum\": %s}\n",
+                    id, f->durable_bytes, ours, theirs);
+}
+
+size_t answer_last(const struct flow *f, int store_errno, char *line, size_t capacity) {
+    const struct session *s = f->session;
+    char id[37];
+    format_id(f->id, id);
+    if (s->error == SESSION_REFUSED && store_errno == 0) {
+        assert(s->text_bytes > 0 && s->text_bytes <= capacity);
+        memcpy(line, s->text, s->text_bytes);
+        return s->text_bytes;
+    }
+    if (f->state == FLOW_STATE_SEALED && store_errno == 0)
+        return checked(format_sealed(f, id, line, capacity), capacity);
+    struct refusal r = refusal_of_session(f, store_errno);
+    const char *quote = s->admitted ? "\"" : "";
+    int bytes = snprintf(line, capacity,
+                         "{\"type\": \"error\", \"code\": \"%s\", \"text\": \"%s\", "
+                         "\"flow\": %s%s%s, \"durable\": %" PRIu64 "}\n",
+                         r.code, r.text, quote, s->admitted ? id : "null", quote, f->durable_bytes);
+    return checked(bytes, capacity);
 }

@@ -1,17 +1,26 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The last line that a sender gets: a receipt, or why there is none. One JSON
- * object and a newline. Pure.
+ * The lines that senders get. Protocol raw: the last one, a receipt or why there
+ * is none. Protocol ingest: the server's whole side of the conversation. Each is
+ * one JSON object and a newline. Pure.
+ *
+ * Every function writes its line, without terminator counted, and returns its
+ * bytes; capacity is at least SESSION_LINE_BYTES for those of protocol ingest.
  */
 #ifndef INGESTD_ANSWER_H
 #define INGESTD_ANSWER_H
 
 #include <stddef.h>
 
-#include "flow.h"
+#include "session.h"
 
-/* Writes the line, without terminator counted; returns its bytes. store_errno:
- * 0, or why the store failed. */
+/* store_errno: 0, or why the store failed. */
 size_t answer_format(const struct flow *f, int store_errno, char *line, size_t capacity);
+
+size_t answer_greeting(bool authenticates, const uint8_t challenge[SESSION_CHALLENGE_BYTES],
+                       char *line, size_t capacity);
+size_t answer_accepted(const struct flow *f, uint64_t ack_interval_ns, char *line, size_t capacity);
+size_t answer_durable(uint64_t offset, char *line, size_t capacity);
+size_t answer_last(const struct flow *f, int store_errno, char *line, size_t capacity);
 
 #endif

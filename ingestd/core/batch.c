@@ -109,9 +109,16 @@ static bool add_open_record(struct worker *w, struct batch *b, struct flow *f) {
         .peer_port = f->peer_port,
         .peer_family = f->peer_family,
         .protocol = (uint8_t)l->protocol,
+        .stream_offset = f->base_bytes,
         .listener = l->name,
         .listener_bytes = (uint16_t)strlen(l->name),
     };
+    if (f->session != NULL) {
+        o.name = f->session->name;
+        o.name_bytes = f->session->name_bytes;
+        o.labels = f->session->labels;
+        o.labels_bytes = f->session->labels_bytes;
+    }
     memcpy(o.peer_address, f->peer_address, sizeof o.peer_address);
     if (frame_add_open(&b->plan.frame, f->id, &o) != 0)
         return false;
@@ -124,7 +131,9 @@ static bool add_open_record(struct worker *w, struct batch *b, struct flow *f) {
 static struct batch *batch_for(struct worker *w, struct flow *f, uint32_t bytes) {
     const struct batch_pool *p = &w->batches;
     /* A fragment may make three extents (head, body, tail), and a CLOSE may follow. */
-    const uint32_t records = 3 * sizeof(struct record_extent) + sizeof(struct record_close);
+    uint32_t records = 3 * sizeof(struct record_extent) + sizeof(struct record_close);
+    if (f->session != NULL) /* its texts may be long: what they leave must do for the rest */
+        records += sizeof(struct record_open) + RECORD_TEXT_BYTES_MAX;
     for (;;) {
         struct batch *b = open_batch(w);
         if (b == NULL)
@@ -162,6 +171,12 @@ uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t byt
         b->plan.bounced_bytes[BOUNCE_PRESSURE] += b->plan.direct_bytes - direct_before;
         b->plan.direct_bytes = direct_before;
     }
+    if (f->slot_copied > 0) {
+        uint64_t direct = b->plan.direct_bytes - direct_before;
+        uint64_t copied = f->slot_copied < direct ? f->slot_copied : direct;
+        b->plan.bounced_bytes[BOUNCE_TRAILER] += copied;
+        b->plan.direct_bytes -= copied;
+    }
     assert(taken <= bytes && (taken > 0 || !plan_is_empty(&b->plan)));
     if (taken > 0) {
         touch(b, f, taken, f->crc, fragment.crc, 0);
@@ -184,9 +199,13 @@ bool batch_add_close(struct worker *w, struct flow *f) {
         .ended_ns = worker_unix_ns(w),
         .state = f->state,
         .reason = f->reason,
-        .flags = w->settings.checksum ? CLOSE_HAS_CRC32C : 0,
+        .flags = f->checksummed ? CLOSE_HAS_CRC32C : 0,
         .crc32c = f->crc,
     };
+    if (f->session != NULL && f->session->has_sender_crc) {
+        c.flags |= CLOSE_HAS_SENDER_CRC32C;
+        c.sender_crc32c = f->session->sender_crc;
+    }
     if (frame_add_close(&b->plan.frame, f->id, &c) != 0)
         return false;
     touch(b, f, 0, f->crc, f->crc, SPAN_HAS_CLOSE);

@@ -17,7 +17,7 @@ void engine_finish(struct worker *w, struct flow *f) {
         intake_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, 0);
     else if (f->error)
         intake_end(w, f, FLOW_STATE_INTERRUPTED, CLOSE_REASON_PEER, f->error);
-    else
+    else if (f->session == NULL || !session_goes_on(w, f))
         intake_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
 }
 

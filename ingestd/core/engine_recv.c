@@ -13,6 +13,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <poll.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
@@ -38,6 +39,8 @@ static void arm_poll(struct worker *w, struct flow *f) {
 static void arm_receive(struct worker *w, struct flow *f) {
     struct io_uring_sqe *sqe = worker_sqe(w);
     uint64_t room = buddy_slot_bytes(f->slot_order) - f->slot_filled;
+    if (room > f->limit_bytes - f->received_bytes)
+        room = f->limit_bytes - f->received_bytes;
     assert(f->slot_offset != UINT64_MAX && room > 0);
     io_uring_prep_recv(sqe, f->fd, w->area.base + f->slot_offset + f->slot_filled, room,
                        f->bulk ? MSG_WAITALL : 0);
@@ -71,7 +74,7 @@ static bool take_slot(struct worker *w, struct flow *f, uint32_t order) {
 static void slot_left_flow(struct worker *w, struct flow *f) {
     STAT_ADD(w, area_receiving_bytes, -buddy_slot_bytes(f->slot_order));
     f->slot_offset = UINT64_MAX;
-    f->slot_filled = 0;
+    f->slot_filled = f->slot_copied = 0;
 }
 
 static void give_slot(struct worker *w, struct flow *f) {
@@ -87,18 +90,37 @@ static void recv_release(struct worker *w, uint64_t hold) {
     STAT_ADD(w, area_writing_bytes, -buddy_slot_bytes(order));
 }
 
-/* Hands the slot's bytes to a batch, and the slot with them. */
+static bool is_held_back(const struct flow *f) {
+    return f->session != NULL && f->session->holding;
+}
+
+/* Hands the slot's bytes to a batch, and the slot with them. Where the last ones
+ * may be a trailer, they stay behind, and are copied to the front of the next slot. */
 static bool deliver(struct worker *w, struct flow *f) {
     uint64_t slot_bytes = buddy_slot_bytes(f->slot_order);
-    uint32_t taken =
-        batch_add(w, f, w->area.base + f->slot_offset, f->slot_filled,
-                  (uint32_t)(slot_bytes - f->slot_filled), f->slot_offset | f->slot_order);
+    uint8_t *data = w->area.base + f->slot_offset;
+    uint32_t bytes = f->slot_filled;
+    if (is_held_back(f))
+        bytes -= session_hold(f->session, data, bytes);
+    if (bytes == 0) {
+        give_slot(w, f);
+        return true;
+    }
+    uint32_t taken = batch_add(w, f, data, bytes, (uint32_t)(slot_bytes - bytes),
+                               f->slot_offset | f->slot_order);
     if (taken == 0)
         return false;
-    assert(taken == f->slot_filled); /* no slot is larger than a batch's payload */
+    assert(taken == bytes); /* no slot is larger than a batch's payload */
     STAT_ADD(w, area_writing_bytes, slot_bytes);
     slot_left_flow(w, f);
     return true;
+}
+
+static void put_held_back(struct worker *w, struct flow *f) {
+    struct session *s = f->session;
+    memcpy(w->area.base + f->slot_offset, s->block, s->filled);
+    f->slot_filled = f->slot_copied = s->filled;
+    s->filled = 0;
 }
 
 /* Goes on receiving: into what is left of the slot, or into a new one sized to
@@ -109,6 +131,8 @@ static void receive(struct worker *w, struct flow *f) {
         uint32_t order = f->slot_order + 1; /* it filled the last one: more is to come */
         if (!f->bulk) {
             ioctl(f->fd, FIONREAD, &pending);
+            if (is_held_back(f))
+                pending += (int)f->session->filled;
             order = buddy_order(&w->area.slots, (uint64_t)pending);
         }
         if (!take_slot(w, f, order)) {
@@ -116,13 +140,15 @@ static void receive(struct worker *w, struct flow *f) {
             flow_wait(&w->flows, f, QUEUE_STARVED, w->now_ns);
             return;
         }
+        if (is_held_back(f))
+            put_held_back(w, f);
     }
     arm_receive(w, f);
 }
 
 /* The one place that decides what a flow does next, given what it has. */
 static void advance(struct worker *w, struct flow *f) {
-    bool over = f->eof || f->error || f->stop;
+    bool over = f->eof || f->error || f->stop || f->received_bytes == f->limit_bytes;
     bool full = f->slot_offset != UINT64_MAX && f->slot_filled == buddy_slot_bytes(f->slot_order);
     bool none = f->slot_filled == 0;
     if (!none && !f->drop && (over || full || f->flush_due) && !deliver(w, f)) {

@@ -81,7 +81,8 @@ struct flow *flow_take(struct flow_table *t) {
     f->index = (uint32_t)(f - t->flows);
     f->slot_offset = UINT64_MAX;
     f->fragment_head = f->fragment_tail = FLOW_NONE;
-    f->wait = f->idle = (struct flow_link){FLOW_NONE, FLOW_NONE};
+    f->wait = f->idle = f->news = (struct flow_link){FLOW_NONE, FLOW_NONE};
+    f->limit_bytes = UINT64_MAX;
     t->count++;
     return f;
 }
@@ -110,6 +111,10 @@ struct flow *flow_first(const struct flow_table *t, enum flow_queue queue) {
     return head == FLOW_NONE ? NULL : &t->flows[head];
 }
 
+static bool is_linked(const struct flow_list *list, const struct flow_link *link, uint32_t index) {
+    return link->prev != FLOW_NONE || link->next != FLOW_NONE || list->head == index;
+}
+
 void flow_idle_touch(struct flow_table *t, struct flow_list *list, struct flow *f) {
     if (list->tail == f->index)
         return;
@@ -118,7 +123,16 @@ void flow_idle_touch(struct flow_table *t, struct flow_list *list, struct flow *
 }
 
 void flow_idle_remove(struct flow_table *t, struct flow_list *list, struct flow *f) {
-    bool linked = f->idle.prev != FLOW_NONE || f->idle.next != FLOW_NONE || list->head == f->index;
-    if (linked)
+    if (is_linked(list, &f->idle, f->index))
         list_remove(t, list, f->index, offsetof(struct flow, idle));
+}
+
+void flow_news_add(struct flow_table *t, struct flow_list *list, struct flow *f) {
+    if (!is_linked(list, &f->news, f->index))
+        list_append(t, list, f->index, offsetof(struct flow, news));
+}
+
+void flow_news_remove(struct flow_table *t, struct flow_list *list, struct flow *f) {
+    if (is_linked(list, &f->news, f->index))
+        list_remove(t, list, f->index, offsetof(struct flow, news));
 }

@@ -22,10 +22,13 @@
 
 enum flow_phase {
     FLOW_FREE = 0,
+    FLOW_HELLO,     /* protocol ingest: the hello block is being received */
+    FLOW_ASKING,    /* protocol ingest: Python decides on a hello or a trailer */
     FLOW_POLLING,   /* no buffer; waits until the socket has data */
     FLOW_RECEIVING, /* a receive into its slot is under way */
     FLOW_STARVED,   /* has data, waits for a slot */
     FLOW_BLOCKED,   /* its slot waits for a batch to go into */
+    FLOW_TAIL,      /* protocol ingest: what follows the payload is being received */
     FLOW_CLOSING,   /* received; waits for the commit of its CLOSE record */
     FLOW_ANSWERING, /* the last line is being sent */
     FLOW_LINGERING, /* answered early: what still arrives is dropped for a moment */
@@ -39,6 +42,7 @@ enum flow_queue {
     QUEUE_STARVED, /* in the order in which they asked */
     QUEUE_BLOCKED,
     QUEUE_LINGER,
+    QUEUE_ANSWER, /* protocol ingest: the last line may find no room in the socket */
     QUEUES_COUNT
 };
 
@@ -49,6 +53,8 @@ struct flow_link {
 struct flow_list {
     uint32_t head, tail, count;
 };
+
+struct session;
 
 struct flow {
     uint8_t id[16];
@@ -81,10 +87,14 @@ struct flow {
     /* engine recv: the slot it borrows */
     uint32_t slot_order;
     uint32_t slot_filled;
+    uint32_t slot_copied; /* of these, bytes that we copied to its front */
     uint64_t slot_offset; /* UINT64_MAX: none */
 
-    uint64_t received_bytes;
-    uint64_t stored_bytes; /* handed to batches */
+    struct session *session; /* protocol ingest; else NULL */
+    uint64_t base_bytes;     /* where this connection began in the flow */
+    uint64_t limit_bytes;    /* nothing behind it is received as payload; UINT64_MAX: none */
+    uint64_t received_bytes; /* all of these count from the flow's first byte */
+    uint64_t stored_bytes;   /* handed to batches */
     uint64_t durable_bytes;
     uint32_t crc;          /* CRC32C of the bytes stored */
     uint32_t acks_pending; /* entries of the acknowledgement queue that name it */
@@ -93,7 +103,7 @@ struct flow {
     uint64_t active_ns;    /* last byte received */
     struct segment_span_ref span;
 
-    struct flow_link wait, idle;
+    struct flow_link wait, idle, news;
     uint8_t peer_address[16];
     uint16_t peer_port;
     uint8_t peer_family;
@@ -119,8 +129,12 @@ void flow_give(struct flow_table *t, struct flow *f);
 void flow_wait(struct flow_table *t, struct flow *f, enum flow_queue queue, uint64_t since_ns);
 struct flow *flow_first(const struct flow_table *t, enum flow_queue queue);
 
-/* The idle queue of a listener: least recently active first. */
+/* Lists linked by `idle`. A listener's idle queue: least recently active first. */
 void flow_idle_touch(struct flow_table *t, struct flow_list *list, struct flow *f);
 void flow_idle_remove(struct flow_table *t, struct flow_list *list, struct flow *f);
+
+/* Lists linked by `news`: flows with something to be told. */
+void flow_news_add(struct flow_table *t, struct flow_list *list, struct flow *f);
+void flow_news_remove(struct flow_table *t, struct flow_list *list, struct flow *f);
 
 #endif

@@ -177,7 +177,8 @@ enum close_reason {
     CLOSE_REASON_STORE_FULL = 4, /* on_full = "reject" */
     CLOSE_REASON_LIMIT = 5,      /* a limit of the listener was reached */
     CLOSE_REASON_REPLACED = 6,   /* a newer connection took the flow over */
-    CLOSE_REASON_CHECKSUM = 7,   /* the sender's checksum did not match */
+    CLOSE_REASON_CHECKSUM = 7,   /* the sender's checksum did not match, or did not come */
+    CLOSE_REASON_LENGTH = 8,     /* the sender sent fewer or more bytes than it had stated */
 };
 
 #define CLOSE_HAS_CRC32C 1u        /* in head.flags: crc32c is known */

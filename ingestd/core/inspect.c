@@ -35,6 +35,10 @@ uint64_t histogram_bound_ns(int bucket) {
     return bounds[bucket];
 }
 
+uint64_t histogram_bound_bytes(int bucket) {
+    return HISTOGRAM_BYTES_MIN << bucket;
+}
+
 struct feature {
     const char *name;
     unsigned opcode;      /* of the kernel's probe, or 0 */

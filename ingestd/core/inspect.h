@@ -17,6 +17,7 @@ const char *stats_name(int index);
 uint64_t stats_value(const struct worker *w, int index);
 uint64_t histogram_count(const struct histogram *h, int bucket);
 uint64_t histogram_bound_ns(int bucket);
+uint64_t histogram_bound_bytes(int bucket);
 
 /* 1: the running kernel has it, 0: it has not, -errno: it does not let us ask. */
 const char *feature_name(int index);

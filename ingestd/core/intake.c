@@ -20,6 +20,7 @@
  * it before a reset could. */
 #define LINGER_NS 1000000000ull
 #define DISCARD_BYTES (1u << 20)
+#define DENIED_TOLD_NS 1000000000ull
 
 /* UUID version 7 (RFC 9562): 48 bits of Unix time in ms, then random bits. */
 static void make_id(struct worker *w, uint8_t id[16]) {
@@ -72,6 +73,27 @@ static void accept_failed(struct worker *w, struct listener *l, int code) {
     worker_event(w, EVENT_ACCEPT_FAILED, NULL, code, (int)l->index, 0);
 }
 
+/* One event a second tells of all: a flood of them hides nothing else. */
+static void deny(struct worker *w, struct listener *l, int fd, const struct flow *peer) {
+    close(fd);
+    STAT_ADD(w, flows_denied, 1);
+    l->denied_count++;
+    if (w->now_ns < l->denied_ns)
+        return;
+    worker_event(w, EVENT_FLOW_DENIED, peer, 0, 0, l->denied_count);
+    l->denied_count = 0;
+    l->denied_ns = w->now_ns + DENIED_TOLD_NS;
+}
+
+static bool is_let_in(struct worker *w, struct listener *l, int fd) {
+    struct flow peer = {.listener = (uint8_t)(l - w->listeners)};
+    note_peer(&peer, &l->peer);
+    bool in = networks_hold(l->allow, l->allow_count, peer.peer_family, peer.peer_address);
+    if (!in)
+        deny(w, l, fd, &peer);
+    return in;
+}
+
 static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
     struct flow *f = flow_take(&w->flows);
     assert(f != NULL); /* an accept is armed only while there is room for its flow */
@@ -84,6 +106,11 @@ static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
     f->checksummed = w->settings.checksum;
     f->adopted = adopted;
     l->flow_count++;
+    if (l->protocol == PROTOCOL_INGEST) {
+        STAT_ADD(w, flows_opened, 1);
+        session_begin(w, f);
+        return;
+    }
     flow_idle_touch(&w->flows, &l->idle, f);
     if (!w->engine->start(w, f))
         return; /* the worker that it belongs to counts it */
@@ -103,7 +130,8 @@ void intake_accepted(struct worker *w, uint32_t listener, int result) {
         accept_failed(w, l, -result);
         return;
     }
-    begin(w, l, result, false);
+    if (l->allow_count == 0 || is_let_in(w, l, result))
+        begin(w, l, result, false);
 }
 
 void intake_adopt(struct worker *w, uint32_t listener_index, int fd) {
@@ -164,18 +192,26 @@ void intake_closed(struct worker *w, struct flow *f) {
     bool stored = f->opened;
     assert(f->ended && f->phase == FLOW_CLOSING);
     flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    if (f->session != NULL)
+        session_closed(w, f);
     if (f->state == FLOW_STATE_SEALED) {
         STAT_ADD(w, flows_sealed, 1);
         worker_event(w, EVENT_FLOW_SEALED, f, 0, 0, f->durable_bytes);
     } else if (stored) {
         STAT_ADD(w, flows_interrupted, 1);
         worker_event(w, EVENT_FLOW_INTERRUPTED, f, f->reason, f->error, f->durable_bytes);
+    } else if (f->session != NULL && !f->session->admitted) {
+        STAT_ADD(w, flows_refused, 1);
+        if (f->session->error != SESSION_REFUSED) /* else Python tells of it */
+            worker_event(w, EVENT_HELLO_FAILED, f, f->session->error, f->reason, 0);
     } else {
         STAT_ADD(w, flows_refused, 1);
         worker_event(w, EVENT_FLOW_REFUSED, f, f->reason, f->error, 0);
     }
     if (f->reason == CLOSE_REASON_PEER)
         hang_up(w, f);
+    else if (f->session != NULL)
+        session_send_last(w, f);
     else
         send_answer(w, f);
 }
@@ -208,6 +244,8 @@ void intake_unclosed(struct worker *w, struct flow *f) {
 void intake_gone(struct worker *w, struct flow *f) {
     assert(f->phase == FLOW_GONE);
     if (f->ops_in_flight > 0 || f->acks_pending > 0)
+        return;
+    if (f->session != NULL && !session_give(w, f))
         return;
     w->listeners[f->listener].flow_count--;
     flow_give(&w->flows, f);
@@ -242,7 +280,8 @@ void intake_interrupt(struct worker *w, struct flow *f, uint8_t reason, bool dro
     f->stop = true;
     f->drop = drop;
     f->reason = reason;
-    w->engine->stop(w, f);
+    if (f->session == NULL || !session_stop(w, f))
+        w->engine->stop(w, f);
 }
 
 void intake_interrupt_all(struct worker *w, uint8_t reason, bool drop) {
@@ -263,7 +302,7 @@ void intake_interrupt_all(struct worker *w, uint8_t reason, bool drop) {
 void intake_refuse_silent(struct worker *w) {
     for (uint32_t i = 0; i < w->flows.used_upto; i++) {
         struct flow *f = &w->flows.flows[i];
-        if (f->phase != FLOW_FREE && f->received_bytes == 0)
+        if (f->phase != FLOW_FREE && f->received_bytes == f->base_bytes)
             intake_interrupt(w, f, CLOSE_REASON_SHUTDOWN, true);
     }
 }
@@ -276,7 +315,7 @@ static void discard(struct worker *w, struct flow *f) {
     f->ops_in_flight++;
 }
 
-static void answered(struct worker *w, struct flow *f, int result) {
+void intake_answered(struct worker *w, struct flow *f, int result) {
     bool early = !f->eof;
     if (!early || result < 0) {
         hang_up(w, f);
@@ -290,7 +329,7 @@ static void answered(struct worker *w, struct flow *f, int result) {
 
 void intake_complete(struct worker *w, enum uring_tag tag, struct flow *f, int result) {
     if (tag == TAG_SEND)
-        answered(w, f, result);
+        intake_answered(w, f, result);
     else if (tag == TAG_DISCARD && f->phase == FLOW_LINGERING && result > 0)
         discard(w, f);
     else if (tag == TAG_DISCARD && f->phase == FLOW_LINGERING)

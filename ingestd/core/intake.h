@@ -17,6 +17,8 @@
 #include <stdint.h>
 
 #include "flow.h"
+#include "network.h"
+#include "session.h"
 #include "uring.h"
 
 #define LISTENERS_MAX 16u
@@ -24,11 +26,35 @@
 
 struct worker;
 
+struct listener_settings {
+    int fd;
+    uint32_t index; /* the daemon's number for it */
+    uint32_t protocol;
+    uint64_t idle_timeout_ns; /* 0: none */
+    uint32_t flows_max;
+    uint64_t hello_timeout_ns; /* protocol ingest, as the two below */
+    uint64_t ack_interval_ns;
+    bool authenticates;
+    char name[LISTENER_NAME_BYTES]; /* ends with a zero byte */
+    uint32_t allow_count;           /* any protocol; 0: every network */
+    struct network allow[NETWORKS_MAX];
+};
+
 struct listener {
     int fd;
     uint32_t index; /* the daemon's number for it */
     uint32_t protocol;
     uint64_t idle_timeout_ns; /* 0: none */
+    uint64_t hello_timeout_ns, ack_interval_ns;
+    bool authenticates;
+    struct session_pool sessions;
+    struct flow_list greeting; /* their hello has not come whole; oldest first */
+    struct flow_list news;     /* their durable offset is to be told ... */
+    uint64_t news_ns;          /* ... not before */
+    uint32_t allow_count;
+    struct network allow[NETWORKS_MAX];
+    uint32_t denied_count; /* not told of yet */
+    uint64_t denied_ns;    /* nor to be told of before */
     uint32_t flows_max;
     uint32_t flow_count;
     char name[LISTENER_NAME_BYTES];
@@ -40,6 +66,9 @@ struct listener {
     struct sockaddr_storage peer;
     socklen_t peer_bytes;
 };
+
+/* The last line of a session has left, or (result < 0) never will. */
+void intake_answered(struct worker *w, struct flow *f, int result);
 
 /* The engine took bytes from the flow's socket. */
 void intake_received(struct worker *w, struct flow *f, uint32_t bytes);

@@ -63,6 +63,9 @@ static void obey(struct worker *w, const struct command *c) {
         w->draining = true;
         w->drain_deadline_ns = w->now_ns + c->a;
         break;
+    case COMMAND_END_FLOW:
+        session_replace(w, (uint32_t)c->a, c->b);
+        break;
     case COMMAND_ADOPT:
         intake_adopt(w, (uint32_t)c->b, (int)c->a);
         break;
@@ -84,6 +87,7 @@ static void obey_all(struct worker *w) {
     struct command c;
     while (mailbox_take(&w->mailbox, &c))
         obey(w, &c);
+    session_take_answers(w);
     arm_command(w);
 }
 
@@ -95,6 +99,8 @@ static void flow_complete(struct worker *w, enum uring_tag tag, uint32_t index,
         f->ops_in_flight--;
     if (tag == TAG_SEND || tag == TAG_DISCARD)
         intake_complete(w, tag, f, cqe->res);
+    else if (tag == TAG_LINE || tag == TAG_BLOCK)
+        session_complete(w, tag, f, cqe->res);
     else
         w->engine->complete(w, tag, f, cqe);
     if (f->phase == FLOW_GONE)
@@ -127,6 +133,8 @@ static void complete(struct worker *w, const struct io_uring_cqe *cqe) {
     case TAG_CANCEL:
     case TAG_SEND:
     case TAG_DISCARD:
+    case TAG_LINE:
+    case TAG_BLOCK:
         flow_complete(w, tag, index, cqe);
         break;
     }
@@ -187,11 +195,14 @@ static void account_backpressure(struct worker *w, uint64_t before_ns) {
 static uint64_t publish(struct worker *w) {
     STAT_SET(w, flows_waiting,
              w->flows.waiting[QUEUE_STARVED].count + w->flows.waiting[QUEUE_BLOCKED].count);
-    uint64_t open = 0;
-    for (uint32_t i = 0; i < w->listener_count; i++)
+    uint64_t open = 0, greeting = 0;
+    for (uint32_t i = 0; i < w->listener_count; i++) {
         open += w->listeners[i].idle.count;
+        greeting += w->listeners[i].greeting.count;
+    }
     STAT_SET(w, flows_open, open);
-    STAT_SET(w, flows_closing, w->flows.count - open);
+    STAT_SET(w, flows_greeting, greeting);
+    STAT_SET(w, flows_closing, w->flows.count - open - greeting);
     STAT_SET(w, writes_in_flight, w->device.batches_in_flight);
     STAT_SET(w, segments_ready, w->writer.ready_count);
     STAT_SET(w, store_is_full, w->writer.exhausted);
@@ -219,7 +230,8 @@ static uint64_t turn(struct worker *w) {
     next_ns = time_min(next_ns, batch_turn(w));
     settle_full_store(w);
     next_ns = time_min(next_ns, drain(w));
-    return time_min(next_ns, writer_turn(w));
+    next_ns = time_min(next_ns, writer_turn(w));
+    return time_min(next_ns, session_turn(w)); /* last: it tells what has become durable */
 }
 
 /* The footers written last are covered too, so that the next start scans nothing. */

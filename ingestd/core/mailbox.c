@@ -27,8 +27,12 @@ void mailbox_close(struct mailbox *m) {
     pthread_mutex_destroy(&m->lock);
 }
 
-int mailbox_post(struct mailbox *m, struct command c) {
+int mailbox_wake_worker(struct mailbox *m) {
     uint64_t one = 1;
+    return write(m->command_fd, &one, sizeof one) == sizeof one ? 0 : -errno;
+}
+
+int mailbox_post(struct mailbox *m, struct command c) {
     pthread_mutex_lock(&m->lock);
     bool grant = c.kind == COMMAND_GRANT_SEGMENT;
     bool room = m->command_tail - m->command_head < COMMANDS_MAX;
@@ -40,7 +44,7 @@ int mailbox_post(struct mailbox *m, struct command c) {
     pthread_mutex_unlock(&m->lock);
     if (!room || !wanted)
         return room ? -EINVAL : -EAGAIN;
-    return write(m->command_fd, &one, sizeof one) == sizeof one ? 0 : -errno;
+    return mailbox_wake_worker(m);
 }
 
 uint32_t mailbox_grants_wanted(struct mailbox *m) {

@@ -30,6 +30,7 @@ enum command_kind {
     COMMAND_SET_COMMIT_INTERVAL = 6,
     COMMAND_SET_IDLE_TIMEOUT = 7,
     COMMAND_ADOPT = 8,
+    COMMAND_END_FLOW = 9,
 };
 
 struct command {
@@ -51,6 +52,8 @@ enum event_kind {
     EVENT_BACKPRESSURE = 11,
     EVENT_FLOW_BY_COPY = 12,
     EVENT_FLOW_ELSEWHERE = 13,
+    EVENT_HELLO_FAILED = 14,
+    EVENT_FLOW_DENIED = 15,
 };
 
 struct event {
@@ -85,6 +88,8 @@ void mailbox_close(struct mailbox *m);
 /* Any thread. Returns 0, -EAGAIN when the box is full, or -EINVAL for a grant
  * that nobody wants. */
 int mailbox_post(struct mailbox *m, struct command c);
+/* Any thread: the worker looks at its commands, and at answers to its questions. */
+int mailbox_wake_worker(struct mailbox *m);
 /* Any thread: how many segments are to be granted, and that one more is. */
 uint32_t mailbox_grants_wanted(struct mailbox *m);
 void mailbox_want_grant(struct mailbox *m);

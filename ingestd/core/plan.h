@@ -62,6 +62,7 @@ enum bounce_reason {
     BOUNCE_SMALL,    /* shorter than copy_below */
     BOUNCE_BOUNDARY, /* the device's virtual boundary */
     BOUNCE_PRESSURE, /* copied out to give a chunk back */
+    BOUNCE_TRAILER,  /* held back, as they might have been the flow's trailer */
     BOUNCE_REASONS_COUNT
 };
 

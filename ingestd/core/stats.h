@@ -23,6 +23,7 @@
     X(bounced_small_bytes, "bytes copied: the piece was cheaper to copy than to gather")           \
     X(bounced_boundary_bytes, "bytes copied: the device's virtual boundary")                       \
     X(bounced_pressure_bytes, "bytes copied: to give a chunk back under pressure")                 \
+    X(bounced_trailer_bytes, "bytes copied: held back until they were known to be no trailer")     \
     X(kernel_copied_bytes, "bytes that the kernel copied into the area")                           \
     X(batches, "batches written")                                                                  \
     X(flushes, "device flushes completed")                                                         \
@@ -30,11 +31,16 @@
     X(write_retries, "writes submitted again after an error or a short write")                     \
     X(write_latency_sum_ns, "sum of write latencies, ns")                                          \
     X(flush_latency_sum_ns, "sum of flush latencies, ns")                                          \
+    X(ack_latency_sum_ns, "sum of times from a batch's begin to its commit, each flow in it, ns")  \
+    X(flows_denied, "connections closed at once: their network is not let in")                     \
     X(flows_opened, "connections accepted")                                                        \
     X(flows_sealed, "flows sealed, receipt due")                                                   \
     X(flows_interrupted, "flows interrupted")                                                      \
     X(flows_refused, "connections refused")                                                        \
+    X(flows_resumed, "connections that went on with a flow begun before")                          \
+    X(durable_lines, "lines sent that told a durable offset")                                      \
     X(flows_open, "gauge: flows being received")                                                   \
+    X(flows_greeting, "gauge: connections whose hello block has not come")                         \
     X(flows_closing, "gauge: flows waiting for durability or for their receipt to leave")          \
     X(area_bytes, "gauge: bytes of the area")                                                      \
     X(area_receiving_bytes, "gauge: lent to flows to receive into")                                \
@@ -71,6 +77,9 @@ struct stats {
     10000, 20000, 50000, 100000, 200000, 500000, 1000000, 2000000, 5000000, 10000000, 20000000,    \
         50000000, 100000000, 200000000, 500000000, 1000000000, 2000000000, 5000000000,             \
         10000000000, 30000000000
+
+/* Of sizes, the first bucket ends here, and each of the next at twice the one before. */
+#define HISTOGRAM_BYTES_MIN 4096ull
 
 struct histogram {
     uint64_t counts[HISTOGRAM_BUCKETS_COUNT + 1];

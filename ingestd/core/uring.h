@@ -22,6 +22,8 @@ enum uring_tag {
     TAG_CANCEL,      /* index: flow */
     TAG_SEND,        /* index: flow */
     TAG_DISCARD,     /* index: flow */
+    TAG_LINE,        /* index: flow; a line of protocol ingest */
+    TAG_BLOCK,       /* index: flow; its hello, or what follows its payload */
     TAG_WRITE,       /* index: device write */
     TAG_FLUSH,
     TAG_ACCEPT_CANCEL,

@@ -21,6 +21,8 @@ struct worker *worker_create(const struct worker_settings *s) {
         return NULL;
     w->settings = *s;
     w->engine = s->engine == ENGINE_ZCRX ? &engine_zcrx : &engine_recv;
+    w->unasked = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
+    admission_open(&w->admission);
     if (mailbox_open(&w->mailbox, &w->fault) < 0) {
         worker_destroy(w);
         return NULL;
@@ -35,6 +37,9 @@ void worker_destroy(struct worker *w) {
     if (w->ring_open)
         io_uring_queue_exit(&w->ring);
     w->engine->close(w);
+    for (uint32_t i = 0; i < w->listener_count; i++)
+        session_pool_close(&w->listeners[i].sessions);
+    admission_close(&w->admission);
     device_close(w);
     writer_close(w);
     batch_pool_close(w);
@@ -44,20 +49,30 @@ void worker_destroy(struct worker *w) {
     free(w);
 }
 
-int worker_add_listener(struct worker *w, int fd, uint32_t index, const char *name,
-                        uint32_t protocol, uint64_t idle_timeout_ns, uint32_t flows_max) {
-    if (w->listener_count == LISTENERS_MAX || strlen(name) >= LISTENER_NAME_BYTES)
+int worker_add_listener(struct worker *w, const struct listener_settings *s) {
+    if (w->listener_count == LISTENERS_MAX)
         return -E2BIG;
-    struct listener *l = &w->listeners[w->listener_count++];
+    struct listener *l = &w->listeners[w->listener_count];
     *l = (struct listener){
-        .fd = fd,
-        .index = index,
-        .protocol = protocol,
-        .idle_timeout_ns = idle_timeout_ns,
-        .flows_max = flows_max,
+        .fd = s->fd,
+        .index = s->index,
+        .protocol = s->protocol,
+        .idle_timeout_ns = s->idle_timeout_ns,
+        .hello_timeout_ns = s->hello_timeout_ns,
+        .ack_interval_ns = s->ack_interval_ns,
+        .authenticates = s->authenticates,
+        .flows_max = s->flows_max,
+        .allow_count = s->allow_count,
         .idle = {FLOW_NONE, FLOW_NONE, 0},
+        .greeting = {FLOW_NONE, FLOW_NONE, 0},
+        .news = {FLOW_NONE, FLOW_NONE, 0},
     };
-    strcpy(l->name, name);
+    memcpy(l->name, s->name, sizeof l->name);
+    memcpy(l->allow, s->allow, sizeof l->allow);
+    uint32_t sessions_max = (uint32_t)time_min(s->flows_max, w->settings.flows_max);
+    if (s->protocol == PROTOCOL_INGEST && session_pool_open(&l->sessions, sessions_max) < 0)
+        return -ENOMEM;
+    w->listener_count++;
     return 0;
 }
 
@@ -194,7 +209,7 @@ int worker_setup(struct worker *w) {
     return code;
 }
 
-static void format_peer(const struct flow *f, char *out, size_t capacity) {
+void worker_format_peer(const struct flow *f, char *out, size_t capacity) {
     char address[INET6_ADDRSTRLEN];
     if (f->peer_family == 0)
         return;
@@ -217,10 +232,19 @@ bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, 
     if (f != NULL) {
         e->listener_index = (int32_t)w->listeners[f->listener].index;
         memcpy(e->flow, f->id, sizeof e->flow);
-        format_peer(f, e->peer, sizeof e->peer);
+        worker_format_peer(f, e->peer, sizeof e->peer);
     }
     mailbox_publish(&w->mailbox, kind == EVENT_SEGMENT_OPENED || kind == EVENT_SEGMENT_CLOSED);
     return true;
+}
+
+void worker_answer(struct worker *w, const struct answer *a) {
+    admission_answer(&w->admission, a);
+    mailbox_wake_worker(&w->mailbox);
+}
+
+static void count_in(struct histogram *h, uint32_t bucket) {
+    __atomic_store_n(&h->counts[bucket], h->counts[bucket] + 1, __ATOMIC_RELAXED);
 }
 
 void histogram_add(struct histogram *h, uint64_t value_ns) {
@@ -228,5 +252,12 @@ void histogram_add(struct histogram *h, uint64_t value_ns) {
     uint32_t bucket = 0;
     while (bucket < HISTOGRAM_BUCKETS_COUNT && value_ns > bounds[bucket])
         bucket++;
-    __atomic_store_n(&h->counts[bucket], h->counts[bucket] + 1, __ATOMIC_RELAXED);
+    count_in(h, bucket);
+}
+
+void histogram_add_bytes(struct histogram *h, uint64_t bytes_count) {
+    uint32_t bucket = 0;
+    while (bucket < HISTOGRAM_BUCKETS_COUNT && bytes_count > HISTOGRAM_BYTES_MIN << bucket)
+        bucket++;
+    count_in(h, bucket);
 }

@@ -10,6 +10,7 @@
 #ifndef INGESTD_WORKER_H
 #define INGESTD_WORKER_H
 
+#include "admission.h"
 #include "area.h"
 #include "batch.h"
 #include "device.h"
@@ -19,6 +20,7 @@
 #include "flow.h"
 #include "intake.h"
 #include "mailbox.h"
+#include "session.h"
 #include "stats.h"
 #include "uring.h"
 #include "writer.h"
@@ -80,25 +82,31 @@ struct worker {
     struct listener listeners[LISTENERS_MAX];
     uint32_t listener_count;
     struct mailbox mailbox;
+    struct admission admission;
+    struct flow_list unasked; /* sessions whose question found no room, oldest first */
+    uint64_t session_serial;  /* of the session begun last */
     struct stats stats;
-    struct histogram write_latency, flush_latency;
+    struct histogram write_latency, flush_latency, ack_latency, commit_bytes;
     uint8_t id_random[2048]; /* random bytes for flow ids, used up from the start */
     uint32_t id_random_used;
 };
 
 struct worker *worker_create(const struct worker_settings *s);
 void worker_destroy(struct worker *w);
-int worker_add_listener(struct worker *w, int fd, uint32_t index, const char *name,
-                        uint32_t protocol, uint64_t idle_timeout_ns, uint32_t flows_max);
+int worker_add_listener(struct worker *w, const struct listener_settings *s);
 int worker_setup(struct worker *w); /* 0 or -errno with w->fault */
 int worker_run(struct worker *w);   /* 0 after a drain, or -errno with w->fault */
 
 /* A submission entry; makes room by submitting when the queue is full. */
 struct io_uring_sqe *worker_sqe(struct worker *w);
 uint64_t worker_unix_ns(const struct worker *w);
+/* Any thread, one at a time: answers a question, and wakes the worker. */
+void worker_answer(struct worker *w, const struct answer *a);
+void worker_format_peer(const struct flow *f, char *out, size_t capacity);
 bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
                   int detail, uint64_t bytes_count);
 void histogram_add(struct histogram *h, uint64_t value_ns);
+void histogram_add_bytes(struct histogram *h, uint64_t bytes_count);
 
 #define STAT_ADD(w, name, amount)                                                                  \
     __atomic_store_n(&(w)->stats.name, (w)->stats.name + (uint64_t)(amount), __ATOMIC_RELAXED)

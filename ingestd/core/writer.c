@@ -45,8 +45,9 @@ int writer_open(struct worker *w) {
     int code = 0;
     commit_init(&x->commit);
     x->item_end = calloc(UNCOMMITTED_ITEMS_MAX, sizeof *x->item_end);
+    x->item_begun = calloc(UNCOMMITTED_ITEMS_MAX, sizeof *x->item_begun);
     x->acks = calloc(ACKS_MAX, sizeof *x->acks);
-    if (x->item_end == NULL || x->acks == NULL)
+    if (x->item_end == NULL || x->item_begun == NULL || x->acks == NULL)
         code = -ENOMEM;
     for (uint32_t i = 0; i < SEGMENTS_LIVE_MAX && code == 0; i++)
         code = open_live(w, &x->live[i], i);
@@ -57,6 +58,7 @@ void writer_close(struct worker *w) {
     for (uint32_t i = 0; i < SEGMENTS_LIVE_MAX; i++)
         free(w->writer.live[i].segment.spans);
     free(w->writer.item_end);
+    free(w->writer.item_begun);
     free(w->writer.acks);
 }
 
@@ -173,6 +175,7 @@ static void account(struct worker *w, const struct batch *b) {
     STAT_ADD(w, bounced_small_bytes, p->bounced_bytes[BOUNCE_SMALL]);
     STAT_ADD(w, bounced_boundary_bytes, p->bounced_bytes[BOUNCE_BOUNDARY]);
     STAT_ADD(w, bounced_pressure_bytes, p->bounced_bytes[BOUNCE_PRESSURE]);
+    STAT_ADD(w, bounced_trailer_bytes, p->bounced_bytes[BOUNCE_TRAILER]);
 }
 
 bool writer_place(struct worker *w, struct batch *b) {
@@ -205,6 +208,7 @@ bool writer_place(struct worker *w, struct batch *b) {
     uint64_t offset = s->offset + s->end_bytes;
     segment_append(s, bytes, b->plan.frame.payload_bytes);
     x->item_end[b->item % UNCOMMITTED_ITEMS_MAX] = s->end_bytes;
+    x->item_begun[b->item % UNCOMMITTED_ITEMS_MAX] = b->opened_ns;
     if (b->urgent)
         commit_want(&x->commit, b->item);
     b->placed = true;
@@ -252,6 +256,7 @@ void writer_write_done(struct worker *w, struct device_write *d) {
 /* Tells the flows whose bytes are now committed. */
 static void acknowledge(struct worker *w) {
     struct writer *x = &w->writer;
+    uint64_t bytes = 0;
     while (x->ack_head != x->ack_tail) {
         const struct ack *a = &x->acks[x->ack_head % ACKS_MAX];
         if (a->item >= x->commit.committed_upto)
@@ -260,12 +265,19 @@ static void acknowledge(struct worker *w) {
         x->ack_head++;
         f->acks_pending--;
         f->durable_bytes = a->end_offset;
+        uint64_t latency_ns = w->now_ns - x->item_begun[a->item % UNCOMMITTED_ITEMS_MAX];
+        histogram_add(&w->ack_latency, latency_ns);
+        STAT_ADD(w, ack_latency_sum_ns, latency_ns);
         STAT_ADD(w, durable_bytes, a->bytes);
+        bytes += a->bytes;
         if (f->phase == FLOW_GONE)
             intake_gone(w, f);
         else if (a->closes && f->phase == FLOW_CLOSING)
             intake_closed(w, f);
+        else if (f->session != NULL)
+            session_advanced(w, f);
     }
+    histogram_add_bytes(&w->commit_bytes, bytes);
 }
 
 static void write_mark(struct worker *w, struct live_segment *l) {

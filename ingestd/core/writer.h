@@ -61,7 +61,8 @@ struct writer {
     uint32_t ready_count;
     uint32_t marks_in_flight;
     struct commit commit;
-    uint64_t *item_end; /* where in its segment an uncommitted item ends */
+    uint64_t *item_end;   /* where in its segment an uncommitted item ends */
+    uint64_t *item_begun; /* when a batch was opened: ns */
     struct ack *acks;
     uint32_t ack_head, ack_tail;
     bool full;       /* no segment can be had */

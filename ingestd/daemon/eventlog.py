@@ -31,7 +31,10 @@ _REASONS: Final = {
     layout.CLOSE_REASON_LIMIT: "limit",
     layout.CLOSE_REASON_REPLACED: "replaced",
     layout.CLOSE_REASON_CHECKSUM: "checksum",
+    layout.CLOSE_REASON_LENGTH: "length",
 }
+# enum session_error of core/session.h: what can end a connection before it is a flow.
+_HELLO_TIMEOUT: Final = 1
 _BACKPRESSURE_CAUSES: Final = {1: "area", 2: "device"}
 _WHAT_FAILED: Final = {0: "write", 1: "flush"}
 
@@ -57,7 +60,15 @@ class EventLog:
         self._by_copy_advice = by_copy_advice
         self._listener_names = listener_names
         self._tellers: dict[int, Callable[[Event], tuple[LogEvent, _Fields]]] = {
-            core.EVENT_FLOW_OPENED: lambda e: (LogEvent.FLOW_OPENED, self._flow(e)),
+            core.EVENT_FLOW_OPENED: self._opened,
+            core.EVENT_HELLO_FAILED: lambda e: (
+                LogEvent.FLOW_REFUSED,
+                self._flow(e, is_flow=False) | {"reason": hello_failure(e)},
+            ),
+            core.EVENT_FLOW_DENIED: lambda e: (
+                LogEvent.CONNECTION_DENIED,
+                self._flow(e) | {"count": e.bytes_count},
+            ),
             core.EVENT_FLOW_SEALED: lambda e: (
                 LogEvent.FLOW_SEALED,
                 self._flow(e) | {"bytes": e.bytes_count},
@@ -102,14 +113,27 @@ class EventLog:
         advice = {"way_out": self._by_copy_advice(event)} if self._by_copy_advice else {}
         return LogEvent.FLOW_BY_COPY, self._flow(event) | {"napi_id": event.code} | advice
 
-    def _flow(self, event: Event) -> _Fields:
-        flow = {"flow": str(uuid.UUID(bytes=event.flow))} if any(event.flow) else {}
+    def _opened(self, event: Event) -> tuple[LogEvent, _Fields]:
+        if event.bytes_count == 0:
+            return LogEvent.FLOW_OPENED, self._flow(event)
+        return LogEvent.FLOW_RESUMED, self._flow(event) | {"offset": event.bytes_count}
+
+    def _flow(self, event: Event, *, is_flow: bool = True) -> _Fields:
+        is_flow = is_flow and any(event.flow)
+        flow = {"flow": str(uuid.UUID(bytes=event.flow))} if is_flow else {}
         return flow | {"peer": event.peer} | self._listener(event.listener_index)
 
     def _listener(self, index: int) -> _Fields:
         if not 0 <= index < len(self._listener_names):
             return {}
         return {"listener": self._listener_names[index]}
+
+
+def hello_failure(event: Event) -> str:
+    """Return why a connection ended before its hello was decided on."""
+    if event.code == _HELLO_TIMEOUT:
+        return "hello_timeout"
+    return _REASONS.get(event.detail, str(event.detail))
 
 
 def _reason(event: Event) -> _Fields:

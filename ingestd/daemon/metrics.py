@@ -29,7 +29,7 @@ from ingestd import __version__
 from ingestd.daemon.engine import EngineChoice
 
 if TYPE_CHECKING:
-    from ingestd.daemon.worker import WorkerThread
+    from ingestd.daemon.worker import Core, WorkerThread
     from ingestd.store.serving import ServedStore
 
 NS_PER_S: Final = 1e9
@@ -51,6 +51,7 @@ _BOUNCED: Final = {
     "small": "bounced_small_bytes",
     "boundary": "bounced_boundary_bytes",
     "pressure": "bounced_pressure_bytes",
+    "trailer": "bounced_trailer_bytes",
 }
 _COUNTERS: Final = (
     _Family(
@@ -137,6 +138,24 @@ _COUNTERS: Final = (
         },
     ),
     _Family(
+        "ingestd_connections_denied",
+        "Connections closed at once, from networks that their listener does not let in.",
+        "",
+        {"": "flows_denied"},
+    ),
+    _Family(
+        "ingestd_flows_resumed",
+        "Connections that went on with a flow begun before.",
+        "",
+        {"": "flows_resumed"},
+    ),
+    _Family(
+        "ingestd_durable_lines",
+        "Lines sent that told a sender up to where its flow is durable.",
+        "",
+        {"": "durable_lines"},
+    ),
+    _Family(
         "ingestd_events_dropped",
         "Events of a worker that nobody fetched in time: missing in the log only.",
         "",
@@ -153,9 +172,10 @@ _COUNTERS: Final = (
 _GAUGES: Final = (
     _Family(
         "ingestd_flows",
-        "Flows: open are being received, closing wait for durability or for their receipt.",
+        "Flows: greeting have not said hello, open are being received, closing wait for"
+        " durability or for their receipt.",
         "state",
-        {"open": "flows_open", "closing": "flows_closing"},
+        {"greeting": "flows_greeting", "open": "flows_open", "closing": "flows_closing"},
     ),
     _Family(
         "ingestd_area_bytes",
@@ -194,6 +214,10 @@ _BACKPRESSURE: Final = {"area": "backpressure_area_ns", "device": "backpressure_
 _LATENCIES: Final = {
     "ingestd_write_latency_seconds": ("write_latency", "Latency of the writes of batches."),
     "ingestd_flush_latency_seconds": ("flush_latency", "Latency of device flushes."),
+    "ingestd_ack_latency_seconds": (
+        "ack_latency",
+        "Time from the first byte in a batch to the batch's commit, for each flow in it.",
+    ),
 }
 
 
@@ -205,12 +229,15 @@ class IngestdCollector(Collector):
         workers: Sequence[WorkerThread],
         stores: Mapping[str, ServedStore],
         engine: EngineChoice,
-        bounds_ns: Sequence[int],
+        core: Core,
+        refused_counts: dict[tuple[str, str, str], int],
     ) -> None:
         self._workers = workers
         self._stores = stores
         self._engine = engine
-        self._bounds_s = [bound / NS_PER_S for bound in bounds_ns]
+        self._refused_counts = refused_counts
+        self._bounds_s = [bound / NS_PER_S for bound in core.HISTOGRAM_BOUNDS_NS]
+        self._bounds_bytes = [float(bound) for bound in core.HISTOGRAM_BOUNDS_BYTES]
 
     def collect(self) -> Iterator[Metric]:
         """Yield every family with the samples of this moment."""
@@ -219,6 +246,7 @@ class IngestdCollector(Collector):
         yield from self._gauges(shots)
         yield from self._latencies(shots)
         yield from self._stores_families(shots)
+        yield self._refused()
         yield self._engine_info()
         yield _build_info()
 
@@ -282,19 +310,17 @@ class IngestdCollector(Collector):
             for worker, histograms, counters in counts:
                 family.add_metric(
                     _of(worker),
-                    self._buckets(histograms[source]),
+                    _buckets(self._bounds_s, histograms[source]),
                     counters[f"{source}_sum_ns"] / NS_PER_S,
                 )
             yield family
-
-    def _buckets(self, counts: Sequence[int]) -> list[tuple[str, float]]:
-        """Counts per bucket as (upper bound, count up to there); the last is what is over."""
-        assert len(counts) == len(self._bounds_s) + 1, (len(counts), len(self._bounds_s))
-        buckets, total = [], 0
-        for bound, count in zip([*map(repr, self._bounds_s), "+Inf"], counts, strict=True):
-            total += count
-            buckets.append((bound, float(total)))
-        return buckets
+        sizes = HistogramMetricFamily(
+            "ingestd_commit_bytes", "Payload bytes that a commit made durable.", labels=_WORKER
+        )
+        for worker, histograms, counters in counts:
+            buckets = _buckets(self._bounds_bytes, histograms["commit_bytes"])
+            sizes.add_metric(_of(worker), buckets, counters["durable_bytes"])
+        yield sizes
 
     def _stores_families(self, shots: _Shots) -> Iterator[Metric]:
         sizes = GaugeMetricFamily(
@@ -327,6 +353,16 @@ class IngestdCollector(Collector):
             full.add_metric([name], any(counters["store_is_full"] for counters in own))
         yield from (sizes, segments, failed, full)
 
+    def _refused(self) -> Metric:
+        refused = CounterMetricFamily(
+            "ingestd_refused",
+            "Connections of protocol ingest refused before they were a flow, by reason.",
+            labels=["store", "listener", "reason"],
+        )
+        for labels, count in self._refused_counts.copy().items():
+            refused.add_metric(list(labels), count)
+        return refused
+
     def _engine_info(self) -> Metric:
         info = GaugeMetricFamily(
             "ingestd_engine_info", "The engine, and why it was chosen.", labels=["engine", "reason"]
@@ -351,6 +387,16 @@ def zero_copy_ratio(counters: Mapping[str, int]) -> float:
     if payload_bytes == 0:
         return math.nan
     return max(0.0, 1 - (bounced_bytes + counters["kernel_copied_bytes"]) / payload_bytes)
+
+
+def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, float]]:
+    """Counts per bucket as (upper bound, count up to there); the last is what is over."""
+    assert len(counts) == len(bounds) + 1, (len(counts), len(bounds))
+    buckets, total = [], 0
+    for bound, count in zip([*map(repr, bounds), "+Inf"], counts, strict=True):
+        total += count
+        buckets.append((bound, float(total)))
+    return buckets
 
 
 def _labels(family: _Family) -> list[str]:

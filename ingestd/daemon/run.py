@@ -26,13 +26,16 @@ from typing import TYPE_CHECKING, Final
 from ingestd import __version__, systemd
 from ingestd.config.settings import diff, log_target
 from ingestd.daemon import zcrx
+from ingestd.daemon.admission import Admission, door
 from ingestd.daemon.engine import EngineChoice, fall_back
 from ingestd.daemon.eventlog import EventLog, errno_text
+from ingestd.daemon.flow_index import FlowIndex
 from ingestd.daemon.pump import Pump
 from ingestd.daemon.signals import SignalInbox
 from ingestd.daemon.startup import (
     StoreOpener,
     check_limits,
+    listeners_of,
     open_listeners,
     open_store,
     release_workers,
@@ -114,6 +117,7 @@ class Daemon:
         self._workers: list[WorkerThread] = []
         self._listener_names: list[str] = []
         self._pump: Pump | None = None
+        self._flow_indexes: dict[str, FlowIndex] = {}
         self._failed_stores: set[str] = set()
         self._late_workers: set[str] = set()
         self._events_dropped_count = 0
@@ -153,6 +157,7 @@ class Daemon:
     def _bring_up(self, undo: ExitStack) -> bool:
         """Do every step of the start; False when a signal asked to stop meanwhile."""
         settings = self._settings
+        self._doors = {name: door(name, item) for name, item in settings.listener.items()}
         self._log.emit(
             LogEvent.DAEMON_STARTING,
             version=__version__,
@@ -171,6 +176,9 @@ class Daemon:
             self._stores[name] = open_store(
                 settings, name, self._open_store, self._workers, self._log, undo
             )
+            flows = self._stores[name].take_recovered_flows()
+            if any(listener.protocol == "ingest" for _, listener in listeners_of(settings, name)):
+                self._flow_indexes[name] = FlowIndex(flows)
             if self._stop_wanted_early():
                 return False
         engine = self._start_workers(engine, nic_undo, undo)
@@ -180,6 +188,14 @@ class Daemon:
         self._listener_names = [name for name, _ in listening]
         advice = zcrx.by_copy_advice(settings, listening) if engine.kind == "zcrx" else None
         self._event_log = EventLog(self._core, self._log, self._listener_names, advice)
+        self._admission = Admission(
+            self._core,
+            self._log,
+            [self._doors[name] for name in self._listener_names],
+            self._flow_indexes,
+            self.wake,
+        )
+        undo.callback(self._admission.close)
         self._run_workers(undo)
         self._bring_up_metrics(engine, undo)
         self._log.emit(
@@ -255,7 +271,11 @@ class Daemon:
         from ingestd.daemon.metrics_server import start_metrics
 
         collector = IngestdCollector(
-            self._workers, self._stores, engine, self._core.HISTOGRAM_BOUNDS_NS
+            self._workers,
+            self._stores,
+            engine,
+            self._core,
+            self._admission.refused_counts,
         )
         server = start_metrics(endpoint, collector)
         undo.callback(server.close)
@@ -285,10 +305,16 @@ class Daemon:
         self._tell_events()
 
     def _tell_events(self) -> None:
+        self._admission.settle()
         for worker in self._workers:
+            self._admission.serve(worker)
             for event in worker.events():
                 if event.kind == self._core.EVENT_FLOW_ELSEWHERE:
                     self._hand_over(worker, event)
+                elif event.kind == self._core.EVENT_FLOW_OPENED:
+                    self._admission.note_opened(worker, event)
+                elif event.kind == self._core.EVENT_HELLO_FAILED:
+                    self._admission.note_failed(worker, event)
                 elif event.kind == self._core.EVENT_STORE_FAILED:
                     self._failed_stores.add(worker.store_name)
                 self._event_log.tell(worker, event)

@@ -242,13 +242,7 @@ def open_listeners(
         undo.callback(sockets.close)
         for worker, worker_sockets in zip(own, sockets.per_worker, strict=True):
             for offset, sock in enumerate(worker_sockets):
-                worker.add_listener(
-                    sock.fileno(),
-                    len(bound) + offset,
-                    name,
-                    listener.idle_timeout_s,
-                    listener.connections_max,
-                )
+                worker.add_listener(sock.fileno(), len(bound) + offset, name, listener)
         bound += [Listening(name, address) for address in sockets.addresses]
         note: dict[str, Any] = {"note": sockets.note} if sockets.note else {}
         for address in sockets.addresses:

@@ -6,8 +6,9 @@ Invariants:
    takes no signals, and whose end is always told by on_end().
  - A segment is granted at most once, and none is lost on the way.
 
-grant_segments() belongs to one thread at a time (the pump), events() to one
-(the daemon's main thread); everything else may be called from any.
+grant_segments() belongs to one thread at a time (the pump), events(), questions()
+and the answers to them to one (the daemon's main thread); everything else may be
+called from any.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ingestd.daemon.direct_io import DirectProfile, complete_profile
 from ingestd.daemon.faults import fault_to_error
 from ingestd.errors import ListenError, NotAStoreError, ResourceError, SystemCallError
 
 if TYPE_CHECKING:
-    from ingestd.config.settings import StoreSettings
-    from ingestd.core._core import CoreFault, DeviceProfile, Event
+    from ingestd.config.settings import ListenerSettings, StoreSettings
+    from ingestd.core._core import CoreFault, DeviceProfile, Event, Question
     from ingestd.core._core import Worker as CoreWorker
     from ingestd.daemon.engine import ZcrxQueue
     from ingestd.store.serving import ServedStore
@@ -35,7 +36,7 @@ SETUP_TIMEOUT_S: Final = 60.0
 NS_PER_S: Final = 1_000_000_000
 HUGEPAGE_BYTES: Final = 2 * 1024 * 1024  # AREA_HUGEPAGE_BYTES of core/area.h
 LISTENERS_MAX: Final = 16  # of core/intake.h
-PROTOCOL_RAW: Final = 1  # record_open.protocol of core/format.h
+PROTOCOLS: Final = {"raw": 1, "ingest": 2}  # record_open.protocol of core/format.h
 
 
 class Core(Protocol):
@@ -49,6 +50,7 @@ class Core(Protocol):
     COMMAND_SET_COMMIT_INTERVAL: int
     COMMAND_SET_IDLE_TIMEOUT: int
     COMMAND_ADOPT: int
+    COMMAND_END_FLOW: int
     EVENT_FLOW_OPENED: int
     EVENT_FLOW_SEALED: int
     EVENT_FLOW_INTERRUPTED: int
@@ -62,8 +64,14 @@ class Core(Protocol):
     EVENT_BACKPRESSURE: int
     EVENT_FLOW_BY_COPY: int
     EVENT_FLOW_ELSEWHERE: int
+    EVENT_HELLO_FAILED: int
+    EVENT_FLOW_DENIED: int
+    QUESTION_HELLO: int
+    QUESTION_TRAILER: int
+    NOTE_ENDED: int
     ENGINE_ZCRX: int
     HISTOGRAM_BOUNDS_NS: tuple[int, ...]
+    HISTOGRAM_BOUNDS_BYTES: tuple[int, ...]
     CoreFault: type[CoreFault]
     Worker: type[CoreWorker]
 
@@ -167,10 +175,8 @@ class WorkerThread:
         if self.error is not None:
             raise self.error
 
-    def add_listener(
-        self, fd: int, index: int, name: str, idle_timeout_s: float, flows_max: int
-    ) -> None:
-        """Accept flows of the raw protocol on a listening socket; before run() only."""
+    def add_listener(self, fd: int, index: int, name: str, listener: ListenerSettings) -> None:
+        """Accept flows on a listening socket; before run() only."""
         assert self._run_begun_ns == 0, self.name
         if self._listeners_count == LISTENERS_MAX:
             raise ListenError(
@@ -180,7 +186,19 @@ class WorkerThread:
         self._listeners_count += 1
         try:
             self.core_worker.add_listener(
-                fd, index, name, PROTOCOL_RAW, int(idle_timeout_s * NS_PER_S), flows_max
+                fd,
+                index,
+                name,
+                PROTOCOLS[listener.protocol],
+                int(listener.idle_timeout_s * NS_PER_S),
+                listener.connections_max,
+                hello_timeout_ns=int(listener.hello_timeout_s * NS_PER_S),
+                ack_interval_ns=int(listener.ack_interval_s * NS_PER_S),
+                authenticates=listener.key_file is not None,
+                allow=[
+                    (network.version, network.network_address.packed, network.prefixlen)
+                    for network in listener.networks
+                ],
             )
         except self._core.CoreFault as fault:
             raise fault_to_error(fault, f'worker {self.name}, listener "{name}"') from None
@@ -242,6 +260,26 @@ class WorkerThread:
     def adopt(self, fd: int, listener_index: int) -> bool:
         """Take over an accepted connection; False when the descriptor stays the caller's."""
         return self.alive() and self._post(self._core.COMMAND_ADOPT, fd, listener_index)
+
+    def questions(self) -> list[Question]:
+        """Return what is to be decided about connections of protocol `ingest`."""
+        return self.core_worker.questions()
+
+    def admit(self, connection: tuple[int, int], flow: bytes, **terms: Any) -> None:
+        """Answer a hello: the flow begins or goes on; terms as in core/_core.pyi."""
+        self.core_worker.admit(connection, flow, **terms)
+
+    def refuse(self, connection: tuple[int, int], line: bytes) -> None:
+        """Answer a hello or a trailer by a line, with which the connection ends."""
+        self.core_worker.refuse(connection, line)
+
+    def seal(self, connection: tuple[int, int], crc: int | None) -> None:
+        """Answer a trailer: it is right, and states this checksum."""
+        self.core_worker.seal(connection, crc)
+
+    def end_flow(self, connection: tuple[int, int]) -> bool:
+        """Interrupt a connection's flow, as a newer one goes on; False: the box is full."""
+        return self._post(self._core.COMMAND_END_FLOW, *connection)
 
     def grant_segments(self) -> int:
         """Give the worker the segments it wants, or tell it once that there are none.

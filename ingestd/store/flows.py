@@ -4,15 +4,17 @@
 Invariants: a flow's bytes are the prefix [0, bytes) that its spans cover
 without a hole, durable_bytes of them known to be on stable media. What lay
 behind a hole when a generation ended is never joined to later bytes: the next
-generation's sender went on at the hole, perhaps with other bytes. Values; any
-thread may read.
+generation's sender went on at the hole, perhaps with other bytes. And where a
+connection of a later generation went on before the end of what is there, its
+bytes take the place of those: docs/format.md has the rule. Values; any thread
+may read.
 """
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
@@ -20,6 +22,7 @@ from ingestd.store.layout import (
     CLOSE_HAS_CRC32C,
     CLOSE_REASON_CHECKSUM,
     CLOSE_REASON_IDLE,
+    CLOSE_REASON_LENGTH,
     CLOSE_REASON_LIMIT,
     CLOSE_REASON_NONE,
     CLOSE_REASON_PEER,
@@ -47,6 +50,7 @@ REASONS: Final = {
     CLOSE_REASON_LIMIT: "limit",
     CLOSE_REASON_REPLACED: "replaced",
     CLOSE_REASON_CHECKSUM: "checksum",
+    CLOSE_REASON_LENGTH: "length",
 }
 
 FlowId: TypeAlias = bytes
@@ -110,7 +114,31 @@ class _Parts:
 
     spans: list[Span] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
+    # Of each event, what puts it in order; and where connections went on.
+    order: list[tuple[int, int, int, int]] = field(default_factory=list)
+    starts: set[tuple[int, int]] = field(default_factory=set)
     generation: int = 0
+
+    def note(self, event: Event, generation: int) -> None:
+        """Add an event of a segment; segments come in the order of their sequences."""
+        if isinstance(event, OpenEvent):
+            offset, time_ns, is_seal = event.row.stream_offset, event.row.started_ns, 0
+            self.starts.add((generation, offset))
+        else:
+            offset, time_ns = event.row.stream_bytes, event.row.ended_ns
+            is_seal = int(event.row.state == FLOW_STATE_SEALED)
+        self.events.append(event)
+        self.order.append((generation, offset, is_seal, time_ns))
+
+    def sort_events(self) -> None:
+        """Put the events into the order in which they happened.
+
+        Workers fill segments beside each other, so that a flow which one worker
+        resumed after another may lie in segments of any order. Offsets only grow
+        from one connection to the next, and nothing comes after a seal.
+        """
+        ranks = sorted(range(len(self.events)), key=self.order.__getitem__)
+        self.events = [self.events[rank] for rank in ranks]
 
 
 @dataclass(slots=True)
@@ -143,11 +171,12 @@ def assemble(
             part.generation = segment.generation
         for event in segment.events:
             part = parts.setdefault(event.flow, _Parts())
-            part.events.append(event)
+            part.note(event, segment.generation)
             part.generation = segment.generation
     flows, anomalies = [], []
     for flow_id, part in parts.items():
-        prefix = _prefix(part.spans, generation)
+        part.sort_events()
+        prefix = _prefix(part, generation)
         may_go_on = live and part.generation >= generation
         flow = _flow(flow_id, part, prefix, may_go_on=may_go_on)
         flows.append(flow)
@@ -158,15 +187,19 @@ def assemble(
     return flows, anomalies
 
 
-def _prefix(spans: list[Span], generation: int) -> _Prefix:
+def _prefix(part: _Parts, generation: int) -> _Prefix:
     """Join spans from byte 0 on, one generation after the other."""
     prefix = _Prefix()
     of_generation: dict[int, list[Span]] = {}
-    for span in spans:
+    for span in part.spans:
         if span.end_offset > span.first_offset:
             of_generation.setdefault(generation_of(span.segment_sequence), []).append(span)
     for number, group in sorted(of_generation.items()):
-        for span in sorted(group, key=lambda s: (s.first_offset, s.segment_sequence)):
+        group.sort(key=lambda s: (s.first_offset, s.segment_sequence))
+        first = group[0].first_offset
+        if first < prefix.end and (number, first) in part.starts:
+            _cut(prefix, first)
+        for span in group:
             if span.first_offset > prefix.end:
                 prefix.hole = prefix.hole or (prefix.end, span.first_offset)
                 break
@@ -175,6 +208,22 @@ def _prefix(spans: list[Span], generation: int) -> _Prefix:
                 continue
             _join(prefix, span, span.end_offset if number < generation else span.durable_end)
     return prefix
+
+
+def _cut(prefix: _Prefix, end: int) -> None:
+    """Give up what lies behind `end`: a later connection went on there."""
+    kept = [span for span in prefix.spans if span.first_offset < end]
+    if kept and kept[-1].end_offset > end:
+        # The chain of checksums is known at the ends of spans only.
+        last = replace(kept[-1], end_offset=end, durable_end=min(kept[-1].durable_end, end))
+        kept[-1] = last
+        prefix.has_crc32c = False
+    prefix.spans = kept
+    prefix.end = end
+    prefix.durable_end = min(prefix.durable_end, end)
+    prefix.crc = kept[-1].crc_after if kept else 0
+    if not kept:
+        prefix.has_crc32c, prefix.broken_chain_at = True, None
 
 
 def _join(prefix: _Prefix, span: Span, durable_end: int) -> None:

@@ -19,6 +19,7 @@ from typing import Final
 
 from ingestd.errors import StoreBusyError, StoreDamagedError, StoreError
 from ingestd.store.device import Device, open_device
+from ingestd.store.flows import Flow
 from ingestd.store.footer import build_footer
 from ingestd.store.image import StoreImage, image_of
 from ingestd.store.layout import GENERATION_MAX, SEQUENCE_COUNTER_MAX, sequence_of
@@ -68,7 +69,9 @@ class ServedStore:
         superblock: Superblock,
         free: list[int],
         recovery: RecoverySummary,
+        flows: list[Flow] | None = None,
     ) -> None:
+        self._flows = flows or []
         self.superblock = superblock
         self.recovery = recovery
         self._device = device
@@ -91,6 +94,11 @@ class ServedStore:
         """How many segments take_segment() can still hand out."""
         with self._mutex:
             return len(self._free)
+
+    def take_recovered_flows(self) -> list[Flow]:
+        """Return the flows that the opening found, and forget them: there may be many."""
+        flows, self._flows = self._flows, []
+        return flows
 
     def take_segment(self) -> tuple[int, int] | None:
         """Return index and sequence of a free segment, lowest index first; None: store full."""
@@ -174,7 +182,7 @@ def _recover(device: Device, expected_uuid: str | None) -> ServedStore:
         device.sync()
     free = [segment.index for segment in image.segments if segment.state is SegmentState.FREE]
     summary = _summary(image, outcome, time.monotonic() - started_s)
-    return ServedStore(device, superblock, free, summary)
+    return ServedStore(device, superblock, free, summary, image.flows)
 
 
 def _check(device: Device, superblock: Superblock, expected_uuid: str | None) -> None:

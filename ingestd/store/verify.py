@@ -28,7 +28,7 @@ from ingestd.store.layout import (
 )
 from ingestd.store.records import Batch, Place, decode_block, is_remains
 from ingestd.store.scan import Scanner, batch_remains, extent_crc32c
-from ingestd.store.segment import SegmentImage, SegmentState, Tally
+from ingestd.store.segment import SegmentImage, SegmentState, Span, Tally
 from ingestd.store.window import Window, read_batch
 
 DAMAGE: Final = "damage"
@@ -116,6 +116,9 @@ def verify_store(path: str, progress: Progress | None = None) -> VerifyReport:
         return report
 
 
+_Run: TypeAlias = tuple[bytes, int, int, int, int, int, int]
+
+
 class _SegmentCheck:
     """Checks one segment that is in use, and adds to the report."""
 
@@ -192,9 +195,7 @@ class _SegmentCheck:
             )
         if [event.raw for event in tally.events] != [event.raw for event in segment.events]:
             self._find(DAMAGE, "its footer's OPEN and CLOSE records are not those of its batches")
-        stated = sorted(_span_key(span.row()) for span in segment.spans if _has_bytes(span.row()))
-        found = sorted(_span_key(span.row()) for span in tally.spans if _has_bytes(span.row()))
-        if stated != found:
+        if _runs(segment.spans) != _runs(tally.spans):
             self._find(DAMAGE, "its footer's spans are not those of its batches")
 
     def _check_open(self, window: Window, place: Place) -> None:
@@ -236,11 +237,37 @@ class _SegmentCheck:
             self._find(DOUBT, f"{name} is torn or damaged")
 
 
-def _has_bytes(row: RecordSpanRow) -> bool:
-    return row.end_offset > row.first_offset
+def _runs(spans: list[Span]) -> list[_Run]:
+    """The runs of flows' bytes that spans make up.
+
+    A footer has a span for each connection, the batches do not tell where one
+    connection of a flow ends and the next begins: spans that follow are joined.
+    """
+    runs: list[_Run] = []
+    for row in sorted((span.row() for span in spans), key=_place_of):
+        flow, first, end, first_block, last_block, before, after = _run_of(row)
+        last = runs[-1] if runs else None
+        if last is not None and (last[0], last[2]) == (flow, first):
+            is_empty = last[1] == last[2]
+            runs[-1] = (
+                flow,
+                last[1],
+                end,
+                last[3],
+                last_block,
+                before if is_empty else last[5],
+                last[6] if first == end else after,
+            )
+        else:
+            runs.append((flow, first, end, first_block, last_block, before, after))
+    return [run for run in runs if run[2] > run[1]]
 
 
-def _span_key(row: RecordSpanRow) -> tuple[bytes, int, int, int, int, int, int]:
+def _place_of(row: RecordSpanRow) -> tuple[bytes, int, int, int]:
+    return row.flow, row.first_offset, row.first_batch_block, row.end_offset
+
+
+def _run_of(row: RecordSpanRow) -> _Run:
     """What of a span follows from the extents alone."""
     return (
         row.flow,

@@ -12,10 +12,13 @@ from support.native import CORE, PURE_SOURCES, SANITIZERS, TESTS, build_executab
 
 MODEL = TESTS / "core" / "plan_model.c"
 PROGRAMS = {
+    "test_admission": (TESTS / "core" / "test_admission.c",),
+    "test_answer": (TESTS / "core" / "test_answer.c",),
     "test_buddy": (TESTS / "core" / "test_buddy.c",),
     "test_commit": (TESTS / "core" / "test_commit.c",),
     "test_flow": (TESTS / "core" / "test_flow.c",),
     "test_frame": (TESTS / "core" / "test_frame.c",),
+    "test_network": (TESTS / "core" / "test_network.c",),
     "test_plan": (TESTS / "core" / "test_plan.c", MODEL),
     "test_refill": (TESTS / "core" / "test_refill.c",),
     "test_segment": (TESTS / "core" / "test_segment.c",),

@@ -70,6 +70,25 @@ static void the_least_active_flow_is_first(void) {
     flow_table_destroy(&t);
 }
 
+static void flows_with_news_are_told_in_turn(void) {
+    struct flow_table t;
+    struct flow_list news = {FLOW_NONE, FLOW_NONE, 0};
+    flow_table_init(&t, CAPACITY);
+    struct flow *a = taken(&t), *b = taken(&t), *c = taken(&t);
+    CHECK_EQUAL(a->limit_bytes, UINT64_MAX);
+    flow_news_add(&t, &news, a);
+    flow_news_add(&t, &news, b);
+    flow_news_add(&t, &news, a); /* is there: keeps its turn */
+    flow_news_add(&t, &news, c);
+    CHECK_EQUAL(news.count, 3);
+    CHECK_EQUAL(news.head, a->index);
+    flow_news_remove(&t, &news, b);
+    flow_news_remove(&t, &news, b);
+    CHECK_EQUAL(news.count, 2);
+    CHECK_EQUAL(a->news.next, c->index);
+    flow_table_destroy(&t);
+}
+
 static const char *answer(const struct flow *f, int store_errno) {
     static char line[FLOW_LINE_BYTES];
     size_t bytes = answer_format(f, store_errno, line, sizeof line);
@@ -100,7 +119,7 @@ static void a_failed_store_never_says_sealed(void) {
 }
 
 static void every_reason_fits_its_line(void) {
-    for (uint8_t reason = 0; reason <= CLOSE_REASON_CHECKSUM; reason++) {
+    for (uint8_t reason = 0; reason <= CLOSE_REASON_LENGTH; reason++) {
         struct flow f = {.opened = reason % 2, .state = FLOW_STATE_INTERRUPTED, .reason = reason};
         f.durable_bytes = UINT64_MAX;
         CHECK(strstr(answer(&f, 0), f.opened ? "\"interrupted\"" : "\"refused\"") != NULL);
@@ -112,6 +131,7 @@ int main(void) {
         TEST(a_full_table_gives_nothing),       TEST(waiting_is_first_come_first_served),
         TEST(the_least_active_flow_is_first),   TEST(a_receipt_is_one_line_of_json),
         TEST(a_failed_store_never_says_sealed), TEST(every_reason_fits_its_line),
+        TEST(flows_with_news_are_told_in_turn),
     };
     return harness_run(tests, sizeof tests / sizeof tests[0]);
 }

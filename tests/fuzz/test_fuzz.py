@@ -31,7 +31,7 @@ RUN_TIMEOUT_S = 240
 INPUT_TIMEOUT_S = 20
 INPUT_BYTES_MAX = 256
 # How many runs of each Python target take some seconds.
-PYTHON_RUNS_COUNT = {"receipt": 40_000, "records": 60_000, "store": 250}
+PYTHON_RUNS_COUNT = {"hello": 30_000, "receipt": 40_000, "records": 60_000, "store": 250}
 
 
 @pytest.mark.timeout(600)

@@ -9,6 +9,7 @@ are wanted. Tests steer a FakeWorker through its public attributes.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import threading
@@ -61,6 +62,7 @@ class FakeCore:
     COMMAND_SET_COMMIT_INTERVAL = 6
     COMMAND_SET_IDLE_TIMEOUT = 7
     COMMAND_ADOPT = 8
+    COMMAND_END_FLOW = 9
     EVENT_FLOW_OPENED = 1
     EVENT_FLOW_SEALED = 2
     EVENT_FLOW_INTERRUPTED = 3
@@ -74,9 +76,15 @@ class FakeCore:
     EVENT_BACKPRESSURE = 11
     EVENT_FLOW_BY_COPY = 12
     EVENT_FLOW_ELSEWHERE = 13
+    EVENT_HELLO_FAILED = 14
+    EVENT_FLOW_DENIED = 15
+    QUESTION_HELLO = 1
+    QUESTION_TRAILER = 2
+    NOTE_ENDED = 3
     ENGINE_RECV = 0
     ENGINE_ZCRX = 1
     HISTOGRAM_BOUNDS_NS = (10_000, 1_000_000, 1_000_000_000)
+    HISTOGRAM_BOUNDS_BYTES = (4096, 8192, 16384)
     CoreFault = CoreFault
 
     def __init__(self) -> None:
@@ -121,6 +129,9 @@ class FakeWorker:
         self.settings = settings
         self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.listeners: list[tuple[int, int, str, int, int, int]] = []
+        self.listener_terms: list[dict[str, Any]] = []
+        self.asked: list[Any] = []  # questions to come
+        self.answers: list[tuple[str, tuple[int, int], dict[str, Any]]] = []
         self.commands: list[tuple[int, int, int]] = []  # obeyed, in order
         self.granted: list[tuple[int, int]] = []
         self.threads: list[int] = []  # idents of the threads of setup() and run()
@@ -158,10 +169,31 @@ class FakeWorker:
             raise self._error
 
     def add_listener(
-        self, fd: int, index: int, name: str, protocol: int, idle_timeout_ns: int, flows_max: int
+        self,
+        fd: int,
+        index: int,
+        name: str,
+        protocol: int,
+        idle_timeout_ns: int,
+        flows_max: int,
+        **more: Any,
     ) -> None:
         assert not self.is_running
         self.listeners.append((fd, index, name, protocol, idle_timeout_ns, flows_max))
+        self.listener_terms.append(more)
+
+    def questions(self) -> list[Any]:
+        asked, self.asked = self.asked, []
+        return asked
+
+    def admit(self, connection: tuple[int, int], flow: bytes, **terms: Any) -> None:
+        self.answers.append(("admit", connection, {"flow": flow, **terms}))
+
+    def refuse(self, connection: tuple[int, int], line: bytes) -> None:
+        self.answers.append(("refuse", connection, json.loads(line)))
+
+    def seal(self, connection: tuple[int, int], crc: int | None) -> None:
+        self.answers.append(("seal", connection, {"crc": crc}))
 
     def set_napi(self, own: int, others: list[tuple[int, int]]) -> None:
         assert not self.is_running
@@ -192,7 +224,13 @@ class FakeWorker:
         return dict(self.values)
 
     def histograms(self) -> dict[str, tuple[int, ...]]:
-        return {"write_latency": (1, 2, 3, 4), "flush_latency": (0, 0, 0, 0)}
+        none = (0, 0, 0, 0)
+        return {
+            "write_latency": (1, 2, 3, 4),
+            "flush_latency": none,
+            "ack_latency": none,
+            "commit_bytes": none,
+        }
 
     # --- For tests ------------------------------------------------------------------
 

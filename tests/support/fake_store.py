@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ingestd.store.flows import Flow
 from ingestd.store.serving import RecoverySummary
 from ingestd.store.superblock import Superblock
 
@@ -31,6 +32,7 @@ class FakeStore:
     closed_count: int = 0
     taken_count: int = 0
     recovery: RecoverySummary = field(default_factory=recovery)
+    flows: list[Flow] = field(default_factory=list)
     mutex: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -50,6 +52,10 @@ class FakeStore:
     @property
     def segments_free_count(self) -> int:
         return self.segments_count - self.taken_count
+
+    def take_recovered_flows(self) -> list[Flow]:
+        flows, self.flows = self.flows, []
+        return flows
 
     def take_segment(self) -> tuple[int, int] | None:
         with self.mutex:

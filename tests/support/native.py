@@ -24,11 +24,13 @@ TESTS: Final = ROOT / "tests"
 PURE_SOURCES: Final = tuple(
     CORE / name
     for name in (
+        "admission.c",
         "answer.c",
         "buddy.c",
         "commit.c",
         "flow.c",
         "frame.c",
+        "network.c",
         "plan.c",
         "refill.c",
         "segment.c",

@@ -18,7 +18,7 @@ from typing import Any, Final
 from support.native import PURE_SOURCES, TESTS, build_library
 
 PAGE_BYTES: Final = 4096
-BOUNCE_REASONS: Final = ("head", "tail", "small", "boundary", "pressure")
+BOUNCE_REASONS: Final = ("head", "tail", "small", "boundary", "pressure", "trailer")
 
 
 class Iovec(ctypes.Structure):

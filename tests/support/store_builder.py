@@ -202,7 +202,7 @@ class SegmentWriter:
         self.payload_bytes = 0
         self.mark_sequence = 0
         self._copies: list[bytes] = []
-        self._parts: dict[bytes, _FlowPart] = {}
+        self._parts: list[tuple[bytes, _FlowPart]] = []
 
     @property
     def batch_count(self) -> int:
@@ -287,9 +287,11 @@ class SegmentWriter:
 
     def _part(self, flow: bytes, offset: int, crc: int) -> _FlowPart:
         block = self.at // self.store.block_bytes
-        part = self._parts.get(flow)
-        if part is None:
-            part = self._parts[flow] = _FlowPart(offset, offset, block, block, crc, crc)
+        part = next((part for mine, part in reversed(self._parts) if mine == flow), None)
+        if part is None or (part.end_offset != offset and part.first_offset != part.end_offset):
+            # A connection has a part of its own where it does not follow the one before.
+            part = _FlowPart(offset, offset, block, block, crc, crc)
+            self._parts.append((flow, part))
         part.last_block = block
         return part
 
@@ -379,7 +381,7 @@ class SegmentWriter:
         """Write the footer; the marks do not count from here on."""
         block_bytes, segment_bytes = self.store.block_bytes, self.store.segment_bytes
         records = b"".join(self._copies)
-        for flow, part in self._parts.items():
+        for flow, part in self._parts:
             row = layout.RecordSpanRow(
                 *self._head(layout.RECORD_SPAN, layout.SPAN.size_bytes, part.flags, flow),
                 part.first_offset,

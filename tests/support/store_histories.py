@@ -69,6 +69,7 @@ class History:
     builder: StoreBuilder
     expected: dict[bytes, Expected]
     batches_dropped: int = 0
+    sealed_flows: set[bytes] = field(default_factory=set)
 
 
 @dataclass
@@ -162,7 +163,7 @@ def _segment(
     committed = count if intact else draw(st.integers(0, count))
     planned: list[_Planned] = []
     for index in range(count):
-        items, notes = _items(draw, history.builder, flows)
+        items, notes = _items(draw, history.builder, flows, history.sealed_flows)
         lost = "no" if index < committed else draw(st.sampled_from(LOST))
         has_payload = any(isinstance(item, Extent) for item in items)
         known = draw(st.integers(0, min(index, committed)))
@@ -183,13 +184,15 @@ def _segment(
 
 
 def _items(
-    draw: st.DrawFn, builder: StoreBuilder, flows: list[bytes]
+    draw: st.DrawFn, builder: StoreBuilder, flows: list[bytes], sealed_flows: set[bytes]
 ) -> tuple[list[Item], list[tuple[bytes, str, int, int]]]:
     items: list[Item] = []
     notes: list[tuple[bytes, str, int, int]] = []
     ends: dict[bytes, int] = {}
     for _ in range(draw(st.integers(1, ITEMS_MAX))):
         flow = draw(st.sampled_from(flows))
+        if flow in sealed_flows:
+            continue  # nothing ever follows a seal
         at = ends.get(flow, len(builder.model(flow).data))
         kind = draw(st.sampled_from(("extent", "extent", "extent", "open", "close")))
         if kind == "extent":
@@ -205,6 +208,8 @@ def _items(
             items.append(Close(flow, state, layout.CLOSE_REASON_PEER))
             sealed = state == layout.FLOW_STATE_SEALED
             notes.append((flow, "sealed" if sealed else "interrupted", at, at))
+            if sealed:
+                sealed_flows.add(flow)
     return items, notes
 
 

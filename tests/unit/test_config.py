@@ -389,3 +389,29 @@ def test_log_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert config.log_target(auto, terminal) == "console"
     os.close(leader)
     os.close(terminal)
+
+
+# --- protocols -------------------------------------------------------------------
+
+
+def test_networks_are_let_in_by_their_names(toml: Any) -> None:
+    settings = toml(MINIMAL + 'allow = ["192.0.2.0/24", "2001:DB8::/32", "10.0.0.1"]\n')
+    listener = settings.listener["x"]
+    assert listener.allow == ("192.0.2.0/24", "2001:db8::/32", "10.0.0.1/32")
+    assert [network.prefixlen for network in listener.networks] == [24, 32, 32]
+
+
+@pytest.mark.parametrize("text", ["192.0.2.1/24", "example.org", "", "1.2.3.4/33"])
+def test_what_is_no_network(toml: Any, text: str) -> None:
+    with pytest.raises(ConfigError, match="is not a network: write"):
+        toml(MINIMAL + f'allow = ["{text}"]\n')
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["hello_timeout_s = 1", "ack_interval_s = 1", "flow_bytes_max = 1", 'key_file = "/etc/keys"'],
+)
+def test_what_only_protocol_ingest_has(toml: Any, line: str) -> None:
+    with pytest.raises(ConfigError, match='needs protocol = "ingest": raw has no such thing'):
+        toml(MINIMAL + line + "\n")
+    assert toml(MINIMAL + line + '\nprotocol = "ingest"\n').listener["x"].protocol == "ingest"

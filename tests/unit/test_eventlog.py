@@ -40,6 +40,31 @@ SHOWN = {"flow": str(FLOW), "peer": "192.0.2.1:4000", "listener": "other"}
     [
         (Event(CORE.EVENT_FLOW_OPENED, **FROM), (LogEvent.FLOW_OPENED, SHOWN)),
         (
+            Event(CORE.EVENT_FLOW_OPENED, bytes_count=9, **FROM),
+            (LogEvent.FLOW_RESUMED, SHOWN | {"offset": 9}),
+        ),
+        (
+            Event(CORE.EVENT_FLOW_DENIED, bytes_count=3, peer="192.0.2.1:4000", listener_index=1),
+            (
+                LogEvent.CONNECTION_DENIED,
+                {"peer": "192.0.2.1:4000", "listener": "other", "count": 3},
+            ),
+        ),
+        (
+            Event(CORE.EVENT_HELLO_FAILED, code=1, detail=layout.CLOSE_REASON_IDLE, **FROM),
+            (
+                LogEvent.FLOW_REFUSED,
+                {"peer": "192.0.2.1:4000", "listener": "other", "reason": "hello_timeout"},
+            ),
+        ),
+        (
+            Event(CORE.EVENT_HELLO_FAILED, detail=layout.CLOSE_REASON_PEER, **FROM),
+            (
+                LogEvent.FLOW_REFUSED,
+                {"peer": "192.0.2.1:4000", "listener": "other", "reason": "connection_lost"},
+            ),
+        ),
+        (
             Event(CORE.EVENT_FLOW_SEALED, bytes_count=7, **FROM),
             (LogEvent.FLOW_SEALED, SHOWN | {"bytes": 7}),
         ),
@@ -132,7 +157,7 @@ def test_an_accept_that_failed(code: int, way_out: str) -> None:
 
 def test_every_kind_of_the_core_has_a_line() -> None:
     kinds = [getattr(CORE, name) for name in dir(CORE) if name.startswith("EVENT_")]
-    assert len(kinds) == 13
+    assert len(kinds) == 15
     for kind in kinds:
         assert _told(Event(kind))[1] in {event.value for event in LogEvent}
 

@@ -28,6 +28,7 @@ from support.fake_core import FakeCore, counter_names
 from support.fake_store import MIB, FakeStore
 
 ROOT = Path(__file__).resolve().parents[2]
+REFUSED = {("data", "in", "unauthorised"): 3}
 BOUNDS_NS = FakeCore.HISTOGRAM_BOUNDS_NS
 
 # Exported name -> its labels besides store and worker, or besides store.
@@ -58,6 +59,15 @@ WORKER_NAMES = {
     "ingestd_flush_latency_seconds_sum": set(),
     "ingestd_flows": {"state"},
     "ingestd_flows_total": {"outcome"},
+    "ingestd_flows_resumed_total": set(),
+    "ingestd_connections_denied_total": set(),
+    "ingestd_ack_latency_seconds_bucket": {"le"},
+    "ingestd_ack_latency_seconds_count": set(),
+    "ingestd_ack_latency_seconds_sum": set(),
+    "ingestd_commit_bytes_bucket": {"le"},
+    "ingestd_commit_bytes_count": set(),
+    "ingestd_commit_bytes_sum": set(),
+    "ingestd_durable_lines_total": set(),
     "ingestd_area_bytes": {"state"},
     "ingestd_area_hugepage_bytes": set(),
     "ingestd_writes_in_flight": set(),
@@ -72,6 +82,7 @@ STORE_NAMES = {
     "ingestd_store_failed": set(),
     "ingestd_store_full": set(),
     "ingestd_segments": {"state"},
+    "ingestd_refused_total": {"listener", "reason"},
 }
 PROCESS_NAMES = {
     "ingestd_engine_info": {"engine", "reason"},
@@ -97,7 +108,13 @@ class FakeWorker:
         return dict(self.values)
 
     def histograms(self) -> dict[str, tuple[int, ...]]:
-        return {"write_latency": (5, 0, 2, 1), "flush_latency": (0, 0, 0, 0)}
+        none = (0, 0, 0, 0)
+        return {
+            "write_latency": (5, 0, 2, 1),
+            "flush_latency": none,
+            "ack_latency": none,
+            "commit_bytes": (1, 0, 2, 3),
+        }
 
     def loop_age_s(self) -> float:
         return 0.25
@@ -111,7 +128,9 @@ def workers() -> list[FakeWorker]:
 @pytest.fixture
 def collector(workers: list[FakeWorker]) -> IngestdCollector:
     stores = {"data": FakeStore(taken_count=3), "more": FakeStore(segments_count=4)}
-    return IngestdCollector(workers, stores, EngineChoice("recv", "asked for"), BOUNDS_NS)
+    return IngestdCollector(
+        workers, stores, EngineChoice("recv", "asked for"), FakeCore(), dict(REFUSED)
+    )
 
 
 def _samples(collector: IngestdCollector) -> dict[tuple[str, frozenset[Any]], float]:
@@ -160,7 +179,7 @@ def test_values(workers: list[FakeWorker], collector: IngestdCollector) -> None:
     values["write_latency_sum_ns"] = 250_000_000
     samples = _samples(collector)
     assert _value(samples, "ingestd_received_bytes_total", **worker) == values["received_bytes"]
-    for reason in ("head", "tail", "small", "boundary", "pressure"):
+    for reason in ("head", "tail", "small", "boundary", "pressure", "trailer"):
         bounced = _value(samples, "ingestd_bounced_bytes_total", reason=reason, **worker)
         assert bounced == values[f"bounced_{reason}_bytes"]
     for outcome in ("opened", "sealed", "interrupted", "refused"):
@@ -171,6 +190,10 @@ def test_values(workers: list[FakeWorker], collector: IngestdCollector) -> None:
     assert _value(samples, "ingestd_backpressure_seconds_total", cause="area", **worker) == 1.5
     assert _value(samples, "ingestd_worker_loop_age_seconds", **worker) == 0.25
     assert _value(samples, "ingestd_write_latency_seconds_sum", **worker) == 0.25
+    assert _value(samples, "ingestd_commit_bytes_sum", **worker) == values["durable_bytes"]
+    assert _value(samples, "ingestd_commit_bytes_bucket", le="16384.0", **worker) == 3
+    refused = {"store": "data", "listener": "in", "reason": "unauthorised"}
+    assert _value(samples, "ingestd_refused_total", **refused) == 3
     assert _value(samples, "ingestd_engine_info", engine="recv", reason="asked for") == 1
     (build,) = [dict(labels) for name, labels in samples if name == "ingestd_build_info"]
     assert build["version"] == __version__

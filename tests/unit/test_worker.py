@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ingestd.config.settings import StoreSettings
+from ingestd.config.settings import ListenerSettings, StoreSettings
 from ingestd.daemon import faults, worker
 from ingestd.daemon.direct_io import DirectProfile
 from ingestd.daemon.faults import fault_to_error
@@ -192,11 +192,28 @@ def test_abandoned_before_run(bench: Bench) -> None:
 def test_listeners(bench: Bench) -> None:
     bench.worker.start()
     bench.worker.wait_ready(WAIT_S)
-    for number in range(LISTENERS_MAX):
-        bench.worker.add_listener(10 + number, number, "in", 1.5, 100)
+    raw = ListenerSettings(address="*:0", idle_timeout_s=1.5, connections_max=100)
+    ingest = ListenerSettings(
+        address="*:0",
+        protocol="ingest",
+        hello_timeout_s=3,
+        ack_interval_s=0.5,
+        key_file="keys",
+        allow=["192.0.2.0/24", "::1"],
+    )
+    bench.worker.add_listener(10, 0, "in", raw)
+    for number in range(1, LISTENERS_MAX):
+        bench.worker.add_listener(10 + number, number, "by-ingest", ingest)
     assert bench.fake.listeners[0] == (10, 0, "in", 1, 1_500_000_000, 100)
+    assert bench.fake.listeners[1][3] == 2
+    assert bench.fake.listener_terms[1] == {
+        "hello_timeout_ns": 3_000_000_000,
+        "ack_interval_ns": 500_000_000,
+        "authenticates": True,
+        "allow": [(4, bytes([192, 0, 2, 0]), 24), (6, bytes(15) + b"\1", 128)],
+    }
     with pytest.raises(ListenError, match=f'store "data" has {LISTENERS_MAX} addresses already'):
-        bench.worker.add_listener(99, 99, "one-too-many", 0, 100)
+        bench.worker.add_listener(99, 99, "one-too-many", raw)
 
 
 def test_changes_at_run_time(bench: Bench) -> None:

@@ -240,6 +240,40 @@ def test_bytes_that_are_there_twice_are_shown_once(path: Path) -> None:
         assert "bytes 500 to 1000 are there twice" in image.anomalies[0].text
 
 
+def test_a_later_life_may_take_the_place_of_a_tail(path: Path) -> None:
+    """Its OPEN record says where: whatever lay behind is no longer the flow's."""
+    builder = StoreBuilder()
+    first = builder.segment(0)
+    first.batch(Open(FLOW), Extent(FLOW, b"a" * 1000))
+    first.batch(Extent(FLOW, b"OLD" * 500))
+    first.close()
+    builder.raise_generation()
+    model = builder.flows[FLOW]
+    model.data, model.crc, model.has_crc = bytearray(b"a" * 1000 + b"OLD" * 100), 0, False
+    second = builder.segment(1)
+    second.batch(Open(FLOW), Extent(FLOW, b"new" * 200))
+    second.batch(Close(FLOW))
+    with image_of(builder, path) as image:
+        assert bytes_of(image, FLOW) == b"a" * 1000 + b"OLD" * 100 + b"new" * 200
+        flow = image.find(ID)
+        # The CRC32C at the place where it goes on was not kept: there is none of the whole.
+        assert (flow.state, flow.bytes, flow.checksum) == ("sealed", 1900, None)
+        assert image.anomalies == []
+
+
+def test_a_flow_of_several_workers_ends_as_it_ended_last(path: Path) -> None:
+    """The worker that had it last began its segment earlier than the other one."""
+    builder = StoreBuilder()
+    ours, theirs = builder.segment(0), builder.segment(1, worker_index=1)
+    theirs.batch(Open(FLOW), Extent(FLOW, b"a" * 1000))
+    theirs.batch(Close(FLOW, layout.FLOW_STATE_INTERRUPTED, layout.CLOSE_REASON_PEER))
+    ours.batch(Open(FLOW), Extent(FLOW, b"b" * 1000))
+    ours.batch(Close(FLOW))
+    with image_of(builder, path) as image:
+        assert bytes_of(image, FLOW) == b"a" * 1000 + b"b" * 1000
+        assert (image.find(ID).state, image.find(ID).reason) == ("sealed", None)
+
+
 def test_open_only_while_someone_serves(path: Path) -> None:
     builder = StoreBuilder()
     builder.segment(0).batch(Open(FLOW), Extent(FLOW, b"a"))

@@ -89,6 +89,7 @@ def test_header_is_understood() -> None:
         "FLOW_STATE_OPEN",
         "FLOW_STATE_INTERRUPTED",
         "CLOSE_REASON_CHECKSUM",
+        "CLOSE_REASON_LENGTH",
         "RECORD_SPAN",
         "SPAN_HAS_CLOSE",
         "BATCH_MAGIC",

@@ -311,7 +311,14 @@ static bool run_members(struct server *s) {
         int fd = listen_on(s->port);
         if (listen(fd, 4096) < 0)
             die("listening: %m");
-        worker_add_listener(m->worker, fd, 0, "main", 1, 0, s->settings.flows_max);
+        struct listener_settings listener = {
+            .fd = fd,
+            .protocol = PROTOCOL_RAW,
+            .flows_max = s->settings.flows_max,
+            .name = "main",
+        };
+        if (worker_add_listener(m->worker, &listener) < 0)
+            die("the listener was not taken");
         sem_post(&m->may_run);
     }
     printf("ready\n");

@@ -1,0 +1,421 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Letting flows of protocol `ingest` in: who may, where they go on, and how they end.
+
+Workers ask about each hello and each trailer, once per flow, and tell of each
+end; what lies between is theirs. Invariants:
+ - Each question is answered exactly once.
+ - At most one connection feeds a flow. A newer one waits until the older has
+   ended and all it had stored is durable.
+ - A flow goes on where its durable bytes end, never before and never behind.
+
+Owned by the main thread, but for looking into a store, which has a thread of
+its own that only reads.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from ingestd.daemon.eventlog import hello_failure
+from ingestd.daemon.flow_index import Known, known_of
+from ingestd.daemon.hello import (
+    Refusal,
+    authenticate,
+    flow_id,
+    labels_text,
+    read_hello,
+    read_trailer,
+)
+from ingestd.keyfile import load_keys
+from ingestd.log import Log, LogEvent
+from ingestd.protocol.blocks import Hello
+from ingestd.store.flows import checksum_text
+from ingestd.store.image import read_image
+
+if TYPE_CHECKING:
+    from ingestd.config.settings import ListenerSettings
+    from ingestd.core._core import Event, Question
+    from ingestd.daemon.flow_index import FlowIndex
+    from ingestd.daemon.worker import Core, WorkerThread
+
+UNLIMITED: Final = 2**64 - 1
+LINE_TEXT_CHARS_MAX: Final = 400
+LOOKUPS_MAX: Final = 64
+NOBODY_READS: Final = b"{}\n"  # the answer to a question whose connection has ended
+
+
+_FlowKey: TypeAlias = tuple[str, bytes]  # name of the store, id
+_Connection: TypeAlias = tuple[str, tuple[int, int]]  # name of the worker, its name there
+
+
+@dataclass(frozen=True)
+class Door:
+    """A listener as admission sees it; keys None: it does not authenticate."""
+
+    name: str
+    keys: Mapping[str, bytes] | None
+    flow_bytes_max: int  # 0: no limit
+    is_ingest: bool
+
+
+def door(name: str, listener: ListenerSettings) -> Door:
+    """Return a listener as admission sees it, with its keys. Raises ConfigError."""
+    keys = None if listener.key_file is None else load_keys(listener.key_file)
+    return Door(name, keys, listener.flow_bytes_max, listener.protocol == "ingest")
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A connection whose hello is right."""
+
+    worker: WorkerThread
+    question: Question
+    hello: Hello
+    flow: bytes
+    key: str | None  # that authenticated it
+
+    @property
+    def connection(self) -> _Connection:
+        """What no other connection of any worker has."""
+        return self.worker.name, self.question.connection
+
+
+@dataclass
+class _Live:
+    """A flow that a connection feeds, and a newer one that waits for it."""
+
+    candidate: _Candidate
+    heir: _Candidate | None = None
+
+
+@dataclass(frozen=True)
+class _Lookup:
+    candidate: _Candidate
+    found: Future[Known | None]
+
+
+class Admission:
+    """Answers the questions of all workers; serve() and settle() when there is news."""
+
+    def __init__(
+        self,
+        core: Core,
+        log: Log,
+        doors: Sequence[Door],
+        indexes: Mapping[str, FlowIndex],
+        wake: Callable[[], None],
+    ) -> None:
+        self.refused_counts: Counter[tuple[str, str, str]] = Counter()  # store, listener, code
+        self._core = core
+        self._log = log
+        self._doors = doors
+        self._indexes = indexes
+        self._wake = wake
+        self._live: dict[_FlowKey, _Live] = {}
+        self._flow_of: dict[_Connection, _FlowKey] = {}
+        self._waiting: set[_Connection] = set()  # without an answer yet
+        self._gone: set[_Connection] = set()  # of these, those that have ended meanwhile
+        self._lookups: list[_Lookup] = []
+        self._reader: ThreadPoolExecutor | None = None
+
+    def close(self) -> None:
+        """Let go of the thread that looks into stores."""
+        if self._reader is not None:
+            self._reader.shutdown(wait=False, cancel_futures=True)
+
+    def serve(self, worker: WorkerThread) -> None:
+        """Answer what a worker asks now."""
+        for question in worker.questions():
+            if question.kind == self._core.QUESTION_HELLO:
+                self._on_hello(worker, question)
+            elif question.kind == self._core.QUESTION_TRAILER:
+                self._on_trailer(worker, question)
+            else:
+                assert question.kind == self._core.NOTE_ENDED, question.kind
+                self._on_end(worker, question)
+
+    def note_opened(self, worker: WorkerThread, event: Event) -> None:
+        """Keep the id of a flow of another protocol: no sender may choose it as new."""
+        index = self._indexes.get(worker.store_name)
+        if index is not None and not self._doors[event.listener_index].is_ingest:
+            index.note_other(event.flow)
+
+    def note_failed(self, worker: WorkerThread, event: Event) -> None:
+        """Count a connection that ended before its hello was decided on."""
+        name = self._doors[event.listener_index].name
+        self.refused_counts[worker.store_name, name, hello_failure(event)] += 1
+
+    def settle(self) -> None:
+        """Answer those about whom a store had to be asked, if it has answered."""
+        waiting, self._lookups = self._lookups, []
+        for lookup in waiting:
+            if lookup.found.done():
+                self._on_found(lookup)
+            else:
+                self._lookups.append(lookup)
+
+    # --- Hello ------------------------------------------------------------------------
+
+    def _on_hello(self, worker: WorkerThread, question: Question) -> None:
+        door = self._doors[question.listener_index]
+        hello = read_hello(question.block)
+        refusal = hello if isinstance(hello, Refusal) else None
+        if isinstance(hello, Hello):
+            if door.keys is not None:
+                refusal = authenticate(hello, question.block, question.challenge, door.keys)
+            refusal = refusal or self._unmeant(hello, door)
+        if refusal is not None:
+            self._refuse(worker, question, refusal)
+            return
+        assert isinstance(hello, Hello)
+        key = hello.key if door.keys is not None else None
+        flow = flow_id(hello) or new_flow_id()
+        self._decide(_Candidate(worker, question, hello, flow, key))
+
+    @staticmethod
+    def _unmeant(hello: Hello, door: Door) -> Refusal | None:
+        """What a hello asks for that can never be had here."""
+        if hello.resume is True and hello.flow is None:
+            return Refusal("bad_hello", "resume needs the id of a flow")
+        stated = hello.bytes
+        if stated is not None and 0 < door.flow_bytes_max < stated:
+            return Refusal("limit", f"a flow here has {door.flow_bytes_max} bytes at most")
+        return None
+
+    def _decide(self, candidate: _Candidate) -> None:
+        """Let a candidate in, refuse it, or let it wait for what is not known yet."""
+        store_name, flow = candidate.worker.store_name, candidate.flow
+        index = self._indexes[store_name]
+        live = self._live.get((store_name, flow))
+        known = index.find(flow)
+        if live is not None:
+            self._take_over(live, candidate)
+        elif known is not None:
+            self._go_on(candidate, known)
+        elif index.must_ask(flow):
+            self._look_up(candidate)
+        elif candidate.hello.resume is True:
+            self._refuse_candidate(candidate, Refusal("unknown_flow", "there is no such flow"))
+        else:
+            self._admit(candidate, Known(False, 0, 0, True))
+
+    def _go_on(self, candidate: _Candidate, known: Known) -> None:
+        resume, stated = candidate.hello.resume, candidate.hello.bytes
+        door = self._doors[candidate.question.listener_index]
+        refusal: Refusal | None = None
+        if resume is False:
+            refusal = Refusal("exists", "a flow of this id is in the store")
+        elif not known.is_resumable:
+            refusal = Refusal("unknown_flow", "no flow of this protocol has this id")
+        elif known.is_sealed:
+            refusal = Refusal("sealed", "the flow is complete and durable")
+        elif not known.is_settled:
+            refusal = Refusal("busy", "what of the flow is durable is not known before a restart")
+        elif stated is not None and known.bytes_count > stated:
+            refusal = Refusal("too_long", "more bytes of the flow are stored than were stated")
+        elif 0 < door.flow_bytes_max < known.bytes_count:
+            refusal = Refusal("limit", f"a flow here has {door.flow_bytes_max} bytes at most")
+        if refusal is not None:
+            self._refuse_candidate(candidate, refusal, known)
+        else:
+            self._admit(candidate, known)
+
+    def _take_over(self, live: _Live, candidate: _Candidate) -> None:
+        """Let a candidate wait for the end of the connection that feeds its flow now."""
+        older = live.candidate
+        if candidate.hello.resume is False:
+            refusal = Refusal("exists", "a connection feeds a flow of this id now")
+        elif candidate.key != older.key:
+            refusal = Refusal("unauthorised", "the flow is fed by someone else")
+        elif live.heir is None and not older.worker.end_flow(older.question.connection):
+            refusal = Refusal("busy", "the server has too much to do: try again")
+        else:
+            if live.heir is not None:
+                gone = Refusal("replaced", "a newer connection goes on with the flow")
+                self._refuse_candidate(live.heir, gone)
+            live.heir = candidate
+            self._waiting.add(candidate.connection)
+            return
+        self._refuse_candidate(candidate, refusal)
+
+    def _is_gone(self, candidate: _Candidate) -> bool:
+        """Whether a candidate ended while it waited; its question is answered then."""
+        self._waiting.discard(candidate.connection)
+        is_gone = candidate.connection in self._gone
+        if is_gone:
+            self._gone.remove(candidate.connection)
+            candidate.worker.refuse(candidate.question.connection, NOBODY_READS)
+        return is_gone
+
+    def _admit(self, candidate: _Candidate, known: Known) -> None:
+        if self._is_gone(candidate):
+            return
+        hello, worker = candidate.hello, candidate.worker
+        connection = candidate.question.connection
+        flow_bytes_max = self._doors[candidate.question.listener_index].flow_bytes_max
+        limit = hello.bytes if hello.bytes is not None else flow_bytes_max
+        key = (worker.store_name, candidate.flow)
+        self._live[key] = _Live(candidate)
+        self._flow_of[candidate.connection] = key
+        worker.admit(
+            connection,
+            candidate.flow,
+            base_bytes=known.bytes_count,
+            limit_bytes=UNLIMITED if hello.bytes is None and not limit else limit,
+            crc=known.crc,
+            is_crc_known=known.is_crc_known,
+            is_stated=hello.bytes is not None,
+            has_trailer=hello.trailer,
+            name=(hello.name or "").encode(),
+            labels=labels_text(hello).encode(),
+        )
+
+    # --- A store that must be asked -----------------------------------------------------
+
+    def _look_up(self, candidate: _Candidate) -> None:
+        if len(self._lookups) >= LOOKUPS_MAX:
+            busy = Refusal("busy", "too many flows are being looked up: try again")
+            self._refuse_candidate(candidate, busy)
+            return
+        if self._reader is None:
+            self._reader = ThreadPoolExecutor(1, "flow-lookup")
+        found = self._reader.submit(_find_flow, candidate.worker.store.path, candidate.flow)
+        self._lookups.append(_Lookup(candidate, found))
+        self._waiting.add(candidate.connection)
+        found.add_done_callback(lambda _: self._wake())
+
+    def _on_found(self, lookup: _Lookup) -> None:
+        candidate = lookup.candidate
+        key = (candidate.worker.store_name, candidate.flow)
+        index = self._indexes[candidate.worker.store_name]
+        if key in self._live or index.find(candidate.flow) is not None:
+            self._decide(candidate)  # another connection was quicker
+            return
+        error = lookup.found.exception()
+        if error is not None:
+            self._refuse_candidate(candidate, Refusal("busy", "the store cannot be read now"))
+            return
+        known = lookup.found.result()
+        if known is None and candidate.hello.resume is True:
+            self._refuse_candidate(candidate, Refusal("unknown_flow", "there is no such flow"))
+        elif known is None:
+            self._admit(candidate, Known(False, 0, 0, True))
+        else:
+            index.note(candidate.flow, known)
+            self._go_on(candidate, known)
+
+    # --- Trailer and end ----------------------------------------------------------------
+
+    def _on_trailer(self, worker: WorkerThread, question: Question) -> None:
+        trailer = read_trailer(question.block)
+        refusal: Refusal | None = None
+        if isinstance(trailer, Refusal):
+            refusal = trailer
+        elif trailer.bytes not in (None, question.bytes_count):
+            text = f"the trailer tells of {trailer.bytes} bytes, and {question.bytes_count}"
+            refusal = Refusal("trailer", f"{text} came")
+        elif (
+            trailer.crc32c is not None and question.is_crc_known and trailer.crc32c != question.crc
+        ):
+            theirs, ours = checksum_text(trailer.crc32c), checksum_text(question.crc)
+            refusal = Refusal("checksum", f"the trailer says {theirs}, what came has {ours}")
+        if refusal is not None:
+            self._refuse(worker, question, refusal, question.flow, question.bytes_count)
+        else:
+            assert not isinstance(trailer, Refusal)
+            worker.seal(question.connection, trailer.crc32c)
+
+    def _on_end(self, worker: WorkerThread, question: Question) -> None:
+        connection = worker.name, question.connection
+        key = self._flow_of.pop(connection, None)
+        if key is None:
+            if connection in self._waiting:
+                self._gone.add(connection)
+            return  # it was not let in
+        live = self._live.pop(key)
+        if question.is_stored:
+            self._indexes[key[0]].note(
+                key[1],
+                Known(
+                    question.is_sealed,
+                    question.bytes_count,
+                    question.crc,
+                    question.is_crc_known,
+                    question.is_whole,
+                ),
+            )
+        if live.heir is not None:
+            self._decide(live.heir)
+
+    # --- Refusals -----------------------------------------------------------------------
+
+    def _refuse_candidate(
+        self, candidate: _Candidate, refusal: Refusal, known: Known | None = None
+    ) -> None:
+        if self._is_gone(candidate):
+            return
+        flow = candidate.flow if candidate.hello.flow is not None else None
+        more: dict[str, Any] = {}
+        if known is not None and known.is_sealed and refusal.code == "sealed":
+            checksum = checksum_text(known.crc) if known.is_crc_known else None
+            more = {"bytes": known.bytes_count, "checksum": checksum}
+        durable_bytes = known.bytes_count if known is not None else 0
+        self._refuse(candidate.worker, candidate.question, refusal, flow, durable_bytes, more)
+
+    def _refuse(
+        self,
+        worker: WorkerThread,
+        question: Question,
+        refusal: Refusal,
+        flow: bytes | None = None,
+        durable_bytes: int = 0,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        name = self._doors[question.listener_index].name
+        flow_text = str(uuid.UUID(bytes=flow)) if flow is not None else None
+        line = {
+            "type": "error",
+            "code": refusal.code,
+            "text": refusal.text[:LINE_TEXT_CHARS_MAX],
+            "flow": flow_text,
+            "durable": durable_bytes,
+            **(more or {}),
+        }
+        worker.refuse(question.connection, json.dumps(line).encode() + b"\n")
+        if question.kind != self._core.QUESTION_HELLO:
+            return  # the flow's end is told by the worker
+        self.refused_counts[worker.store_name, name, refusal.code] += 1
+        fields: dict[str, Any] = {"flow": flow_text} if flow_text else {}
+        self._log.emit(
+            LogEvent.FLOW_REFUSED,
+            store=worker.store_name,
+            worker=worker.index,
+            peer=question.peer,
+            listener=name,
+            reason=refusal.code,
+            error=refusal.text,
+            **fields,
+        )
+
+
+def _find_flow(path: str, flow: bytes) -> Known | None:
+    """Return what a store holds of a flow. On the reader's thread."""
+    with read_image(path) as image:
+        found = [known_of(entry) for entry in image.flows if entry.flow_id == flow]
+    return found[0] if found else None
+
+
+def new_flow_id() -> bytes:
+    """Return a UUID of version 7 (RFC 9562): 48 bits of Unix time in ms, then random bits."""
+    value = bytearray((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
+    value[6] = value[6] & 0x0F | 0x70
+    value[8] = value[8] & 0x3F | 0x80
+    return bytes(value)

@@ -1,0 +1,490 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Admission: each question has one answer, and one connection at most feeds a flow.
+
+A made-up worker asks; the last test lets Hypothesis ask in any order.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from ingestd.config.settings import ListenerSettings
+from ingestd.daemon.admission import UNLIMITED, Admission, Door, door, new_flow_id
+from ingestd.daemon.flow_index import FlowIndex, Known
+from ingestd.log import Log
+from support.fake_core import Event, FakeCore
+from support.fake_log import Recorder
+from support.ingest import hello_block, trailer_block
+from support.scene import wait_for
+from support.store_builder import Close, Extent, Open, StoreBuilder
+
+FLOW = uuid.UUID("0192f0c1-2345-7890-abcd-ef0123456789")
+SECRET = bytes(range(16))
+CHALLENGE = bytes(range(32))
+CORE = FakeCore
+DOORS = [
+    Door("open", None, 0, True),
+    Door("small", None, 1000, True),
+    Door("closed", {"ours": SECRET, "other": bytes(16)}, 0, True),
+    Door("raw", None, 0, False),
+]
+
+
+class FakeWorker:
+    """Asks what it is told to ask, and keeps the answers by connection."""
+
+    store_name = "data"
+
+    def __init__(self, index: int = 0, path: str = "") -> None:
+        self.index = index
+        self.name = f"data-{index}"
+        self.store = SimpleNamespace(path=path)
+        self.asked: list[Any] = []
+        self.answers: dict[tuple[int, int], tuple[str, dict[str, Any]]] = {}
+        self.ended: list[tuple[int, int]] = []  # told to end
+        self.is_box_full = False
+        self._serial = itertools.count(1)
+
+    def questions(self) -> list[Any]:
+        asked, self.asked = self.asked, []
+        return asked
+
+    def _answer(self, connection: tuple[int, int], kind: str, terms: dict[str, Any]) -> None:
+        assert connection not in self.answers, "a question is answered once"
+        self.answers[connection] = kind, terms
+
+    def admit(self, connection: tuple[int, int], flow: bytes, **terms: Any) -> None:
+        self._answer(connection, "admit", {"flow": flow, **terms})
+
+    def refuse(self, connection: tuple[int, int], line: bytes) -> None:
+        assert line.endswith(b"\n")
+        assert len(line) <= 1024
+        self._answer(connection, "refuse", json.loads(line))
+
+    def seal(self, connection: tuple[int, int], crc: int | None) -> None:
+        self._answer(connection, "seal", {"crc": crc})
+
+    def end_flow(self, connection: tuple[int, int]) -> bool:
+        if not self.is_box_full:
+            self.ended.append(connection)
+        return not self.is_box_full
+
+    def connect(self) -> tuple[int, int]:
+        return 0, next(self._serial)
+
+
+def question(kind: int, connection: tuple[int, int], **fields: Any) -> Any:
+    return SimpleNamespace(
+        **{
+            "kind": kind,
+            "connection": connection,
+            "listener_index": 0,
+            "bytes_count": 0,
+            "crc": 0,
+            "is_crc_known": True,
+            "is_whole": True,
+            "is_stored": True,
+            "is_sealed": False,
+            "flow": FLOW.bytes,
+            "peer": "192.0.2.1:4000",
+            "challenge": CHALLENGE,
+            "block": bytes(4096),
+            **fields,
+        }
+    )
+
+
+class Gate:
+    """An admission, its index and its workers."""
+
+    def __init__(self, path: str = "") -> None:
+        self.index = FlowIndex()
+        self.log = Recorder()
+        self.woken = 0
+        self.workers = [FakeWorker(0, path), FakeWorker(1, path)]
+        self.admission = Admission(
+            CORE(), Log(self.log, "debug"), DOORS, {"data": self.index}, self.wake
+        )
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def ask(self, kind: int, connection: tuple[int, int], worker: int = 0, **fields: Any) -> Any:
+        asker: Any = self.workers[worker]
+        asker.asked.append(question(kind, connection, **fields))
+        self.admission.serve(asker)
+        return asker.answers.get(connection)
+
+    def hello(
+        self, worker: int = 0, listener: int = 0, secret: bytes | None = None, **fields: Any
+    ) -> tuple[tuple[int, int], Any]:
+        made = hello_block(CHALLENGE.hex(), secret=secret, **fields)
+        connection = self.workers[worker].connect()
+        answer = self.ask(
+            CORE.QUESTION_HELLO, connection, worker, block=made, listener_index=listener
+        )
+        return connection, answer
+
+    def code(self, **fields: Any) -> str:
+        """How a hello is refused; its kind of answer if it is not."""
+        _, answer = self.hello(**fields)
+        kind, terms = answer
+        return str(terms["code"]) if kind == "refuse" else str(kind)
+
+    def end(self, connection: tuple[int, int], worker: int = 0, **fields: Any) -> None:
+        self.ask(CORE.NOTE_ENDED, connection, worker, **fields)
+
+
+@pytest.fixture
+def gate() -> Iterator[Gate]:
+    made = Gate()
+    yield made
+    made.admission.close()
+
+
+def test_a_new_flow(gate: Gate) -> None:
+    _, (kind, terms) = gate.hello(name="n", labels={"a": "b", "c": "d"})
+    assert kind == "admit"
+    assert uuid.UUID(bytes=terms.pop("flow")).version == 7
+    assert terms == {
+        "base_bytes": 0,
+        "limit_bytes": UNLIMITED,
+        "crc": 0,
+        "is_crc_known": True,
+        "is_stated": False,
+        "has_trailer": False,
+        "name": b"n",
+        "labels": b"a=b\nc=d",
+    }
+    _, (kind, terms) = gate.hello(flow=str(FLOW), bytes=0, trailer=True, resume="auto")
+    assert (kind, terms["flow"]) == ("admit", FLOW.bytes)
+    assert (terms["limit_bytes"], terms["is_stated"], terms["has_trailer"]) == (0, True, True)
+    _, (_, terms) = gate.hello(listener=1)
+    assert (terms["limit_bytes"], terms["is_stated"]) == (1000, False)
+    _, (_, terms) = gate.hello(listener=1, bytes=1000)
+    assert (terms["limit_bytes"], terms["is_stated"]) == (1000, True)
+
+
+def test_ids_are_made_in_order() -> None:
+    made = [new_flow_id() for _ in range(3)]
+    assert len(set(made)) == 3
+    assert all(uuid.UUID(bytes=one).version == 7 for one in made)
+
+
+def test_an_interrupted_flow_goes_on(gate: Gate) -> None:
+    connection, _ = gate.hello(flow=str(FLOW))
+    gate.end(connection, bytes_count=500, crc=77, is_crc_known=True)
+    for _ in range(2):
+        connection, (kind, terms) = gate.hello(worker=1, flow=str(FLOW), resume=True)
+        assert (kind, terms["base_bytes"], terms["crc"]) == ("admit", 500, 77)
+        gate.end(connection, 1, is_stored=False)  # nothing came: it is as it was
+    connection, (_, terms) = gate.hello(flow=str(FLOW), resume="auto", bytes=500)
+    assert (terms["base_bytes"], terms["limit_bytes"]) == (500, 500)
+
+
+def test_a_flow_goes_on_without_a_checksum(gate: Gate) -> None:
+    gate.index.note(FLOW.bytes, Known(False, 9, 5, False))
+    _, (_, terms) = gate.hello(flow=str(FLOW), resume=True)
+    assert (terms["crc"], terms["is_crc_known"]) == (5, False)
+
+
+@pytest.mark.parametrize(
+    ("code", "known", "fields"),
+    [
+        ("unknown_flow", None, {"resume": True}),
+        ("exists", Known(False, 5, 0, True), {}),
+        ("exists", Known(True, 5, 0, True), {}),
+        ("sealed", Known(True, 5, 0, True), {"resume": True}),
+        ("sealed", Known(True, 5, 0, True), {"resume": "auto"}),
+        ("busy", Known(False, 5, 0, True, is_settled=False), {"resume": True}),
+        ("unknown_flow", Known(True, 5, 0, True, is_resumable=False), {"resume": True}),
+        ("exists", Known(True, 5, 0, True, is_resumable=False), {}),
+        ("too_long", Known(False, 5, 0, True), {"resume": True, "bytes": 4}),
+        ("limit", Known(False, 1001, 0, True), {"resume": True, "listener": 1}),
+        ("limit", None, {"bytes": 1001, "listener": 1}),
+        ("bad_hello", None, {"flow": "x"}),
+    ],
+)
+def test_refusals(gate: Gate, code: str, known: Known | None, fields: dict[str, Any]) -> None:
+    if known is not None:
+        gate.index.note(FLOW.bytes, known)
+    assert gate.code(**{"flow": str(FLOW), **fields}) == code
+    (line,) = gate.log.fields("flow_refused")
+    listener = "small" if fields.get("listener") else "open"
+    assert (line["reason"], line["listener"], line["peer"]) == (code, listener, "192.0.2.1:4000")
+    assert gate.admission.refused_counts == {("data", listener, code): 1}
+
+
+def test_what_a_sealed_flow_has_is_told(gate: Gate) -> None:
+    connection, _ = gate.hello(flow=str(FLOW))
+    gate.end(connection, bytes_count=9, crc=0xE3069283, is_sealed=True)
+    _, (_, terms) = gate.hello(flow=str(FLOW), resume=True)
+    assert (terms["bytes"], terms["checksum"]) == (9, "crc32c:e3069283")
+    assert (terms["type"], terms["flow"], terms["durable"]) == ("error", str(FLOW), 9)
+
+
+def test_resume_needs_an_id(gate: Gate) -> None:
+    assert gate.code(resume=True) == "bad_hello"
+    assert gate.code(resume="auto") == "admit"
+
+
+def test_ids_of_other_protocols_are_not_given_twice(gate: Gate) -> None:
+    """Such flows are not in the index by their details: the store is asked."""
+    worker: Any = gate.workers[0]
+    gate.admission.note_opened(worker, Event(0, listener_index=3, flow=FLOW.bytes))  # type: ignore[arg-type]
+    assert gate.index.must_ask(FLOW.bytes)
+    gate.admission.note_opened(worker, Event(0, listener_index=0, flow=bytes(16)))  # type: ignore[arg-type]
+    assert not gate.index.must_ask(bytes(16))
+
+
+# --- Taking over ------------------------------------------------------------------------
+
+
+def test_the_newer_waits_for_the_older(gate: Gate) -> None:
+    older, _ = gate.hello(flow=str(FLOW))
+    newer, answer = gate.hello(worker=1, flow=str(FLOW), resume=True)
+    assert answer is None
+    assert gate.workers[0].ended == [older]
+    gate.end(older, bytes_count=123, crc=4)
+    kind, terms = gate.workers[1].answers[newer]
+    assert (kind, terms["base_bytes"], terms["crc"]) == ("admit", 123, 4)
+
+
+def test_the_newest_of_those_who_wait_goes_on(gate: Gate) -> None:
+    older, _ = gate.hello(flow=str(FLOW))
+    first, _ = gate.hello(flow=str(FLOW), resume=True)
+    second, _ = gate.hello(flow=str(FLOW), resume="auto")
+    assert gate.workers[0].ended == [older]  # once is enough
+    assert gate.workers[0].answers[first][1]["code"] == "replaced"
+    gate.end(older, is_stored=False)
+    assert gate.workers[0].answers[second][0] == "admit"
+
+
+def test_who_waits_is_told_when_the_flow_was_sealed(gate: Gate) -> None:
+    older, _ = gate.hello(flow=str(FLOW))
+    newer, _ = gate.hello(flow=str(FLOW), resume=True)
+    gate.end(older, is_sealed=True, bytes_count=5)
+    assert gate.workers[0].answers[newer][1]["code"] == "sealed"
+
+
+def test_who_ended_while_it_waited_feeds_nothing(gate: Gate) -> None:
+    older, _ = gate.hello(flow=str(FLOW))
+    newer, _ = gate.hello(flow=str(FLOW), resume=True)
+    gate.end(newer, is_stored=False)  # as when the daemon drains
+    gate.end(older, bytes_count=5)
+    assert gate.workers[0].answers[newer] == ("refuse", {})  # late, and read by nobody
+    assert not gate.log.fields("flow_refused")
+    _, (kind, terms) = gate.hello(flow=str(FLOW), resume=True)
+    assert (kind, terms["base_bytes"]) == ("admit", 5)
+
+
+def test_a_live_flow_is_not_begun_again(gate: Gate) -> None:
+    gate.hello(flow=str(FLOW))
+    assert gate.code(flow=str(FLOW)) == "exists"
+    gate.workers[0].is_box_full = True
+    assert gate.code(flow=str(FLOW), resume=True) == "busy"
+
+
+def test_only_the_same_key_takes_over(gate: Gate) -> None:
+    older, answer = gate.hello(listener=2, flow=str(FLOW), key="ours", secret=SECRET)
+    assert answer[0] == "admit"
+    stolen = {"listener": 2, "flow": str(FLOW), "resume": True}
+    assert gate.code(**stolen, key="other", secret=bytes(16)) == "unauthorised"
+    assert gate.code(flow=str(FLOW), resume=True) == "unauthorised"  # by a door without keys
+    _, answer = gate.hello(**stolen, key="ours", secret=SECRET)
+    assert answer is None
+    assert gate.workers[0].ended == [older]
+
+
+# --- Trailers ---------------------------------------------------------------------------
+
+DATA = b"123456789"
+
+
+@pytest.mark.parametrize(
+    ("made", "answer"),
+    [
+        (trailer_block(DATA), 0xE3069283),
+        (trailer_block(bytes=9), None),
+        (trailer_block(crc32c="e3069283"), 0xE3069283),
+        (trailer_block(bytes=8, crc32c="e3069283"), "trailer"),
+        (trailer_block(bytes=9, crc32c="e3069284"), "checksum"),
+        (bytes(4096), "trailer"),
+    ],
+)
+def test_trailers(gate: Gate, made: bytes, answer: int | str | None) -> None:
+    connection, _ = gate.hello(flow=str(FLOW))
+    del gate.workers[0].answers[connection]
+    kind, terms = gate.ask(
+        CORE.QUESTION_TRAILER, connection, block=made, bytes_count=9, crc=0xE3069283
+    )
+    if isinstance(answer, str):
+        assert (kind, terms["code"], terms["durable"]) == ("refuse", answer, 9)
+        assert terms["flow"] == str(FLOW)
+        assert not gate.admission.refused_counts  # it is no refusal: the flow is interrupted
+    else:
+        assert (kind, terms["crc"]) == ("seal", answer)
+
+
+def test_a_checksum_that_we_do_not_know_is_not_compared(gate: Gate) -> None:
+    kind, terms = gate.ask(
+        CORE.QUESTION_TRAILER,
+        (0, 1),
+        block=trailer_block(DATA),
+        bytes_count=9,
+        crc=0,
+        is_crc_known=False,
+    )
+    assert (kind, terms["crc"]) == ("seal", 0xE3069283)
+
+
+# --- Asking the store ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def asked_gate(tmp_path: Path) -> Iterator[Gate]:
+    """A gate whose index has only the ids of what is in its store."""
+    builder = StoreBuilder(segment_count=2)
+    segment = builder.segment(0)
+    segment.batch(Open(FLOW.bytes), Extent(FLOW.bytes, DATA), Close(FLOW.bytes))
+    segment.mark(1)
+    builder.write_superblocks()
+    made = Gate(str(builder.save(tmp_path / "store.img")))
+    made.index.note_other(FLOW.bytes)
+    yield made
+    made.admission.close()
+
+
+def _settled(gate: Gate, connection: tuple[int, int]) -> tuple[str, dict[str, Any]]:
+    wait_for(lambda: gate.woken, "an answer of the store")
+    gate.admission.settle()
+    return gate.workers[0].answers[connection]
+
+
+def test_the_store_is_asked_about_a_flow_known_by_its_id(asked_gate: Gate) -> None:
+    connection, answer = asked_gate.hello(flow=str(FLOW))
+    assert answer is None
+    assert _settled(asked_gate, connection)[1]["code"] == "exists"
+    # And it is not asked again.
+    assert asked_gate.code(flow=str(FLOW)) == "exists"
+
+
+def test_a_flow_that_only_seemed_to_be_there_begins(asked_gate: Gate) -> None:
+    other = uuid.UUID(bytes=bytes(8) + FLOW.bytes[8:])
+    connection, answer = asked_gate.hello(flow=str(other), resume="auto")
+    assert answer is None
+    assert _settled(asked_gate, connection)[0] == "admit"
+
+
+def test_a_store_that_cannot_be_asked(gate: Gate) -> None:
+    gate.index.note_other(FLOW.bytes)
+    gate.workers[0].store.path = "/nowhere"
+    connection, _ = gate.hello(flow=str(FLOW), resume=True)
+    assert _settled(gate, connection)[1]["code"] == "busy"
+
+
+# --- Doors --------------------------------------------------------------------------------
+
+
+def test_a_door_has_the_keys_of_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "keys.toml"
+    path.touch(0o600)
+    path.write_text(f'[key]\nours = "{SECRET.hex()}"\n')
+    listener = ListenerSettings(
+        address="*:1", protocol="ingest", key_file=str(path), flow_bytes_max="1KiB"
+    )
+    assert door("in", listener) == Door("in", {"ours": SECRET}, 1024, True)
+    assert door("in", ListenerSettings(address="*:1")) == Door("in", None, 0, False)
+
+
+# --- Any order ------------------------------------------------------------------------------
+
+
+class AnyOrder(RuleBasedStateMachine):
+    """Connections come and end in any order; a model says what each must be told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = Gate()
+        self.flows = [uuid.UUID(int=number) for number in range(1, 4)]
+        self.feeding: dict[uuid.UUID, tuple[int, tuple[int, int]]] = {}
+        self.waiting: dict[uuid.UUID, tuple[int, tuple[int, int]]] = {}
+        self.stored: dict[uuid.UUID, int] = {}
+        self.sealed: set[uuid.UUID] = set()
+        self.hellos = 0
+
+    @rule(
+        number=st.integers(0, 2),
+        worker=st.integers(0, 1),
+        resume=st.sampled_from([True, "auto", False]),
+    )
+    def come(self, number: int, worker: int, resume: Any) -> None:
+        flow = self.flows[number]
+        before = self.waiting.get(flow)
+        connection, answer = self.gate.hello(worker=worker, flow=str(flow), resume=resume)
+        self.hellos += 1
+        is_live, is_there = flow in self.feeding, flow in self.stored
+        if is_live and resume is not False:
+            assert answer is None
+            if before is not None:
+                gone = self.gate.workers[before[0]].answers[before[1]]
+                assert gone[1]["code"] == "replaced"
+            self.waiting[flow] = worker, connection
+        elif is_live or (is_there and resume is False):
+            assert answer[1]["code"] == "exists"
+        elif flow in self.sealed:
+            assert answer[1]["code"] == "sealed"
+        elif not is_there and resume is True:
+            assert answer[1]["code"] == "unknown_flow"
+        else:
+            assert answer[0] == "admit"
+            assert answer[1]["base_bytes"] == self.stored.get(flow, 0)
+            self.feeding[flow] = worker, connection
+
+    @precondition(lambda self: self.feeding)
+    @rule(data=st.data(), more=st.integers(0, 9), is_sealed=st.booleans())
+    def end(self, data: st.DataObject, more: int, is_sealed: bool) -> None:
+        flow = data.draw(st.sampled_from(sorted(self.feeding)))
+        worker, connection = self.feeding.pop(flow)
+        is_stored = is_sealed or more > 0
+        if is_stored:
+            self.stored[flow] = self.stored.get(flow, 0) + more
+        if is_sealed:
+            self.sealed.add(flow)
+        heir = self.waiting.pop(flow, None)
+        self.gate.end(
+            connection,
+            worker,
+            bytes_count=self.stored.get(flow, 0),
+            is_stored=is_stored,
+            is_sealed=is_sealed,
+        )
+        if heir is None:
+            return
+        kind, terms = self.gate.workers[heir[0]].answers[heir[1]]
+        if flow in self.sealed:
+            assert terms["code"] == "sealed"
+        elif kind == "admit":
+            assert terms["base_bytes"] == self.stored.get(flow, 0)
+            self.feeding[flow] = heir
+        else:
+            assert terms["code"] == "unknown_flow"
+            assert flow not in self.stored
+
+    @invariant()
+    def every_question_has_its_answer(self) -> None:
+        answered = sum(len(worker.answers) for worker in self.gate.workers)
+        assert answered + len(self.waiting) == self.hellos
+
+
+TestAnyOrder = AnyOrder.TestCase
