@@ -213,11 +213,14 @@ static void start_flow(struct sender *s) {
     struct worker *w = stage.w;
     struct flow *f = flow_take(&w->flows);
     *s = (struct sender){.flow = f, .number = stage.started_count++};
-    s->start = random_below(PERIOD);
+    /* The same seed in another store or generation: the same places, other flows and bytes. */
+    const uint8_t *uuid = w->settings.store_uuid;
+    s->start =
+        (random_below(PERIOD) + uuid[0] * 257u + (uint32_t)stage.generation * 7919u) % PERIOD;
     s->stream_bytes = random_below(8) == 0 ? random_below(3) : random_below(stage.stream_bytes_max);
     s->broken = random_below(8) == 0;
     for (int i = 0; i < 16; i++)
-        f->id[i] = (uint8_t)random_next();
+        f->id[i] = (uint8_t)(random_next() ^ uuid[i] ^ stage.generation);
     f->phase = FLOW_RECEIVING;
     f->checksummed = w->settings.checksum;
     f->started_ns = worker_unix_ns(w);

@@ -8,14 +8,10 @@ failure names the seed that repeats it: INGESTD_TEST_SEED.
 
 from __future__ import annotations
 
-import mmap
-import os
 import random
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import pytest
 from crc32c import crc32c
@@ -29,72 +25,27 @@ from ingestd.store.serving import open_for_serving
 from ingestd.store.verify import DAMAGE, verify_store
 from support.crash_disk import Disk
 from support.crash_life import Promise, Promises, happen, play
-from support.store_builder import MIB, StoreBuilder
+from support.crash_store import STORE_BYTES, Serial, Store, store_in_memory
 
 PARTS = 5
 POINTS_OF_PART = 1000
 POINTS_OF_LIFE = 40
 CAREFUL_OF = 5
 LIVES_MAX = 4
-SEGMENT_COUNT = 3
-STORE_BYTES = layout.SEGMENTS_OFFSET + SEGMENT_COUNT * MIB
 RECOVERY_CRASHED_OF = 5
-MEMORY = Path("/dev/shm")
-
-
-class _Serial:
-    """Scans one segment after the other: threads cost more than they gain in so small a store."""
-
-    def __init__(self, *_: object) -> None: ...
-
-    def __enter__(self) -> _Serial:
-        return self
-
-    def __exit__(self, *_: object) -> None: ...
-
-    map = staticmethod(map)
 
 
 @pytest.fixture(autouse=True)
 def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image, "ThreadPoolExecutor", _Serial)
+    monkeypatch.setattr(image, "ThreadPoolExecutor", Serial)
 
 
 @dataclass
-class Store:
-    """A store's file, and the same bytes in memory."""
+class Lives:
+    """A store over its lives; what earlier ones left, nobody may change any more."""
 
-    path: Path
-    bytes: memoryview
-    checksum: str
-    block_bytes: int
-    store_uuid: bytes = b""
-    # What earlier lives left, which nobody may change any more.
+    store: Store
     settled: dict[bytes, tuple[Promise, int, str]] = field(default_factory=dict)
-
-    def set_up(self, store_uuid: bytes, generation: int, fill: bytes | None) -> None:
-        """Format it, whatever was there before; formatting does not erase segments."""
-        self.store_uuid = store_uuid
-        builder = StoreBuilder(
-            segment_count=SEGMENT_COUNT,
-            block_bytes=self.block_bytes,
-            store_uuid=store_uuid,
-            generation=generation,
-            fill=fill,
-        )
-        self.bytes[:] = builder.image
-        self.settled.clear()
-
-
-@contextmanager
-def store_in_memory(checksum: str, block_bytes: int) -> Iterator[Store]:
-    """An empty file of the store's size, in memory where there is such a file system."""
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as directory:
-        path = Path(directory) / "store.img"
-        with path.open("w+b") as file:
-            os.truncate(file.fileno(), STORE_BYTES)
-            with mmap.mmap(file.fileno(), STORE_BYTES) as mapped, memoryview(mapped) as view:
-                yield Store(path, view, checksum, block_bytes)
 
 
 @pytest.mark.timeout(300)
@@ -108,18 +59,20 @@ def test_nothing_acknowledged_is_lost(seed: int, checksum: str, part: int) -> No
             # What was on the device before must not matter.
             before = choose.choice((None, choose.randbytes(STORE_BYTES)))
             store.set_up(choose.randbytes(16), 1, before)
+            lives = Lives(store)
             for _ in range(choose.randint(1, LIVES_MAX)):
-                done, told_bytes = _live(store, choose)
+                done, told_bytes = _live(lives, choose)
                 points += done
                 acknowledged_bytes += told_bytes
-                if not _between_lives(store, choose):
+                if not _between_lives(lives, choose):
                     break
     print(f"{points} crash points, {acknowledged_bytes} bytes acknowledged before them")
     assert acknowledged_bytes > points * 1000
 
 
-def _live(store: Store, choose: random.Random) -> tuple[int, int]:
+def _live(lives: Lives, choose: random.Random) -> tuple[int, int]:
     """One life of the daemon, with crash points; what the last one leaves, the next life finds."""
+    store = lives.store
     with open_for_serving(str(store.path)) as served:
         free = []
         while granted := served.take_segment():
@@ -144,24 +97,25 @@ def _live(store: Store, choose: random.Random) -> tuple[int, int]:
             promises.note(event)
         at = point
         disk.lose_power(choose, store.bytes)
-        flows = _recover(store, promises, choose)
+        flows = _recover(lives, promises, choose)
         acknowledged_bytes += promises.acknowledged_bytes
-    known = promises.flows | {key: kept[0] for key, kept in store.settled.items()}
-    store.settled = {f.flow_id: (known[f.flow_id], f.bytes, f.state) for f in flows}
+    known = promises.flows | {key: kept[0] for key, kept in lives.settled.items()}
+    lives.settled = {f.flow_id: (known[f.flow_id], f.bytes, f.state) for f in flows}
     return len(points), acknowledged_bytes
 
 
-def _recover(store: Store, promises: Promises, choose: random.Random) -> list[Flow]:
+def _recover(lives: Lives, promises: Promises, choose: random.Random) -> list[Flow]:
     """Power is back: open for serving, and look; now and then also before, and once more behind."""
+    store = lives.store
     careful = choose.randrange(CAREFUL_OF) == 0
     if careful:
-        _check(store, promises)
+        _check(lives, promises)
         _check_verified(store)
     was_torn = choose.randrange(RECOVERY_CRASHED_OF) == 0 and _recover_in_vain(store, choose)
     with open_for_serving(str(store.path)) as served:
         assert (served.recovery.segments_damaged, served.recovery.segments_open) == (0, 0)
         assert was_torn or served.recovery.warnings == ()
-    flows = _check(store, promises, recovered=True)
+    flows = _check(lives, promises, recovered=True)
     if careful:
         _check_again(store)
     return flows
@@ -221,16 +175,16 @@ class _RecordedWrites:
             yield
 
 
-def _check(store: Store, promises: Promises, *, recovered: bool = False) -> list[Flow]:
+def _check(lives: Lives, promises: Promises, *, recovered: bool = False) -> list[Flow]:
     """Compare what a reader is shown with what senders were told and what was written."""
-    with read_image(str(store.path)) as found:
+    with read_image(str(lives.store.path)) as found:
         assert found.segment_counts()["damaged"] == 0
         shown = {flow.flow_id: flow for flow in found.flows}
         for key, flow in shown.items():
             data = b"".join(read_flow(found, flow))
             assert len(data) == flow.bytes
-            if key in store.settled:
-                promise, size, state = store.settled[key]
+            if key in lives.settled:
+                promise, size, state = lives.settled[key]
                 assert (flow.bytes, flow.state) == (size, state), flow
             else:
                 promise = promises.flows[key]  # else it was never sent in this store
@@ -241,9 +195,9 @@ def _check(store: Store, promises: Promises, *, recovered: bool = False) -> list
             if recovered:
                 assert flow.durable_bytes == flow.bytes
                 assert flow.state in ("sealed", "interrupted"), flow
-    assert store.settled.keys() <= shown.keys()
+    assert lives.settled.keys() <= shown.keys()
     for key, promise in promises.flows.items():
-        _check_promise(store, promise, shown.get(key))
+        _check_promise(lives.store, promise, shown.get(key))
     return list(shown.values())
 
 
@@ -267,16 +221,16 @@ def _check_promise(store: Store, promise: Promise, flow: Flow | None) -> None:
         assert flow.state == "interrupted", (flow, promise)
 
 
-def _between_lives(store: Store, choose: random.Random) -> bool:
+def _between_lives(lives: Lives, choose: random.Random) -> bool:
     """Go on as it is, or with all segments freed, or formatted anew; False: no room is left."""
-    what = choose.choice(("go on", "go on", "free", "format"))
+    store, what = lives.store, choose.choice(("go on", "go on", "free", "format"))
     with open_for_serving(str(store.path)) as served:
         generation, room = served.superblock.generation, served.segments_free_count
     if what == "free":
-        for index in range(SEGMENT_COUNT):
-            at = layout.SEGMENTS_OFFSET + index * MIB
-            store.bytes[at : at + 4096] = bytes(4096)
+        store.free_all()
         store.set_up(store.store_uuid, generation, bytes(store.bytes))
     elif what == "format":
         store.set_up(choose.randbytes(16), 1, bytes(store.bytes))
+    if what != "go on":
+        lives.settled.clear()
     return what != "go on" or room > 0
