@@ -49,6 +49,10 @@ RECORD_ALIGN_BYTES: Final = 8
 STREAM_BYTES_MAX: Final = 2**63 - 1
 
 # Where every block of a segment has the store's UUID and the segment's sequence.
+# The least that a device writes as a whole, and more flipped bytes than a unit ever has.
+UNIT_BYTES: Final = 512
+FLIPPED_BYTES_MAX: Final = 64
+
 _UUID_AT: Final = slice(16, 32)
 _SEQUENCE_AT: Final = slice(32, 40)
 
@@ -263,6 +267,16 @@ def decode_block(
     if row.version != FORMAT_VERSION or row.store_uuid != store_uuid:
         return None
     return row if is_intact(memoryview(data)[:size]) else None
+
+
+def is_torn(data: Bytes) -> bool:
+    """Tell whether a part of a struct was never written: a unit of the device holds other bytes.
+
+    All fields lie in the first unit, and zeros behind them; bits that flipped do
+    not fill a unit, what was on the device before may.
+    """
+    units = (bytes(data[at : at + UNIT_BYTES]) for at in range(UNIT_BYTES, len(data), UNIT_BYTES))
+    return any(len(unit) - unit.count(0) > FLIPPED_BYTES_MAX for unit in units)
 
 
 def is_remains(data: Bytes, magic: bytes, store_uuid: bytes, segment_sequence: int | None) -> bool:

@@ -45,6 +45,7 @@ from ingestd.store.records import (
     decode_block,
     decode_records,
     is_remains,
+    is_torn,
 )
 from ingestd.store.segment import SegmentImage, SegmentState, Span, Tally
 from ingestd.store.superblock import Superblock
@@ -115,11 +116,12 @@ class Scanner:
             records = self._footer_records(base, footer, tail)
             if records is not None:
                 return _closed(image, footer, records), block
-            image.warnings.append(f"segment {index}: the records of its footer are damaged")
+            # A footer is one device write: power loss may leave its block without its records.
         # Under a daemon, half a footer is one that is being written.
         remains = (
             footer is None
             and not self.live
+            and not is_torn(footer_block)
             and is_remains(
                 footer_block, FOOTER_MAGIC, self.superblock.store_uuid, row.segment_sequence
             )
@@ -272,7 +274,8 @@ class Scanner:
         has_contents = (
             decode_block(SEGMENT_FOOTER, FOOTER_MAGIC, footer_block, uuid) is not None
             or any(decode_block(COMMIT_MARK, MARK_MAGIC, b, uuid) for b in self.mark_blocks(head))
-            or (first[:8] == BATCH_MAGIC and first[16:32] == uuid)
+            # A torn header was never flushed, and nothing behind it was ever acknowledged.
+            or (first[:8] == BATCH_MAGIC and first[16:32] == uuid and not is_torn(block))
         )
         if has_contents:
             return _damaged(index, f"segment {index}: its header is damaged")

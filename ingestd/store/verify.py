@@ -213,7 +213,9 @@ class _SegmentCheck:
             self._find(DOUBT, f"batch {segment.batch_count} at byte {segment.batches_end} is torn")
         for number, block in enumerate(self._blocks()):
             self._check_block(number, block)
-        if segment.footer is None and build_footer(segment, self._superblock, 0) is None:
+        if segment.footer is not None:
+            self._find(DOUBT, "the records of its footer are torn or damaged")
+        if build_footer(segment, self._superblock, 0) is None:
             self._find(DOUBT, "it has no room for a footer")
 
     def _blocks(self) -> list[bytes]:

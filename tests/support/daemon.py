@@ -108,17 +108,22 @@ class Daemon:
         command += ["--metrics", f"{shown_host}:{self.metrics_port}"]
         if self.config is not None:
             command += ["-c", str(self.config)]
+        self.log_path.touch()
+        starts_before = len(self.events(READY_EVENT))
+        self._launch([*self.wrapper, *command, *self.flags])
+        self._wait_until_ready(starts_before)
+        _, self.port = self.listener("default")
+        _, self.metrics_port = self.listener("metrics")
+
+    def _launch(self, command: list[str]) -> None:
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [*self.wrapper, *command, *self.flags],
+                command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 env={**os.environ, **self.environment},
             )
-        self._wait_until_ready()
-        _, self.port = self.listener("default")
-        _, self.metrics_port = self.listener("metrics")
 
     def listener(self, name: str) -> tuple[str, int]:
         """Return where a listener of the configuration, or "metrics", was bound."""
@@ -126,8 +131,7 @@ class Daemon:
         host, _, port = line["address"].rpartition(":")
         return host.strip("[]"), int(port)
 
-    def _wait_until_ready(self) -> None:
-        starts_before = len(self.events(READY_EVENT))
+    def _wait_until_ready(self, starts_before: int) -> None:
         limit = time.monotonic() + READY_TIMEOUT_S
         while len(self.events(READY_EVENT)) == starts_before:
             if self.process.poll() is not None or time.monotonic() > limit:

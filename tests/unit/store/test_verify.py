@@ -73,7 +73,7 @@ END0 = S0 + 1024 * 1024
         (S0 + 5 * 4096 + 9, f"damage: segment 0: batch 0 .*bytes 0 to 4096 of flow {ID}"),
         (S0 + 6 * 4096 + 9, "damage: segment 0: the header of batch 1 at byte 24576"),
         (END0 - 4096 + 20, "doubt: segment 0: its footer is torn or damaged"),
-        (END0 - 8192, "damage: .*segment 0: the records of its footer"),
+        (END0 - 8192, "doubt: segment 0: the records of its footer are torn or damaged"),
         (S1 + 16, "damage: .*segment 1: its header is damaged"),
         (S1 + 4096, "doubt: segment 1: its commit mark 0 is torn or damaged"),
         (S1 + 8192 + 4095, "doubt: segment 1: its commit mark 1 is torn or damaged"),

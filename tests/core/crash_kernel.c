@@ -1,0 +1,124 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The kernel of crash_stage.h: writes and flushes under way, and what the core calls of it.
+ */
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "crash_stage.h"
+#include "random.h"
+
+struct operation {
+    uint32_t id;
+    uint64_t user_data;
+    const struct iovec *iov;
+    uint32_t iov_count;
+    struct iovec single;
+    uint8_t *bytes; /* as they were at submission; NULL for a flush */
+    uint64_t size;
+};
+
+static struct operation operations[KERNEL_OPERATIONS_MAX];
+struct kernel kernel = {.operations = operations};
+
+struct io_uring_sqe *worker_sqe(struct worker *w) {
+    (void)w;
+    if (kernel.entries_count == KERNEL_OPERATIONS_MAX)
+        die("more is submitted in a turn than fits");
+    struct io_uring_sqe *sqe = &kernel.entries[kernel.entries_count++];
+    memset(sqe, 0, sizeof *sqe);
+    return sqe;
+}
+
+struct io_uring_probe *io_uring_get_probe_ring(struct io_uring *ring) {
+    (void)ring;
+    return calloc(1, sizeof(struct io_uring_probe));
+}
+
+void io_uring_free_probe(struct io_uring_probe *probe) {
+    free(probe);
+}
+
+static uint64_t gather(const struct operation *o, uint8_t *out) {
+    uint64_t size = 0;
+    for (uint32_t i = 0; i < o->iov_count; i++) {
+        if (out != NULL)
+            memcpy(out + size, o->iov[i].iov_base, o->iov[i].iov_len);
+        size += o->iov[i].iov_len;
+    }
+    return size;
+}
+
+void kernel_submit(void) {
+    for (uint32_t i = 0; i < kernel.entries_count; i++) {
+        const struct io_uring_sqe *sqe = &kernel.entries[i];
+        if (kernel.operations_count == KERNEL_OPERATIONS_MAX)
+            die("more is under way than fits");
+        struct operation *o = &kernel.operations[kernel.operations_count++];
+        *o = (struct operation){.id = kernel.operation_id++, .user_data = sqe->user_data};
+        if (sqe->opcode == IORING_OP_FSYNC) {
+            trace(TRACE_FLUSH, o->id, 0, 0, NULL, 0);
+            continue;
+        }
+        if (sqe->opcode == IORING_OP_WRITE_FIXED) {
+            o->single = (struct iovec){(void *)(uintptr_t)sqe->addr, sqe->len};
+            o->iov_count = 1;
+        } else {
+            o->iov = (const struct iovec *)(uintptr_t)sqe->addr;
+            o->iov_count = sqe->len;
+        }
+        if (o->iov == NULL)
+            o->iov = &o->single;
+        const struct device_write *write = &kernel.w->device.writes[(uint32_t)o->user_data];
+        o->size = gather(o, NULL);
+        o->bytes = pages(o->size);
+        gather(o, o->bytes);
+        if (write->kind == DEVICE_BATCH)
+            note_placed(&kernel.w->batches.batches[write->owner]);
+        trace(TRACE_WRITE, o->id, sqe->off, (sqe->rw_flags & RWF_DSYNC) != 0, o->bytes, o->size);
+    }
+    kernel.entries_count = 0;
+}
+
+static void check_memory(const struct operation *o) {
+    uint8_t *now = pages(o->size);
+    gather(o, now);
+    if (memcmp(now, o->bytes, o->size) != 0)
+        die("memory changed under a write");
+    free(now);
+}
+
+static void complete_one(uint32_t i) {
+    struct operation o = kernel.operations[i];
+    if (o.iov_count == 1 && o.iov == &kernel.operations[i].single)
+        o.iov = &o.single;
+    kernel.operations[i] = kernel.operations[--kernel.operations_count];
+    struct operation *moved = &kernel.operations[i];
+    if (moved->iov == &kernel.operations[kernel.operations_count].single)
+        moved->iov = &moved->single;
+    if (o.bytes == NULL) {
+        bool fails = kernel.flush_fails && random_below(4) == 0;
+        trace(TRACE_FLUSHED, o.id, fails, 0, NULL, 0);
+        device_flush_complete(kernel.w, fails ? -EIO : 0);
+        return;
+    }
+    check_memory(&o);
+    int result = (int)o.size;
+    const struct device_write *d = &kernel.w->device.writes[(uint32_t)o.user_data];
+    if (kernel.trouble_of && d->tries + 1 < DEVICE_TRIES_MAX &&
+        random_below(kernel.trouble_of) == 0)
+        result = random_below(2) ? -EAGAIN : (int)(random_below((uint32_t)o.size / 4096) * 4096);
+    trace(TRACE_DONE, o.id, result < 0 ? 0 : (uint64_t)result, 0, NULL, 0);
+    free(o.bytes);
+    device_write_complete(kernel.w, (uint32_t)o.user_data, result);
+}
+
+void kernel_complete_some(void) {
+    uint32_t most = random_below(kernel.operations_count + 1);
+    if (random_below(kernel.slow_of) != 0)
+        return;
+    while (most-- > 0 && kernel.operations_count > 0)
+        complete_one(random_below(kernel.operations_count));
+}

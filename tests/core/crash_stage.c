@@ -1,0 +1,454 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * A stage for the write path: batches, writer, commit and device are the core's own; senders, the
+ * engine, the kernel and the disk are played here. What the core asks of the disk, and what it
+ * tells senders, goes to standard output as a trace, from which tests/support/crash_disk.py makes
+ * what a power failure could have left at any moment.
+ *
+ *   crash_stage SEED GENERATION CHECKSUM BLOCK_BYTES UUID SEGMENT...   one life of a store
+ *   crash_stage bytes                                                  what all flows are made of
+ *
+ * Invariants: all that is random follows from SEED. Writes complete in any order, some in part or
+ * only when tried again; memory that a write has released is overwritten at once.
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "answer.h"
+#include "crash_stage.h"
+#include "random.h"
+
+#define SEGMENT_BYTES SEGMENT_BYTES_MIN
+#define SEGMENTS_MAX 16u
+#define SLOTS_MAX 12u
+#define PIECE_BYTES_MAX 40000u
+#define STREAM_BYTES_MAX 400000u
+#define PERIOD 65521u
+#define STEPS_MAX 200000u
+#define MS 1000000u
+
+/* Memory that a fragment lies in; batches may hold it several times. */
+struct piece {
+    uint8_t *memory;
+    uint32_t size, holds;
+    bool handed; /* nothing more of it is to be handed over */
+};
+
+struct sender {
+    struct flow *flow; /* or NULL */
+    uint32_t number;
+    uint32_t start; /* in the common bytes */
+    uint64_t stream_bytes;
+    struct piece *piece; /* what waits for a batch, or NULL */
+    uint32_t piece_at, piece_left;
+    bool broken; /* it ends without its end being reached */
+    bool close_due;
+};
+
+static struct {
+    struct worker *w;
+    struct sender senders[SLOTS_MAX];
+    uint32_t slots_count, started_count, flows_count;
+    uint32_t segments[SEGMENTS_MAX], segments_count, segments_granted, grants_wanted;
+    uint64_t generation;
+    uint64_t told[SLOTS_MAX]; /* durable bytes in the trace */
+    uint32_t stream_bytes_max;
+} stage;
+
+static uint8_t common[PERIOD];
+
+void die(const char *what) {
+    fprintf(stderr, "crash_stage: %s\n", what);
+    exit(1);
+}
+
+void *pages(uint64_t bytes) {
+    void *memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096);
+    if (memory == NULL)
+        die("no memory");
+    return memory;
+}
+
+void trace(enum trace_kind kind, uint32_t id, uint64_t a, uint64_t b, const void *data,
+           uint64_t bytes) {
+    struct trace t = {.kind = kind, .id = id, .a = a, .b = b, .bytes = bytes};
+    if (fwrite(&t, sizeof t, 1, stdout) != 1 || (bytes && fwrite(data, bytes, 1, stdout) != 1))
+        die("the trace cannot be written");
+}
+
+static void make_common(void) {
+    uint64_t kept = random_state;
+    random_state = 1;
+    for (uint32_t i = 0; i < PERIOD; i++)
+        common[i] = (uint8_t)random_next();
+    random_state = kept;
+}
+
+static struct sender *sender_of(const struct flow *f) {
+    for (uint32_t i = 0; i < stage.slots_count; i++)
+        if (stage.senders[i].flow == f)
+            return &stage.senders[i];
+    die("a flow of nobody");
+    return NULL;
+}
+
+void note_placed(const struct batch *b) {
+    for (uint32_t i = 0; i < b->touch_count; i++) {
+        const struct sender *s = sender_of(&stage.w->flows.flows[b->touches[i].flow]);
+        trace(TRACE_PLACED, s->number, b->touches[i].end_offset, 0, NULL, 0);
+    }
+}
+
+/* ---- What the core calls. ---- */
+
+uint64_t worker_unix_ns(const struct worker *w) {
+    return 1700000000000000000u + w->now_ns;
+}
+
+bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
+                  int detail, uint64_t bytes_count) {
+    (void)w, (void)kind, (void)f, (void)code, (void)detail, (void)bytes_count;
+    return true;
+}
+
+void histogram_add(struct histogram *h, uint64_t value_ns) {
+    (void)h, (void)value_ns;
+}
+
+void mailbox_want_grant(struct mailbox *m) {
+    (void)m;
+    stage.grants_wanted++;
+}
+
+/* Each in memory of its own, so that AddressSanitizer sees where one ends. */
+uint8_t *area_own(struct area *a, uint64_t bytes) {
+    (void)a;
+    return pages(bytes);
+}
+
+static void let_go(struct piece *p) {
+    if (p->holds > 0 || !p->handed)
+        return;
+    memset(p->memory, 0xdd, p->size);
+    free(p->memory);
+    free(p);
+}
+
+static void engine_release(struct worker *w, uint64_t hold) {
+    (void)w;
+    struct piece *p = (struct piece *)(uintptr_t)hold;
+    p->holds--;
+    let_go(p);
+}
+
+static const struct engine engine_stage = {.name = "stage", .release = engine_release};
+
+static void drop_piece(struct sender *s) {
+    if (s->piece == NULL)
+        return;
+    s->piece->handed = true;
+    let_go(s->piece);
+    s->piece = NULL;
+}
+
+void intake_gone(struct worker *w, struct flow *f) {
+    if (f->acks_pending > 0)
+        return;
+    sender_of(f)->flow = NULL;
+    flow_give(&w->flows, f);
+}
+
+static void tell(struct sender *s) {
+    uint64_t *told = &stage.told[s - stage.senders];
+    if (s->flow->durable_bytes != *told)
+        trace(TRACE_DURABLE, s->number, s->flow->durable_bytes, 0, NULL, 0);
+    *told = s->flow->durable_bytes;
+}
+
+void intake_closed(struct worker *w, struct flow *f) {
+    struct sender *s = sender_of(f);
+    size_t bytes = answer_format(f, w->writer.failed, f->line, sizeof f->line);
+    tell(s);
+    trace(TRACE_ANSWER, s->number, 0, 0, f->line, bytes);
+    f->phase = FLOW_GONE;
+    intake_gone(w, f);
+}
+
+void intake_unclosed(struct worker *w, struct flow *f) {
+    (void)w;
+    sender_of(f)->close_due = true;
+}
+
+static void end_flow(struct sender *s, uint8_t state, uint8_t reason) {
+    drop_piece(s);
+    s->flow->state = state;
+    s->flow->reason = reason;
+    s->flow->phase = FLOW_CLOSING;
+    s->flow->ended = true;
+    s->close_due = true;
+}
+
+void intake_interrupt_all(struct worker *w, uint8_t reason, bool drop) {
+    (void)drop;
+    for (uint32_t i = 0; i < stage.slots_count; i++) {
+        struct sender *s = &stage.senders[i];
+        if (s->flow != NULL && s->flow->phase == FLOW_GONE)
+            intake_gone(w, s->flow); /* it may have waited for acknowledgements only */
+        if (s->flow == NULL)
+            continue;
+        if (s->flow->phase != FLOW_CLOSING)
+            end_flow(s, FLOW_STATE_INTERRUPTED, reason);
+        if (w->writer.failed) {
+            s->flow->state = FLOW_STATE_INTERRUPTED;
+            intake_closed(w, s->flow);
+        }
+    }
+}
+
+/* ---- Senders and engine. ---- */
+
+static void start_flow(struct sender *s) {
+    struct worker *w = stage.w;
+    struct flow *f = flow_take(&w->flows);
+    *s = (struct sender){.flow = f, .number = stage.started_count++};
+    /* The same seed in another store or generation: the same places, other flows and bytes. */
+    const uint8_t *uuid = w->settings.store_uuid;
+    s->start =
+        (random_below(PERIOD) + uuid[0] * 257u + (uint32_t)stage.generation * 7919u) % PERIOD;
+    s->stream_bytes = random_below(8) == 0 ? random_below(3) : random_below(stage.stream_bytes_max);
+    s->broken = random_below(8) == 0;
+    for (int i = 0; i < 16; i++)
+        f->id[i] = (uint8_t)(random_next() ^ uuid[i] ^ stage.generation);
+    f->phase = FLOW_RECEIVING;
+    f->checksummed = w->settings.checksum;
+    f->started_ns = worker_unix_ns(w);
+    stage.told[s - stage.senders] = 0;
+    trace(TRACE_FLOW, s->number, s->start, 0, f->id, 16);
+}
+
+/* A fragment comes; it may begin anywhere, as with zero copy, or on a page. */
+static void receive(struct sender *s) {
+    uint64_t left = s->stream_bytes - s->flow->received_bytes;
+    uint32_t bytes = 1 + random_below(random_below(3) ? 5000 : PIECE_BYTES_MAX);
+    bytes = (uint32_t)time_min(bytes, left);
+    uint32_t at = random_below(2) ? 0 : random_below(4096);
+    struct piece *p = calloc(1, sizeof *p);
+    if (p == NULL)
+        die("no memory");
+    p->size = (at + bytes + 4095) / 4096 * 4096;
+    p->memory = pages(p->size);
+    for (uint32_t i = 0; i < bytes; i++)
+        p->memory[at + i] = common[(s->start + s->flow->received_bytes + i) % PERIOD];
+    s->flow->received_bytes += bytes;
+    s->piece = p;
+    s->piece_at = at;
+    s->piece_left = bytes;
+}
+
+static void hand_over(struct sender *s) {
+    struct piece *p = s->piece;
+    uint32_t slack = random_below(2) ? p->size - s->piece_at - s->piece_left : 0;
+    p->holds++; /* it may be released before batch_add returns */
+    uint32_t taken = batch_add(stage.w, s->flow, p->memory + s->piece_at, s->piece_left, slack,
+                               (uint64_t)(uintptr_t)p);
+    if (s->piece != p)
+        return; /* all were given up meanwhile */
+    p->holds -= taken == 0;
+    s->piece_at += taken;
+    s->piece_left -= taken;
+    if (s->piece_left == 0)
+        drop_piece(s);
+}
+
+static void try_close(struct sender *s) {
+    struct worker *w = stage.w;
+    struct flow *f = s->flow;
+    if (f->state == FLOW_STATE_SEALED && f->stored_bytes != f->received_bytes) {
+        f->state = FLOW_STATE_INTERRUPTED; /* a full store gave its last bytes up */
+        f->reason = CLOSE_REASON_STORE_FULL;
+    }
+    bool nothing = f->state == FLOW_STATE_INTERRUPTED && !f->opened;
+    if (nothing || w->writer.speechless || w->writer.failed) {
+        f->state = FLOW_STATE_INTERRUPTED;
+        s->close_due = false;
+        intake_closed(w, f);
+    } else {
+        s->close_due = !batch_add_close(w, f);
+    }
+}
+
+static void advance(struct sender *s) {
+    const struct writer *x = &stage.w->writer;
+    bool over = stage.started_count >= stage.flows_count || x->failed || x->exhausted;
+    if (s->flow == NULL && !over)
+        start_flow(s);
+    if (s->flow == NULL || s->flow->phase == FLOW_GONE)
+        return;
+    struct flow *f = s->flow;
+    if (f->phase == FLOW_CLOSING) {
+        if (s->close_due)
+            try_close(s);
+        return;
+    }
+    bool at_end = f->received_bytes == s->stream_bytes;
+    if (s->piece == NULL && !at_end)
+        receive(s);
+    if (s->piece != NULL)
+        hand_over(s);
+    if (s->flow == NULL || f->phase == FLOW_CLOSING || s->piece != NULL)
+        return;
+    if (s->broken && random_below(20) == 0)
+        end_flow(s, FLOW_STATE_INTERRUPTED, CLOSE_REASON_IDLE);
+    else if (f->received_bytes == s->stream_bytes)
+        end_flow(s, FLOW_STATE_SEALED, CLOSE_REASON_NONE);
+}
+
+/* ---- The rest of the worker. ---- */
+
+static void grant_some(void) {
+    while (stage.grants_wanted > 0 && random_below(2)) {
+        if (stage.segments_granted == stage.segments_count) {
+            stage.w->writer.full = true;
+            return;
+        }
+        uint32_t index = stage.segments[stage.segments_granted++];
+        writer_grant(stage.w, index, stage.generation << 32 | stage.segments_granted);
+        stage.grants_wanted--;
+    }
+}
+
+static void settle_full_store(void) {
+    struct worker *w = stage.w;
+    const struct batch *b = w->batches.open;
+    if (!w->writer.exhausted || w->writer.failed || b == NULL || !b->full)
+        return;
+    if (b->rescued && !w->writer.speechless)
+        return;
+    batch_abandon(w);
+    intake_interrupt_all(w, CLOSE_REASON_STORE_FULL, true);
+}
+
+static void turn(void) {
+    struct worker *w = stage.w;
+    batch_turn(w);
+    for (uint32_t i = 0; i < stage.slots_count; i++)
+        if (random_below(2))
+            advance(&stage.senders[random_below(stage.slots_count)]);
+    if (random_below(50) == 0)
+        batch_hurry(w);
+    batch_turn(w);
+    settle_full_store();
+    bool over = w->writer.failed || w->writer.exhausted || stage.started_count == stage.flows_count;
+    w->writer.closing = over && w->flows.count == 0 && w->batches.open == NULL;
+    writer_turn(w);
+    for (uint32_t i = 0; i < stage.slots_count; i++)
+        if (stage.senders[i].flow != NULL)
+            tell(&stage.senders[i]);
+    kernel_submit();
+}
+
+static bool run(void) {
+    struct worker *w = stage.w;
+    for (uint32_t step = 0; step < STEPS_MAX; step++) {
+        w->now_ns += random_below(MS);
+        kernel_complete_some();
+        grant_some();
+        turn();
+        if (w->writer.closing && writer_is_idle(w) && kernel.operations_count == 0)
+            return true;
+    }
+    return false;
+}
+
+static uint32_t one_of(const uint32_t *values, uint32_t count) {
+    return values[random_below(count)];
+}
+#define ONE_OF(...)                                                                                \
+    one_of((const uint32_t[]){__VA_ARGS__}, sizeof((uint32_t[]){__VA_ARGS__}) / sizeof(uint32_t))
+
+static void choose_shape(struct worker *w, uint32_t block_bytes) {
+    struct worker_settings *s = &w->settings;
+    s->segments_offset = SEGMENTS_OFFSET;
+    s->segment_bytes = SEGMENT_BYTES;
+    s->block_bytes = block_bytes;
+    s->write_align = 512;
+    s->writes_in_flight_max = 1 + random_below(8);
+    s->flush_interval_ns = ONE_OF(MS / 10, 5 * MS, 50 * MS);
+    s->commit_interval_ns = ONE_OF(MS, 20 * MS, 200 * MS);
+    struct batch_pool *p = &w->batches;
+    p->payload_bytes_max = ONE_OF(4096, 16384, 65536);
+    p->header_bytes_max = segment_header_bytes_max(SEGMENT_BYTES, block_bytes);
+    p->holds_max = ONE_OF(4, BATCH_HOLDS_MAX);
+    p->profile = (struct plan_profile){
+        .mem_align = ONE_OF(4, 512, 4096),
+        .block_bytes = block_bytes,
+        .virt_mask = random_below(4) ? 0 : 4095,
+        .iovecs_max = ONE_OF(BATCH_IOVECS_MIN, 32, BATCH_IOVECS_MAX),
+        .batch_bytes_max = (uint32_t)p->payload_bytes_max + 2 * BATCH_HEADER_BYTES_MAX,
+        .copy_below = random_below(2) ? 0 : PLAN_GATHER_BYTES_MIN,
+    };
+    p->bounce_bytes = plan_bounce_bytes_min(&p->profile) + ONE_OF(0, 65536);
+    stage.slots_count = 1 + random_below(SLOTS_MAX);
+    stage.flows_count = 1 + random_below(random_below(8) ? 12 : 60);
+    kernel.slow_of = ONE_OF(1, 3, 10);
+    stage.stream_bytes_max =
+        ONE_OF(500, 5000, 20000, 60000, random_below(4) ? 2000 : STREAM_BYTES_MAX);
+    kernel.trouble_of = random_below(3) ? 0 : 20;
+    kernel.flush_fails = random_below(20) == 0;
+}
+
+static void open_worker(uint32_t block_bytes) {
+    struct worker *w = stage.w;
+    choose_shape(w, block_bytes);
+    w->engine = &engine_stage;
+    w->now_ns = 1;
+    w->listener_count = 1;
+    w->listeners[0].protocol = 1;
+    strcpy(w->listeners[0].name, "stage");
+    uint32_t count = w->settings.writes_in_flight_max + 2;
+    if (!plan_profile_is_usable(&w->batches.profile, w->batches.header_bytes_max, BATCH_IOVECS_MAX))
+        die("the profile is not usable");
+    if (flow_table_init(&w->flows, SLOTS_MAX) != 0 || batch_pool_open(w, count) != 0 ||
+        device_open(w, count + 3 * SEGMENTS_LIVE_MAX) != 0 || writer_open(w) != 0)
+        die("no memory");
+    stage.grants_wanted = SEGMENTS_READY_MAX;
+}
+
+static void read_uuid(const char *text, uint8_t uuid[16]) {
+    for (int i = 0; i < 16; i++) {
+        unsigned byte;
+        if (sscanf(text + 2 * i, "%2x", &byte) != 1)
+            die("the UUID is 32 hexadecimal digits");
+        uuid[i] = (uint8_t)byte;
+    }
+}
+
+int main(int argc, char **argv) {
+    make_common();
+    if (argc == 2)
+        return fwrite(common, PERIOD, 1, stdout) != 1;
+    if (argc < 7 || argc - 6 > (int)SEGMENTS_MAX)
+        die("usage: SEED GENERATION CHECKSUM BLOCK_BYTES UUID SEGMENT...");
+    random_state = strtoull(argv[1], NULL, 0);
+    stage.generation = strtoull(argv[2], NULL, 0);
+    stage.w = calloc(1, sizeof *stage.w);
+    if (stage.w == NULL)
+        die("no memory");
+    kernel.w = stage.w;
+    stage.w->settings.checksum = strcmp(argv[3], "crc32c") == 0;
+    read_uuid(argv[5], stage.w->settings.store_uuid);
+    for (int i = 6; i < argc; i++)
+        stage.segments[stage.segments_count++] = (uint32_t)strtoul(argv[i], NULL, 0);
+    open_worker((uint32_t)strtoul(argv[4], NULL, 0));
+    if (!run())
+        die("nothing moves any more");
+    if (!stage.w->writer.failed) {
+        trace(TRACE_FLUSH, kernel.operation_id, 0, 0, NULL, 0);
+        trace(TRACE_FLUSHED, kernel.operation_id, 0, 0, NULL, 0);
+        trace(TRACE_ENDED, 0, 0, 0, NULL, 0);
+    }
+    fflush(stdout);
+    _exit(0); /* what a life held is given back with its process */
+}

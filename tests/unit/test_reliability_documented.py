@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""docs/reliability.md: how often a fault is tried is what its test says, and the test is there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+POWER = "tests/property/test_power_failure.py"
+KILL = "tests/fault/test_kill.py"
+DAMAGE = "tests/property/test_damage.py"
+CHECKSUMS = 2
+
+
+def _constant(path: str, name: str) -> int:
+    found = re.search(rf"^{name} = (\d+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+    assert found is not None, f"{path} has no {name}"
+    return int(found[1])
+
+
+def _row(fault: str) -> list[str]:
+    """The cells of the one row that begins with these words."""
+    (row,) = re.findall(rf"^\| ({re.escape(fault)}.*) \|$", TEXT, re.MULTILINE)
+    return [str(cell).strip() for cell in row.split("|")]
+
+
+def _times(fault: str) -> int:
+    found = re.search(r"\d+", _row(fault)[1])
+    assert found is not None
+    return int(found[0])
+
+
+def test_how_often_is_what_the_tests_do() -> None:
+    points = CHECKSUMS * _constant(POWER, "PARTS") * _constant(POWER, "POINTS_OF_PART")
+    assert _times("power fails at any moment") == points
+    assert _times("... and again") == points // _constant(POWER, "RECOVERY_CRASHED_OF")
+    assert _times("`kill -9`") == CHECKSUMS * _constant(KILL, "KILLS")
+    damages = _constant(DAMAGE, "STORES") * _constant(DAMAGE, "DAMAGES_OF_STORE")
+    assert _times("bits flip") == damages
+    assert _times("batches of an earlier life") == 2 * CHECKSUMS * _constant(DAMAGE, "SUCCESSIONS")
+
+
+def test_commands_name_tests_that_are_there() -> None:
+    named = re.findall(r"`pytest (tests/\S+)`", TEXT)
+    assert {POWER, KILL, DAMAGE} == set(named)
+    assert all((ROOT / path).is_file() for path in named)
+
+
+def test_recovery_time_was_measured() -> None:
+    """The command has put its lines between the markers."""
+    part = TEXT.partition("<!-- bench:recovery -->")[2].partition("<!-- /bench:recovery -->")[0]
+    assert re.search(
+        r"^\| open to serve, a footer in every segment \| [\d.]+ \|", part, re.MULTILINE
+    )
