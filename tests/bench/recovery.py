@@ -11,6 +11,7 @@ reads what it would read of a full device. Takes some GiB and minutes.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 import time
@@ -245,7 +246,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     facts = machine.facts(arguments.directory, "none")
     lines = [
         f"{arguments.size_tib:g} TiB, {segments} segments, {batches} batches, {flows} flows;"
-        f" {facts.cpu}, {facts.kernel}; {time.strftime('%Y-%m-%d')}:",
+        f" {facts.cpus_count} CPUs ({facts.cpu}), Linux {facts.kernel}, {facts.filesystem} on"
+        f" {facts.device}; load average {os.getloadavg()[0]:.1f} (the less, the truer the seconds"
+        f" beside the CPU seconds); {time.strftime('%Y-%m-%d')}:",
         "",
         "| what | seconds | CPU seconds |",
         "|---|--:|--:|",

@@ -33,6 +33,8 @@ POINTS_OF_LIFE = 40
 CAREFUL_OF = 5
 LIVES_MAX = 4
 RECOVERY_CRASHED_OF = 5
+KILLED_FIRST_OF = 8
+NUMBERS_OF_OPENING = 1 << 40  # of its writes; the daemon's own are lower
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +98,13 @@ def _live(lives: Lives, choose: random.Random) -> tuple[int, int]:
             happen(disk, event)
             promises.note(event)
         at = point
-        disk.lose_power(choose, store.bytes)
+        if choose.randrange(KILLED_FIRST_OF) == 0:
+            # The daemon dies alone, and power fails when the next one has begun to open.
+            killed = disk.after_kill(choose)
+            killed.show(store.bytes)
+            _open_in_vain(store, killed, choose)
+        else:
+            disk.lose_power(choose, store.bytes)
         flows = _recover(lives, promises, choose)
         acknowledged_bytes += promises.acknowledged_bytes
     known = promises.flows | {key: kept[0] for key, kept in lives.settled.items()}
@@ -111,10 +119,11 @@ def _recover(lives: Lives, promises: Promises, choose: random.Random) -> list[Fl
     if careful:
         _check(lives, promises)
         _check_verified(store)
-    was_torn = choose.randrange(RECOVERY_CRASHED_OF) == 0 and _recover_in_vain(store, choose)
+    if choose.randrange(RECOVERY_CRASHED_OF) == 0:
+        _open_in_vain(store, Disk(bytearray(store.bytes)), choose)
     with open_for_serving(str(store.path)) as served:
         assert (served.recovery.segments_damaged, served.recovery.segments_open) == (0, 0)
-        assert was_torn or served.recovery.warnings == ()
+        assert served.recovery.warnings == ()
     flows = _check(lives, promises, recovered=True)
     if careful:
         _check_again(store)
@@ -137,13 +146,13 @@ def _check_verified(store: Store) -> None:
     assert [finding for finding in report.findings if finding.severity == DAMAGE] == []
 
 
-def _recover_in_vain(store: Store, choose: random.Random) -> bool:
-    """Power fails again while the store is opened. Returns whether a superblock may be torn."""
-    disk, writes = Disk(bytearray(store.bytes)), _RecordedWrites()
+def _open_in_vain(store: Store, disk: Disk, choose: random.Random) -> None:
+    """Power fails while the store is opened."""
+    writes = _RecordedWrites()
     with writes.recorded(), open_for_serving(str(store.path)):
         pass
     end = choose.randrange(len(writes.done) + 1)
-    for number, write in enumerate(writes.done[:end]):
+    for number, write in enumerate(writes.done[:end], NUMBERS_OF_OPENING):
         if write is None:
             disk.flush(number)
             disk.flushed(number)
@@ -151,7 +160,6 @@ def _recover_in_vain(store: Store, choose: random.Random) -> bool:
             disk.submit(number, *write)
             disk.complete(number, len(write[1]))
     disk.lose_power(choose, store.bytes)
-    return any(write.offset < layout.SEGMENTS_OFFSET for write in disk.unflushed.values())
 
 
 @dataclass

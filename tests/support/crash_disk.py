@@ -11,7 +11,7 @@ back over a newer one that is safe.
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 TORN_UNITS_BYTES: Final = (512, 4096)
@@ -80,6 +80,20 @@ class Disk:
             is_covered = write.offset <= older.offset and older.end <= write.end
             if key <= number and older.is_done and is_covered:
                 del self.unflushed[key]
+
+    def after_kill(self, choose: random.Random) -> Disk:
+        """The disk once the daemon alone has died: what it asked for is done, or never will be."""
+        left = Disk(bytearray(self.image))
+        for key, write in self.unflushed.items():
+            if write.is_done or choose.randrange(2):
+                left.unflushed[key] = replace(write, is_done=True)
+        return left
+
+    def show(self, into: memoryview) -> None:
+        """Lay what a reader sees while there is power."""
+        into[:] = self.image
+        for write in self.unflushed.values():
+            into[write.offset : write.end] = write.data
 
     def lose_power(self, choose: random.Random, into: memoryview) -> None:
         """Lay what may be left into memory of the image's size."""

@@ -36,6 +36,7 @@ def test_how_often_is_what_the_tests_do() -> None:
     points = CHECKSUMS * _constant(POWER, "PARTS") * _constant(POWER, "POINTS_OF_PART")
     assert _times("power fails at any moment") == points
     assert _times("... and again") == points // _constant(POWER, "RECOVERY_CRASHED_OF")
+    assert _times("the daemon dies") == points // _constant(POWER, "KILLED_FIRST_OF")
     assert _times("`kill -9`") == CHECKSUMS * _constant(KILL, "KILLS")
     damages = _constant(DAMAGE, "STORES") * _constant(DAMAGE, "DAMAGES_OF_STORE")
     assert _times("bits flip") == damages
