@@ -6,6 +6,7 @@
  *
  *   -f DEVICE              the store; -F BYTES formats it, with segments of that size, and ends
  *   -i INTERFACE|none      none: the kernel's device-less mode
+ *   -e zcrx|recv           the engine (zcrx)
  *   -q QUEUE[,QUEUE...]    one worker each
  *   -p PORT                listens there on all addresses
  *   -a KIB -b BYTES        area per worker (32768), rx_buf_len to ask for (0: a page)
@@ -19,11 +20,13 @@
  *   -G SEGMENTS            the store is full after so many
  *   -C ENTRIES             size of the completion queue, to make it overflow
  *   -x                     no relief valve
- *   -X                     workers do not learn each other's queues
+ *   -A BYTES               pieces are multiples of this, and the device is not probed:
+ * dm-log-writes gives up logging at the first write that its own disk refuses -X workers do not
+ * learn each other's queues
  *
- * The device's profile is what the core's probe finds. Prints "ready" when all listen. SIGUSR1:
- * prints the counters and goes on; SIGTERM: drains, prints them, ends. Exit codes: 0, 2 for wrong
- * use, 3 when the core gave up, with a line "fault ERRNO CALL: OBJECT".
+ * Without -A the device's profile is what the core's probe finds. Prints "ready" when all listen.
+ * SIGUSR1: prints the counters and goes on; SIGTERM: drains, prints them, ends. Exit codes: 0, 2
+ * for wrong use, 3 when the core gave up, with a line "fault ERRNO CALL: OBJECT".
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -51,6 +54,7 @@
 #define TICK_MS 100
 #define MS_NS 1000000ull
 #define EVENT_KINDS 16
+#define IOVECS_ASSUMED 64
 
 struct member {
     struct worker *worker;
@@ -105,6 +109,12 @@ static void parse_interface(struct server *s, const char *name) {
         die("there is no interface %s", name);
 }
 
+static void parse_engine(struct server *s, const char *name) {
+    if (strcmp(name, "recv") != 0 && strcmp(name, "zcrx") != 0)
+        die("there is no engine %s", name);
+    s->settings.engine = strcmp(name, "recv") == 0 ? ENGINE_RECV : ENGINE_ZCRX;
+}
+
 static void parse_option(struct server *s, int option, char *text) {
     struct worker_settings *w = &s->settings;
     uint64_t value = text ? strtoull(text, NULL, 0) : 0;
@@ -118,6 +128,9 @@ static void parse_option(struct server *s, int option, char *text) {
         break;
     case 'i':
         parse_interface(s, text);
+        break;
+    case 'e':
+        parse_engine(s, text);
         break;
     case 'q':
         parse_queues(s, text);
@@ -164,6 +177,10 @@ static void parse_option(struct server *s, int option, char *text) {
     case 'C':
         observe_settings.ring_entries = (unsigned)value;
         break;
+    case 'A':
+        w->mem_align = (uint32_t)value;
+        w->iovecs_max = IOVECS_ASSUMED;
+        break;
     case 'x':
         observe_settings.no_relief = true;
         break;
@@ -193,7 +210,7 @@ static void parse(struct server *s, int count, char **words) {
     s->port = 7001;
     s->drain_ns = DRAIN_MS * MS_NS;
     s->grants_left = UINT32_MAX;
-    while ((option = getopt(count, words, "f:F:i:q:p:a:b:c:w:d:t:T:n:R:r:D:G:C:xX")) > 0)
+    while ((option = getopt(count, words, "f:F:i:e:q:p:a:b:c:w:d:t:T:n:R:r:D:G:C:A:xX")) > 0)
         parse_option(s, option, optarg);
     if (!s->device)
         die("serve wants -f DEVICE");
@@ -216,6 +233,8 @@ static void open_store(struct server *s) {
     w->block_bytes = s->store.super.block_bytes;
     if (direct_io_alignment(w->store_fd, &said_align, &w->write_align) < 0)
         die("%s does not tell its alignment", s->device);
+    if (w->mem_align != 0)
+        return;
     if (probe_device(w->store_fd, w->write_align, &profile, &fault) < 0)
         die("%s: probe: %s: %s", s->device, fault.call, strerror(fault.code));
     w->mem_align = profile.mem_align;
