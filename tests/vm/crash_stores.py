@@ -8,7 +8,7 @@ Senders write a journal as things happen, in lines that begin with '@':
     @lies STORE, @honest STORE              receipts in between are worth nothing, the device lies
 
 Invariants: a promised flow must be sealed with all of its bytes; any other may be there as far as
-it was sent; nothing else may be there. All of it before a recovery and after it.
+it was sent; nothing else may be there. A recovery changes nothing of it.
 """
 
 import os
@@ -23,7 +23,7 @@ from write_log import Buffer, Write, crash_states, parse_log
 
 from ingestd.errors import IngestdError
 from ingestd.store.flows import STATE_SEALED
-from ingestd.store.image import read_image
+from ingestd.store.image import StoreImage, read_image
 from ingestd.store.serving import open_for_serving
 from ingestd.store.verify import DAMAGE, verify_store
 
@@ -91,26 +91,32 @@ class Verdict:
 
 
 def judge(path: Path, sent: Sequence[Sent], ring: bytes) -> tuple[list[str], int]:
-    """Compare a store with what is to be expected, recover it, compare and verify it again.
+    """Recover a store as its daemon would, verify it, compare it with what is to be expected.
 
-    Returns a sentence for everything that is wrong, and the bytes of the promised flows concerned.
+    It must show the same flows before and after. Returns a sentence for everything that is wrong,
+    and the bytes of the promised flows concerned.
     """
     promised = {line.flow: line.bytes for line in sent if line.state == STATE_SEALED}
     try:
-        before = _compare(path, sent, ring)
+        with read_image(str(path)) as image:
+            before = _shown(image)
         open_for_serving(str(path)).close()
-        after = _compare(path, sent, ring)
+        with read_image(str(path)) as image:
+            after = _shown(image)
+            wrong = check_image(image, sent, ring)
         findings = verify_store(str(path)).findings
     except IngestdError as error:
         return [str(error)], sum(promised.values())
-    faults = [*before.values(), *(f"{text}, once recovered" for text in after.values())]
-    faults += [str(finding) for finding in findings if finding.severity == DAMAGE]
-    return faults, sum(promised.get(flow, 0) for flow in before.keys() | after.keys())
+    for flow in {flow for flow, _ in before.items() ^ after.items()}:
+        text = f"flow {flow} is {before.get(flow)} before the recovery, {after.get(flow)} behind it"
+        wrong.setdefault(flow, text)
+    faults = [*wrong.values(), *(str(f) for f in findings if f.severity == DAMAGE)]
+    return faults, sum(promised.get(flow, 0) for flow in wrong)
 
 
-def _compare(path: Path, sent: Sequence[Sent], ring: bytes) -> dict[str, str]:
-    with read_image(str(path)) as image:
-        return check_image(image, sent, ring)
+def _shown(image: StoreImage) -> dict[str, tuple[str, int, str | None]]:
+    """State, bytes and checksum of all flows by their ids."""
+    return {flow.flow: (flow.state, flow.bytes, flow.checksum) for flow in image.flows}
 
 
 def judge_all(paths: Mapping[Path, Journal], ring: bytes) -> Verdict:

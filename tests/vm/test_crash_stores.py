@@ -218,7 +218,7 @@ def test_a_store_that_is_gone_has_lost_everything(tmp_path: Path) -> None:
 
 
 def test_a_journal_that_was_cut() -> None:
-    told = Journal("disk").read(f"@streaming disk\n{BEGUN}\r\nother\n{RECEIPT}".encode())
+    told = Journal("disk").read(f"@other disk\n{BEGUN}\r\nother\n{RECEIPT}".encode())
     assert (len(told.begun), len(told.promised)) == (1, 0)
     told = journal(BEGUN, "@lies disk", RECEIPT, "@honest disk")
     assert (len(told.promised), len(told.worthless), told.is_lying) == (0, 1, False)

@@ -31,7 +31,6 @@ if [ "$1" = senders ]; then # in the peer's namespace
     lane 1000000 -n 24 -b 1 -s 1511 &
     lane 2000000 -n 6 -b 50001 -s 50021 &
     lane 3000000 -n 2 -b 700001 &
-    echo "@streaming cut"
     wait
     exit 1 # nothing but a power cut is to end them
 fi

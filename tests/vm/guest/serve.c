@@ -115,6 +115,32 @@ static void parse_engine(struct server *s, const char *name) {
     s->settings.engine = strcmp(name, "recv") == 0 ? ENGINE_RECV : ENGINE_ZCRX;
 }
 
+/* Options that no daemon has. */
+static void parse_odd_option(struct server *s, int option, uint64_t value) {
+    struct worker_settings *w = &s->settings;
+
+    switch (option) {
+    case 'G':
+        s->grants_left = (uint32_t)value;
+        break;
+    case 'C':
+        observe_settings.ring_entries = (unsigned)value;
+        break;
+    case 'A':
+        w->mem_align = (uint32_t)value;
+        w->iovecs_max = IOVECS_ASSUMED;
+        break;
+    case 'x':
+        observe_settings.no_relief = true;
+        break;
+    case 'X':
+        s->no_napi = true;
+        break;
+    default:
+        die("usage: see the head of serve.c");
+    }
+}
+
 static void parse_option(struct server *s, int option, char *text) {
     struct worker_settings *w = &s->settings;
     uint64_t value = text ? strtoull(text, NULL, 0) : 0;
@@ -171,24 +197,8 @@ static void parse_option(struct server *s, int option, char *text) {
     case 'D':
         s->drain_ns = value * MS_NS;
         break;
-    case 'G':
-        s->grants_left = (uint32_t)value;
-        break;
-    case 'C':
-        observe_settings.ring_entries = (unsigned)value;
-        break;
-    case 'A':
-        w->mem_align = (uint32_t)value;
-        w->iovecs_max = IOVECS_ASSUMED;
-        break;
-    case 'x':
-        observe_settings.no_relief = true;
-        break;
-    case 'X':
-        s->no_napi = true;
-        break;
     default:
-        die("usage: see the head of serve.c");
+        parse_odd_option(s, option, value);
     }
 }
 
