@@ -33,6 +33,7 @@ MARK_END = "dm-log-writes-end"
 """The kernel's own, when the device is removed."""
 STATE_LOST = "lost"
 FAULTY_STATES_MAX = 10
+FAULTS_KEPT_MAX = 4
 
 
 @dataclass
@@ -81,13 +82,13 @@ class Verdict:
     faults: list[str] = field(default_factory=list)
 
     def add(self, what: str, faults: list[str], lost_bytes: int, promises: int) -> None:
-        """Count one store; only the first faulty ones are kept in words."""
+        """Count one store; only the first faults of the first faulty stores are kept in words."""
         self.states += 1
         self.promises += promises
         self.lost_bytes += lost_bytes
         self.wrong += bool(faults)
         if faults and self.wrong <= FAULTY_STATES_MAX:
-            self.faults += [f"at {what}: {fault}" for fault in faults]
+            self.faults += [f"at {what}: {fault}" for fault in faults[:FAULTS_KEPT_MAX]]
 
 
 def judge(path: Path, sent: Sequence[Sent], ring: bytes) -> tuple[list[str], int]:

@@ -58,9 +58,9 @@ FIRST_RECEIPT = b"@receipt"
 
 LOADS = (
     ("-i zc0 -q 2", "-c 1"),
-    ("-e recv -i none", "-c 0"),
+    ("-e -i none", "-c 0"),
     ("-i zc0 -q 2", "-c 0"),
-    ("-e recv -i none", "-c 1"),
+    ("-e -i none", "-c 1"),
 )
 """Options of server and senders, and of both, of the machines whose power is cut, in turn."""
 
@@ -136,7 +136,7 @@ class Tests:
         disks = {
             "logged": Disk("logged", "nvme", 512, 40 * MIB, RESULTS / "logged.img"),
             "log": Disk("log", "nvme", 512, 256 * MIB, RESULTS / "log.img"),
-            "flaky": Disk("flaky", "nvme", 512, 128 * MIB, RESULTS / "flaky.img"),
+            "flaky": Disk("flaky", "nvme", 512, 1024 * MIB, RESULTS / "flaky.img"),
         }
         output = Output()
         machine = Machine(self.lab, disks=list(disks.values()), hugepages=HUGEPAGES)
@@ -205,7 +205,7 @@ class Tests:
         output = Output()
         cut = PowerCut(self.choose.uniform(*CUT_AFTER_S), output)
         engine, both = load
-        disk = Disk("cut", "nvme", 512, 512 * MIB, path, cache="writeback")
+        disk = Disk("cut", "nvme", 512, 1024 * MIB, path, cache="writeback")
         result = Machine(self.lab, disks=[disk], hugepages=HUGEPAGES).run(
             ["sh", str(HERE / "guest" / "run_cut.sh")],
             timeout_s=CUT_TIMEOUT_S,

@@ -6,7 +6,7 @@
  *
  *   -f DEVICE              the store; -F BYTES formats it, with segments of that size, and ends
  *   -i INTERFACE|none      none: the kernel's device-less mode
- *   -e zcrx|recv           the engine (zcrx)
+ *   -e                     the engine is recv, not zcrx
  *   -q QUEUE[,QUEUE...]    one worker each
  *   -p PORT                listens there on all addresses
  *   -a KIB -b BYTES        area per worker (32768), rx_buf_len to ask for (0: a page)
@@ -20,9 +20,8 @@
  *   -G SEGMENTS            the store is full after so many
  *   -C ENTRIES             size of the completion queue, to make it overflow
  *   -x                     no relief valve
- *   -A BYTES               pieces are multiples of this, and the device is not probed:
- * dm-log-writes gives up logging at the first write that its own disk refuses -X workers do not
- * learn each other's queues
+ *   -X                     workers do not learn each other's queues
+ *   -A BYTES               pieces are multiples of this, and the device is not probed
  *
  * Without -A the device's profile is what the core's probe finds. Prints "ready" when all listen.
  * SIGUSR1: prints the counters and goes on; SIGTERM: drains, prints them, ends. Exit codes: 0, 2
@@ -109,12 +108,6 @@ static void parse_interface(struct server *s, const char *name) {
         die("there is no interface %s", name);
 }
 
-static void parse_engine(struct server *s, const char *name) {
-    if (strcmp(name, "recv") != 0 && strcmp(name, "zcrx") != 0)
-        die("there is no engine %s", name);
-    s->settings.engine = strcmp(name, "recv") == 0 ? ENGINE_RECV : ENGINE_ZCRX;
-}
-
 /* Options that no daemon has. */
 static void parse_odd_option(struct server *s, int option, uint64_t value) {
     struct worker_settings *w = &s->settings;
@@ -156,7 +149,7 @@ static void parse_option(struct server *s, int option, char *text) {
         parse_interface(s, text);
         break;
     case 'e':
-        parse_engine(s, text);
+        w->engine = ENGINE_RECV;
         break;
     case 'q':
         parse_queues(s, text);
@@ -220,7 +213,7 @@ static void parse(struct server *s, int count, char **words) {
     s->port = 7001;
     s->drain_ns = DRAIN_MS * MS_NS;
     s->grants_left = UINT32_MAX;
-    while ((option = getopt(count, words, "f:F:i:e:q:p:a:b:c:w:d:t:T:n:R:r:D:G:C:A:xX")) > 0)
+    while ((option = getopt(count, words, "f:F:i:eq:p:a:b:c:w:d:t:T:n:R:r:D:G:C:A:xX")) > 0)
         parse_option(s, option, optarg);
     if (!s->device)
         die("serve wants -f DEVICE");

@@ -29,7 +29,7 @@
 /* Small batches and hasty flushes: many moments at which a crash makes a difference. */
 #define SERVER "-w 256 -a 8192 -t 10 -T 40 -R 10000"
 #define ZCRX "-i zc0 -q 2"
-#define RECV "-e recv -i none"
+#define RECV "-e -i none"
 
 static unsigned fresh_seed(void) {
     return (unsigned)getpid() % 4093 * 4096 + 3072;
@@ -115,6 +115,7 @@ static void run_logged(const void *argument) {
     net_reset();
     net_set_mtu(t->mtu);
     CHECK_ERROR(mapper_path(LOGGED, path), 0, LOGGED);
+    /* Without a probe: the log ends at the first write that its own disk refuses. */
     trial_serve(&server, "-f %s %s " SERVER " -c %d -A %u", path, t->engine, t->checksum,
                 disk->mem_align);
     for (size_t index = 0; index < LANES; index++)
