@@ -52,7 +52,7 @@ static void make(const char *name, const char *target, const char *device, const
 }
 
 static void format(const struct disk *disk, const char *path) {
-    struct program p;
+    struct program p = {0};
 
     trial_launch(&p, "-f %s -F %u -A %u", path, disk->segment_bytes, disk->mem_align);
     CHECK(trial_wait(&p) == 0, "%s cannot be formatted", path);
