@@ -108,32 +108,6 @@ static void parse_interface(struct server *s, const char *name) {
         die("there is no interface %s", name);
 }
 
-/* Options that no daemon has. */
-static void parse_odd_option(struct server *s, int option, uint64_t value) {
-    struct worker_settings *w = &s->settings;
-
-    switch (option) {
-    case 'G':
-        s->grants_left = (uint32_t)value;
-        break;
-    case 'C':
-        observe_settings.ring_entries = (unsigned)value;
-        break;
-    case 'A':
-        w->mem_align = (uint32_t)value;
-        w->iovecs_max = IOVECS_ASSUMED;
-        break;
-    case 'x':
-        observe_settings.no_relief = true;
-        break;
-    case 'X':
-        s->no_napi = true;
-        break;
-    default:
-        die("usage: see the head of serve.c");
-    }
-}
-
 static void parse_option(struct server *s, int option, char *text) {
     struct worker_settings *w = &s->settings;
     uint64_t value = text ? strtoull(text, NULL, 0) : 0;
@@ -190,8 +164,18 @@ static void parse_option(struct server *s, int option, char *text) {
     case 'D':
         s->drain_ns = value * MS_NS;
         break;
+    case 'G':
+        s->grants_left = (uint32_t)value;
+        break;
+    case 'X':
+        s->no_napi = true;
+        break;
+    case 'A':
+        w->mem_align = (uint32_t)value;
+        break;
     default:
-        parse_odd_option(s, option, value);
+        if (!observe_option(option, value))
+            die("usage: see the head of serve.c");
     }
 }
 
@@ -208,6 +192,7 @@ static void parse(struct server *s, int count, char **words) {
         .commit_interval_ns = 200 * MS_NS,
         .checksum = true,
         .engine = ENGINE_ZCRX,
+        .iovecs_max = IOVECS_ASSUMED,
         .refill_entries = 4096,
     };
     s->port = 7001;
