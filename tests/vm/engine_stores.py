@@ -13,6 +13,7 @@ nothing else may be there at all.
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from ingestd.store.flows import STATE_SEALED, Flow
@@ -25,6 +26,7 @@ RING_BYTES = (1 << 20) + 13
 RING_STATE = 88172645463325252
 SEED_STEP = 7919
 WORD = (1 << 64) - 1
+DIGESTS_KEPT = 8192
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,12 @@ def sha256(pieces: Iterator[bytes]) -> str:
     return digest.hexdigest()
 
 
+@lru_cache(maxsize=DIGESTS_KEPT)
+def _digest_of(ring: bytes, seed: int, size: int) -> str:
+    """The digest of what was sent; many states of one store ask for the same."""
+    return sha256(content(ring, seed, size))
+
+
 def _port_of(flow: Flow) -> int:
     return int((flow.peer or ":0").rpartition(":")[2])
 
@@ -86,36 +94,48 @@ def _differs(image: StoreImage, flow: Flow, sent: Sent, ring: bytes) -> str | No
         return "is sealed, though its sender reset the connection"
     if flow.bytes > sent.bytes:
         return f"has {flow.bytes} bytes, {sent.bytes} were sent"
-    if sha256(read_flow(image, flow)) != sha256(content(ring, sent.seed, flow.bytes)):
+    if sha256(read_flow(image, flow)) != _digest_of(ring, sent.seed, flow.bytes):
         return f"has other bytes than the flow of seed {sent.seed}"
     return None
 
 
 def _check_flow(image: StoreImage, flow: Flow, sent: Sequence[Sent], ring: bytes) -> str | None:
-    """Compare a flow with the lines that may be its own: its id's, else those of its port."""
+    """Compare a flow with the lines that may be its own: its id's, else those of its port.
+
+    A crash may have taken the record of its beginning, and with it who sent it.
+    """
     own = [line for line in sent if line.flow == flow.flow]
-    own = own or [line for line in sent if line.flow is None and line.port == _port_of(flow)]
+    own = own or [
+        line
+        for line in sent
+        if line.flow is None and (flow.peer is None or line.port == _port_of(flow))
+    ]
     if not own:
         return "was never sent"
     faults = [_differs(image, flow, line, ring) for line in own]
     return None if None in faults else "; ".join(filter(None, faults))
 
 
+def check_image(image: StoreImage, sent: Sequence[Sent], ring: bytes) -> dict[str, str]:
+    """Return a sentence for every flow that is not as it should be, by the flow's id."""
+    faults = {}
+    for flow in image.flows:
+        fault = _check_flow(image, flow, sent, ring)
+        if fault:
+            faults[flow.flow] = f"flow {flow.flow} {fault}"
+    found = {flow.flow for flow in image.flows}
+    for line in sent:
+        if line.flow and line.state == STATE_SEALED and line.flow not in found:
+            text = f"flow {line.flow} of seed {line.seed} is missing, though it has its receipt"
+            faults[line.flow] = text
+    return faults
+
+
 def check_store(path: Path, sent: Sequence[Sent], ring: bytes) -> list[str]:
     """Return a sentence for everything in a store that is not as it should be."""
     faults = [str(finding) for finding in verify_store(str(path)).findings]
     with read_image(str(path)) as image:
-        found = {flow.flow for flow in image.flows}
-        for flow in image.flows:
-            fault = _check_flow(image, flow, sent, ring)
-            if fault:
-                faults.append(f"flow {flow.flow} {fault}")
-        faults += [
-            f"flow {line.flow} of seed {line.seed} is missing, though it has its receipt"
-            for line in sent
-            if line.state == STATE_SEALED and line.flow not in found
-        ]
-    return faults
+        return faults + list(check_image(image, sent, ring).values())
 
 
 def check_stores(files: Mapping[str, Path], manifest: Path) -> tuple[int, int]:

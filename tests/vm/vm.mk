@@ -2,12 +2,13 @@
 #
 # make vm    boots the newest backports kernel in QEMU with the virtual NIC and runs tests there
 #
-# Three parts, a boot each: what the kernel does, ingestd's engine zcrx on it, ingestd as an
-# operator prepares a NIC for it. VM_PARTS names others. To be included by the Makefile. Where this
+# Four parts: what the kernel does, ingestd's engine zcrx on it, ingestd as an operator prepares a
+# NIC for it, crashes of devices and machines. A boot each, the last one several. VM_PARTS names
+# others. To be included by the Makefile. Where this
 # host can have no machine a part says why and is skipped, except with CI=true, where nothing may
 # be.
 
-VM_PARTS ?= run_vm_tests run_engine_tests run_nic_tests
+VM_PARTS ?= run_vm_tests run_engine_tests run_nic_tests run_crash_tests
 
 .PHONY: vm
 vm: build

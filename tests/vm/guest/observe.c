@@ -16,10 +16,21 @@ struct seen {
     uint64_t end; /* behind the last fragment, in the area */
 };
 
-struct observe_settings observe_settings;
+static struct {
+    unsigned ring_entries; /* 0: as is */
+    bool no_relief;
+} settings;
 static struct seen seen[WORKERS_MAX];
 static _Thread_local uint64_t offset_delivered;
 static _Thread_local uint32_t chunks_lent;
+
+bool observe_option(int option, uint64_t value) {
+    if (option == 'C')
+        settings.ring_entries = (unsigned)value;
+    if (option == 'x')
+        settings.no_relief = true;
+    return option == 'C' || option == 'x';
+}
 
 static uint64_t down(uint64_t value, uint64_t unit) {
     return value / unit * unit;
@@ -95,9 +106,9 @@ int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *ring,
                                       struct io_uring_params *p);
 int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *ring,
                                       struct io_uring_params *p) {
-    if (observe_settings.ring_entries != 0) {
-        entries = observe_settings.ring_entries / 2;
-        p->cq_entries = observe_settings.ring_entries;
+    if (settings.ring_entries != 0) {
+        entries = settings.ring_entries / 2;
+        p->cq_entries = settings.ring_entries;
     }
     return __real_io_uring_queue_init_params(entries, ring, p);
 }
@@ -105,7 +116,7 @@ int __wrap_io_uring_queue_init_params(unsigned entries, struct io_uring *ring,
 uint64_t __real_buddy_take(struct buddy *b, uint32_t order);
 uint64_t __wrap_buddy_take(struct buddy *b, uint32_t order);
 uint64_t __wrap_buddy_take(struct buddy *b, uint32_t order) {
-    return observe_settings.no_relief ? UINT64_MAX : __real_buddy_take(b, order);
+    return settings.no_relief ? UINT64_MAX : __real_buddy_take(b, order);
 }
 
 void observe_print(FILE *out) {

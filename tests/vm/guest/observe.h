@@ -14,13 +14,10 @@
 #include <stdint.h>
 #include <stdio.h>
 
-/* Set before any worker is made. */
-struct observe_settings {
-    unsigned
-        ring_entries; /* completion queue of that size, submission queue half of it; 0: as is */
-    bool no_relief;   /* no slot is ever free for the relief valve */
-};
-extern struct observe_settings observe_settings;
+/* What is to be made worse, to be told before any worker is made. 'C': the completion queue has so
+ * many entries, the submission queue half of it; 'x': no slot is ever free for the relief valve.
+ * False: there is no such option. */
+bool observe_option(int option, uint64_t value);
 
 /* Prints the sum over all workers as name=value:
  *   seen_fragments, seen_bytes, seen_shortest, seen_longest, seen_unaligned (begin or end not a

@@ -12,6 +12,11 @@
  *   -l                     a flow may end without a receipt
  *   -m FILE -N STORE       append a line per flow: STORE FLOW SEED BYTES STATE PORT
  *   -t SECONDS             give up after so long (60)
+ *   -J FD                  a journal: writes a line there, at once, when a connection stands and
+ *                          when its receipt has come: "@begun STORE SEED BYTES PORT" and
+ *                          "@receipt STORE FLOW SEED BYTES PORT"
+ *   -M NAME                a device of dm-log-writes: each receipt puts a mark into its log, which
+ *                          is the flow's id
  *
  * Prints flows=, sealed=, bytes=, ended= (connections that went without a receipt) and
  * window_scale=, the least that a connection was offered: windows have at most 64 KiB << scale.
@@ -20,6 +25,7 @@
  */
 #define _GNU_SOURCE
 #include "content.h"
+#include "mapper.h"
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -43,7 +49,8 @@
 #define COMPLAINTS_MAX 8u
 
 struct options {
-    const char *address, *manifest, *store;
+    const char *address, *manifest, *store, *marked;
+    int journal;
     uint16_t port;
     unsigned flows, step, seconds;
     uint64_t bytes, seed, reset_after;
@@ -52,7 +59,7 @@ struct options {
 
 struct flow {
     int fd;
-    bool over;
+    bool over, announced;
     uint16_t local_port;
     uint32_t crc;
     uint64_t seed, bytes, sent;
@@ -82,8 +89,9 @@ __attribute__((noreturn, format(printf, 1, 2))) static void die(const char *form
 static void parse(struct options *o, int count, char **words) {
     int option;
 
-    *o = (struct options){.flows = 1, .step = 1, .seconds = 60, .seed = 1, .checksummed = true};
-    while ((option = getopt(count, words, "a:p:n:b:s:S:c:r:elm:N:t:")) > 0) {
+    *o = (struct options){
+        .flows = 1, .step = 1, .seconds = 60, .seed = 1, .checksummed = true, .journal = -1};
+    while ((option = getopt(count, words, "a:p:n:b:s:S:c:r:elm:N:t:J:M:")) > 0) {
         switch (option) {
         case 'a':
             o->address = optarg;
@@ -123,6 +131,12 @@ static void parse(struct options *o, int count, char **words) {
             break;
         case 't':
             o->seconds = (unsigned)atoi(optarg);
+            break;
+        case 'J':
+            o->journal = atoi(optarg);
+            break;
+        case 'M':
+            o->marked = optarg;
             break;
         default:
             die("usage: see the head of send.c");
@@ -240,6 +254,26 @@ static void check_receipt(struct crowd *c, struct flow *f) {
     note(c, f, id, "sealed");
 }
 
+/* Tells of a receipt the moment it is there: the machine may be gone the next. */
+static void announce(const struct crowd *c, struct flow *f) {
+    const struct options *o = &c->options;
+    char id[37], mark[64];
+
+    if (f->announced || told_id(f, id) != id || !answers(f, "\"durable\": true") ||
+        !answers(f, "\"state\": \"sealed\"") || f->answer[f->answer_bytes - 1] != '\n')
+        return;
+    f->announced = true;
+    if (o->journal >= 0)
+        dprintf(o->journal, "@receipt %s %s %" PRIu64 " %" PRIu64 " %u\n", o->store, id, f->seed,
+                f->sent, f->local_port);
+    if (!o->marked)
+        return;
+    snprintf(mark, sizeof(mark), "mark %s", id);
+    int code = mapper_message(o->marked, mark);
+    if (code < 0)
+        die("a mark into the log of %s: %s", o->marked, strerror(-code));
+}
+
 static void receive(struct crowd *c, struct flow *f) {
     ssize_t got = recv(f->fd, f->answer + f->answer_bytes, sizeof(f->answer) - 1 - f->answer_bytes,
                        MSG_DONTWAIT);
@@ -247,6 +281,7 @@ static void receive(struct crowd *c, struct flow *f) {
         return;
     if (got > 0) {
         f->answer_bytes += (size_t)got;
+        announce(c, f);
         return;
     }
     if (got < 0 || f->answer_bytes == 0 || f->sent < f->bytes) {
@@ -291,6 +326,9 @@ static void learn_connection(struct crowd *c, struct flow *f) {
     if (getsockopt(f->fd, IPPROTO_TCP, TCP_INFO, &info, &info_bytes) == 0 &&
         info.tcpi_snd_wscale < c->window_scale)
         c->window_scale = info.tcpi_snd_wscale;
+    if (f->local_port != 0 && c->options.journal >= 0)
+        dprintf(c->options.journal, "@begun %s %" PRIu64 " %" PRIu64 " %u\n", c->options.store,
+                f->seed, f->bytes, f->local_port);
 }
 
 static void advance(struct crowd *c, unsigned index, uint32_t events) {

@@ -6,6 +6,7 @@
  *
  *   -f DEVICE              the store; -F BYTES formats it, with segments of that size, and ends
  *   -i INTERFACE|none      none: the kernel's device-less mode
+ *   -e                     the engine is recv, not zcrx
  *   -q QUEUE[,QUEUE...]    one worker each
  *   -p PORT                listens there on all addresses
  *   -a KIB -b BYTES        area per worker (32768), rx_buf_len to ask for (0: a page)
@@ -20,10 +21,11 @@
  *   -C ENTRIES             size of the completion queue, to make it overflow
  *   -x                     no relief valve
  *   -X                     workers do not learn each other's queues
+ *   -A BYTES               pieces are multiples of this, and the device is not probed
  *
- * The device's profile is what the core's probe finds. Prints "ready" when all listen. SIGUSR1:
- * prints the counters and goes on; SIGTERM: drains, prints them, ends. Exit codes: 0, 2 for wrong
- * use, 3 when the core gave up, with a line "fault ERRNO CALL: OBJECT".
+ * Without -A the device's profile is what the core's probe finds. Prints "ready" when all listen.
+ * SIGUSR1: prints the counters and goes on; SIGTERM: drains, prints them, ends. Exit codes: 0, 2
+ * for wrong use, 3 when the core gave up, with a line "fault ERRNO CALL: OBJECT".
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -51,6 +53,7 @@
 #define TICK_MS 100
 #define MS_NS 1000000ull
 #define EVENT_KINDS 16
+#define IOVECS_ASSUMED 64
 
 struct member {
     struct worker *worker;
@@ -119,6 +122,9 @@ static void parse_option(struct server *s, int option, char *text) {
     case 'i':
         parse_interface(s, text);
         break;
+    case 'e':
+        w->engine = ENGINE_RECV;
+        break;
     case 'q':
         parse_queues(s, text);
         break;
@@ -161,17 +167,15 @@ static void parse_option(struct server *s, int option, char *text) {
     case 'G':
         s->grants_left = (uint32_t)value;
         break;
-    case 'C':
-        observe_settings.ring_entries = (unsigned)value;
-        break;
-    case 'x':
-        observe_settings.no_relief = true;
-        break;
     case 'X':
         s->no_napi = true;
         break;
+    case 'A':
+        w->mem_align = (uint32_t)value;
+        break;
     default:
-        die("usage: see the head of serve.c");
+        if (!observe_option(option, value))
+            die("usage: see the head of serve.c");
     }
 }
 
@@ -188,12 +192,13 @@ static void parse(struct server *s, int count, char **words) {
         .commit_interval_ns = 200 * MS_NS,
         .checksum = true,
         .engine = ENGINE_ZCRX,
+        .iovecs_max = IOVECS_ASSUMED,
         .refill_entries = 4096,
     };
     s->port = 7001;
     s->drain_ns = DRAIN_MS * MS_NS;
     s->grants_left = UINT32_MAX;
-    while ((option = getopt(count, words, "f:F:i:q:p:a:b:c:w:d:t:T:n:R:r:D:G:C:xX")) > 0)
+    while ((option = getopt(count, words, "f:F:i:eq:p:a:b:c:w:d:t:T:n:R:r:D:G:C:A:xX")) > 0)
         parse_option(s, option, optarg);
     if (!s->device)
         die("serve wants -f DEVICE");
@@ -216,6 +221,8 @@ static void open_store(struct server *s) {
     w->block_bytes = s->store.super.block_bytes;
     if (direct_io_alignment(w->store_fd, &said_align, &w->write_align) < 0)
         die("%s does not tell its alignment", s->device);
+    if (w->mem_align != 0)
+        return;
     if (probe_device(w->store_fd, w->write_align, &profile, &fault) < 0)
         die("%s: probe: %s: %s", s->device, fault.call, strerror(fault.code));
     w->mem_align = profile.mem_align;

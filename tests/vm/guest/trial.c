@@ -45,6 +45,8 @@ static const struct disk disks[] = {
     {"ram", "VM_RAM", 2 * MIB, 512, 0, true},
     {"faults", "VM_DISK_FAULTS", 4 * MIB, 4, 0, false},
     {"spare", "VM_DISK_SPARE", 2 * MIB, 4, 0, false},
+    {"logged", "VM_DISK_LOGGED", 1 * MIB, 512, 0, false}, /* seen through dm-log-writes */
+    {"flaky", "VM_DISK_FLAKY", 2 * MIB, 4, 0, false},
 };
 
 const struct disk *trial_disk(const char *label) {

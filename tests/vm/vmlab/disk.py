@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 DiskKind = Literal["nvme", "virtio"]
+DiskCache = Literal["unsafe", "writeback"]
 BLOCK_BYTES = (512, 4096)
 SERIAL_CHARS_MAX = 20  # virtio-blk's serial number has 20 bytes
 DISK_BYTES_DEFAULT = 64 << 20
@@ -21,7 +22,8 @@ class Disk:
     """One extra disk. `name` is letters, digits and underscores, 20 at most.
 
     `file` is made anew by each boot and stays when the machine has gone; without one the disk goes
-    with the machine.
+    with the machine. `cache` is QEMU's: `unsafe` takes no notice of flushes, which is enough where
+    QEMU ends in peace; `writeback` passes them on to the host.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Disk:
     logical_block_bytes: int = 512
     size_bytes: int = DISK_BYTES_DEFAULT
     file: Path | None = None
+    cache: DiskCache = "unsafe"
 
     def __post_init__(self) -> None:
         if not self.name.isidentifier() or len(self.name) > SERIAL_CHARS_MAX:
@@ -66,7 +69,7 @@ class Disk:
         path = self.file or directory / f"{self.name}.img"
         with path.open("wb") as file:
             file.truncate(self.size_bytes)
-        drive = f"if=none,id={self.name},file={path},format=raw,cache=unsafe,discard=unmap"
+        drive = f"if=none,id={self.name},file={path},format=raw,cache={self.cache},discard=unmap"
         block = (
             f"logical_block_size={self.logical_block_bytes},"
             f"physical_block_size={self.logical_block_bytes}"

@@ -7,12 +7,13 @@ over the serial port.
 
 Invariants: every boot has a time limit, every run has one; a boot that dies before the command
 started is tried again, a command that has started is never run twice; QEMU never outlives
-`run()`.
+`run()`. A power cut is SIGKILL to QEMU: nothing in the machine hears of it.
 """
 
 import os
 import re
 import shlex
+import signal
 import subprocess
 import tempfile
 import threading
@@ -43,6 +44,7 @@ KERNEL_TROUBLE = re.compile(
 """What a kernel that found something wrong writes to its log."""
 
 OutputSink = Callable[[bytes], None]
+POWER_CUT_EXIT_CODE = -signal.SIGKILL
 
 
 @dataclass(frozen=True)
@@ -88,10 +90,13 @@ class Machine:
         directory: Path = Path("/"),
         environment: Mapping[str, str] | None = None,
         on_output: OutputSink | None = None,
+        cut_power: Callable[[], bool] | None = None,
     ) -> Result:
         """Boot, run a command (a list of words, or a line for sh), power off.
 
         `on_output` sees the output as it comes. `timeout_s` counts from the command's start.
+        `cut_power` is asked every POLL_INTERVAL_S from then on; when it says so, the machine is
+        gone, and the exit code is POWER_CUT_EXIT_CODE.
         Raises VmError when the machine does not come up or the command exceeds its time.
         """
         line = command if isinstance(command, str) else shlex.join(command)
@@ -101,7 +106,7 @@ class Machine:
             write_initramfs(self.lab, plan, work / "initramfs")
             for boot_try in range(1, BOOT_TRIES_MAX + 1):
                 boot = _Boot(self, work, on_output or (lambda data: None))
-                boot.wait(timeout_s)
+                boot.wait(timeout_s, cut_power or (lambda: False))
                 if boot.booted_s is not None:
                     return boot.result(boot_try)
             raise VmError(f"the machine did not boot in {BOOT_TRIES_MAX} tries: {boot.log_tail()}")
@@ -191,13 +196,17 @@ class _Boot:
         for write_fd in write_fds:
             os.close(write_fd)
 
-    def wait(self, timeout_s: float) -> None:
+    def wait(self, timeout_s: float, cut_power: Callable[[], bool]) -> None:
         """Wait until QEMU ends; end it when the boot or the command takes too long."""
         try:
             while self._process.poll() is None:
                 self._listen()
                 elapsed_s = time.monotonic() - self._began
                 if self.booted_s is None and elapsed_s > self._machine.boot_timeout_s:
+                    break
+                if self.booted_s is not None and cut_power():
+                    self._process.kill()
+                    self._exit_code = POWER_CUT_EXIT_CODE
                     break
                 if self.booted_s is not None and elapsed_s > self.booted_s + timeout_s:
                     raise VmError(
