@@ -32,6 +32,7 @@ from ingestd.daemon.eventlog import EventLog, errno_text
 from ingestd.daemon.flow_index import FlowIndex
 from ingestd.daemon.pump import Pump
 from ingestd.daemon.signals import SignalInbox
+from ingestd.daemon.space import tell_overwritten
 from ingestd.daemon.startup import (
     StoreOpener,
     check_limits,
@@ -375,6 +376,8 @@ class Daemon:
         self._log.tell_suppressed()
         counters = [worker.counters() for worker in self._workers]
         self._look_for_lost_events(counters)
+        for name, store in self._stores.items():
+            tell_overwritten(name, store, self._log)
         if self._loops_turn() and self._watchdog_s is not None:
             systemd.notify_watchdog()
         if now_s >= self._next_status_s and self._deadline_s is None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ingestd.store.flows import Flow
+from ingestd.store.recycle import Overwritten
 from ingestd.store.serving import RecoverySummary
 from ingestd.store.superblock import Superblock
 
@@ -56,6 +57,13 @@ class FakeStore:
     def take_recovered_flows(self) -> list[Flow]:
         flows, self.flows = self.flows, []
         return flows
+
+    @property
+    def overwritten(self) -> tuple[int, int]:
+        return 0, 0
+
+    def take_overwritten(self) -> list[Overwritten]:
+        return []
 
     def take_segment(self) -> tuple[int, int] | None:
         with self.mutex:

@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of what stores gave up to make room. Scrapes only read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, Metric
+
+if TYPE_CHECKING:
+    from ingestd.store.serving import ServedStore
+
+
+def overwritten_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
+    """Yield how much each store has overwritten since the daemon began."""
+    segments = CounterMetricFamily(
+        "ingestd_segments_overwritten",
+        "Segments given up because the store was full and overwrites its oldest.",
+        labels=["store"],
+    )
+    sizes = CounterMetricFamily(
+        "ingestd_overwritten_bytes", "Payload bytes that were in those segments.", labels=["store"]
+    )
+    for name, store in stores.items():
+        segments_count, payload_bytes = store.overwritten
+        segments.add_metric([name], segments_count)
+        sizes.add_metric([name], payload_bytes)
+    yield from (segments, sizes)
