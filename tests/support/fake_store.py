@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ingestd.errors import StoreError
 from ingestd.store.flows import Flow
 from ingestd.store.recycle import Overwritten
 from ingestd.store.serving import RecoverySummary
@@ -57,6 +58,9 @@ class FakeStore:
     def take_recovered_flows(self) -> list[Flow]:
         flows, self.flows = self.flows, []
         return flows
+
+    is_overwriting: bool = False
+    overwriting_error: StoreError | None = None
 
     @property
     def overwritten(self) -> tuple[int, int]:

@@ -84,6 +84,7 @@ STORE_NAMES = {
     "ingestd_segments": {"state"},
     "ingestd_segments_overwritten_total": set(),
     "ingestd_overwritten_bytes_total": set(),
+    "ingestd_store_overwrites": set(),
     "ingestd_refused_total": {"listener", "reason"},
 }
 PROCESS_NAMES = {
