@@ -106,6 +106,21 @@ class LogEvent(Enum):
     ACCEPT_FAILED = "accept_failed", "warning", "the kernel could not hand over a connection"
     SEGMENT_OPENED = "segment_opened", "debug", "a worker begins to fill a segment"
     SEGMENT_CLOSED = "segment_closed", "debug", "a segment is full and has its footer"
+    SEGMENT_OVERWRITTEN = (
+        "segment_overwritten",
+        "info",
+        "the store is full, and its oldest segment went; whose bytes were in it",
+    )
+    OVERWRITING_FAILED = (
+        "overwriting_failed",
+        "error",
+        "the device refused to give up the oldest segment; the store now counts as full",
+    )
+    STORE_SPACE_LOW = (
+        "store_space_low",
+        "warning",
+        "fewer segments are free than warn_free_percent asks for",
+    )
     STORE_FULL = "store_full", "error", "no segment is free; flows that need one are refused"
     STORE_FAILED = "store_failed", "error", "the device failed; nothing more is acknowledged"
     WRITE_RETRIED = "write_retried", "warning", "a device write failed or fell short; tried again"

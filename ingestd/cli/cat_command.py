@@ -38,8 +38,9 @@ def run_cat(arguments: Namespace) -> int:
 
     with read_image(arguments.store) as image:
         flow = image.find(arguments.flow)
-        pieces = read_flow(image, flow, arguments.offset, arguments.length)
-        length = _length(flow, arguments)
+        offset = flow.first_offset if arguments.offset is None else arguments.offset
+        pieces = read_flow(image, flow, offset, arguments.length)
+        length = _length(flow, offset, arguments.length)
         with (
             _open_output(arguments) as output,
             progress_bar(flow.flow, length, wanted=_is_bar_wanted(output, length)) as advance,
@@ -47,15 +48,17 @@ def run_cat(arguments: Namespace) -> int:
             for piece in pieces:
                 write_all(output.fd, piece, output.name)
                 advance(len(piece))
+    if flow.first_offset:
+        note(f"flow {flow.flow} begins at byte {flow.first_offset}: what was before is overwritten")
     if flow.state != "sealed":
         note(f"flow {flow.flow} is {flow.state}: {full_size(flow.bytes)} of it are there")
     return 0
 
 
-def _length(flow: Flow, arguments: Namespace) -> int:
+def _length(flow: Flow, offset: int, length_max: int | None) -> int:
     """How many bytes there will be."""
-    ahead: int = flow.bytes - arguments.offset
-    return ahead if arguments.length is None else min(ahead, arguments.length)
+    ahead = flow.bytes - offset
+    return ahead if length_max is None else min(ahead, length_max)
 
 
 @contextmanager

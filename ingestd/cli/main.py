@@ -187,7 +187,7 @@ def _add_cat(commands: _Commands[_Parser]) -> None:
     parser.add_argument("store", metavar="STORE", help="block device or file")
     parser.add_argument("flow", metavar="FLOW", help="flow id, or its first characters")
     parser.add_argument(
-        "--offset", metavar="N", type=_size, default=0, help="begin at this byte, such as 1GiB"
+        "--offset", metavar="N", type=_size, help="begin at this byte, such as 1GiB"
     )
     parser.add_argument("--length", metavar="N", type=_size, help="write at most so many bytes")
     parser.add_argument(

@@ -115,7 +115,8 @@ class StoreSettings(_Section):
 
     path: str = Field(min_length=1, max_length=PATH_CHARS_MAX, pattern=r"\A[^\x00]*\z")
     uuid: UuidText | None = None
-    on_full: Literal["reject"] = "reject"
+    on_full: Literal["reject", "overwrite-oldest"] = "reject"
+    warn_free_percent: float = Field(default=10, ge=0, le=90)
     checksum: Literal["auto", "crc32c", "none"] = "auto"
     workers: int = Field(default=1, ge=1, le=WORKERS_COUNT_MAX)
     cpus: tuple[Cpu, ...] = Field(default=(), max_length=WORKERS_COUNT_MAX, strict=False)

@@ -17,8 +17,11 @@ import signal
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from typing import Final
 
 from ingestd.daemon.worker import WorkerThread
+
+ASK_INTERVAL_S: Final = 1.0
 
 
 class Pump:
@@ -57,9 +60,14 @@ class Pump:
             selector.register(worker.event_fd, selectors.EVENT_READ, worker)
             worker.grant_segments()
         while True:
-            woken = [key.data for key, _ in selector.select()]
+            woken = [key.data for key, _ in selector.select(ASK_INTERVAL_S)]
             if None in woken:
                 return
+            if not woken:
+                # Events can be dropped, also the one that tells of a segment to be overwritten.
+                for worker in self._workers:
+                    worker.grant_segments()
+                continue
             for worker in woken:
                 # Cleared first: what comes in from here on wakes anew.
                 with suppress(BlockingIOError):

@@ -32,6 +32,7 @@ from ingestd.daemon.eventlog import EventLog, errno_text
 from ingestd.daemon.flow_index import FlowIndex
 from ingestd.daemon.pump import Pump
 from ingestd.daemon.signals import SignalInbox
+from ingestd.daemon.space import SpaceWatch
 from ingestd.daemon.startup import (
     StoreOpener,
     check_limits,
@@ -114,6 +115,7 @@ class Daemon:
         if self._watchdog_s is not None:
             self._tick_s = min(TICK_S, self._watchdog_s / WATCHDOG_PINGS)
         self._stores: dict[str, ServedStore] = {}
+        self._space_watches: list[SpaceWatch] = []
         self._workers: list[WorkerThread] = []
         self._listener_names: list[str] = []
         self._pump: Pump | None = None
@@ -176,6 +178,9 @@ class Daemon:
             self._stores[name] = open_store(
                 settings, name, self._open_store, self._workers, self._log, undo
             )
+            percent = settings.store[name].warn_free_percent
+            watch = SpaceWatch(name, self._stores[name], percent, self._log)
+            self._space_watches.append(watch)
             flows = self._stores[name].take_recovered_flows()
             if any(listener.protocol == "ingest" for _, listener in listeners_of(settings, name)):
                 self._flow_indexes[name] = FlowIndex(flows)
@@ -375,6 +380,8 @@ class Daemon:
         self._log.tell_suppressed()
         counters = [worker.counters() for worker in self._workers]
         self._look_for_lost_events(counters)
+        for watch in self._space_watches:
+            watch.tick()
         if self._loops_turn() and self._watchdog_s is not None:
             systemd.notify_watchdog()
         if now_s >= self._next_status_s and self._deadline_s is None:

@@ -112,6 +112,8 @@ def open_store(
             store.close()
 
     undo.callback(close)
+    if wanted.on_full == "overwrite-oldest":
+        store.overwrite_oldest(wanted.workers)
     superblock = store.superblock
     log.emit(
         LogEvent.STORE_OPENED,

@@ -301,7 +301,9 @@ class WorkerThread:
         return granted_count
 
     def _tell_full(self) -> None:
-        if not self._is_full_told:
+        # Of a store that overwrites, one will be there when the next is closed.
+        may_come = self._settings.on_full == "overwrite-oldest" and self.store.is_overwriting
+        if not self._is_full_told and not may_come:
             self._is_full_told = self._post(self._core.COMMAND_STORE_FULL)
 
     def _post(self, kind: int, a: int = 0, b: int = 0) -> bool:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flows, put together from the spans and events of all segments.
 
-Invariants: a flow's bytes are the prefix [0, bytes) that its spans cover
-without a hole, durable_bytes of them known to be on stable media. What lay
+Invariants: a flow's bytes are [first_offset, bytes), which its spans cover
+without a hole, durable up to durable_bytes. first_offset is 0 but for flows
+whose first bytes went with segments given up on purpose. What lay
 behind a hole when a generation ended is never joined to later bytes: the next
 generation's sender went on at the hole, perhaps with other bytes. And where a
 connection of a later generation went on before the end of what is there, its
@@ -64,7 +65,8 @@ class Flow:
     open, sealed, interrupted; times are RFC 3339 in UTC; `checksum` is
     "crc32c:" and eight hexadecimal digits of all of its bytes. `reason` tells
     why it was interrupted; None also where no CLOSE record came to be, as after
-    a crash. What a reader needs is in `spans`.
+    a crash. What a reader needs is in `spans`. `bytes` and `durable_bytes` count
+    from the flow's beginning, though only those from `first_offset` on are there.
     """
 
     flow: str
@@ -82,8 +84,9 @@ class Flow:
     labels: dict[str, str] = field(default_factory=dict)
     flow_id: FlowId = b""
     spans: tuple[Span, ...] = ()
+    first_offset: int = 0
 
-    def as_dict(self) -> dict[str, str | int | None]:
+    def as_dict(self) -> dict[str, str | int | bool | None]:
         """Return what a listing shows of a flow, in its order."""
         return {
             "flow": self.flow,
@@ -96,6 +99,8 @@ class Flow:
             "started": self.started,
             "ended": self.ended,
             "checksum": self.checksum,
+            "first_offset": self.first_offset,
+            "head_overwritten": self.first_offset > 0,
         }
 
 
@@ -143,9 +148,10 @@ class _Parts:
 
 @dataclass(slots=True)
 class _Prefix:
-    """The spans that follow each other from byte 0 on, and how far they reach."""
+    """The spans that follow each other from `first` on, and how far they reach."""
 
     spans: list[Span] = field(default_factory=list)
+    first: int = 0
     end: int = 0
     durable_end: int = 0
     has_crc32c: bool = True
@@ -156,12 +162,13 @@ class _Prefix:
 
 
 def assemble(
-    segments: Iterable[SegmentImage], *, generation: int, live: bool
+    segments: Iterable[SegmentImage], *, generation: int, live: bool, freed_sequence: int = 0
 ) -> tuple[list[Flow], list[Anomaly]]:
     """Return the flows in the order in which they began, and what is odd about them.
 
     `generation` is the superblock's; `live`: a daemon serves the store now, so
-    that flows of this generation may go on.
+    that flows of this generation may go on. `freed_sequence`: the highest of a
+    segment that was given up on purpose; what lay in it is no loss.
     """
     parts: dict[FlowId, _Parts] = {}
     for segment in sorted(segments, key=lambda s: s.sequence):
@@ -176,7 +183,7 @@ def assemble(
     flows, anomalies = [], []
     for flow_id, part in parts.items():
         part.sort_events()
-        prefix = _prefix(part, generation)
+        prefix = _prefix(part, generation, freed_sequence)
         may_go_on = live and part.generation >= generation
         flow = _flow(flow_id, part, prefix, may_go_on=may_go_on)
         flows.append(flow)
@@ -187,9 +194,9 @@ def assemble(
     return flows, anomalies
 
 
-def _prefix(part: _Parts, generation: int) -> _Prefix:
-    """Join spans from byte 0 on, one generation after the other."""
-    prefix = _Prefix()
+def _prefix(part: _Parts, generation: int, freed_sequence: int) -> _Prefix:
+    """Join spans from the first byte that may be there, one generation after the other."""
+    prefix = _behind_head(part) if freed_sequence else _Prefix()
     of_generation: dict[int, list[Span]] = {}
     for span in part.spans:
         if span.end_offset > span.first_offset:
@@ -210,6 +217,28 @@ def _prefix(part: _Parts, generation: int) -> _Prefix:
     return prefix
 
 
+def _behind_head(part: _Parts) -> _Prefix:
+    """Begin where the flow's oldest bytes do, if segments before may have been given up.
+
+    An OPEN record lies before the bytes of its connection. One that begins
+    earlier is still there only if what followed it was lost in another way.
+    """
+    filled = [span for span in part.spans if span.end_offset > span.first_offset]
+    if filled:
+        first_generation = min(generation_of(span.segment_sequence) for span in filled)
+        head = min(
+            (s for s in filled if generation_of(s.segment_sequence) == first_generation),
+            key=lambda s: (s.first_offset, s.segment_sequence),
+        )
+        first, crc, has_crc32c = head.first_offset, head.crc_before, head.has_crc32c
+    else:
+        # Only records are left of it: a CLOSE tells how many bytes there were.
+        first, crc, has_crc32c = max(span.first_offset for span in part.spans), 0, False
+    if first == 0 or any(offset < first for _, offset in part.starts):
+        return _Prefix()
+    return _Prefix(first=first, end=first, durable_end=first, crc=crc, has_crc32c=has_crc32c)
+
+
 def _cut(prefix: _Prefix, end: int) -> None:
     """Give up what lies behind `end`: a later connection went on there."""
     kept = [span for span in prefix.spans if span.first_offset < end]
@@ -220,6 +249,7 @@ def _cut(prefix: _Prefix, end: int) -> None:
         prefix.has_crc32c = False
     prefix.spans = kept
     prefix.end = end
+    prefix.first = min(prefix.first, end)
     prefix.durable_end = min(prefix.durable_end, end)
     prefix.crc = kept[-1].crc_after if kept else 0
     if not kept:
@@ -259,6 +289,7 @@ def _flow(flow_id: FlowId, part: _Parts, prefix: _Prefix, *, may_go_on: bool) ->
         labels=_labels(labels),
         flow_id=flow_id,
         spans=tuple(prefix.spans),
+        first_offset=prefix.first,
     )
 
 

@@ -17,6 +17,7 @@ from typing import Final
 from ingestd.errors import FlowNotFoundError
 from ingestd.store.device import Device, open_device
 from ingestd.store.flows import Anomaly, Flow, assemble
+from ingestd.store.freed import read_freed
 from ingestd.store.scan import Scanner
 from ingestd.store.segment import SegmentImage, SegmentState
 from ingestd.store.superblock import Superblock, SuperblockReading, read_superblock
@@ -131,5 +132,12 @@ def image_of(
     segments += map(scanner.scan, range(present_count, superblock.segment_count))
     for segment in segments:
         warnings += segment.warnings
-    flows, anomalies = assemble(segments, generation=superblock.generation, live=live)
+    # Read last: whatever was given up before a segment was scanned is known by then.
+    freed = read_freed(device, superblock)
+    flows, anomalies = assemble(
+        segments,
+        generation=superblock.generation,
+        live=live,
+        freed_sequence=freed.sequence,
+    )
     return StoreImage(device, superblock, segments, flows, live, warnings, anomalies)

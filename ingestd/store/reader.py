@@ -16,12 +16,13 @@ from typing import Final
 
 from crc32c import crc32c
 
-from ingestd.errors import StoreDamagedError, UsageError
+from ingestd.errors import StoreDamagedError, StoreError, UsageError
 from ingestd.store.device import READ_BYTES_MAX
 from ingestd.store.flows import Flow
 from ingestd.store.image import StoreImage
 from ingestd.store.layout import RecordExtentRow
 from ingestd.store.records import Batch, Place
+from ingestd.store.scan import Scanner
 from ingestd.store.segment import Span
 from ingestd.store.window import AHEAD_BYTES, Window, read_batch
 
@@ -32,19 +33,27 @@ STREAM_AHEAD_BYTES: Final = 4 * 1024 * 1024
 
 
 def read_flow(
-    image: StoreImage, flow: Flow, offset: int = 0, length: int | None = None
+    image: StoreImage, flow: Flow, offset: int | None = None, length: int | None = None
 ) -> Iterator[bytes]:
     """Return an iterator over the flow's bytes from `offset` on, `length` at most.
 
-    Raises UsageError at once if `offset` lies behind the flow's end or a number
-    is negative, and StoreDamagedError from the iterator, before the bytes in
-    question are given out.
+    Without an offset, it begins with the first byte that is there. Raises
+    UsageError at once if `offset` lies behind the flow's end or before what is
+    left of it, or a number is negative. From the iterator, before the bytes in
+    question are given out: StoreDamagedError, or StoreError if a daemon
+    overwrote them meanwhile.
     """
+    offset = flow.first_offset if offset is None else offset
     if offset < 0 or (length is not None and length < 0):
         raise UsageError("offset and length must not be negative")
     if offset > flow.bytes:
         raise UsageError(
             f"flow {flow.flow} has {flow.bytes} bytes: the offset {offset} lies behind its end"
+        )
+    if offset < flow.first_offset:
+        raise UsageError(
+            f"flow {flow.flow} begins at byte {flow.first_offset}, as what was before it is"
+            f" overwritten: the offset {offset} must not be below that"
         )
     end = flow.bytes if length is None else min(flow.bytes, offset + length)
     return _join(_read(image, flow, offset, end))
@@ -74,7 +83,11 @@ def _read(image: StoreImage, flow: Flow, start: int, end: int) -> Iterator[bytes
     for span in flow.spans:
         if span.end_offset > start and span.first_offset < end:
             reader = _SpanReader(image, flow, span, start, end)
-            yield from reader.pieces()
+            try:
+                yield from reader.pieces()
+            except StoreDamagedError:
+                reader.check_life()
+                raise
 
 
 @dataclass(slots=True)
@@ -98,6 +111,7 @@ class _SpanReader:
         self._block_bytes = superblock.block_bytes
         self._base = superblock.segment_offset(span.segment_index)
         self._window = Window(image.device, self._base, superblock.segment_bytes)
+        self._scanner = Scanner(image.device, superblock, live=True) if image.served else None
         self._place = Place(
             superblock.store_uuid,
             span.segment_sequence,
@@ -125,6 +139,16 @@ class _SpanReader:
             at, batch_index = batch.end, batch.header.batch_index + 1
         if position.offset < self._end:
             raise self._damage(at, f"the flow's bytes from {position.offset} on are not there")
+
+    def check_life(self) -> None:
+        """Raise StoreError if a daemon has given the segment another life meanwhile."""
+        if self._scanner is None:
+            return
+        if not self._scanner.is_in_life(self._span.segment_index, self._span.segment_sequence):
+            raise StoreError(
+                f"flow {self._flow.flow} of {self._path}: its bytes from {self._span.first_offset}"
+                " on were overwritten while they were read: read it again, it begins later now"
+            )
 
     def _ahead_bytes(self, batch: Batch, mine: list[RecordExtentRow], position: _Position) -> int:
         """How much to read from the next batch on: all of it, if it is mostly this flow's."""
@@ -161,6 +185,9 @@ class _SpanReader:
             data = self._window.get(at + offset - base, size)
             if len(data) < size:
                 raise self._damage(at, "the device ends")
+            if not batch.has_crc32c:
+                # Nothing else would tell. The header goes before anything else does.
+                self.check_life()
             if batch.has_crc32c:
                 crc = crc32c(data, crc)
                 if offset + size == end and crc != extent.crc_after:

@@ -129,6 +129,13 @@ class Scanner:
         self._walk(image, footer_remains=remains)
         return image, block
 
+    def is_in_life(self, index: int, sequence: int) -> bool:
+        """Tell whether the segment still has the header of that sequence."""
+        base, size = self.superblock.segment_offset(index), SEGMENT_HEADER.size_bytes
+        block = self.device.read(base, size)
+        row = decode_block(SEGMENT_HEADER, SEGMENT_MAGIC, block, self.superblock.store_uuid)
+        return row is not None and row.segment_sequence == sequence
+
     def place(self, sequence: int) -> Place:
         """Return what a batch of the segment with that sequence must fit."""
         return Place(

@@ -23,6 +23,7 @@ from ingestd.store.flows import Flow
 from ingestd.store.footer import build_footer
 from ingestd.store.image import StoreImage, image_of
 from ingestd.store.layout import GENERATION_MAX, SEQUENCE_COUNTER_MAX, sequence_of
+from ingestd.store.recycle import Overwritten, Recycler
 from ingestd.store.segment import SegmentImage, SegmentState
 from ingestd.store.superblock import (
     Superblock,
@@ -70,8 +71,11 @@ class ServedStore:
         free: list[int],
         recovery: RecoverySummary,
         flows: list[Flow] | None = None,
+        ended: list[tuple[int, int]] | None = None,
     ) -> None:
         self._flows = flows or []
+        self._ended = ended or []
+        self._recycler: Recycler | None = None
         self.superblock = superblock
         self.recovery = recovery
         self._device = device
@@ -100,15 +104,60 @@ class ServedStore:
         flows, self._flows = self._flows, []
         return flows
 
+    def overwrite_oldest(self, workers_count: int) -> None:
+        """Let take_segment(), by one thread from now on, give up the oldest when none is free.
+
+        Before the first take_segment(). Raises StoreError if there are too few segments.
+        """
+        assert self._counter == 0
+        usable_count = len(self._free) + len(self._ended)
+        self._recycler = Recycler(
+            self._device,
+            self.superblock,
+            self._ended,
+            usable_count=usable_count,
+            workers_count=workers_count,
+        )
+
+    @property
+    def is_overwriting(self) -> bool:
+        """Whether a segment may be had later, though take_segment() gives none now."""
+        return self._recycler is not None and self._recycler.error is None
+
+    @property
+    def overwriting_error(self) -> StoreError | None:
+        """Why the oldest segments are no longer given up, as they should be."""
+        return self._recycler.error if self._recycler else None
+
+    @property
+    def overwritten(self) -> tuple[int, int]:
+        """How many segments were given up since the opening, and their bytes of payload."""
+        if self._recycler is None:
+            return 0, 0
+        return self._recycler.segments_count, self._recycler.payload_bytes
+
+    def take_overwritten(self) -> list[Overwritten]:
+        """Return, and forget, which segments were given up."""
+        return self._recycler.take_overwritten() if self._recycler else []
+
     def take_segment(self) -> tuple[int, int] | None:
         """Return index and sequence of a free segment, lowest index first; None: store full."""
+        index = self._take_free()
+        if index is None and self._recycler is not None:
+            index = self._recycler.recycle()
+        if index is None:
+            return None
         with self._mutex:
-            if not self._free:
-                return None
             self._counter += 1
             assert self._counter <= SEQUENCE_COUNTER_MAX
-            index = heapq.heappop(self._free)
-            return index, sequence_of(self.superblock.generation, self._counter)
+            sequence = sequence_of(self.superblock.generation, self._counter)
+        if self._recycler is not None:
+            self._recycler.note_granted(index, sequence)
+        return index, sequence
+
+    def _take_free(self) -> int | None:
+        with self._mutex:
+            return heapq.heappop(self._free) if self._free else None
 
     def close(self) -> None:
         """Give up the store and its lock; a second call does nothing."""
@@ -182,7 +231,8 @@ def _recover(device: Device, expected_uuid: str | None) -> ServedStore:
         device.sync()
     free = [segment.index for segment in image.segments if segment.state is SegmentState.FREE]
     summary = _summary(image, outcome, time.monotonic() - started_s)
-    return ServedStore(device, superblock, free, summary, image.flows)
+    ended = [(s.sequence, s.index) for s in image.segments if s.state is SegmentState.CLOSED]
+    return ServedStore(device, superblock, free, summary, image.flows, ended)
 
 
 def _check(device: Device, superblock: Superblock, expected_uuid: str | None) -> None:

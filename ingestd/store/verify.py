@@ -129,6 +129,7 @@ class _SegmentCheck:
         self._superblock = image.superblock
         self._scanner = Scanner(image.device, image.superblock, live=image.served)
         self._where = f"segment {segment.index}"
+        self._findings: list[Finding] = []
 
     def run(self) -> None:
         """Walk the batches and compare them with the image and the footer."""
@@ -142,9 +143,16 @@ class _SegmentCheck:
                 self._check_open(window, place)
         except StoreDamagedError as error:
             self._find(DAMAGE, str(error))
+        # What a daemon has begun to overwrite is not damaged.
+        if self._image.served and not self._scanner.is_in_life(
+            self._segment.index, self._segment.sequence
+        ):
+            return
+        for finding in self._findings:
+            self._report.add(finding)
 
     def _find(self, severity: str, what: str) -> None:
-        self._report.add(Finding(severity, self._where, what))
+        self._findings.append(Finding(severity, self._where, what))
 
     def _walk(self, window: Window, place: Place) -> Tally:
         """Check each batch that the image counts."""

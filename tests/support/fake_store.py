@@ -9,7 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ingestd.errors import StoreError
 from ingestd.store.flows import Flow
+from ingestd.store.recycle import Overwritten
 from ingestd.store.serving import RecoverySummary
 from ingestd.store.superblock import Superblock
 
@@ -56,6 +58,16 @@ class FakeStore:
     def take_recovered_flows(self) -> list[Flow]:
         flows, self.flows = self.flows, []
         return flows
+
+    is_overwriting: bool = False
+    overwriting_error: StoreError | None = None
+
+    @property
+    def overwritten(self) -> tuple[int, int]:
+        return 0, 0
+
+    def take_overwritten(self) -> list[Overwritten]:
+        return []
 
     def take_segment(self) -> tuple[int, int] | None:
         with self.mutex:

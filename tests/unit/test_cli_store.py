@@ -128,7 +128,7 @@ def test_ls_json_is_a_flow_a_line(image: MadeUpImage, capsys: Capture) -> None:
     assert [line["state"] for line in lines] == ["sealed", "interrupted"]
     assert list(lines[0]) == [
         "flow", "name", "peer", "listener", "state", "bytes", "durable_bytes", "started",
-        "ended", "checksum",
+        "ended", "checksum", "first_offset", "head_overwritten",
     ]  # fmt: skip
 
 

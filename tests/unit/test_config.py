@@ -104,7 +104,7 @@ def test_settings_cannot_be_changed() -> None:
         ("[store.a]\nflush_interval_s = nan", r"must be a finite number"),
         ("[store.a]\nflush_interval_s = -1", r"must be between 0\.001 and 60, not -1"),
         ("[store.a]\nchecksum = 'md5'", r"must be 'auto', 'crc32c' or 'none', not \"md5\""),
-        ("[store.a]\non_full = 'overwrite-oldest'", r"on_full: must be 'reject'"),
+        ("[store.a]\non_full = 'drop'", r"on_full: must be 'reject' or 'overwrite-oldest'"),
         ("[store.a]\nuuid = 'x'", r"uuid: 'x' is not a UUID"),
         ("[store.a]\npath = ''", r"path: must not be empty"),
         ('[store.a]\npath = "a\\u0000b"', r"path: is not valid here: 'a\\x00b'"),

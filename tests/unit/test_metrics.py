@@ -82,6 +82,9 @@ STORE_NAMES = {
     "ingestd_store_failed": set(),
     "ingestd_store_full": set(),
     "ingestd_segments": {"state"},
+    "ingestd_segments_overwritten_total": set(),
+    "ingestd_overwritten_bytes_total": set(),
+    "ingestd_store_overwrites": set(),
     "ingestd_refused_total": {"listener", "reason"},
 }
 PROCESS_NAMES = {

@@ -62,6 +62,8 @@ def test_a_sealed_flow_shows_everything(path: Path) -> None:
             "started": "2023-11-14T22:13:22.123456Z",
             "ended": "2023-11-14T22:13:24.123456Z",
             "checksum": f"crc32c:{crc32c(b'x' * 5000 + b'y' * 70000):08x}",
+            "first_offset": 0,
+            "head_overwritten": False,
         }
         assert flow.labels == {"a": "1", "b": "x=y"}
         assert (flow.protocol, flow.reason) == ("raw", None)

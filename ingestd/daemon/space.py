@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the log says of the room in stores.
+
+Invariants: each segment that was overwritten has one line; that room is short
+is told once, and again only after there was clearly more. Owned by the main thread.
+"""
+
+from __future__ import annotations
+
+import uuid
+from typing import TYPE_CHECKING, Final
+
+from ingestd.log import Log, LogEvent
+
+if TYPE_CHECKING:
+    from ingestd.store.serving import ServedStore
+
+FLOWS_SHOWN_MAX: Final = 10
+# By how much, in percent of the store, more must be free before a warning is repeated.
+AGAIN_PERCENT: Final = 2.0
+
+
+class SpaceWatch:
+    """Looks at one store, once a tick; `warn_free_percent` of 0: no warning."""
+
+    def __init__(self, name: str, store: ServedStore, warn_free_percent: float, log: Log) -> None:
+        self._name = name
+        self._store = store
+        self._warn_percent = warn_free_percent
+        self._log = log
+        self._is_short_told = False
+        self._is_failure_told = False
+
+    def tick(self) -> None:
+        """Tell what happened since the last call."""
+        tell_overwritten(self._name, self._store, self._log)
+        self._tell_failure()
+        # A store that overwrites is to have nothing free.
+        if not self._store.is_overwriting:
+            self._tell_short()
+
+    def _tell_failure(self) -> None:
+        error = self._store.overwriting_error
+        if error is not None and not self._is_failure_told:
+            self._is_failure_told = True
+            self._log.emit(LogEvent.OVERWRITING_FAILED, store=self._name, error=str(error))
+
+    def _tell_short(self) -> None:
+        count = self._store.superblock.segment_count
+        free_count = self._store.segments_free_count
+        free_percent = 100 * free_count / count
+        if free_percent >= self._warn_percent + AGAIN_PERCENT:
+            self._is_short_told = False
+        elif free_percent < self._warn_percent and not self._is_short_told:
+            self._is_short_told = True
+            self._log.emit(
+                LogEvent.STORE_SPACE_LOW,
+                store=self._name,
+                segments_free=free_count,
+                segments=count,
+                free_percent=round(free_percent, 1),
+                way_out="plan where flows go once it is full, such as to a second store",
+            )
+
+
+def tell_overwritten(name: str, store: ServedStore, log: Log) -> None:
+    """Log the segments of a store that were overwritten since the last call."""
+    for segment in store.take_overwritten():
+        log.emit(
+            LogEvent.SEGMENT_OVERWRITTEN,
+            store=name,
+            segment=segment.segment_index,
+            sequence=segment.sequence,
+            bytes=segment.payload_bytes,
+            flows_count=len(segment.flows),
+            flows=[str(uuid.UUID(bytes=flow)) for flow in segment.flows[:FLOWS_SHOWN_MAX]],
+        )

@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Metrics of what stores gave up to make room. Scrapes only read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+if TYPE_CHECKING:
+    from ingestd.store.serving import ServedStore
+
+
+def overwritten_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
+    """Yield how much each store has overwritten since the daemon began."""
+    segments = CounterMetricFamily(
+        "ingestd_segments_overwritten",
+        "Segments given up because the store was full and overwrites its oldest.",
+        labels=["store"],
+    )
+    sizes = CounterMetricFamily(
+        "ingestd_overwritten_bytes", "Payload bytes that were in those segments.", labels=["store"]
+    )
+    overwrites = GaugeMetricFamily(
+        "ingestd_store_overwrites",
+        "1 when the store overwrites its oldest segment instead of being full.",
+        labels=["store"],
+    )
+    for name, store in stores.items():
+        overwrites.add_metric([name], store.is_overwriting)
+        segments_count, payload_bytes = store.overwritten
+        segments.add_metric([name], segments_count)
+        sizes.add_metric([name], payload_bytes)
+    yield from (segments, sizes, overwrites)

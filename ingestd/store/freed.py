@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Segments given up on purpose: the record of it, and giving one up.
+
+Two copies of the record lie between superblock B and the segments, written in
+turn. Without it, a flow whose first bytes are not there has lost them.
+
+Invariants: the record is on stable media before the first header goes, and the
+header is gone from stable media before the segment is handed out. A segment's
+header is all in its first 512 bytes, so that no crash leaves half of one. One
+thread at a time gives up segments; any may read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+from ingestd.store.device import Device
+from ingestd.store.layout import FORMAT_VERSION, Layout, is_intact, sealed
+from ingestd.store.segment import SegmentImage
+from ingestd.store.superblock import Superblock
+
+FREED_MAGIC: Final = b"INGESTFR"
+FREED_OFFSETS: Final = (576 * 1024, 640 * 1024)
+
+
+class FreedRow(NamedTuple):
+    """The struct `freed_record` of docs/format.md."""
+
+    magic: bytes
+    crc32c: int
+    version: int
+    store_uuid: bytes
+    record_number: int
+    freed_sequence: int
+    segments_count: int
+    payload_bytes: int
+
+
+FREED_RECORD: Final = Layout(
+    "freed_record",
+    FreedRow,
+    (
+        ("magic", "8s"),
+        ("crc32c", "I"),
+        ("version", "I"),
+        ("store_uuid", "16s"),
+        ("record_number", "Q"),
+        ("freed_sequence", "Q"),
+        ("segments_count", "Q"),
+        ("payload_bytes", "Q"),
+        ("zero", "4032x"),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Freed:
+    """What a store has given up in its life; `sequence`: the highest one of a segment."""
+
+    record_number: int = 0
+    sequence: int = 0
+    segments_count: int = 0
+    payload_bytes: int = 0
+
+
+def read_freed(device: Device, superblock: Superblock) -> Freed:
+    """Return the newer of both copies that are whole; all zeros if none is.
+
+    Raises StoreDamagedError if the device cannot read.
+    """
+    best = Freed()
+    for offset in FREED_OFFSETS:
+        data = device.read(offset, FREED_RECORD.size_bytes)
+        row = _decode(data, superblock.store_uuid)
+        if row is not None and row.record_number > best.record_number:
+            best = Freed(
+                row.record_number, row.freed_sequence, row.segments_count, row.payload_bytes
+            )
+    return best
+
+
+def _decode(data: bytes, store_uuid: bytes) -> FreedRow | None:
+    if len(data) < FREED_RECORD.size_bytes or not is_intact(data):
+        return None
+    row = FREED_RECORD.unpack(data)
+    identity = (FREED_MAGIC, FORMAT_VERSION, store_uuid)
+    return row if (row.magic, row.version, row.store_uuid) == identity else None
+
+
+def give_up(device: Device, superblock: Superblock, freed: Freed, segment: SegmentImage) -> Freed:
+    """Make a segment free, durably; return what is given up now.
+
+    Raises StoreError if the device refuses: then the segment must not be handed out.
+    """
+    now = replace(
+        freed,
+        record_number=freed.record_number + 1,
+        sequence=max(freed.sequence, segment.sequence),
+        segments_count=freed.segments_count + 1,
+        payload_bytes=freed.payload_bytes + segment.payload_bytes,
+    )
+    row = FreedRow(
+        magic=FREED_MAGIC,
+        crc32c=0,
+        version=FORMAT_VERSION,
+        store_uuid=superblock.store_uuid,
+        record_number=now.record_number,
+        freed_sequence=now.sequence,
+        segments_count=now.segments_count,
+        payload_bytes=now.payload_bytes,
+    )
+    block = sealed(FREED_RECORD.pack(row)).ljust(superblock.block_bytes, b"\0")
+    device.write(FREED_OFFSETS[now.record_number % len(FREED_OFFSETS)], block)
+    device.sync()
+    device.write(superblock.segment_offset(segment.index), bytes(superblock.block_bytes))
+    device.sync()
+    return now
