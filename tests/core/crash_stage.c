@@ -50,6 +50,7 @@ struct sender {
 static struct {
     struct worker *w;
     struct sender senders[SLOTS_MAX];
+    uint32_t numbers[SLOTS_MAX]; /* of each place in the flow table: its last sender's */
     uint32_t slots_count, started_count, flows_count;
     uint32_t segments[SEGMENTS_MAX], segments_count, segments_granted, grants_wanted;
     uint64_t generation;
@@ -94,10 +95,11 @@ static struct sender *sender_of(const struct flow *f) {
     return NULL;
 }
 
+/* Where the store failed in the same turn its flow is gone already, and yet it is written. */
 void note_placed(const struct batch *b) {
     for (uint32_t i = 0; i < b->touch_count; i++) {
-        const struct sender *s = sender_of(&stage.w->flows.flows[b->touches[i].flow]);
-        trace(TRACE_PLACED, s->number, b->touches[i].end_offset, 0, NULL, 0);
+        uint32_t number = stage.numbers[b->touches[i].flow];
+        trace(TRACE_PLACED, number, b->touches[i].end_offset, 0, NULL, 0);
     }
 }
 
@@ -222,6 +224,7 @@ static void start_flow(struct sender *s) {
     struct worker *w = stage.w;
     struct flow *f = flow_take(&w->flows);
     *s = (struct sender){.flow = f, .number = stage.started_count++};
+    stage.numbers[f->index] = s->number;
     /* The same seed in another store or generation: the same places, other flows and bytes. */
     const uint8_t *uuid = w->settings.store_uuid;
     s->start =

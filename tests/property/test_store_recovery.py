@@ -140,7 +140,7 @@ def _ranges_in_use(builder: StoreBuilder) -> list[tuple[int, int]]:
     return [
         used
         for used, segment in zip(builder.used, segments, strict=True)
-        if segment < 0 or segments.count(segment) > 1
+        if used[0] < used[1] and (segment < 0 or segments.count(segment) > 1)
     ]
 
 

@@ -209,6 +209,10 @@ def test_check_config_prints_a_configuration(tmp_path: Path, capsys: Capture) ->
         "store": "a",
         "idle_timeout_s": 300.0,
         "connections_max": 10000,
+        "allow": [],
+        "hello_timeout_s": 10.0,
+        "ack_interval_s": 0.2,
+        "flow_bytes_max": "0",
     }
     path.write_text("[store.a]\nworker = 1\n")
     assert main(["check-config", "-c", str(path)]) == 3
