@@ -7,6 +7,7 @@ receivers of one round have met much the same machine.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -51,6 +52,13 @@ class Bar:
         return self.measured >= self.limit if self.sense == ">=" else self.measured <= self.limit
 
 
+def _ratio(over: float, under: float) -> float:
+    """A run too short for the machine's clock ticks may have used none of them."""
+    if under == 0:
+        return 1.0 if over == 0 else math.inf
+    return over / under
+
+
 class Figures:
     """What the runs say. Asking for a scenario or receiver without runs is a KeyError."""
 
@@ -79,7 +87,7 @@ class Figures:
     def ratio(self, over: tuple[str, str], under: tuple[str, str], value: Value) -> float:
         """Median over the rounds of the ratio of two (scenario, receiver) within a round."""
         pairs = zip(self.runs[over], self.runs[under], strict=True)
-        return statistics.median(value(a) / value(b) for a, b in pairs)
+        return statistics.median(_ratio(value(a), value(b)) for a, b in pairs)
 
     def memory_beyond_area_mib(self, scenario: str, receiver: str) -> float:
         """The most resident memory beyond the area over the rounds, MiB."""

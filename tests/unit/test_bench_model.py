@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from tests.bench import model, report
-from tests.bench.figures import Figures, bars
+from tests.bench.figures import Figures, _ratio, bars
 from tests.bench.run import DOCUMENT
 
 PLANNER = [
@@ -51,6 +53,10 @@ def test_every_part_has_its_place_in_the_document() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
     for name in report.PARTS:
         assert text.count(f"<!-- bench:{name} -->") == 1, name
+
+
+def test_a_run_may_be_too_short_for_the_clock() -> None:
+    assert (_ratio(1, 2), _ratio(0, 0), _ratio(1, 0)) == (0.5, 1, math.inf)
 
 
 def _no_runs() -> Figures:
