@@ -132,29 +132,36 @@ static void arm(struct worker *w, struct flow *f) {
     f->phase = FLOW_RECEIVING;
 }
 
+static bool is_copied(uint64_t hold) {
+    return (hold & BATCH_HOLD_COPIED) != 0;
+}
+
 static uint32_t relief_order(uint64_t hold) {
     return (uint32_t)(hold >> RELIEF_ORDER_SHIFT) & 0x7f;
 }
 
+static uint64_t relief_slot(uint64_t hold) {
+    return hold & ((1ull << RELIEF_ORDER_SHIFT) - 1);
+}
+
 static void zcrx_release(struct worker *w, uint64_t hold) {
-    if (hold & BATCH_HOLD_COPIED) {
-        uint64_t slot = hold & ((1ull << RELIEF_ORDER_SHIFT) - 1);
-        buddy_give(&w->zcrx.relief, slot, relief_order(hold));
+    if (is_copied(hold)) {
+        buddy_give(&w->zcrx.relief, relief_slot(hold), relief_order(hold));
         return;
     }
     refill_return(&w->zcrx.refill, hold);
 }
 
 static uint8_t *data_of(struct worker *w, uint64_t hold) {
-    if (hold & BATCH_HOLD_COPIED)
-        return w->zcrx.relief_base + (hold & ((1ull << RELIEF_ORDER_SHIFT) - 1));
+    if (is_copied(hold))
+        return w->zcrx.relief_base + relief_slot(hold);
     return w->area.base + hold;
 }
 
 /* Hands bytes to batches until all are taken; returns how many were. A fragment
  * that two batches share has two holders. */
 static uint32_t hand_over(struct worker *w, struct flow *f, uint64_t hold, uint32_t bytes) {
-    bool copied = (hold & BATCH_HOLD_COPIED) != 0;
+    bool copied = is_copied(hold);
     /* A relief slot is ours to its end; behind a fragment may lie another one. */
     uint32_t slack = copied ? (uint32_t)buddy_slot_bytes(relief_order(hold)) - bytes : 0;
     uint32_t done = 0;
@@ -196,16 +203,20 @@ static bool append_pending(struct worker *w, struct flow *f, uint64_t hold, uint
     return true;
 }
 
-static void pop_pending(struct worker *w, struct flow *f) {
+/* No list has the fragment any more. */
+static void free_fragment(struct worker *w, uint32_t index) {
     struct zcrx *z = &w->zcrx;
-    uint32_t index = f->fragment_head;
-    struct zcrx_fragment *n = fragment_at(w, index);
-    f->fragment_head = n->next;
-    if (f->fragment_head == FLOW_NONE)
-        f->fragment_tail = FLOW_NONE;
-    n->next = z->fragment_free;
+    fragment_at(w, index)->next = z->fragment_free;
     z->fragment_free = index;
     z->fragments_pending--;
+}
+
+static void pop_pending(struct worker *w, struct flow *f) {
+    uint32_t index = f->fragment_head;
+    f->fragment_head = fragment_at(w, index)->next;
+    if (f->fragment_head == FLOW_NONE)
+        f->fragment_tail = FLOW_NONE;
+    free_fragment(w, index);
 }
 
 /* Gives the flow's pending fragments to batches, or up. True when none is left. */
@@ -348,17 +359,13 @@ static bool zcrx_start(struct worker *w, struct flow *f) {
     return true;
 }
 
-static bool is_copied(const struct zcrx_fragment *n) {
-    return (n->offset & BATCH_HOLD_COPIED) != 0;
-}
-
 /* Bytes of the fragments from index on that one relief slot can take together. */
 static uint32_t run_bytes(struct worker *w, uint32_t index) {
     uint64_t most = time_min(RELIEF_SLOT_BYTES_MAX, w->batches.payload_bytes_max);
     uint32_t bytes = 0;
     while (index != FLOW_NONE) {
         const struct zcrx_fragment *n = fragment_at(w, index);
-        if (is_copied(n) || bytes + n->bytes > most)
+        if (is_copied(n->offset) || bytes + n->bytes > most)
             break;
         bytes += n->bytes;
         index = n->next;
@@ -380,11 +387,8 @@ static uint32_t copy_run(struct worker *w, struct flow *f, uint32_t index, uint6
         refill_return(&z->refill, n->offset);
         done += n->bytes;
         next = n->next;
-        if (at != index) {
-            n->next = z->fragment_free;
-            z->fragment_free = at;
-            z->fragments_pending--;
-        }
+        if (at != index)
+            free_fragment(w, at);
     }
     assert(done == bytes);
     first->offset = slot | BATCH_HOLD_COPIED | (uint64_t)order << RELIEF_ORDER_SHIFT;

@@ -24,7 +24,6 @@ struct zcrx_fragment {
     uint64_t offset; /* in the area; of a relief slot with BATCH_HOLD_COPIED set */
     uint32_t bytes;
     uint32_t next;
-    uint32_t order; /* of the relief slot */
 };
 
 /* Which buffers the listeners have; they are opened after the engine. */
@@ -37,7 +36,6 @@ struct zcrx {
     uint8_t *region;
     uint64_t region_bytes;
     struct abi_zcrx_stats *kernel_stats; /* NULL where the kernel has none */
-    uint64_t copy_bytes_seen;
     enum zcrx_listeners listeners;
     struct refill refill;
     struct zcrx_fragment *fragments;
