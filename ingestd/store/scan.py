@@ -220,7 +220,7 @@ class Scanner:
             covered = max(covered, min(batch.header.batches_committed, batch.header.batch_index))
             pending.append(batch)
             while pending and pending[0].header.batch_index < covered:
-                image.batches_end = pending[0].end
+                image.batches_end = image.committed_end = pending[0].end
                 tally.add(pending.popleft(), durable=True)
             at = batch.end
         found = tally.batch_count + len(pending)
@@ -239,6 +239,8 @@ class Scanner:
             if not is_covered and accepted >= whole and not batch_is_whole(window, batch):
                 break
             image.batches_end = batch.end
+            if is_covered:
+                image.committed_end = batch.end
             tally.add(batch, durable=is_covered)
             accepted += 1
         image.spans, image.events = tally.spans, tally.events
@@ -313,7 +315,7 @@ def _closed(image: SegmentImage, footer: SegmentFooterRow, records: Records) -> 
     """The image of a segment whose footer is trusted."""
     image.state = SegmentState.CLOSED
     image.batch_count = footer.batch_count
-    image.batches_end = footer.batches_end
+    image.batches_end = image.committed_end = footer.batches_end
     image.payload_bytes = footer.payload_bytes
     image.events = records.events
     image.spans = [

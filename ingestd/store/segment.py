@@ -77,7 +77,8 @@ class SegmentImage:
 
     `batches_dropped` have a whole header and are not presented, because they
     are torn or nothing proves that they are not; `batches_missing` were once
-    on stable media and cannot be found.
+    on stable media and cannot be found. All before `committed_end` was flushed
+    once; 0 where not even the header is known to be.
     """
 
     index: int
@@ -87,6 +88,7 @@ class SegmentImage:
     opened_ns: int = 0
     batch_count: int = 0
     batches_end: int = 0
+    committed_end: int = 0
     payload_bytes: int = 0
     batches_dropped: int = 0
     batches_missing: int = 0

@@ -18,11 +18,16 @@ from dataclasses import dataclass
 from typing import Final
 
 from ingestd.errors import StoreBusyError, StoreDamagedError, StoreError
-from ingestd.store.device import Device, open_device
+from ingestd.store.device import READ_BYTES_MAX, Device, open_device
 from ingestd.store.flows import Flow
 from ingestd.store.footer import build_footer
 from ingestd.store.image import StoreImage, image_of
-from ingestd.store.layout import GENERATION_MAX, SEQUENCE_COUNTER_MAX, sequence_of
+from ingestd.store.layout import (
+    GENERATION_MAX,
+    SEGMENT_DATA_BLOCK,
+    SEQUENCE_COUNTER_MAX,
+    sequence_of,
+)
 from ingestd.store.recycle import Overwritten, Recycler
 from ingestd.store.segment import SegmentImage, SegmentState
 from ingestd.store.superblock import (
@@ -226,6 +231,9 @@ def _recover(device: Device, expected_uuid: str | None) -> ServedStore:
     image = image_of(device, reading, live=False, thorough=True)
     superblock = raised(reading.superblock, _next_generation(device, reading, image.segments))
     write_superblocks(device, superblock)
+    again = [_write_again(device, superblock, segment) for segment in image.segments]
+    if any(again):
+        device.sync()
     outcome = [_settle(device, superblock, segment) for segment in image.segments]
     if any(outcome):
         device.sync()
@@ -273,6 +281,24 @@ def _next_generation(
             " flows to another store with: ingestd cat"
         )
     return following
+
+
+def _write_again(device: Device, superblock: Superblock, segment: SegmentImage) -> bool:
+    """Write what counts without word of a flush where it lies; return whether there is such.
+
+    A flush that failed may have dropped it from the device's cache, and the daemon
+    that knew is gone. A later flush would succeed and vouch for nothing.
+    """
+    if segment.state is not SegmentState.OPEN or segment.batch_count == 0:
+        return False
+    base, block_bytes = superblock.segment_offset(segment.index), superblock.block_bytes
+    if segment.committed_end == 0:
+        device.write(base, device.read(base, block_bytes))
+    begin = max(segment.committed_end, SEGMENT_DATA_BLOCK * block_bytes)
+    for at in range(begin, segment.batches_end, READ_BYTES_MAX):
+        size = min(READ_BYTES_MAX, segment.batches_end - at)
+        device.write(base + at, device.read(base + at, size))
+    return begin < segment.batches_end
 
 
 def _settle(device: Device, superblock: Superblock, segment: SegmentImage) -> bool:

@@ -167,6 +167,40 @@ def test_recovery_keeps_the_flows_and_writes_footers(path: Path) -> None:
         assert all(flow.durable_bytes == flow.bytes for flow in image.flows)
 
 
+@pytest.mark.parametrize("marked", [0, 1, 2])
+def test_what_no_flush_vouches_for_is_written_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, marked: int
+) -> None:
+    builder = StoreBuilder()
+    segment = builder.segment(1)
+    segment.batch(Open(FLOW), Extent(FLOW, b"a" * 5000))
+    segment.batch(Extent(FLOW, b"b" * 9000))
+    if marked:
+        segment.mark(marked)
+    builder.save(path)
+    stored, write, done = path.read_bytes(), Device.write, []
+
+    def noted(device: Device, offset: int, data: layout.Bytes) -> None:
+        done.append((offset, bytes(data)))
+        write(device, offset, data)
+
+    monkeypatch.setattr(Device, "write", noted)
+    with open_for_serving(str(path)) as store:
+        base, end = store.superblock.segment_offset(1), store.superblock.segment_offset(2)
+    with read_image(str(path)) as image:
+        batches_end = base + image.segments[1].batches_end
+    again = [pair for pair in done if base <= pair[0] < batches_end]
+    assert all(stored[offset : offset + len(data)] == data for offset, data in again)
+    first, second = base + 4 * 4096, base + 7 * 4096
+    wanted = {
+        0: [(base, 4096), (first, batches_end - first)],
+        1: [(second, batches_end - second)],
+        2: [],
+    }
+    assert [(offset, len(data)) for offset, data in again] == wanted[marked]
+    assert [offset for offset, _ in done[-1:]] == [end - 2 * 4096]  # the footer comes last
+
+
 def test_a_recovered_footer_is_the_one_that_the_writer_would_have_made(tmp_path: Path) -> None:
     def fill(builder: StoreBuilder) -> None:
         segment = builder.segment(0)
@@ -325,8 +359,10 @@ def test_a_crash_at_any_step_of_the_recovery_loses_nothing(path: Path, torn: boo
     with crash_at(10**6, torn) as log:
         open_for_serving(str(path)).close()
     steps = list(log)
-    # Flush first, then the superblocks one after the other, then the segments.
-    assert steps == ["flush", "write", "flush", "write", "flush", "write", "write", "flush"]
+    # Flush first, then the superblocks one after the other; then header and batch that nobody
+    # knows to be safe, then the segments.
+    superblocks, again = ["write", "flush", "write", "flush"], ["write", "write", "flush"]
+    assert steps == ["flush", *superblocks, *again, "write", "write", "flush"]
     for step in range(len(steps)):
         builder.save(path)
         with crash_at(step, torn), pytest.raises(Crash):
