@@ -14,6 +14,7 @@ may read.
 from __future__ import annotations
 
 import uuid
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -170,16 +171,17 @@ def assemble(
     that flows of this generation may go on. `freed_sequence`: the highest of a
     segment that was given up on purpose; what lay in it is no loss.
     """
-    parts: dict[FlowId, _Parts] = {}
+    parts: defaultdict[FlowId, _Parts] = defaultdict(_Parts)
     for segment in sorted(segments, key=lambda s: s.sequence):
+        segment_generation = segment.generation
         for span in segment.spans:
-            part = parts.setdefault(span.flow, _Parts())
+            part = parts[span.flow]
             part.spans.append(span)
-            part.generation = segment.generation
+            part.generation = segment_generation
         for event in segment.events:
-            part = parts.setdefault(event.flow, _Parts())
-            part.note(event, segment.generation)
-            part.generation = segment.generation
+            part = parts[event.flow]
+            part.note(event, segment_generation)
+            part.generation = segment_generation
     flows, anomalies = [], []
     for flow_id, part in parts.items():
         part.sort_events()

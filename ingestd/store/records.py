@@ -10,6 +10,7 @@ may call.
 from __future__ import annotations
 
 import socket
+import struct
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
@@ -56,6 +57,8 @@ FLIPPED_BYTES_MAX: Final = 64
 _UUID_AT: Final = slice(16, 32)
 _SEQUENCE_AT: Final = slice(32, 40)
 
+# The head's first two fields: a large store has hundreds of thousands of records.
+_KIND_AND_SIZE: Final = struct.Struct("<HH")
 _SIZES_BYTES: Final = {
     RECORD_EXTENT: EXTENT.size_bytes,
     RECORD_OPEN: OPEN.size_bytes,
@@ -155,11 +158,11 @@ def decode_records(data: Bytes, record_count: int) -> Records | None:
     while at < len(view):
         if len(view) - at < RECORD_HEAD.size_bytes:
             return None
-        head = RECORD_HEAD.unpack(view, at)
-        end = at + head.record_bytes
-        if head.record_bytes < RECORD_HEAD.size_bytes or end > len(view):
+        kind, record_bytes = _KIND_AND_SIZE.unpack_from(view, at)
+        end = at + record_bytes
+        if record_bytes < RECORD_HEAD.size_bytes or end > len(view):
             return None
-        if head.record_bytes % RECORD_ALIGN_BYTES or not _add(found, head.kind, view[at:end]):
+        if record_bytes % RECORD_ALIGN_BYTES or not _add(found, kind, view[at:end]):
             return None
         at, count = end, count + 1
     return found if count == record_count else None
