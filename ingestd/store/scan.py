@@ -39,6 +39,7 @@ from ingestd.store.layout import (
     round_up,
 )
 from ingestd.store.records import (
+    UNIT_BYTES,
     Batch,
     Place,
     Records,
@@ -270,9 +271,13 @@ class Scanner:
         return covered
 
     def _scan_headless(self, index: int, block: bytes, head: bytes) -> SegmentImage:
-        """A segment without a valid header: free, unless it was one of ours and has contents."""
+        """A segment without a valid header: free, unless it has contents that a header preceded.
+
+        A segment that was freed has zeros in its place. Footer and marks follow a
+        flush of the header, a batch may be there before it.
+        """
         uuid = self.superblock.store_uuid
-        if not is_remains(block, SEGMENT_MAGIC, uuid, None):
+        if not any(block[:UNIT_BYTES]):
             return SegmentImage(index=index, state=SegmentState.FREE)
         tail = self._read_tail(self.superblock.segment_offset(index))
         footer_block = tail[-self.superblock.block_bytes :][: SEGMENT_FOOTER.size_bytes]
@@ -284,7 +289,10 @@ class Scanner:
             decode_block(SEGMENT_FOOTER, FOOTER_MAGIC, footer_block, uuid) is not None
             or any(decode_block(COMMIT_MARK, MARK_MAGIC, b, uuid) for b in self.mark_blocks(head))
             # A torn header was never flushed, and nothing behind it was ever acknowledged.
-            or (first[:8] == BATCH_MAGIC and first[16:32] == uuid and not is_torn(block))
+            or (
+                is_remains(block, SEGMENT_MAGIC, uuid, None)
+                and (first[:8] == BATCH_MAGIC and first[16:32] == uuid and not is_torn(block))
+            )
         )
         if has_contents:
             return _damaged(index, f"segment {index}: its header is damaged")

@@ -18,6 +18,7 @@ from ingestd.errors import StoreDamagedError
 from ingestd.store import image, layout
 from ingestd.store.image import read_image
 from ingestd.store.reader import read_flow
+from ingestd.store.records import UNIT_BYTES
 from ingestd.store.serving import open_for_serving
 from ingestd.store.verify import verify_store
 from support.crash_disk import Disk
@@ -144,8 +145,9 @@ def _overwrite(store: Store, lived: Lived, choose: random.Random) -> str:
     changed = [
         (a, b) for a, b in lived.used if a < at + size and at < b and _differs(store, lived, a, b)
     ]
-    # Without its header a segment looks free, as one that was freed does.
-    lone = {a // MIB for a, _ in lived.lone if any(a == c for c, _ in changed)}
+    # With zeros for its header a segment looks free, as one that was freed does.
+    headless = [a for a, _ in lived.lone if not any(store.bytes[a : a + UNIT_BYTES])]
+    lone = {a // MIB for a in headless if any(a == c for c, _ in changed)}
     left = [a for a, _ in changed if a // MIB not in lone]
     return f"{size} bytes at {at}" if left else ""
 

@@ -254,6 +254,22 @@ def test_damaged_segments_are_left_alone(path: Path) -> None:
     assert path.read_bytes()[layout.SEGMENTS_OFFSET :] == before[layout.SEGMENTS_OFFSET :]
 
 
+@pytest.mark.parametrize("is_closed", [False, True])
+def test_a_header_that_was_overwritten_is_damage(path: Path, is_closed: bool) -> None:
+    builder = StoreBuilder()
+    segment = builder.segment(0)
+    segment.batch(Open(FLOW), Extent(FLOW, b"a" * 100))
+    if is_closed:
+        segment.close()
+    else:
+        segment.mark(1)
+    builder.image[segment.base : segment.base + 4096] = b"somebody else's block".ljust(4096, b"x")
+    builder.save(path)
+    with open_for_serving(str(path)) as store:
+        assert store.recovery.segments_damaged == 1
+        assert store.take_segment() == (1, sequence_of(2, 1))
+
+
 def test_a_torn_header_without_contents_is_free(path: Path) -> None:
     builder = StoreBuilder()
     segment = builder.segment(0)
