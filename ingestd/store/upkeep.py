@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Removing flows of a store that this process holds, and giving their segments back.
+
+Invariants: a removal is on stable media before the first segment goes, the
+freed record before the first header, the headers before anyone is granted a
+segment; an id leaves the table only when no segment holds anything of it. Owned
+by one thread, but for `removed`, which any may read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from ingestd.store.device import Device
+from ingestd.store.freed import Freer
+from ingestd.store.freeing import Freeable
+from ingestd.store.image import StoreImage, image_of
+from ingestd.store.removals import RemovalTable, read_removals
+from ingestd.store.requests import Request, RequestBox, RequestState
+from ingestd.store.scan import Scanner
+from ingestd.store.segment import SegmentImage, SegmentState
+from ingestd.store.superblock import Superblock, SuperblockReading
+
+# So many are given up under the mutex at a time: who grants segments may wait for it.
+FREED_AT_ONCE_MAX: Final = 16
+
+
+class Upkeep:
+    """`live`: workers write to the store meanwhile.
+
+    `forget` is called under the freer's mutex with each segment that is given up,
+    `hand_out` with its index once it may be granted.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        superblock: Superblock,
+        freer: Freer,
+        *,
+        live: bool,
+        forget: Callable[[SegmentImage], None],
+        hand_out: Callable[[int], None],
+    ) -> None:
+        self._device = device
+        self._superblock = superblock
+        self._freer = freer
+        self._live = live
+        self._forget = forget
+        self._hand_out = hand_out
+        self._scanner = Scanner(device, superblock, live=live)
+        self._table: RemovalTable = read_removals(device, superblock)
+        self._box = RequestBox(device, superblock)
+        self.removed: frozenset[bytes] = self._table.flows
+
+    @property
+    def room_count(self) -> int:
+        """How many more flows can be removed before some segment is given back."""
+        return self._table.room_count
+
+    def scan(self) -> StoreImage:
+        """Return an image of the store; it is not to be closed. Raises StoreDamagedError."""
+        reading = SuperblockReading(self._superblock, ())
+        return image_of(self._device, reading, live=self._live, thorough=False)
+
+    def remove(self, flows: Iterable[bytes]) -> None:
+        """Have flows removed, durably. Raises StoreError as RemovalTable.add() does."""
+        self._table.add(flows)
+        self.removed = self._table.flows
+
+    def free(self, wanted: Sequence[Freeable]) -> list[Freeable]:
+        """Give segments back, durably; return those that were still what they had been.
+
+        Raises StoreError if the device refuses.
+        """
+        done: list[Freeable] = []
+        for at in range(0, len(wanted), FREED_AT_ONCE_MAX):
+            same = self._give_up(wanted[at : at + FREED_AT_ONCE_MAX])
+            for item in same:
+                self._hand_out(item.segment.index)
+            done += same
+        return done
+
+    def _give_up(self, wanted: Sequence[Freeable]) -> list[Freeable]:
+        with self._freer.mutex:
+            same = [item for item in wanted if self._is_same(item)]
+            if same:
+                self._freer.give_up([item.segment for item in same], heads_go=False)
+            for item in same:
+                self._forget(item.segment)
+        return same
+
+    def _is_same(self, item: Freeable) -> bool:
+        """Whether the segment was not given up by somebody else since it was looked at."""
+        now = self._scanner.scan(item.segment.index)
+        return now.state is SegmentState.CLOSED and now.sequence == item.segment.sequence
+
+    def drop(self, flows: Iterable[bytes]) -> None:
+        """Forget removed flows of which nothing is left. Raises StoreError."""
+        self._table.drop(flows)
+        self.removed = self._table.flows
+
+    def requests(self) -> list[Request]:
+        """Return what the block of requests holds; nothing while another process has its lock."""
+        with self._box.locked() as is_ours:
+            return self._box.read() if is_ours else []
+
+    def answer(self, states: dict[tuple[bytes, int], RequestState], stale: set[int]) -> bool:
+        """Give requests, by flow and token, their states; take those with `stale` tokens away.
+
+        False: another process has the block's lock, and nothing was done.
+        """
+        with self._box.locked() as is_ours:
+            if not is_ours:
+                return False
+            before = self._box.read()
+            after = [
+                request._replace(state=states.get((request.flow, request.token), request.state))
+                for request in before
+                if request.token not in stale
+            ]
+            if after != before:
+                self._box.write(after)
+            return True
