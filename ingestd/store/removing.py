@@ -24,7 +24,7 @@ from ingestd.errors import (
 from ingestd.store.device import Device, open_device, open_locked
 from ingestd.store.flows import Flow
 from ingestd.store.freed import Freer
-from ingestd.store.freeing import flows_gone, plan_freeing
+from ingestd.store.freeing import REASON_REMOVED, flows_gone, plan_freeing
 from ingestd.store.image import StoreImage, read_image
 from ingestd.store.requests import REQUESTS_MAX, Request, RequestBox, RequestState
 from ingestd.store.superblock import check_store, read_superblock
@@ -113,7 +113,7 @@ class _Removal:
         image = upkeep.scan()
         flows = self._resolve(image)
         present = {flow.flow_id for flow in image.flows}
-        upkeep.remove(flow for flow in flows if flow in present)
+        upkeep.remove([flow for flow in flows if flow in present], REASON_REMOVED)
         for flow in list(flows):
             self._done(flow)
         plan = plan_freeing(image.segments, removed=upkeep.removed)

@@ -4,12 +4,14 @@
 Invariants: a removal is on stable media before the first segment goes, the
 freed record before the first header, the headers before anyone is granted a
 segment; an id leaves the table only when no segment holds anything of it. Owned
-by one thread, but for `removed`, which any may read.
+by one thread, but for `removed` and the counts, which any may read.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 from ingestd.store.device import Device
@@ -24,6 +26,15 @@ from ingestd.store.superblock import Superblock, SuperblockReading
 
 # So many are given up under the mutex at a time: who grants segments may wait for it.
 FREED_AT_ONCE_MAX: Final = 16
+
+
+@dataclass
+class UpkeepCounts:
+    """Since the opening, by reason (freeing.REASONS): flows removed, segments and bytes freed."""
+
+    flows: Counter[str] = field(default_factory=Counter)
+    segments: Counter[str] = field(default_factory=Counter)
+    payload_bytes: Counter[str] = field(default_factory=Counter)
 
 
 class Upkeep:
@@ -53,6 +64,7 @@ class Upkeep:
         self._table: RemovalTable = read_removals(device, superblock)
         self._box = RequestBox(device, superblock)
         self.removed: frozenset[bytes] = self._table.flows
+        self.counts = UpkeepCounts()
 
     @property
     def room_count(self) -> int:
@@ -64,9 +76,10 @@ class Upkeep:
         reading = SuperblockReading(self._superblock, ())
         return image_of(self._device, reading, live=self._live, thorough=False)
 
-    def remove(self, flows: Iterable[bytes]) -> None:
+    def remove(self, flows: Iterable[bytes], reason: str) -> None:
         """Have flows removed, durably. Raises StoreError as RemovalTable.add() does."""
         self._table.add(flows)
+        self.counts.flows[reason] += len(self._table.flows - self.removed)
         self.removed = self._table.flows
 
     def free(self, wanted: Sequence[Freeable]) -> list[Freeable]:
@@ -79,6 +92,8 @@ class Upkeep:
             same = self._give_up(wanted[at : at + FREED_AT_ONCE_MAX])
             for item in same:
                 self._hand_out(item.segment.index)
+                self.counts.segments[item.reason] += 1
+                self.counts.payload_bytes[item.reason] += item.segment.payload_bytes
             done += same
         return done
 
