@@ -14,11 +14,26 @@ from typing import TYPE_CHECKING
 from ingestd.daemon.flow_gate import FlowGate
 from ingestd.daemon.keeper import Keeper
 from ingestd.daemon.space import SpaceWatch
+from ingestd.daemon.startup import listeners_of
 from ingestd.log import Log
+from ingestd.store.retention import NS_PER_S, Retention
 
 if TYPE_CHECKING:
+    from ingestd.config.settings import Settings
     from ingestd.daemon.flow_index import FlowIndex
     from ingestd.store.serving import ServedStore
+
+
+def retentions_of(settings: Settings, store_name: str) -> dict[str, Retention]:
+    """Return what is to be kept of a store's ended flows, by listener; others keep all."""
+    return {
+        name: Retention(
+            for_ns=int(listener.retain_for_s * NS_PER_S) or None,
+            bytes_count=listener.retain_bytes or None,
+        )
+        for name, listener in listeners_of(settings, store_name)
+        if listener.retain_for_s or listener.retain_bytes
+    }
 
 
 class Housekeeping:
@@ -35,14 +50,16 @@ class Housekeeping:
         self,
         name: str,
         store: ServedStore,
-        warn_free_percent: float,
+        settings: Settings,
         is_failed: Callable[[], bool],
         on_error: Callable[[], None],
     ) -> None:
         """Look after one more store, from start() on."""
         self.gates[name] = FlowGate(store.upkeep.removed)
-        self._keepers[name] = Keeper(name, store, self.gates[name], is_failed, on_error)
-        watch = SpaceWatch(name, store, warn_free_percent, self._log, self._forgetter(name))
+        retentions = retentions_of(settings, name)
+        self._keepers[name] = Keeper(name, store, self.gates[name], retentions, is_failed, on_error)
+        percent = settings.store[name].warn_free_percent
+        watch = SpaceWatch(name, store, percent, self._log, self._forgetter(name))
         self._watches.append(watch)
 
     def _forgetter(self, name: str) -> Callable[[bytes], None]:

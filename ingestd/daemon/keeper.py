@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keeper: removes flows of a served store on request, and gives segments back.
+"""The keeper: removes flows of a served store, asked or past their term, and frees segments.
 
 It has a thread of its own for each store, which waits for the device and logs
 nothing; what there is to tell, the main thread fetches. Invariants:
@@ -12,19 +12,21 @@ nothing; what there is to tell, the main thread fetches. Invariants:
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from ingestd.errors import StoreError
 from ingestd.log import LogEvent
 from ingestd.store.flows import STATE_OPEN
-from ingestd.store.freeing import REASON_REMOVED, Freeable, flows_gone, plan_freeing
+from ingestd.store.freeing import REASON_REMOVED, Freeable
 from ingestd.store.requests import Request, RequestState
+from ingestd.store.retention import NS_PER_S, Retention, expired_flows
 
 if TYPE_CHECKING:
     from ingestd.daemon.flow_gate import FlowGate
@@ -37,6 +39,8 @@ SWEEP_PAUSE_TIMES: Final = 20
 REQUEST_PAUSE_TIMES: Final = 1
 # A segment may get its footer a little later than the grant that it shows by.
 SWEEPS_AFTER_CHANGE: Final = 3
+# Of a term that has come, so small a part of it may pass before the store is read.
+TERM_STEPS: Final = 1000
 # Who lists the store meanwhile may have seen the first segment of a flow before it went.
 DROP_DELAY_S: Final = 60.0
 ANSWER_TRIES: Final = 50
@@ -46,13 +50,17 @@ FLOWS_SHOWN_MAX: Final = 10
 
 
 class Keeper:
-    """Looks after one store; start() to close(). `is_failed`: whether the device has failed."""
+    """Looks after one store; start() to close().
+
+    `retentions`: by the names of listeners; `is_failed`: whether the device has failed.
+    """
 
     def __init__(
         self,
         name: str,
         store: ServedStore,
         gate: FlowGate,
+        retentions: Mapping[str, Retention],
         is_failed: Callable[[], bool],
         on_error: Callable[[], None],
     ) -> None:
@@ -61,6 +69,7 @@ class Keeper:
         self._store = store
         self._upkeep = store.upkeep
         self._gate = gate
+        self._retentions = retentions
         self._is_failed = is_failed
         self._on_error = on_error
         self._stop = threading.Event()
@@ -71,6 +80,7 @@ class Keeper:
         self._answered_at_s: dict[int, float] = {}  # by token of a request
         self._next_answer_s = 0.0
         self._next_sweep_s = 0.0
+        self._next_term_s = 0.0
         self._granted_count = 0
         self._sweeps_left = 1
         self._is_broken = False
@@ -133,7 +143,9 @@ class Keeper:
         if granted_count != self._granted_count:
             self._granted_count = granted_count
             self._sweeps_left = SWEEPS_AFTER_CHANGE
-        return self._sweeps_left > 0 and bool(self._upkeep.removed)
+        if self._retentions and time.monotonic() >= self._next_term_s:
+            return True
+        return self._sweeps_left > 0 and bool(self._upkeep.removed or self._retentions)
 
     def _tell(self, event: LogEvent, **fields: Any) -> None:
         self._news.append((event, {"store": self._name, **fields}))
@@ -188,15 +200,27 @@ class Keeper:
     def _sweep(self, image: StoreImage) -> None:
         """Give back what nothing keeps any more."""
         self._sweeps_left = max(0, self._sweeps_left - 1)
-        removed = self._upkeep.removed
-        plan = plan_freeing(image.segments, removed=removed)
-        freed = self._upkeep.free(plan.segments)
-        for item in freed:
+        expired = self._expired(image)
+        swept = self._upkeep.sweep(image, expired, self._gate.claim, self._gate.release)
+        for item in swept.freed:
             self._tell_freed(item)
-        indexes = {item.segment.index for item in freed}
         now_s = time.monotonic()
-        for flow in flows_gone(image.segments, indexes, removed):
+        for flow in swept.gone:
             self._gone_since_s.setdefault(flow, now_s)
+
+    def _expired(self, image: StoreImage) -> frozenset[bytes]:
+        """The flows past their term; note when to look again."""
+        if not self._retentions:
+            return frozenset()
+        now_ns = time.time_ns()
+        expired = expired_flows(image.flows, image.segments, self._retentions, now_ns)
+        self._next_term_s = math.inf
+        if terms := [r.for_ns for r in self._retentions.values() if r.for_ns is not None]:
+            # What ends from now on cannot be past its term before that.
+            wait_ns = min(terms) if expired.next_ns is None else expired.next_ns - now_ns
+            wait_ns = max(min(wait_ns, min(terms)), min(terms) // TERM_STEPS)
+            self._next_term_s = time.monotonic() + wait_ns / NS_PER_S
+        return expired.flows
 
     def _tell_freed(self, item: Freeable) -> None:
         flows = sorted(item.flows)

@@ -182,7 +182,7 @@ class Daemon:
             self._housekeeping.add(
                 name,
                 self._stores[name],
-                settings.store[name].warn_free_percent,
+                settings,
                 partial(self._is_failed, name),
                 self.wake,
             )

@@ -24,7 +24,7 @@ from ingestd.errors import (
 from ingestd.store.device import Device, open_device, open_locked
 from ingestd.store.flows import Flow
 from ingestd.store.freed import Freer
-from ingestd.store.freeing import REASON_REMOVED, flows_gone, plan_freeing
+from ingestd.store.freeing import REASON_REMOVED
 from ingestd.store.image import StoreImage, read_image
 from ingestd.store.requests import REQUESTS_MAX, Request, RequestBox, RequestState
 from ingestd.store.superblock import check_store, read_superblock
@@ -116,11 +116,9 @@ class _Removal:
         upkeep.remove([flow for flow in flows if flow in present], REASON_REMOVED)
         for flow in list(flows):
             self._done(flow)
-        plan = plan_freeing(image.segments, removed=upkeep.removed)
-        freed = upkeep.free(plan.segments)
-        self.report.segments_freed_count = len(freed)
-        indexes = {item.segment.index for item in freed}
-        upkeep.drop(flows_gone(image.segments, indexes, upkeep.removed))
+        swept = upkeep.sweep(image)
+        self.report.segments_freed_count = len(swept.freed)
+        upkeep.drop(swept.gone)
 
     def _resolve(self, image: StoreImage) -> dict[bytes, Flow]:
         """Find what was named, once: later it may be gone because we asked for it."""

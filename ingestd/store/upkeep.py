@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 from ingestd.store.device import Device
 from ingestd.store.freed import Freer
-from ingestd.store.freeing import Freeable
+from ingestd.store.freeing import REASON_RETENTION, Freeable, Freeing, flows_gone, plan_freeing
 from ingestd.store.image import StoreImage, image_of
 from ingestd.store.removals import RemovalTable, read_removals
 from ingestd.store.requests import Request, RequestBox, RequestState
@@ -35,6 +35,13 @@ class UpkeepCounts:
     flows: Counter[str] = field(default_factory=Counter)
     segments: Counter[str] = field(default_factory=Counter)
     payload_bytes: Counter[str] = field(default_factory=Counter)
+
+
+class Swept(NamedTuple):
+    """The segments that were given back, and the flows of which nothing is left."""
+
+    freed: list[Freeable]
+    gone: frozenset[bytes]
 
 
 class Upkeep:
@@ -82,7 +89,56 @@ class Upkeep:
         self.counts.flows[reason] += len(self._table.flows - self.removed)
         self.removed = self._table.flows
 
-    def free(self, wanted: Sequence[Freeable]) -> list[Freeable]:
+    def sweep(
+        self,
+        image: StoreImage,
+        expired: frozenset[bytes] = frozenset(),
+        claim: Callable[[bytes], bool] = lambda _: True,
+        release: Callable[[bytes], None] = lambda _: None,
+    ) -> Swept:
+        """Give back, durably, every segment in which nothing is kept.
+
+        `expired`: flows that need not be kept; of these, each that goes is claimed
+        before, and stays where `claim` refuses; a claim that was not needed is released.
+        Raises StoreError if the device refuses: then claims stay.
+        """
+        removed = self.removed
+        plan = self._plan(image, expired, claim, release)
+        if plan.removals:
+            self.remove(plan.removals, REASON_RETENTION)
+        freed = self._free(plan.segments)
+        going = frozenset(flow for item in plan.segments for flow in item.flows - removed)
+        alone = going - self.removed
+        self.counts.flows[REASON_RETENTION] += len(alone)
+        indexes = {item.segment.index for item in freed}
+        return Swept(freed, flows_gone(image.segments, indexes, self.removed) | alone)
+
+    def _plan(
+        self,
+        image: StoreImage,
+        expired: frozenset[bytes],
+        claim: Callable[[bytes], bool],
+        release: Callable[[bytes], None],
+    ) -> Freeing:
+        """Decide, until every flow that goes is claimed."""
+        claimed: set[bytes] = set()
+        while True:
+            plan = plan_freeing(
+                image.segments,
+                removed=self.removed,
+                expired=expired,
+                room_count=self._table.room_count,
+            )
+            going = {flow for item in plan.segments for flow in item.flows} - self.removed
+            fed = {flow for flow in going - claimed if not claim(flow)}
+            claimed |= going - fed
+            if not fed:
+                for flow in claimed - going:
+                    release(flow)
+                return plan
+            expired -= fed
+
+    def _free(self, wanted: Sequence[Freeable]) -> list[Freeable]:
         """Give segments back, durably; return those that were still what they had been.
 
         Raises StoreError if the device refuses.
@@ -112,8 +168,8 @@ class Upkeep:
         return now.state is SegmentState.CLOSED and now.sequence == item.segment.sequence
 
     def drop(self, flows: Iterable[bytes]) -> None:
-        """Forget removed flows of which nothing is left. Raises StoreError."""
-        self._table.drop(flows)
+        """Let flows of which nothing is left go out of the table. Raises StoreError."""
+        self._table.drop(flow for flow in flows if flow in self.removed)
         self.removed = self._table.flows
 
     def requests(self) -> list[Request]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import pytest
@@ -77,7 +78,7 @@ def test_what_may_go(
 # --- Power failures ---------------------------------------------------------------------
 
 ROUNDS = 6
-POINTS_OF_ROUND = 8
+POINTS_OF_ROUND = 5
 SEGMENT_COUNT = 5
 Shown = dict[bytes, tuple[str, int, str | None, bytes]]
 
@@ -91,6 +92,7 @@ class Removal:
     all_flows: Shown
     wanted: set[bytes]
     writes: RecordedWrites
+    expires: bool
 
 
 def _fill(store: Store, choose: random.Random) -> None:
@@ -142,24 +144,40 @@ def _remove(store: Store, flows: set[bytes]) -> None:
     assert [outcome.error for outcome in report.outcomes] == [None] * len(flows)
 
 
+def _expire(store: Store, flows: set[bytes], writes: RecordedWrites | None = None) -> None:
+    """Do what a daemon does with flows past their term."""
+    with (
+        open_for_serving(str(store.path)) as served,
+        nullcontext() if writes is None else (writes.recorded()),
+    ):
+        swept = served.upkeep.sweep(served.upkeep.scan(), frozenset(flows))
+        served.upkeep.drop(swept.gone)
+
+
 @pytest.mark.parametrize("checksum", ["crc32c", "none"])
-def test_power_fails_while_flows_are_removed(
-    seed: int, checksum: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("expires", [False, True])
+def test_power_fails_while_flows_go(
+    seed: int, checksum: str, expires: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(image, "ThreadPoolExecutor", Serial)
-    choose = random.Random(f"{seed} {checksum}")
+    choose = random.Random(f"{seed} {checksum} {expires}")
     hidden_count = 0
     for _ in range(ROUNDS):
         block_bytes = choose.choice((4096, 4096, 16384))
         with store_in_memory(checksum, block_bytes, SEGMENT_COUNT) as store:
             store.set_up(choose.randbytes(16), 1, None)
             _fill(store, choose)
+            with open_for_serving(str(store.path)):
+                pass
             before, all_flows = bytes(store.bytes), _shown(store)
             wanted = set(choose.sample(sorted(all_flows), choose.randint(1, len(all_flows))))
             writes = RecordedWrites()
-            with writes.recorded():
-                _remove(store, wanted)
-            removal = Removal(store, before, all_flows, wanted, writes)
+            if expires:
+                _expire(store, wanted, writes)
+            else:
+                with writes.recorded():
+                    _remove(store, wanted)
+            removal = Removal(store, before, all_flows, wanted, writes, expires)
             for _ in range(POINTS_OF_ROUND):
                 hidden_count += _crash(removal, choose)
     assert hidden_count, "no power failure came behind a removal"
@@ -176,7 +194,9 @@ def _crash(removal: Removal, choose: random.Random) -> int:
     kept = {flow: what for flow, what in removal.all_flows.items() if flow not in removal.wanted}
     assert {flow: what for flow, what in shown.items() if flow in kept} == kept
     assert all(what == removal.all_flows[flow] for flow, what in shown.items())
-    if None in writes.done[2:end]:  # the first flush is of what was there before
+    if (
+        not removal.expires and None in writes.done[2:end]
+    ):  # the first flush is of what was there before
         assert not shown.keys() & removal.wanted, "they were removed durably"
     assert [f for f in verify_store(str(store.path)).findings if f.severity == DAMAGE] == []
     with open_for_serving(str(store.path)) as served:
@@ -188,17 +208,24 @@ def _crash(removal: Removal, choose: random.Random) -> int:
         pass
     assert bytes(store.bytes[layout.SEGMENTS_OFFSET :]) == again
     # What was cut off is gone on with: nothing is left that need not be.
-    _remove(store, removal.wanted & set(shown))
-    if not removal.wanted & set(shown):
+    left = removal.wanted & set(shown)
+    if removal.expires:
+        _expire(store, removal.wanted)
+    elif left:
+        _remove(store, left)
+    else:
         _sweep(store)
-    assert _shown(store) == kept
+    after = _shown(store)
+    assert {flow: what for flow, what in after.items() if flow in kept} == kept
+    assert after.keys() <= shown.keys()
+    assert removal.expires or after.keys() == kept.keys()
     with read_image(str(store.path)) as found:
         for segment in found.segments:
             assert segment.state is SegmentState.FREE or flows_of(segment) & set(kept)
         assert {flow.flow_id for flow in found.removed} == {
             flow for segment in found.segments for flow in flows_of(segment)
-        } - set(kept)
-    return len(removal.wanted) - len(removal.wanted & set(shown))
+        } - set(after)
+    return len(removal.wanted) - len(left)
 
 
 def _sweep(store: Store) -> None:
@@ -207,7 +234,6 @@ def _sweep(store: Store) -> None:
         upkeep = served.upkeep
         found = upkeep.scan()
         free_count = served.segments_free_count
-        freed = upkeep.free(plan_freeing(found.segments, removed=upkeep.removed).segments)
-        assert served.segments_free_count == free_count + len(freed)
-        indexes = {item.segment.index for item in freed}
-        upkeep.drop(flows_gone(found.segments, indexes, upkeep.removed))
+        swept = upkeep.sweep(found)
+        assert served.segments_free_count == free_count + len(swept.freed)
+        upkeep.drop(swept.gone)

@@ -15,7 +15,10 @@ from ingestd.errors import StoreError
 from ingestd.log import LogEvent
 from ingestd.store import removals
 from ingestd.store.device import Device, open_device
+from ingestd.store.image import read_image
 from ingestd.store.requests import Request, RequestBox, RequestState
+from ingestd.store.retention import Retention
+from ingestd.store.segment import SegmentState
 from ingestd.store.serving import ServedStore, open_for_serving
 from ingestd.store.upkeep import Upkeep
 from support.store_builder import Close, Extent, Open, SegmentWriter, StoreBuilder
@@ -38,10 +41,13 @@ class Stage:
         self.store: ServedStore = open_for_serving(str(path))
         self.gate = FlowGate(self.store.upkeep.removed)
         self.is_failed = False
-        self.keeper = Keeper("s", self.store, self.gate, lambda: self.is_failed, lambda: None)
+        self.keeper = self.make_keeper({})
         self.device = open_device(str(path), write=True)
         self.box = RequestBox(self.device, self.store.superblock)
         self.scans_count = 0
+
+    def make_keeper(self, retentions: dict[str, Retention]) -> Keeper:
+        return Keeper("s", self.store, self.gate, retentions, lambda: self.is_failed, lambda: None)
 
     def ask(self, *flows: bytes, token: int = 7) -> None:
         self.box.write(self.box.read() + [Request(flow, token) for flow in flows])
@@ -212,6 +218,92 @@ def test_it_waits_after_reading_the_store(stage: Stage, monkeypatch: pytest.Monk
 
 def test_segments_of_a_removal_before_the_start_come_back(stage: Stage) -> None:
     stage.store.upkeep.remove([ONE], "removed")
-    keeper = Keeper("s", stage.store, FlowGate([ONE]), lambda: False, lambda: None)
+    keeper = Keeper("s", stage.store, FlowGate([ONE]), {}, lambda: False, lambda: None)
+    keeper.turn()
+    assert [event for event, _ in keeper.take_news()] == [LogEvent.SEGMENT_FREED]
+
+
+# --- Retention --------------------------------------------------------------------------
+
+
+def test_past_their_term_flows_go_but_those_that_are_fed(stage: Stage) -> None:
+    """What the builder writes is long ago."""
+    assert stage.gate.begin(ONE)
+    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
+    keeper.turn()
+    news = keeper.take_news()
+    assert [(event, fields["reason"]) for event, fields in news] == [
+        (LogEvent.SEGMENT_FREED, "retention")
+    ]
+    assert stage.store.upkeep.counts.flows == {"retention": 1}
+    assert stage.gate.is_removed(TWO)
+    assert not stage.gate.begin(TWO)
+    with read_image(str(stage.path)) as image:
+        assert [flow.flow_id for flow in image.flows] == [ONE]
+
+
+def test_beside_a_flow_that_is_fed_no_claim_stays(stage: Stage) -> None:
+    third = b"\x77" * 16
+    segment = stage.begin()
+    for flow in (OPEN, third):
+        segment.batch(Open(flow), Extent(flow, b"x"), Close(flow))
+    segment.close()
+    stage.put(segment)
+    assert stage.gate.begin(third)
+    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
+    keeper.turn()
+    assert stage.gate.is_removed(ONE)
+    assert stage.gate.begin(OPEN), "it stays, and may be gone on with"
+
+
+def test_of_other_listeners_and_before_their_term_all_stay(stage: Stage) -> None:
+    for retentions in (
+        {"other": Retention(for_ns=1)},
+        {"data": Retention(for_ns=2**62)},
+        {"data": Retention(for_ns=1, bytes_count=10_000)},
+    ):
+        keeper = stage.make_keeper(retentions)
+        for _ in range(3):
+            keeper.turn()
+        assert keeper.take_news() == []
+
+
+def test_the_newest_bytes_stay(stage: Stage) -> None:
+    keeper = stage.make_keeper({"data": Retention(bytes_count=5000)})
+    keeper.turn()
+    with read_image(str(stage.path)) as image:
+        assert [flow.flow_id for flow in image.flows] == [TWO]
+
+
+def test_a_flow_over_several_segments_is_removed_first(stage: Stage) -> None:
+    """One of its segments can be given back, the other is still being filled."""
+    first, second = stage.begin(), stage.begin()
+    first.batch(Open(OPEN), Extent(OPEN, b"a" * 100))
+    second.batch(Extent(OPEN, b"b" * 100), Close(OPEN))
+    second.mark(1)
+    first.close()
+    stage.put(first)
+    stage.put(second)
+    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
+    keeper.turn()
+    assert stage.store.upkeep.removed == {OPEN}
+    with read_image(str(stage.path)) as image:
+        assert image.flows == []
+        assert [flow.flow_id for flow in image.removed] == [OPEN]
+        assert image.segments[first.index].state is SegmentState.FREE
+
+
+def test_it_looks_again_when_a_term_has_come(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    with read_image(str(stage.path)) as image:
+        ends = {flow.flow_id: flow.ended_ns for flow in image.flows}
+    scans_count = stage.scans_count
+    now_ns = ends[ONE]
+    monkeypatch.setattr(keeper_module.time, "time_ns", lambda: now_ns)
+    keeper = stage.make_keeper({"data": Retention(for_ns=1_000_000_000)})
+    for _ in range(3):
+        keeper.turn()
+    assert stage.scans_count == scans_count + 1, "it knows when the next is due"
+    now_ns += 1_000_000_000
+    keeper._next_term_s = 0.0
     keeper.turn()
     assert [event for event, _ in keeper.take_news()] == [LogEvent.SEGMENT_FREED]
