@@ -127,6 +127,11 @@ class LogEvent(Enum):
         "info",
         "nothing in a segment is kept any more, and it can be used again; whose bytes were in it",
     )
+    DISCARD_FAILED = (
+        "discard_failed",
+        "warning",
+        "the device did not discard a segment that was given back; it is used again all the same",
+    )
     UPKEEP_FAILED = (
         "upkeep_failed",
         "error",

@@ -118,6 +118,7 @@ class StoreSettings(_Section):
     uuid: UuidText | None = None
     on_full: Literal["reject", "overwrite-oldest"] = "reject"
     warn_free_percent: float = Field(default=10, ge=0, le=90)
+    discard: bool = False
     checksum: Literal["auto", "crc32c", "none"] = "auto"
     workers: int = Field(default=1, ge=1, le=WORKERS_COUNT_MAX)
     cpus: tuple[Cpu, ...] = Field(default=(), max_length=WORKERS_COUNT_MAX, strict=False)

@@ -204,6 +204,8 @@ class Keeper:
         swept = self._upkeep.sweep(image, expired, self._gate.claim, self._gate.release)
         for item in swept.freed:
             self._tell_freed(item)
+        if swept.discard_error is not None:
+            self._tell(LogEvent.DISCARD_FAILED, error=str(swept.discard_error))
         now_s = time.monotonic()
         for flow in swept.gone:
             self._gone_since_s.setdefault(flow, now_s)

@@ -56,11 +56,17 @@ def upkeep_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
         "Flows that are removed, and of which segments hold something still.",
         labels=["store"],
     )
+    discarded = CounterMetricFamily(
+        "ingestd_discarded_bytes",
+        "Bytes of segments that the device was told to discard.",
+        labels=["store"],
+    )
     for name, store in stores.items():
         counts = store.upkeep.counts
+        discarded.add_metric([name], counts.discarded_bytes)
         for reason in REASONS:
             flows.add_metric([name, reason], counts.flows[reason])
             segments.add_metric([name, reason], counts.segments[reason])
             sizes.add_metric([name, reason], counts.payload_bytes[reason])
         waiting.add_metric([name], len(store.upkeep.removed))
-    yield from (flows, segments, sizes, waiting)
+    yield from (flows, segments, sizes, waiting, discarded)

@@ -2,8 +2,8 @@
 """Removing flows of a store that this process holds, and giving their segments back.
 
 Invariants: a removal is on stable media before the first segment goes, the
-freed record before the first header, the headers before anyone is granted a
-segment; an id leaves the table only when no segment holds anything of it. Owned
+freed record before the first header, the headers before a segment is discarded
+or anyone is granted it; an id leaves the table only when no segment holds anything of it. Owned
 by one thread, but for `removed` and the counts, which any may read.
 """
 
@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
+from ingestd.errors import StoreError
 from ingestd.store.device import Device
+from ingestd.store.discard import discard_segment, require_discard
 from ingestd.store.freed import Freer
 from ingestd.store.freeing import REASON_RETENTION, Freeable, Freeing, flows_gone, plan_freeing
 from ingestd.store.image import StoreImage, image_of
@@ -35,13 +37,18 @@ class UpkeepCounts:
     flows: Counter[str] = field(default_factory=Counter)
     segments: Counter[str] = field(default_factory=Counter)
     payload_bytes: Counter[str] = field(default_factory=Counter)
+    discarded_bytes: int = 0
 
 
 class Swept(NamedTuple):
-    """The segments that were given back, and the flows of which nothing is left."""
+    """The segments that were given back, and the flows of which nothing is left.
+
+    `discard_error`: why one of the segments was not discarded, as it should be.
+    """
 
     freed: list[Freeable]
     gone: frozenset[bytes]
+    discard_error: StoreError | None
 
 
 class Upkeep:
@@ -72,6 +79,16 @@ class Upkeep:
         self._box = RequestBox(device, superblock)
         self.removed: frozenset[bytes] = self._table.flows
         self.counts = UpkeepCounts()
+        self._discards = False
+        self._discard_error: StoreError | None = None
+
+    def discard_freed(self) -> None:
+        """Discard segments that are given back from now on.
+
+        Raises StoreError if this is no device that can.
+        """
+        require_discard(self._device)
+        self._discards = True
 
     @property
     def room_count(self) -> int:
@@ -103,6 +120,7 @@ class Upkeep:
         Raises StoreError if the device refuses: then claims stay.
         """
         removed = self.removed
+        self._discard_error = None
         plan = self._plan(image, expired, claim, release)
         if plan.removals:
             self.remove(plan.removals, REASON_RETENTION)
@@ -111,7 +129,8 @@ class Upkeep:
         alone = going - self.removed
         self.counts.flows[REASON_RETENTION] += len(alone)
         indexes = {item.segment.index for item in freed}
-        return Swept(freed, flows_gone(image.segments, indexes, self.removed) | alone)
+        gone = flows_gone(image.segments, indexes, self.removed) | alone
+        return Swept(freed, gone, self._discard_error)
 
     def _plan(
         self,
@@ -147,6 +166,7 @@ class Upkeep:
         for at in range(0, len(wanted), FREED_AT_ONCE_MAX):
             same = self._give_up(wanted[at : at + FREED_AT_ONCE_MAX])
             for item in same:
+                self._discard(item.segment.index)
                 self._hand_out(item.segment.index)
                 self.counts.segments[item.reason] += 1
                 self.counts.payload_bytes[item.reason] += item.segment.payload_bytes
@@ -161,6 +181,15 @@ class Upkeep:
             for item in same:
                 self._forget(item.segment)
         return same
+
+    def _discard(self, index: int) -> None:
+        """Outside the mutex, as it may take long; a segment that was not discarded is as good."""
+        if not self._discards:
+            return
+        try:
+            self.counts.discarded_bytes += discard_segment(self._device, self._superblock, index)
+        except StoreError as error:
+            self._discard_error = error
 
     def _is_same(self, item: Freeable) -> bool:
         """Whether the segment was not given up by somebody else since it was looked at."""

@@ -15,13 +15,13 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.errors import FlowInUseError, FlowNotFoundError
+from ingestd.errors import FlowInUseError, FlowNotFoundError, StoreError
 from support.daemon import PROGRAM, Daemon, format_store, run_ingestd
 from support.ingest import Ingest, data_of, wait_for_event
 from support.observe import assert_clean, assert_stored, flow_of, list_flows, scrape, wait_until
 from support.payload import Payload
 from support.senders import SocketSender, assert_sealed, send
-from support.stores import MIB, write_config
+from support.stores import MIB, StoreMaker, write_config
 
 StartDaemon = Callable[..., Daemon]
 SMALL = {"area": "8MiB", "write_bytes_max": "64KiB"}
@@ -257,3 +257,32 @@ def test_a_daemon_that_comes_and_goes_meanwhile(serve: Callable[..., Daemon], se
     assert_stored(daemon.store, sent[3:])
     assert daemon.stop() == 0
     assert_clean(daemon.store)
+
+
+@pytest.mark.parametrize("make_store", ["loop4096"], indirect=True)
+def test_a_device_gets_back_what_is_discarded(
+    make_store: StoreMaker, start_daemon: StartDaemon, tmp_path: Path, seed: int
+) -> None:
+    device = make_store(16 * MIB, "--segment-size", "1MiB", "--zero")
+    config = write_config(tmp_path / "c.toml", store={"default": {**SMALL, "discard": True}})
+    daemon = start_daemon(device, config=config, log=tmp_path / "daemon.log")
+    sent = [send(daemon.address, Payload(seed + n, size)) for n, size in enumerate((6 * MIB, 100))]
+    (backing,) = tmp_path.glob("store.img*")
+    before = backing.stat().st_blocks * 512
+    removed_text(device, sent[0].flow)
+    wait_until(
+        lambda: scrape(daemon).total("ingestd_discarded_bytes_total") >= 5 * (MIB - 65536),
+        "segments are discarded",
+    )
+    assert backing.stat().st_blocks * 512 <= before - 4 * MIB
+    assert_stored(device, sent[1:])
+    assert_sealed(send(daemon.address, Payload(seed, 8 * MIB)))
+    assert daemon.stop() == 0
+    assert_clean(device)
+
+
+def test_on_a_file_discard_is_refused(tmp_path: Path) -> None:
+    path = format_store(tmp_path / "s.img")
+    config = write_config(tmp_path / "c.toml", store={"default": {"discard": True}})
+    serve = ("serve", "--store", path, "--listen", "127.0.0.1:0", "-c", config)
+    assert b"set discard = false" in run_ingestd(*serve, code=StoreError.exit_code).stderr

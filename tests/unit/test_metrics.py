@@ -89,6 +89,7 @@ STORE_NAMES = {
     "ingestd_segments_freed_total": {"reason"},
     "ingestd_freed_bytes_total": {"reason"},
     "ingestd_removed_flows": set(),
+    "ingestd_discarded_bytes_total": set(),
     "ingestd_refused_total": {"listener", "reason"},
 }
 PROCESS_NAMES = {
