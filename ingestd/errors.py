@@ -17,7 +17,8 @@ Exception tree (exit code)::
     ├── ListenError (12)          an address cannot be bound
     ├── ResourceError (13)        memory, locked memory or descriptors are short
     ├── SenderError (14)          the daemon did not acknowledge what was sent
-    └── SystemCallError (15)      any other call that the kernel refused
+    ├── SystemCallError (15)      any other call that the kernel refused
+    └── FlowInUseError (16)       a flow cannot be removed while it is received
 
 A message is one sentence that names the object and, behind a colon or in a
 second clause, the way out. Bugs are not in this tree: they are assertions.
@@ -114,3 +115,9 @@ class SystemCallError(IngestdError):
     """A system call failed in a way that no other class describes."""
 
     exit_code = 15
+
+
+class FlowInUseError(IngestdError):
+    """The flow is being received, and cannot be removed meanwhile."""
+
+    exit_code = 16

@@ -116,6 +116,27 @@ class LogEvent(Enum):
         "error",
         "the device refused to give up the oldest segment; the store now counts as full",
     )
+    FLOW_REMOVED = "flow_removed", "info", "a flow is gone for good; how much it was, and why"
+    REMOVAL_REFUSED = (
+        "removal_refused",
+        "warning",
+        "a flow was to be removed, and is being received, or too many are removed already",
+    )
+    SEGMENT_FREED = (
+        "segment_freed",
+        "info",
+        "nothing in a segment is kept any more, and it can be used again; whose bytes were in it",
+    )
+    DISCARD_FAILED = (
+        "discard_failed",
+        "warning",
+        "the device did not discard a segment that was given back; it is used again all the same",
+    )
+    UPKEEP_FAILED = (
+        "upkeep_failed",
+        "error",
+        "the device refused; no flow is removed and no segment freed before a restart",
+    )
     STORE_SPACE_LOW = (
         "store_space_low",
         "warning",

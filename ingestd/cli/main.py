@@ -21,6 +21,7 @@ from ingestd.address import PORT_MAX, Address, parse_address
 from ingestd.cli.cat_command import run_cat
 from ingestd.cli.doctor_command import run_doctor
 from ingestd.cli.nic_commands import run_nic_apply, run_nic_check, run_nic_undo
+from ingestd.cli.rm_command import run_rm
 from ingestd.cli.run_commands import run_check_config, run_serve
 from ingestd.cli.send_command import run_send
 from ingestd.cli.store_commands import run_format, run_info, run_ls
@@ -117,6 +118,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_readers(commands)
     _add_cat(commands)
+    _add_rm(commands)
     _add_send(commands)
     _add_check_config(commands)
     _add_doctor(commands)
@@ -193,6 +195,12 @@ def _add_cat(commands: _Commands[_Parser]) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="write to FILE instead of standard output"
     )
+
+
+def _add_rm(commands: _Commands[_Parser]) -> None:
+    parser = _add(commands, "rm", "remove flows, for good, and give their room back", run_rm)
+    parser.add_argument("store", metavar="STORE", help="block device or file")
+    parser.add_argument("flows", metavar="FLOW", nargs="+", help="flow id, or its first characters")
 
 
 def _add_send(commands: _Commands[_Parser]) -> None:

@@ -126,6 +126,10 @@ def _info_object(image: StoreImage, profile: DirectProfile) -> dict[str, Any]:
         "block_bytes": superblock.block_bytes,
         "segments": image.segment_counts(),
         "flows": _flow_counts(image),
+        "removed": {
+            "flows": len(image.removed),
+            "bytes": sum(flow.bytes - flow.first_offset for flow in image.removed),
+        },
         "payload_bytes": sum(segment.payload_bytes for segment in image.segments),
         "direct_io": profile._asdict(),
     }
@@ -149,9 +153,16 @@ def _info_pairs(image: StoreImage, profile: DirectProfile) -> list[tuple[str, ob
         ("in use", f"{counted(told['segments'])} segments"),
         ("free", full_size(free_bytes)),
         ("flows", counted(told["flows"])),
+        ("removed", _removed_text(told["removed"])),
         ("payload", full_size(told["payload_bytes"])),
         ("direct I/O", _profile_text(profile)),
     ]
+
+
+def _removed_text(removed: dict[str, int]) -> str | None:
+    if not removed["flows"]:
+        return None
+    return f"{removed['flows']} flows, {full_size(removed['bytes'])} of them not given back yet"
 
 
 def _profile_text(profile: DirectProfile) -> str:

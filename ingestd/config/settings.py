@@ -52,6 +52,7 @@ CPUS_ONLINE_PATH: Final = "/sys/devices/system/cpu/online"
 DEFAULT_NAME: Final = "default"
 NETWORKS_MAX: Final = 64  # of core/network.h
 STREAM_BYTES_MAX: Final = 2**63 - 1  # of a flow, as the store's format counts them
+RETAIN_S_MAX: Final = 315360000  # ten years
 DEVICELESS: Final = "none"  # engine.interface: zero-copy receive without a NIC, for tests
 
 # What SIGHUP may change under a running daemon; "*" stands for any name.
@@ -117,6 +118,7 @@ class StoreSettings(_Section):
     uuid: UuidText | None = None
     on_full: Literal["reject", "overwrite-oldest"] = "reject"
     warn_free_percent: float = Field(default=10, ge=0, le=90)
+    discard: bool = False
     checksum: Literal["auto", "crc32c", "none"] = "auto"
     workers: int = Field(default=1, ge=1, le=WORKERS_COUNT_MAX)
     cpus: tuple[Cpu, ...] = Field(default=(), max_length=WORKERS_COUNT_MAX, strict=False)
@@ -136,6 +138,8 @@ class ListenerSettings(_Section):
     store: str = Field(default="", max_length=63)
     idle_timeout_s: float = Field(default=300, ge=0, le=604800)
     connections_max: int = Field(default=10000, ge=1, le=262144)
+    retain_for_s: float = Field(default=0, ge=0, le=RETAIN_S_MAX)
+    retain_bytes: Size = Field(default=0, ge=0, le=STREAM_BYTES_MAX)
     allow: tuple[NetworkText, ...] = Field(default=(), max_length=NETWORKS_MAX, strict=False)
     hello_timeout_s: float = Field(default=10, ge=0.1, le=600)
     ack_interval_s: float = Field(default=0.2, ge=0.01, le=60)

@@ -7,6 +7,7 @@ end; what lies between is theirs. Invariants:
  - At most one connection feeds a flow. A newer one waits until the older has
    ended and all it had stored is durable.
  - A flow goes on where its durable bytes end, never before and never behind.
+ - A flow is fed only between begin() and end() of its store's gate.
 
 Owned by the main thread, but for looking into a store, which has a thread of
 its own that only reads.
@@ -43,12 +44,14 @@ from ingestd.store.image import read_image
 if TYPE_CHECKING:
     from ingestd.config.settings import ListenerSettings
     from ingestd.core._core import Event, Question
+    from ingestd.daemon.flow_gate import FlowGate
     from ingestd.daemon.flow_index import FlowIndex
     from ingestd.daemon.worker import Core, WorkerThread
 
 UNLIMITED: Final = 2**64 - 1
 LINE_TEXT_CHARS_MAX: Final = 400
 LOOKUPS_MAX: Final = 64
+REMOVED: Final = Refusal("removed", "the flow was removed from the store")
 NOBODY_READS: Final = b"{}\n"  # the answer to a question whose connection has ended
 
 
@@ -111,6 +114,7 @@ class Admission:
         log: Log,
         doors: Sequence[Door],
         indexes: Mapping[str, FlowIndex],
+        gates: Mapping[str, FlowGate],
         wake: Callable[[], None],
     ) -> None:
         self.refused_counts: Counter[tuple[str, str, str]] = Counter()  # store, listener, code
@@ -118,6 +122,7 @@ class Admission:
         self._log = log
         self._doors = doors
         self._indexes = indexes
+        self._gates = gates
         self._wake = wake
         self._live: dict[_FlowKey, _Live] = {}
         self._flow_of: dict[_Connection, _FlowKey] = {}
@@ -198,6 +203,8 @@ class Admission:
         known = index.find(flow)
         if live is not None:
             self._take_over(live, candidate)
+        elif self._gates[store_name].is_removed(flow):
+            self._refuse_candidate(candidate, REMOVED)
         elif known is not None:
             self._go_on(candidate, known)
         elif index.must_ask(flow):
@@ -258,6 +265,9 @@ class Admission:
     def _admit(self, candidate: _Candidate, known: Known) -> None:
         if self._is_gone(candidate):
             return
+        if not self._gates[candidate.worker.store_name].begin(candidate.flow):
+            self._refuse_candidate(candidate, REMOVED)  # since it was looked for
+            return
         hello, worker = candidate.hello, candidate.worker
         connection = candidate.question.connection
         flow_bytes_max = self._doors[candidate.question.listener_index].flow_bytes_max
@@ -296,8 +306,9 @@ class Admission:
         candidate = lookup.candidate
         key = (candidate.worker.store_name, candidate.flow)
         index = self._indexes[candidate.worker.store_name]
-        if key in self._live or index.find(candidate.flow) is not None:
-            self._decide(candidate)  # another connection was quicker
+        is_removed = self._gates[key[0]].is_removed(candidate.flow)
+        if key in self._live or index.find(candidate.flow) is not None or is_removed:
+            self._decide(candidate)  # another connection, or a removal, was quicker
             return
         error = lookup.found.exception()
         if error is not None:
@@ -352,6 +363,7 @@ class Admission:
                     question.is_whole,
                 ),
             )
+        self._gates[key[0]].end(key[1])
         if live.heir is not None:
             self._decide(live.heir)
 

@@ -96,6 +96,16 @@ class FlowIndex:
             gone, _ = self._details.popitem(last=False)
             self._others.add(gone)
 
+    def forget(self, flow: bytes) -> None:
+        """Ask the store about a flow from now on, as it has less of it, or nothing.
+
+        Not where more of it may become durable still: the store cannot know that.
+        """
+        known = self._details.get(flow)
+        if known is not None and known.is_settled:
+            del self._details[flow]
+            self._others.add(flow)
+
     def note_other(self, flow: bytes) -> None:
         """Keep the id of a flow that cannot be resumed."""
         self._others.add(flow)

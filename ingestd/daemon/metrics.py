@@ -27,7 +27,7 @@ from prometheus_client.registry import Collector
 
 from ingestd import __version__
 from ingestd.daemon.engine import EngineChoice
-from ingestd.daemon.space_metrics import overwritten_families
+from ingestd.daemon.space_metrics import overwritten_families, upkeep_families
 
 if TYPE_CHECKING:
     from ingestd.daemon.worker import Core, WorkerThread
@@ -248,6 +248,7 @@ class IngestdCollector(Collector):
         yield from self._latencies(shots)
         yield from self._stores_families(shots)
         yield from overwritten_families(self._stores)
+        yield from upkeep_families(self._stores)
         yield self._refused()
         yield self._engine_info()
         yield _build_info()

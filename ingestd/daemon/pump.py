@@ -15,6 +15,7 @@ import os
 import selectors
 import signal
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Final
@@ -59,14 +60,17 @@ class Pump:
         for worker in self._workers:
             selector.register(worker.event_fd, selectors.EVENT_READ, worker)
             worker.grant_segments()
+        next_ask_s = time.monotonic() + ASK_INTERVAL_S
         while True:
             woken = [key.data for key, _ in selector.select(ASK_INTERVAL_S)]
             if None in woken:
                 return
-            if not woken:
-                # Events can be dropped, also the one that tells of a segment to be overwritten.
+            if time.monotonic() >= next_ask_s:
+                # Events can be dropped, and segments be given back that nobody waited for.
+                next_ask_s = time.monotonic() + ASK_INTERVAL_S
                 for worker in self._workers:
                     worker.grant_segments()
+            if not woken:
                 continue
             for worker in woken:
                 # Cleared first: what comes in from here on wakes anew.

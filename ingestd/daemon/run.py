@@ -21,6 +21,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ingestd import __version__, systemd
@@ -30,9 +31,9 @@ from ingestd.daemon.admission import Admission, door
 from ingestd.daemon.engine import EngineChoice, fall_back
 from ingestd.daemon.eventlog import EventLog, errno_text
 from ingestd.daemon.flow_index import FlowIndex
+from ingestd.daemon.housekeeping import Housekeeping
 from ingestd.daemon.pump import Pump
 from ingestd.daemon.signals import SignalInbox
-from ingestd.daemon.space import SpaceWatch
 from ingestd.daemon.startup import (
     StoreOpener,
     check_limits,
@@ -115,11 +116,11 @@ class Daemon:
         if self._watchdog_s is not None:
             self._tick_s = min(TICK_S, self._watchdog_s / WATCHDOG_PINGS)
         self._stores: dict[str, ServedStore] = {}
-        self._space_watches: list[SpaceWatch] = []
         self._workers: list[WorkerThread] = []
         self._listener_names: list[str] = []
         self._pump: Pump | None = None
         self._flow_indexes: dict[str, FlowIndex] = {}
+        self._housekeeping = Housekeeping(self._flow_indexes, log)
         self._failed_stores: set[str] = set()
         self._late_workers: set[str] = set()
         self._events_dropped_count = 0
@@ -178,9 +179,13 @@ class Daemon:
             self._stores[name] = open_store(
                 settings, name, self._open_store, self._workers, self._log, undo
             )
-            percent = settings.store[name].warn_free_percent
-            watch = SpaceWatch(name, self._stores[name], percent, self._log)
-            self._space_watches.append(watch)
+            self._housekeeping.add(
+                name,
+                self._stores[name],
+                settings,
+                partial(self._is_failed, name),
+                self.wake,
+            )
             flows = self._stores[name].take_recovered_flows()
             if any(listener.protocol == "ingest" for _, listener in listeners_of(settings, name)):
                 self._flow_indexes[name] = FlowIndex(flows)
@@ -198,6 +203,7 @@ class Daemon:
             self._log,
             [self._doors[name] for name in self._listener_names],
             self._flow_indexes,
+            self._housekeeping.gates,
             self.wake,
         )
         undo.callback(self._admission.close)
@@ -253,6 +259,11 @@ class Daemon:
         if nic is not None:
             zcrx.tell_napi_ids(settings, self._workers, nic)
 
+    def _is_failed(self, store_name: str) -> bool:
+        """Whether a store's device has failed. By any thread, once the workers are set up."""
+        own = (worker for worker in self._workers if worker.store_name == store_name)
+        return any(worker.counters()["store_errno"] for worker in own)
+
     def _stop_wanted_early(self) -> bool:
         taken = self._signals.take()
         self._reload_wanted |= signal.SIGHUP in taken
@@ -263,7 +274,9 @@ class Daemon:
         undo.callback(self._pump.close)
         # Once more, as draining workers may still need the pump.
         undo.callback(stop_workers, self._workers)
+        undo.callback(self._housekeeping.close)
         self._pump.start()
+        self._housekeeping.start()
         for worker in self._workers:
             worker.run()
 
@@ -338,6 +351,9 @@ class Daemon:
         if self._pump is not None and self._pump.error is not None:
             self._tell_dead("pump", self._pump.error)
             self._exit_code = EXIT_CODE_BUG
+        if (failure := self._housekeeping.error()) is not None:
+            self._tell_dead(*failure)
+            self._exit_code = EXIT_CODE_BUG
         if self._deadline_s is None:
             for worker in self._workers:
                 if not worker.alive():
@@ -380,8 +396,7 @@ class Daemon:
         self._log.tell_suppressed()
         counters = [worker.counters() for worker in self._workers]
         self._look_for_lost_events(counters)
-        for watch in self._space_watches:
-            watch.tick()
+        self._housekeeping.tick()
         if self._loops_turn() and self._watchdog_s is not None:
             systemd.notify_watchdog()
         if now_s >= self._next_status_s and self._deadline_s is None:

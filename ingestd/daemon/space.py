@@ -8,6 +8,7 @@ is told once, and again only after there was clearly more. Owned by the main thr
 from __future__ import annotations
 
 import uuid
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from ingestd.log import Log, LogEvent
@@ -21,23 +22,48 @@ AGAIN_PERCENT: Final = 2.0
 
 
 class SpaceWatch:
-    """Looks at one store, once a tick; `warn_free_percent` of 0: no warning."""
+    """Looks at one store, once a tick; `warn_free_percent` of 0: no warning.
 
-    def __init__(self, name: str, store: ServedStore, warn_free_percent: float, log: Log) -> None:
+    `forget` is called with each flow that lost bytes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: ServedStore,
+        warn_free_percent: float,
+        log: Log,
+        forget: Callable[[bytes], None],
+    ) -> None:
         self._name = name
         self._store = store
         self._warn_percent = warn_free_percent
         self._log = log
+        self._forget = forget
         self._is_short_told = False
         self._is_failure_told = False
 
     def tick(self) -> None:
         """Tell what happened since the last call."""
-        tell_overwritten(self._name, self._store, self._log)
+        self._tell_overwritten()
         self._tell_failure()
         # A store that overwrites is to have nothing free.
         if not self._store.is_overwriting:
             self._tell_short()
+
+    def _tell_overwritten(self) -> None:
+        for segment in self._store.take_overwritten():
+            self._log.emit(
+                LogEvent.SEGMENT_OVERWRITTEN,
+                store=self._name,
+                segment=segment.segment_index,
+                sequence=segment.sequence,
+                bytes=segment.payload_bytes,
+                flows_count=len(segment.flows),
+                flows=[str(uuid.UUID(bytes=flow)) for flow in segment.flows[:FLOWS_SHOWN_MAX]],
+            )
+            for flow in segment.flows:
+                self._forget(flow)
 
     def _tell_failure(self) -> None:
         error = self._store.overwriting_error
@@ -61,17 +87,3 @@ class SpaceWatch:
                 free_percent=round(free_percent, 1),
                 way_out="plan where flows go once it is full, such as to a second store",
             )
-
-
-def tell_overwritten(name: str, store: ServedStore, log: Log) -> None:
-    """Log the segments of a store that were overwritten since the last call."""
-    for segment in store.take_overwritten():
-        log.emit(
-            LogEvent.SEGMENT_OVERWRITTEN,
-            store=name,
-            segment=segment.segment_index,
-            sequence=segment.sequence,
-            bytes=segment.payload_bytes,
-            flows_count=len(segment.flows),
-            flows=[str(uuid.UUID(bytes=flow)) for flow in segment.flows[:FLOWS_SHOWN_MAX]],
-        )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of what stores gave up to make room. Scrapes only read."""
+"""Metrics of what stores gave up, to make room or on purpose. Scrapes only read."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+
+from ingestd.store.freeing import REASONS
 
 if TYPE_CHECKING:
     from ingestd.store.serving import ServedStore
@@ -33,3 +35,38 @@ def overwritten_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
         segments.add_metric([name], segments_count)
         sizes.add_metric([name], payload_bytes)
     yield from (segments, sizes, overwrites)
+
+
+def upkeep_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
+    """Yield what was removed, and given back, since the daemon began."""
+    labels = ["store", "reason"]
+    flows = CounterMetricFamily(
+        "ingestd_flows_removed",
+        "Flows removed, because somebody asked (removed) or past their term (retention).",
+        labels=labels,
+    )
+    segments = CounterMetricFamily(
+        "ingestd_segments_freed", "Segments given back, as nothing in them is kept.", labels=labels
+    )
+    sizes = CounterMetricFamily(
+        "ingestd_freed_bytes", "Payload bytes that were in those segments.", labels=labels
+    )
+    waiting = GaugeMetricFamily(
+        "ingestd_removed_flows",
+        "Flows that are removed, and of which segments hold something still.",
+        labels=["store"],
+    )
+    discarded = CounterMetricFamily(
+        "ingestd_discarded_bytes",
+        "Bytes of segments that the device was told to discard.",
+        labels=["store"],
+    )
+    for name, store in stores.items():
+        counts = store.upkeep.counts
+        discarded.add_metric([name], counts.discarded_bytes)
+        for reason in REASONS:
+            flows.add_metric([name, reason], counts.flows[reason])
+            segments.add_metric([name, reason], counts.segments[reason])
+            sizes.add_metric([name, reason], counts.payload_bytes[reason])
+        waiting.add_metric([name], len(store.upkeep.removed))
+    yield from (flows, segments, sizes, waiting, discarded)

@@ -114,6 +114,8 @@ def open_store(
     undo.callback(close)
     if wanted.on_full == "overwrite-oldest":
         store.overwrite_oldest(wanted.workers)
+    if wanted.discard:
+        store.upkeep.discard_freed()
     superblock = store.superblock
     log.emit(
         LogEvent.STORE_OPENED,

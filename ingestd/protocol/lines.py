@@ -53,6 +53,7 @@ class Code(StrEnum):
     EXISTS = "exists"  # the flow exists and was not to be resumed
     UNKNOWN_FLOW = "unknown_flow"  # the flow was to be resumed and does not exist
     SEALED = "sealed"  # the flow is complete already
+    REMOVED = "removed"  # the flow was removed from the store on purpose
     BUSY = "busy"  # the flow's end is not settled yet, or there is too much to do
     LIMIT = "limit"  # the flow is longer than the listener lets any be
     STORE_FULL = "store_full"  # no segment is free

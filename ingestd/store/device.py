@@ -189,6 +189,17 @@ def open_device(path: str, *, write: bool = False, exclusive: bool = False) -> D
         raise
 
 
+def open_locked(path: str, tries: int = LOCK_TRIES) -> Device:
+    """Open a store for writing, and take the daemon's lock; errors as of both."""
+    device = open_device(path, write=True, exclusive=True)
+    try:
+        device.lock(tries)
+    except BaseException:
+        device.close()
+        raise
+    return device
+
+
 @contextlib.contextmanager
 def _naming(path: str) -> Iterator[None]:
     """Turn what the kernel answers to an opening into a sentence about the store."""

@@ -68,6 +68,7 @@ class Flow:
     why it was interrupted; None also where no CLOSE record came to be, as after
     a crash. What a reader needs is in `spans`. `bytes` and `durable_bytes` count
     from the flow's beginning, though only those from `first_offset` on are there.
+    `ended_ns` is 0 as long as it is not over, and where no CLOSE record tells.
     """
 
     flow: str
@@ -86,6 +87,7 @@ class Flow:
     flow_id: FlowId = b""
     spans: tuple[Span, ...] = ()
     first_offset: int = 0
+    ended_ns: int = 0
 
     def as_dict(self) -> dict[str, str | int | bool | None]:
         """Return what a listing shows of a flow, in its order."""
@@ -292,6 +294,7 @@ def _flow(flow_id: FlowId, part: _Parts, prefix: _Prefix, *, may_go_on: bool) ->
         flow_id=flow_id,
         spans=tuple(prefix.spans),
         first_offset=prefix.first,
+        ended_ns=close.ended_ns if close and state != STATE_OPEN else 0,
     )
 
 

@@ -1,18 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segments given up on purpose: the record of it, and giving one up.
+"""Segments given up on purpose: the record of it, and giving them up.
 
 Two copies of the record lie between superblock B and the segments, written in
 turn. Without it, a flow whose first bytes are not there has lost them.
 
 Invariants: the record is on stable media before the first header goes, and the
 header is gone from stable media before the segment is handed out. A segment's
-header is all in its first 512 bytes, so that no crash leaves half of one. One
-thread at a time gives up segments; any may read.
+header is all in its first 512 bytes, so that no crash leaves half of one. Who
+gives up segments holds the mutex, from looking at them to having given them up;
+any thread may read.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ingestd.store.device import Device
@@ -88,31 +91,43 @@ def _decode(data: bytes, store_uuid: bytes) -> FreedRow | None:
     return row if (row.magic, row.version, row.store_uuid) == identity else None
 
 
-def give_up(device: Device, superblock: Superblock, freed: Freed, segment: SegmentImage) -> Freed:
-    """Make a segment free, durably; return what is given up now.
+class Freer:
+    """Gives up segments of one store; whoever calls give_up() holds `mutex`."""
 
-    Raises StoreError if the device refuses: then the segment must not be handed out.
-    """
-    now = replace(
-        freed,
-        record_number=freed.record_number + 1,
-        sequence=max(freed.sequence, segment.sequence),
-        segments_count=freed.segments_count + 1,
-        payload_bytes=freed.payload_bytes + segment.payload_bytes,
-    )
-    row = FreedRow(
-        magic=FREED_MAGIC,
-        crc32c=0,
-        version=FORMAT_VERSION,
-        store_uuid=superblock.store_uuid,
-        record_number=now.record_number,
-        freed_sequence=now.sequence,
-        segments_count=now.segments_count,
-        payload_bytes=now.payload_bytes,
-    )
-    block = sealed(FREED_RECORD.pack(row)).ljust(superblock.block_bytes, b"\0")
-    device.write(FREED_OFFSETS[now.record_number % len(FREED_OFFSETS)], block)
-    device.sync()
-    device.write(superblock.segment_offset(segment.index), bytes(superblock.block_bytes))
-    device.sync()
-    return now
+    def __init__(self, device: Device, superblock: Superblock) -> None:
+        self.mutex = threading.Lock()
+        self._device = device
+        self._superblock = superblock
+        self._freed = read_freed(device, superblock)
+
+    def give_up(self, segments: Sequence[SegmentImage], *, heads_go: bool) -> None:
+        """Make segments free, durably; `heads_go`: flows that are shown may begin in them.
+
+        Raises StoreError if the device refuses: then none may be handed out.
+        """
+        assert self.mutex.locked()
+        freed, device, superblock = self._freed, self._device, self._superblock
+        sequences = [segment.sequence for segment in segments] if heads_go else []
+        now = Freed(
+            record_number=freed.record_number + 1,
+            sequence=max(freed.sequence, *sequences) if sequences else freed.sequence,
+            segments_count=freed.segments_count + len(segments),
+            payload_bytes=freed.payload_bytes + sum(s.payload_bytes for s in segments),
+        )
+        row = FreedRow(
+            magic=FREED_MAGIC,
+            crc32c=0,
+            version=FORMAT_VERSION,
+            store_uuid=superblock.store_uuid,
+            record_number=now.record_number,
+            freed_sequence=now.sequence,
+            segments_count=now.segments_count,
+            payload_bytes=now.payload_bytes,
+        )
+        block = sealed(FREED_RECORD.pack(row)).ljust(superblock.block_bytes, b"\0")
+        device.write(FREED_OFFSETS[now.record_number % len(FREED_OFFSETS)], block)
+        device.sync()
+        for segment in segments:
+            device.write(superblock.segment_offset(segment.index), bytes(superblock.block_bytes))
+        device.sync()
+        self._freed = now

@@ -18,6 +18,7 @@ from ingestd.errors import FlowNotFoundError
 from ingestd.store.device import Device, open_device
 from ingestd.store.flows import Anomaly, Flow, assemble
 from ingestd.store.freed import read_freed
+from ingestd.store.removals import read_removals
 from ingestd.store.scan import Scanner
 from ingestd.store.segment import SegmentImage, SegmentState
 from ingestd.store.superblock import Superblock, SuperblockReading, read_superblock
@@ -32,7 +33,8 @@ CANDIDATES_MAX: Final = 5
 class StoreImage:
     """A store as it was found; `served`: a daemon held it at that time.
 
-    `warnings` are sentences about damage that the image could do without.
+    `warnings` are sentences about damage that the image could do without;
+    `removed` are flows that do not count any more, as far as segments hold them still.
     """
 
     device: Device
@@ -42,6 +44,7 @@ class StoreImage:
     served: bool
     warnings: list[str]
     anomalies: list[Anomaly] = field(default_factory=list)
+    removed: list[Flow] = field(default_factory=list)
 
     @property
     def path(self) -> str:
@@ -132,7 +135,7 @@ def image_of(
     segments += map(scanner.scan, range(present_count, superblock.segment_count))
     for segment in segments:
         warnings += segment.warnings
-    # Read last: whatever was given up before a segment was scanned is known by then.
+    # Read last: whatever was given up, or removed, before a segment was scanned is known by then.
     freed = read_freed(device, superblock)
     flows, anomalies = assemble(
         segments,
@@ -140,4 +143,17 @@ def image_of(
         live=live,
         freed_sequence=freed.sequence,
     )
-    return StoreImage(device, superblock, segments, flows, live, warnings, anomalies)
+    removals = read_removals(device, superblock)
+    warnings += removals.warnings()
+    gone = removals.flows
+    hidden = {flow.flow for flow in flows if flow.flow_id in gone}
+    return StoreImage(
+        device,
+        superblock,
+        segments,
+        [flow for flow in flows if flow.flow not in hidden],
+        live,
+        warnings,
+        [anomaly for anomaly in anomalies if anomaly.flow not in hidden],
+        [flow for flow in flows if flow.flow in hidden],
+    )

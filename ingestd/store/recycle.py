@@ -3,19 +3,21 @@
 
 Invariants: a segment that is being written is never given up, nor one that is
 damaged; whether one is closed is read from the store, as its footer is the
-worker's last word about it. The last closed segment stays. One thread calls
-recycle(); take_overwritten() and the counts are for any.
+worker's last word about it. The last closed segment stays. Under the freer's
+mutex, as others give up segments too, no segment is given up twice. One thread
+calls recycle() and note_granted(); all else is for any.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 from ingestd.errors import StoreError
 from ingestd.store.device import Device
-from ingestd.store.freed import Freed, give_up, read_freed
+from ingestd.store.freed import Freer
 from ingestd.store.layout import FOOTER_MAGIC, SEGMENT_FOOTER
 from ingestd.store.records import decode_block
 from ingestd.store.scan import Scanner
@@ -48,6 +50,7 @@ class Recycler:
         self,
         device: Device,
         superblock: Superblock,
+        freer: Freer,
         ended: Iterable[tuple[int, int]],
         *,
         usable_count: int,
@@ -64,7 +67,7 @@ class Recycler:
         self._device = device
         self._superblock = superblock
         self._scanner = Scanner(device, superblock, live=True)
-        self._freed: Freed = read_freed(device, superblock)
+        self._freer = freer
         self._begun = deque(sorted(ended))  # of this and earlier lives, oldest first
         self._news: deque[Overwritten] = deque(maxlen=NEWS_COUNT_MAX)
         self.segments_count = 0
@@ -72,7 +75,13 @@ class Recycler:
 
     def note_granted(self, index: int, sequence: int) -> None:
         """Know of a segment that a worker is about to begin; sequences only grow."""
-        self._begun.append((sequence, index))
+        with self._freer.mutex:
+            self._begun.append((sequence, index))
+
+    def forget(self, index: int, sequence: int) -> None:
+        """Know of a segment that another gave up; the caller holds the freer's mutex."""
+        with suppress(ValueError):
+            self._begun.remove((sequence, index))
 
     def recycle(self) -> int | None:
         """Give up the oldest closed segment and return its index; None: not now.
@@ -82,7 +91,8 @@ class Recycler:
         if self.error is not None:
             return None
         try:
-            return self._recycle()
+            with self._freer.mutex:
+                return self._recycle()
         except StoreError as error:
             self.error = error
             return None
@@ -95,7 +105,7 @@ class Recycler:
         segment = self._scanner.scan(index)
         if segment.state is not SegmentState.CLOSED or segment.sequence != sequence:
             return None  # its footer is half written
-        self._freed = give_up(self._device, self._superblock, self._freed, segment)
+        self._freer.give_up([segment], heads_go=True)
         self._begun.remove((sequence, index))
         self._tell(segment)
         return index

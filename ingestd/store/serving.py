@@ -18,9 +18,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from ingestd.errors import StoreBusyError, StoreDamagedError, StoreError
-from ingestd.store.device import READ_BYTES_MAX, Device, open_device
+from ingestd.store.device import READ_BYTES_MAX, Device, open_locked
 from ingestd.store.flows import Flow
 from ingestd.store.footer import build_footer
+from ingestd.store.freed import Freer
 from ingestd.store.image import StoreImage, image_of
 from ingestd.store.layout import (
     GENERATION_MAX,
@@ -33,10 +34,12 @@ from ingestd.store.segment import SegmentImage, SegmentState
 from ingestd.store.superblock import (
     Superblock,
     SuperblockReading,
+    check_store,
     raised,
     read_superblock,
     write_superblocks,
 )
+from ingestd.store.upkeep import Upkeep
 
 # The kernel takes an io_uring down after its process is gone, and holds the store's file
 # meanwhile: some tenths of a second, seconds on a busy machine.
@@ -81,12 +84,21 @@ class ServedStore:
         self._flows = flows or []
         self._ended = ended or []
         self._recycler: Recycler | None = None
+        self._freer = Freer(device, superblock)
         self.superblock = superblock
         self.recovery = recovery
         self._device = device
         self._free = sorted(free)
         self._counter = 0
         self._mutex = threading.Lock()
+        self.upkeep = Upkeep(
+            device,
+            superblock,
+            self._freer,
+            live=True,
+            forget=self._forget,
+            hand_out=self._hand_out,
+        )
 
     @property
     def fd(self) -> int:
@@ -119,6 +131,7 @@ class ServedStore:
         self._recycler = Recycler(
             self._device,
             self.superblock,
+            self._freer,
             self._ended,
             usable_count=usable_count,
             workers_count=workers_count,
@@ -144,6 +157,22 @@ class ServedStore:
     def take_overwritten(self) -> list[Overwritten]:
         """Return, and forget, which segments were given up."""
         return self._recycler.take_overwritten() if self._recycler else []
+
+    @property
+    def segments_granted_count(self) -> int:
+        """How many segments take_segment() has handed out; each may be a sign of one closed."""
+        with self._mutex:
+            return self._counter
+
+    def _forget(self, segment: SegmentImage) -> None:
+        """Know of a segment that the upkeep gave up; under the freer's mutex."""
+        if self._recycler is not None:
+            self._recycler.forget(segment.index, segment.sequence)
+
+    def _hand_out(self, index: int) -> None:
+        """Let take_segment() hand out a segment again."""
+        with self._mutex:
+            heapq.heappush(self._free, index)
 
     def take_segment(self) -> tuple[int, int] | None:
         """Return index and sequence of a free segment, lowest index first; None: store full."""
@@ -201,7 +230,7 @@ def _open_alone(path: str, on_wait: Callable[[float], None] | None) -> Device:
     limit_s = time.monotonic() + HELD_WAIT_S
     while True:
         try:
-            return _open_locked(path)
+            return open_locked(path)
         except StoreBusyError:
             if time.monotonic() >= limit_s:
                 raise
@@ -211,20 +240,10 @@ def _open_alone(path: str, on_wait: Callable[[float], None] | None) -> Device:
         time.sleep(HELD_INTERVAL_S)
 
 
-def _open_locked(path: str) -> Device:
-    device = open_device(path, write=True, exclusive=True)
-    try:
-        device.lock()
-    except BaseException:
-        device.close()
-        raise
-    return device
-
-
 def _recover(device: Device, expected_uuid: str | None) -> ServedStore:
     started_s = time.monotonic()
     reading = read_superblock(device)
-    _check(device, reading.superblock, expected_uuid)
+    check_store(device, reading.superblock, expected_uuid)
     # The daemon that wrote last may have died before its flush: what is read
     # from here on is on stable media before anything rests on it.
     device.sync()
@@ -241,27 +260,6 @@ def _recover(device: Device, expected_uuid: str | None) -> ServedStore:
     summary = _summary(image, outcome, time.monotonic() - started_s)
     ended = [(s.sequence, s.index) for s in image.segments if s.state is SegmentState.CLOSED]
     return ServedStore(device, superblock, free, summary, image.flows, ended)
-
-
-def _check(device: Device, superblock: Superblock, expected_uuid: str | None) -> None:
-    """Raise if the store is not the one meant, or cannot be written as its format asks."""
-    path = device.path
-    wanted = (expected_uuid or superblock.uuid).replace("-", "").lower()
-    if wanted != superblock.store_uuid.hex():
-        raise StoreError(
-            f"{path} is the store {superblock.uuid}, and the configuration expects"
-            f" {expected_uuid}: correct the path or the uuid"
-        )
-    if device.size_bytes < superblock.store_bytes:
-        raise StoreDamagedError(
-            f"{path} has {device.size_bytes} bytes and was formatted with"
-            f" {superblock.store_bytes}: restore its size before serving it"
-        )
-    if device.align_bytes > superblock.block_bytes:
-        raise StoreError(
-            f"{path} has blocks of {device.align_bytes} bytes and was formatted with"
-            f" {superblock.block_bytes}: read it here, and serve it from a device with such blocks"
-        )
 
 
 def _next_generation(

@@ -12,7 +12,7 @@ import uuid
 from dataclasses import dataclass, replace
 from typing import Final
 
-from ingestd.errors import NotAStoreError, StoreDamagedError
+from ingestd.errors import NotAStoreError, StoreDamagedError, StoreError
 from ingestd.store.device import Device
 from ingestd.store.layout import (
     BLOCK_BYTES_MAX,
@@ -135,6 +135,27 @@ def write_superblocks(device: Device, superblock: Superblock) -> None:
     for _, offset in COPIES:
         device.write(offset, block)
         device.sync()
+
+
+def check_store(device: Device, superblock: Superblock, expected_uuid: str | None = None) -> None:
+    """Raise if the store is not the one meant, or cannot be written as its format asks."""
+    path = device.path
+    wanted = (expected_uuid or superblock.uuid).replace("-", "").lower()
+    if wanted != superblock.store_uuid.hex():
+        raise StoreError(
+            f"{path} is the store {superblock.uuid}, and the configuration expects"
+            f" {expected_uuid}: correct the path or the uuid"
+        )
+    if device.size_bytes < superblock.store_bytes:
+        raise StoreDamagedError(
+            f"{path} has {device.size_bytes} bytes and was formatted with"
+            f" {superblock.store_bytes}: restore its size before serving it"
+        )
+    if device.align_bytes > superblock.block_bytes:
+        raise StoreError(
+            f"{path} has blocks of {device.align_bytes} bytes and was formatted with"
+            f" {superblock.block_bytes}: read it here, and serve it from a device with such blocks"
+        )
 
 
 def raised(superblock: Superblock, generation: int) -> Superblock:

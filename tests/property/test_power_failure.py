@@ -9,15 +9,12 @@ failure names the seed that repeats it: INGESTD_TEST_SEED.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import pytest
 from crc32c import crc32c
 
 from ingestd.store import image, layout
-from ingestd.store.device import Device
 from ingestd.store.flows import Flow
 from ingestd.store.image import read_image
 from ingestd.store.reader import read_flow
@@ -26,6 +23,7 @@ from ingestd.store.verify import DAMAGE, verify_store
 from support.crash_disk import Disk
 from support.crash_life import Promise, Promises, happen, play
 from support.crash_store import STORE_BYTES, Serial, Store, store_in_memory
+from support.recorded_writes import RecordedWrites
 
 PARTS = 5
 POINTS_OF_PART = 1000
@@ -148,39 +146,11 @@ def _check_verified(store: Store) -> None:
 
 def _open_in_vain(store: Store, disk: Disk, choose: random.Random) -> None:
     """Power fails while the store is opened."""
-    writes = _RecordedWrites()
+    writes = RecordedWrites()
     with writes.recorded(), open_for_serving(str(store.path)):
         pass
-    end = choose.randrange(len(writes.done) + 1)
-    for number, write in enumerate(writes.done[:end], NUMBERS_OF_OPENING):
-        if write is None:
-            disk.flush(number)
-            disk.flushed(number)
-        else:
-            disk.submit(number, *write)
-            disk.complete(number, len(write[1]))
+    writes.replay(disk, choose.randrange(len(writes.done) + 1), NUMBERS_OF_OPENING)
     disk.lose_power(choose, store.bytes)
-
-
-@dataclass
-class _RecordedWrites:
-    """What the store's Python side wrote, by byte of the store; None is a flush."""
-
-    done: list[tuple[int, bytes] | None] = field(default_factory=list)
-
-    @contextmanager
-    def recorded(self) -> Iterator[None]:
-        """Record what every device is asked for meanwhile, and do it."""
-        write = Device.write_aligned
-
-        def noted(device: Device, offset: int, buffer: memoryview) -> None:
-            self.done.append((offset, bytes(buffer)))
-            write(device, offset, buffer)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Device, "write_aligned", noted)
-            patch.setattr(Device, "sync", lambda _device: self.done.append(None))
-            yield
 
 
 def _check(lives: Lives, promises: Promises, *, recovered: bool = False) -> list[Flow]:

@@ -45,13 +45,14 @@ class Store:
     bytes: memoryview
     checksum: str
     block_bytes: int
+    segment_count: int = SEGMENT_COUNT
     store_uuid: bytes = b""
 
     def set_up(self, store_uuid: bytes, generation: int, fill: bytes | None) -> None:
         """Format it, whatever was there before; formatting does not erase segments."""
         self.store_uuid = store_uuid
         builder = StoreBuilder(
-            segment_count=SEGMENT_COUNT,
+            segment_count=self.segment_count,
             block_bytes=self.block_bytes,
             store_uuid=store_uuid,
             generation=generation,
@@ -61,7 +62,7 @@ class Store:
 
     def free_all(self) -> None:
         """Free every segment as the daemon does: zeros over its header."""
-        for index in range(SEGMENT_COUNT):
+        for index in range(self.segment_count):
             at = layout.SEGMENTS_OFFSET + index * MIB
             self.bytes[at : at + layout.SEGMENT_HEADER.size_bytes] = bytes(
                 layout.SEGMENT_HEADER.size_bytes
@@ -69,11 +70,14 @@ class Store:
 
 
 @contextmanager
-def store_in_memory(checksum: str, block_bytes: int) -> Iterator[Store]:
+def store_in_memory(
+    checksum: str, block_bytes: int, segment_count: int = SEGMENT_COUNT
+) -> Iterator[Store]:
     """An empty file of the store's size, in memory where there is such a file system."""
+    store_bytes = layout.SEGMENTS_OFFSET + segment_count * MIB
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as directory:
         path = Path(directory) / "store.img"
         with path.open("w+b") as file:
-            os.truncate(file.fileno(), STORE_BYTES)
-            with mmap.mmap(file.fileno(), STORE_BYTES) as mapped, memoryview(mapped) as view:
-                yield Store(path, view, checksum, block_bytes)
+            os.truncate(file.fileno(), store_bytes)
+            with mmap.mmap(file.fileno(), store_bytes) as mapped, memoryview(mapped) as view:
+                yield Store(path, view, checksum, block_bytes, segment_count)

@@ -12,8 +12,10 @@ from pathlib import Path
 from ingestd.errors import StoreError
 from ingestd.store.flows import Flow
 from ingestd.store.recycle import Overwritten
+from ingestd.store.requests import Request
 from ingestd.store.serving import RecoverySummary
 from ingestd.store.superblock import Superblock
+from ingestd.store.upkeep import UpkeepCounts
 
 MIB = 1024 * 1024
 
@@ -21,6 +23,17 @@ MIB = 1024 * 1024
 def recovery(warnings: tuple[str, ...] = ()) -> RecoverySummary:
     """Return what the recovery of a clean store says."""
     return RecoverySummary(8, 0, 0, 0, 0, 0, 0, 0, 0, 0.001, warnings)
+
+
+class FakeUpkeep:
+    """Of a store from which nothing is ever removed."""
+
+    def __init__(self) -> None:
+        self.removed: frozenset[bytes] = frozenset()
+        self.counts = UpkeepCounts()
+
+    def requests(self) -> list[Request]:
+        return []
 
 
 @dataclass
@@ -36,6 +49,7 @@ class FakeStore:
     recovery: RecoverySummary = field(default_factory=recovery)
     flows: list[Flow] = field(default_factory=list)
     mutex: threading.Lock = field(default_factory=threading.Lock)
+    upkeep: FakeUpkeep = field(default_factory=FakeUpkeep)
 
     def __post_init__(self) -> None:
         self.fd = os.open(self.path, os.O_RDONLY)
@@ -68,6 +82,10 @@ class FakeStore:
 
     def take_overwritten(self) -> list[Overwritten]:
         return []
+
+    @property
+    def segments_granted_count(self) -> int:
+        return self.taken_count
 
     def take_segment(self) -> tuple[int, int] | None:
         with self.mutex:

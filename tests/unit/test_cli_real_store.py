@@ -106,3 +106,19 @@ def test_damage_is_found_and_told(store: str, capfdbinary: BinaryCapture) -> Non
     assert out == CONTENT[: len(out)]
     assert len(out) < 150_000
     assert err.startswith(b"ingestd: error: ")
+
+
+def test_rm(store: str, capsys: Capture) -> None:
+    assert main(["rm", store, "1000", "3000", "4000"]) == 10
+    told = capsys.readouterr()
+    assert told.out == f"flow {SEALED}: removed, 292 KiB (300000 bytes)\n"
+    # The segment is not closed before the store was recovered.
+    assert f"note: 0 segments of {store} are free by it" in told.err
+    assert [line.split("'")[1] for line in told.err.splitlines()[1:]] == ["3000", "4000"]
+    assert main(["cat", store, str(SEALED)]) == 10
+    assert "has no flow" in capsys.readouterr().err
+    assert main(["info", store]) == 0
+    assert "1 flows, 292 KiB (300000 bytes) of them not given back yet" in capsys.readouterr().out
+    assert main(["ls", store, "--json"]) == 0
+    (left,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert left["flow"] == str(CUT_OFF)

@@ -63,6 +63,7 @@ class MadeUpImage:
     def __init__(self, path: str, flows: list[Flow]) -> None:
         self.path = path
         self.flows = flows
+        self.removed: list[Flow] = []
         self.superblock = SUPERBLOCK
         self.served = False
         self.warnings: list[str] = []
@@ -261,16 +262,19 @@ def test_info(image: MadeUpImage, capsys: Capture) -> None:
     assert told["in use"] == "5 free, 1 open, 1 closed, 0 damaged segments"
     assert told["free"] == "40 MiB (41943040 bytes)"
     assert told["flows"] == "0 open, 1 sealed, 1 interrupted"
+    assert "removed" not in told
     assert "aligned to 4, writes to 512 bytes, boundary 4096" in told["direct I/O"]
 
 
 def test_info_json(image: MadeUpImage, capsys: Capture) -> None:
     image.served = True
+    image.removed = image.flows[:1]
     assert main(["info", image.path, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["uuid"] == "00010203-0405-0607-0809-0a0b0c0d0e0f"
     assert told["created"] == "2023-11-14T22:13:20.000000Z"
     assert told["served"] is True
+    assert told["removed"] == {"flows": 1, "bytes": image.flows[0].bytes}
     assert told["payload_bytes"] == 5000
     assert told["direct_io"] == {
         "mem_align": 4,

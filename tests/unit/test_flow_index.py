@@ -52,6 +52,17 @@ def test_flows_are_found_by_their_details_or_their_ids() -> None:
     assert index.must_ask(an_id(4))
 
 
+def test_the_store_is_asked_about_what_was_forgotten() -> None:
+    index = FlowIndex([a_flow(1)])
+    index.note(an_id(2), Known(False, 5, 0, True, is_settled=False))
+    for number in (1, 2, 3):
+        index.forget(an_id(number))
+    assert index.find(an_id(1)) is None
+    assert index.must_ask(an_id(1))
+    assert index.find(an_id(2)), "the store cannot know what may become durable still"
+    assert not index.must_ask(an_id(3))
+
+
 def test_details_are_bounded_and_ids_are_not() -> None:
     index = FlowIndex((a_flow(number) for number in range(20)), details_max=8)
     for number in range(20, 30):

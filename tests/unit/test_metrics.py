@@ -85,6 +85,11 @@ STORE_NAMES = {
     "ingestd_segments_overwritten_total": set(),
     "ingestd_overwritten_bytes_total": set(),
     "ingestd_store_overwrites": set(),
+    "ingestd_flows_removed_total": {"reason"},
+    "ingestd_segments_freed_total": {"reason"},
+    "ingestd_freed_bytes_total": {"reason"},
+    "ingestd_removed_flows": set(),
+    "ingestd_discarded_bytes_total": set(),
     "ingestd_refused_total": {"listener", "reason"},
 }
 PROCESS_NAMES = {

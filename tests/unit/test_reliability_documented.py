@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
 POWER = "tests/property/test_power_failure.py"
 KILL = "tests/fault/test_kill.py"
+REMOVAL = "tests/property/test_removal.py"
 DAMAGE = "tests/property/test_damage.py"
 CHECKSUMS = 2
 
@@ -38,6 +39,8 @@ def test_how_often_is_what_the_tests_do() -> None:
     assert _times("... and again") == points // _constant(POWER, "RECOVERY_CRASHED_OF")
     assert _times("the daemon dies") == points // _constant(POWER, "KILLED_FIRST_OF")
     assert _times("`kill -9`") == CHECKSUMS * _constant(KILL, "KILLS")
+    removals = _constant(REMOVAL, "ROUNDS") * _constant(REMOVAL, "POINTS_OF_ROUND")
+    assert _times("power fails while flows are removed") == 2 * CHECKSUMS * removals
     damages = _constant(DAMAGE, "STORES") * _constant(DAMAGE, "DAMAGES_OF_STORE")
     assert _times("bits flip") == damages
     assert _times("batches of an earlier life") == 2 * CHECKSUMS * _constant(DAMAGE, "SUCCESSIONS")
@@ -45,7 +48,7 @@ def test_how_often_is_what_the_tests_do() -> None:
 
 def test_commands_name_tests_that_are_there() -> None:
     named = re.findall(r"`pytest (tests/\S+)`", TEXT)
-    assert {POWER, KILL, DAMAGE} == set(named)
+    assert {POWER, KILL, DAMAGE, REMOVAL} == set(named)
     assert all((ROOT / path).is_file() for path in named)
 
 

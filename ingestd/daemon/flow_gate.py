@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Who has a flow of a store: a connection that feeds it, or its removal.
+
+Invariant: never both. A flow that is fed is not removed, and one whose removal
+has begun is not fed again before it is forgotten, so that nothing is ever
+acknowledged that is hidden then. Any thread may call.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+
+
+class FlowGate:
+    """The flows of one store that are fed by protocol `ingest`, and those that are removed."""
+
+    def __init__(self, removed: Iterable[bytes] = ()) -> None:
+        self._mutex = threading.Lock()
+        self._fed: set[bytes] = set()
+        self._removed = set(removed)
+
+    def begin(self, flow: bytes) -> bool:
+        """Let a connection feed a flow; False if it is removed."""
+        with self._mutex:
+            if flow in self._removed:
+                return False
+            self._fed.add(flow)
+            return True
+
+    def end(self, flow: bytes) -> None:
+        """Know that no connection feeds a flow any more."""
+        with self._mutex:
+            self._fed.discard(flow)
+
+    def claim(self, flow: bytes) -> bool:
+        """Keep connections from a flow that is to be removed; False if one feeds it now."""
+        with self._mutex:
+            if flow in self._fed:
+                return False
+            self._removed.add(flow)
+            return True
+
+    def release(self, flow: bytes) -> None:
+        """Forget a removal: it was not done, or nothing is left of the flow."""
+        with self._mutex:
+            self._removed.discard(flow)
+
+    def is_removed(self, flow: bytes) -> bool:
+        """Tell whether a flow's removal has begun."""
+        with self._mutex:
+            return flow in self._removed

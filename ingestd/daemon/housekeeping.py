@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is looked after in every store beside its flows: room, removals, what is forgotten.
+
+Invariants: what a keeper tells is logged once; a flow of which nothing is left is
+forgotten by the index before the gate lets its id in again. Owned by the main
+thread; the keepers have threads of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+from ingestd.daemon.flow_gate import FlowGate
+from ingestd.daemon.keeper import Keeper
+from ingestd.daemon.space import SpaceWatch
+from ingestd.daemon.startup import listeners_of
+from ingestd.log import Log
+from ingestd.store.retention import NS_PER_S, Retention
+
+if TYPE_CHECKING:
+    from ingestd.config.settings import Settings
+    from ingestd.daemon.flow_index import FlowIndex
+    from ingestd.store.serving import ServedStore
+
+
+def retentions_of(settings: Settings, store_name: str) -> dict[str, Retention]:
+    """Return what is to be kept of a store's ended flows, by listener; others keep all."""
+    return {
+        name: Retention(
+            for_ns=int(listener.retain_for_s * NS_PER_S) or None,
+            bytes_count=listener.retain_bytes or None,
+        )
+        for name, listener in listeners_of(settings, store_name)
+        if listener.retain_for_s or listener.retain_bytes
+    }
+
+
+class Housekeeping:
+    """All stores: add() each, start(), tick(), close()."""
+
+    def __init__(self, indexes: Mapping[str, FlowIndex], log: Log) -> None:
+        self.gates: dict[str, FlowGate] = {}
+        self._indexes = indexes
+        self._log = log
+        self._watches: list[SpaceWatch] = []
+        self._keepers: dict[str, Keeper] = {}
+
+    def add(
+        self,
+        name: str,
+        store: ServedStore,
+        settings: Settings,
+        is_failed: Callable[[], bool],
+        on_error: Callable[[], None],
+    ) -> None:
+        """Look after one more store, from start() on."""
+        self.gates[name] = FlowGate(store.upkeep.removed)
+        retentions = retentions_of(settings, name)
+        self._keepers[name] = Keeper(name, store, self.gates[name], retentions, is_failed, on_error)
+        percent = settings.store[name].warn_free_percent
+        watch = SpaceWatch(name, store, percent, self._log, self._forgetter(name))
+        self._watches.append(watch)
+
+    def _forgetter(self, name: str) -> Callable[[bytes], None]:
+        def forget(flow: bytes) -> None:
+            index = self._indexes.get(name)
+            if index is not None:
+                index.forget(flow)
+
+        return forget
+
+    def start(self) -> None:
+        """Let the keepers begin."""
+        for keeper in self._keepers.values():
+            keeper.start()
+
+    def close(self) -> None:
+        """End the keepers, and log what they did last."""
+        for keeper in self._keepers.values():
+            keeper.close()
+        self._tell_news()
+
+    def error(self) -> tuple[str, BaseException] | None:
+        """Return what ended a keeper, a bug, and its name."""
+        for name, keeper in self._keepers.items():
+            if keeper.error is not None:
+                return f"keeper-{name}", keeper.error
+        return None
+
+    def tick(self) -> None:
+        """Tell, and forget, what there is; once a second."""
+        for watch in self._watches:
+            watch.tick()
+        self._tell_news()
+
+    def _tell_news(self) -> None:
+        for name, keeper in self._keepers.items():
+            for event, fields in keeper.take_news():
+                self._log.emit(event, **fields)
+            forget = self._forgetter(name)
+            for flow in keeper.take_gone():
+                forget(flow)
+                self.gates[name].release(flow)

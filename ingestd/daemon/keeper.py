@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keeper: removes flows of a served store, asked or past their term, and frees segments.
+
+It has a thread of its own for each store, which waits for the device and logs
+nothing; what there is to tell, the main thread fetches. Invariants:
+ - A flow is claimed at the gate before its removal is written; where that fails
+   the claim stays, as nobody knows then what is written.
+ - The store is read only when there is cause, and never for more than a part of
+   the time.
+ - A store that failed is left alone.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Final
+
+from ingestd.errors import StoreError
+from ingestd.log import LogEvent
+from ingestd.store.flows import STATE_OPEN
+from ingestd.store.freeing import REASON_REMOVED, Freeable
+from ingestd.store.requests import Request, RequestState
+from ingestd.store.retention import NS_PER_S, Retention, expired_flows
+
+if TYPE_CHECKING:
+    from ingestd.daemon.flow_gate import FlowGate
+    from ingestd.store.image import StoreImage
+    from ingestd.store.serving import ServedStore
+
+TURN_INTERVAL_S: Final = 1.0
+# After reading the store: for how many times as long only requests, or nothing, is looked at.
+SWEEP_PAUSE_TIMES: Final = 20
+REQUEST_PAUSE_TIMES: Final = 1
+# A segment may get its footer a little later than the grant that it shows by.
+SWEEPS_AFTER_CHANGE: Final = 3
+# Of a term that has come, so small a part of it may pass before the store is read.
+TERM_STEPS: Final = 1000
+# Who lists the store meanwhile may have seen the first segment of a flow before it went.
+DROP_DELAY_S: Final = 60.0
+ANSWER_TRIES: Final = 50
+ANSWER_INTERVAL_S: Final = 0.02
+NEWS_COUNT_MAX: Final = 4096
+FLOWS_SHOWN_MAX: Final = 10
+
+
+class Keeper:
+    """Looks after one store; start() to close().
+
+    `retentions`: by the names of listeners; `is_failed`: whether the device has failed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        store: ServedStore,
+        gate: FlowGate,
+        retentions: Mapping[str, Retention],
+        is_failed: Callable[[], bool],
+        on_error: Callable[[], None],
+    ) -> None:
+        self.error: BaseException | None = None  # a bug; the main thread tells of it
+        self._name = name
+        self._store = store
+        self._upkeep = store.upkeep
+        self._gate = gate
+        self._retentions = retentions
+        self._is_failed = is_failed
+        self._on_error = on_error
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._main, name=f"keeper-{name}", daemon=True)
+        self._news: deque[tuple[LogEvent, dict[str, Any]]] = deque(maxlen=NEWS_COUNT_MAX)
+        self._gone: deque[bytes] = deque()  # flows to be forgotten by all
+        self._gone_since_s: dict[bytes, float] = {}
+        self._answered_at_s: dict[int, float] = {}  # by token of a request
+        self._next_answer_s = 0.0
+        self._next_sweep_s = 0.0
+        self._next_term_s = 0.0
+        self._granted_count = 0
+        self._sweeps_left = 1
+        self._is_broken = False
+
+    def start(self) -> None:
+        """Begin to look after the store."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Let go of the store, once what is under way is done."""
+        self._stop.set()
+        if self._thread.ident is not None:
+            self._thread.join()
+
+    def take_news(self) -> list[tuple[LogEvent, dict[str, Any]]]:
+        """Return, and forget, what is to be logged; where it is too much, the oldest goes."""
+        return [self._news.popleft() for _ in range(len(self._news))]
+
+    def take_gone(self) -> list[bytes]:
+        """Return, and forget, flows of which nothing is left; their claims are the caller's."""
+        return [self._gone.popleft() for _ in range(len(self._gone))]
+
+    def _main(self) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            while not self._stop.wait(TURN_INTERVAL_S):
+                self.turn()
+        except BaseException as bug:
+            self.error = bug
+            self._on_error()
+
+    def turn(self) -> None:
+        """Do what there is to do now."""
+        if self._is_broken or self._is_failed():
+            return
+        try:
+            self._turn(time.monotonic())
+        except StoreError as error:
+            self._is_broken = True
+            self._tell(LogEvent.UPKEEP_FAILED, error=str(error))
+
+    def _turn(self, now_s: float) -> None:
+        asked = self._asked(now_s) if now_s >= self._next_answer_s else []
+        self._let_go(now_s)
+        is_due = now_s >= self._next_sweep_s and self._has_cause()
+        if not asked and not is_due:
+            return
+        image = self._upkeep.scan()
+        took_s = time.monotonic() - now_s
+        if asked:
+            self._answer(image, asked)
+        self._sweep(image)
+        end_s = time.monotonic()
+        self._next_answer_s = end_s + REQUEST_PAUSE_TIMES * took_s
+        self._next_sweep_s = end_s + max(TURN_INTERVAL_S, SWEEP_PAUSE_TIMES * took_s)
+
+    def _has_cause(self) -> bool:
+        """Whether something may have become free since the store was read last."""
+        granted_count = self._store.segments_granted_count
+        if granted_count != self._granted_count:
+            self._granted_count = granted_count
+            self._sweeps_left = SWEEPS_AFTER_CHANGE
+        if self._retentions and time.monotonic() >= self._next_term_s:
+            return True
+        return self._sweeps_left > 0 and bool(self._upkeep.removed or self._retentions)
+
+    def _tell(self, event: LogEvent, **fields: Any) -> None:
+        self._news.append((event, {"store": self._name, **fields}))
+
+    # --- Requests -------------------------------------------------------------------
+
+    def _asked(self, now_s: float) -> list[Request]:
+        """The requests without an answer; answers that nobody fetched are taken away."""
+        requests = self._upkeep.requests()
+        tokens = {request.token for request in requests}
+        answered = {r.token for r in requests if r.state is not RequestState.ASKED}
+        for token in self._answered_at_s.keys() - tokens:
+            del self._answered_at_s[token]
+        for token in answered:
+            self._answered_at_s.setdefault(token, now_s)
+        stale = {t for t, at_s in self._answered_at_s.items() if now_s - at_s > DROP_DELAY_S}
+        if stale:
+            self._upkeep.answer({}, stale)
+        return [r for r in requests if r.state is RequestState.ASKED and r.token not in stale]
+
+    def _answer(self, image: StoreImage, asked: list[Request]) -> None:
+        """Remove what may be removed, durably, and tell those who asked."""
+        shown = {flow.flow_id: flow for flow in image.flows}
+        wanted = list(dict.fromkeys(r.flow for r in asked if r.flow in shown))
+        removed: list[bytes] = []
+        states = dict.fromkeys(wanted, RequestState.IN_USE)
+        for flow in wanted:
+            if shown[flow].state == STATE_OPEN or not self._gate.claim(flow):
+                self._tell(LogEvent.REMOVAL_REFUSED, flow=shown[flow].flow, reason="in_use")
+            elif len(removed) == self._upkeep.room_count:
+                self._gate.release(flow)
+                states[flow] = RequestState.NO_ROOM
+                self._tell(LogEvent.REMOVAL_REFUSED, flow=shown[flow].flow, reason="no_room")
+            else:
+                removed.append(flow)
+                states[flow] = RequestState.REMOVED
+        self._upkeep.remove(removed, REASON_REMOVED)
+        self._sweeps_left = SWEEPS_AFTER_CHANGE
+        for flow in removed:
+            entry = shown[flow]
+            size = entry.bytes - entry.first_offset
+            self._tell(LogEvent.FLOW_REMOVED, flow=entry.flow, bytes=size, reason=REASON_REMOVED)
+        # What is not there, or not any more, counts as removed.
+        answers = {(r.flow, r.token): states.get(r.flow, RequestState.REMOVED) for r in asked}
+        for _ in range(ANSWER_TRIES):
+            if self._upkeep.answer(answers, set()):
+                return
+            time.sleep(ANSWER_INTERVAL_S)
+
+    # --- Segments -------------------------------------------------------------------
+
+    def _sweep(self, image: StoreImage) -> None:
+        """Give back what nothing keeps any more."""
+        self._sweeps_left = max(0, self._sweeps_left - 1)
+        expired = self._expired(image)
+        swept = self._upkeep.sweep(image, expired, self._gate.claim, self._gate.release)
+        for item in swept.freed:
+            self._tell_freed(item)
+        if swept.discard_error is not None:
+            self._tell(LogEvent.DISCARD_FAILED, error=str(swept.discard_error))
+        now_s = time.monotonic()
+        for flow in swept.gone:
+            self._gone_since_s.setdefault(flow, now_s)
+
+    def _expired(self, image: StoreImage) -> frozenset[bytes]:
+        """The flows past their term; note when to look again."""
+        if not self._retentions:
+            return frozenset()
+        now_ns = time.time_ns()
+        expired = expired_flows(image.flows, image.segments, self._retentions, now_ns)
+        self._next_term_s = math.inf
+        if terms := [r.for_ns for r in self._retentions.values() if r.for_ns is not None]:
+            # What ends from now on cannot be past its term before that.
+            wait_ns = min(terms) if expired.next_ns is None else expired.next_ns - now_ns
+            wait_ns = max(min(wait_ns, min(terms)), min(terms) // TERM_STEPS)
+            self._next_term_s = time.monotonic() + wait_ns / NS_PER_S
+        return expired.flows
+
+    def _tell_freed(self, item: Freeable) -> None:
+        flows = sorted(item.flows)
+        self._tell(
+            LogEvent.SEGMENT_FREED,
+            segment=item.segment.index,
+            sequence=item.segment.sequence,
+            bytes=item.segment.payload_bytes,
+            reason=item.reason,
+            flows_count=len(flows),
+            flows=[str(uuid.UUID(bytes=flow)) for flow in flows[:FLOWS_SHOWN_MAX]],
+        )
+
+    def _let_go(self, now_s: float) -> None:
+        """Forget flows of which nothing has been left for a while."""
+        due = [f for f, since_s in self._gone_since_s.items() if now_s - since_s >= DROP_DELAY_S]
+        if not due:
+            return
+        self._upkeep.drop(due)
+        for flow in due:
+            del self._gone_since_s[flow]
+            self._gone.append(flow)

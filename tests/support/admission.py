@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An admission with made-up workers, who ask what they are told to ask."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import uuid
+from types import SimpleNamespace
+from typing import Any
+
+from ingestd.daemon.admission import Admission, Door
+from ingestd.daemon.flow_gate import FlowGate
+from ingestd.daemon.flow_index import FlowIndex
+from ingestd.log import Log
+from support.fake_core import FakeCore
+from support.fake_log import Recorder
+from support.ingest import hello_block
+
+FLOW = uuid.UUID("0192f0c1-2345-7890-abcd-ef0123456789")
+SECRET = bytes(range(16))
+CHALLENGE = bytes(range(32))
+CORE = FakeCore
+DOORS = [
+    Door("open", None, 0, True),
+    Door("small", None, 1000, True),
+    Door("closed", {"ours": SECRET, "other": bytes(16)}, 0, True),
+    Door("raw", None, 0, False),
+]
+
+
+class FakeWorker:
+    """Asks what it is told to ask, and keeps the answers by connection."""
+
+    store_name = "data"
+
+    def __init__(self, index: int = 0, path: str = "") -> None:
+        self.index = index
+        self.name = f"data-{index}"
+        self.store = SimpleNamespace(path=path)
+        self.asked: list[Any] = []
+        self.answers: dict[tuple[int, int], tuple[str, dict[str, Any]]] = {}
+        self.ended: list[tuple[int, int]] = []  # told to end
+        self.is_box_full = False
+        self._serial = itertools.count(1)
+
+    def questions(self) -> list[Any]:
+        asked, self.asked = self.asked, []
+        return asked
+
+    def _answer(self, connection: tuple[int, int], kind: str, terms: dict[str, Any]) -> None:
+        assert connection not in self.answers, "a question is answered once"
+        self.answers[connection] = kind, terms
+
+    def admit(self, connection: tuple[int, int], flow: bytes, **terms: Any) -> None:
+        self._answer(connection, "admit", {"flow": flow, **terms})
+
+    def refuse(self, connection: tuple[int, int], line: bytes) -> None:
+        assert line.endswith(b"\n")
+        assert len(line) <= 1024
+        self._answer(connection, "refuse", json.loads(line))
+
+    def seal(self, connection: tuple[int, int], crc: int | None) -> None:
+        self._answer(connection, "seal", {"crc": crc})
+
+    def end_flow(self, connection: tuple[int, int]) -> bool:
+        if not self.is_box_full:
+            self.ended.append(connection)
+        return not self.is_box_full
+
+    def connect(self) -> tuple[int, int]:
+        return 0, next(self._serial)
+
+
+def question(kind: int, connection: tuple[int, int], **fields: Any) -> Any:
+    return SimpleNamespace(
+        **{
+            "kind": kind,
+            "connection": connection,
+            "listener_index": 0,
+            "bytes_count": 0,
+            "crc": 0,
+            "is_crc_known": True,
+            "is_whole": True,
+            "is_stored": True,
+            "is_sealed": False,
+            "flow": FLOW.bytes,
+            "peer": "192.0.2.1:4000",
+            "challenge": CHALLENGE,
+            "block": bytes(4096),
+            **fields,
+        }
+    )
+
+
+class Gate:
+    """An admission, its index and its workers."""
+
+    def __init__(self, path: str = "") -> None:
+        self.index = FlowIndex()
+        self.gate = FlowGate()
+        self.log = Recorder()
+        self.woken = 0
+        self.workers = [FakeWorker(0, path), FakeWorker(1, path)]
+        self.admission = Admission(
+            CORE(),
+            Log(self.log, "debug"),
+            DOORS,
+            {"data": self.index},
+            {"data": self.gate},
+            self.wake,
+        )
+
+    def wake(self) -> None:
+        self.woken += 1
+
+    def ask(self, kind: int, connection: tuple[int, int], worker: int = 0, **fields: Any) -> Any:
+        asker: Any = self.workers[worker]
+        asker.asked.append(question(kind, connection, **fields))
+        self.admission.serve(asker)
+        return asker.answers.get(connection)
+
+    def hello(
+        self, worker: int = 0, listener: int = 0, secret: bytes | None = None, **fields: Any
+    ) -> tuple[tuple[int, int], Any]:
+        made = hello_block(CHALLENGE.hex(), secret=secret, **fields)
+        connection = self.workers[worker].connect()
+        answer = self.ask(
+            CORE.QUESTION_HELLO, connection, worker, block=made, listener_index=listener
+        )
+        return connection, answer
+
+    def code(self, **fields: Any) -> str:
+        """How a hello is refused; its kind of answer if it is not."""
+        _, answer = self.hello(**fields)
+        kind, terms = answer
+        return str(terms["code"]) if kind == "refuse" else str(kind)
+
+    def end(self, connection: tuple[int, int], worker: int = 0, **fields: Any) -> None:
+        self.ask(CORE.NOTE_ENDED, connection, worker, **fields)

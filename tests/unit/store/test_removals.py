@@ -1,0 +1,241 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The table of removed flows, the block of requests, and removing without a daemon."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ingestd.errors import FlowNotFoundError, StoreBusyError, StoreError
+from ingestd.store import removing
+from ingestd.store.device import open_device, open_locked
+from ingestd.store.freed import read_freed
+from ingestd.store.image import read_image
+from ingestd.store.layout import sealed
+from ingestd.store.removals import (
+    FLOWS_MAX,
+    REMOVAL_SECTOR,
+    SECTOR_BYTES,
+    SECTOR_FLOWS_MAX,
+    TABLE_BYTES,
+    TABLE_OFFSET,
+    RemovalTable,
+    read_removals,
+)
+from ingestd.store.removing import remove_flows
+from ingestd.store.requests import (
+    REQUEST_BLOCK,
+    REQUEST_OFFSET,
+    REQUESTS_MAX,
+    Request,
+    RequestBox,
+    RequestState,
+)
+from ingestd.store.serving import open_for_serving
+from ingestd.store.superblock import read_superblock
+from ingestd.store.verify import verify_store
+from support.store_builder import Close, Extent, Open, StoreBuilder
+
+ONE, TWO, THREE = (bytes([number]) * 16 for number in (0x11, 0x22, 0x33))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A store of three flows: ONE alone in segment 0, TWO in 1 and 2, THREE in 2."""
+    builder = StoreBuilder()
+    for number, flows in enumerate(((ONE,), (TWO,), (TWO, THREE))):
+        segment = builder.segment(number)
+        for flow in flows:
+            items = [] if flow in builder.flows else [Open(flow)]
+            last = [] if (flow, number) == (TWO, 1) else [Close(flow)]
+            segment.batch(*items, Extent(flow, bytes([number]) * 5000), *last)
+        segment.close()
+    return builder.save(tmp_path / "store.img")
+
+
+Change = Callable[[RemovalTable], None]
+
+
+def changed(path: Path, change: Change) -> RemovalTable:
+    with open_locked(str(path)) as device:
+        superblock = read_superblock(device).superblock
+        change(read_removals(device, superblock))
+        return read_removals(device, superblock)
+
+
+def states(path: Path) -> list[str]:
+    with read_image(str(path)) as image:
+        return [str(segment.state) for segment in image.segments]
+
+
+def shown(path: Path) -> set[bytes]:
+    with read_image(str(path)) as image:
+        return {flow.flow_id for flow in image.flows}
+
+
+def test_the_structs_fill_their_places() -> None:
+    assert REMOVAL_SECTOR.size_bytes == SECTOR_BYTES
+    assert REQUEST_BLOCK.size_bytes == 4096
+    assert REQUEST_OFFSET + 65536 == TABLE_OFFSET, "blocks of any size fit between"
+    assert TABLE_OFFSET + TABLE_BYTES == 1024 * 1024
+
+
+def test_ids_come_and_go(path: Path, seed: int) -> None:
+    choose = random.Random(seed)
+    ids = [choose.randbytes(16) for _ in range(200)]
+    table = changed(path, lambda t: t.add(ids[:100]))
+    assert table.flows == set(ids[:100])
+    table = changed(path, lambda t: t.add(ids[50:]))  # some are there already
+    assert table.flows == set(ids)
+    assert table.room_count == FLOWS_MAX - 200
+    table = changed(path, lambda t: t.drop(ids[20:190]))
+    assert table.flows == {*ids[:20], *ids[190:]}
+    table = changed(path, lambda t: t.add(ids[20:40]))
+    assert table.flows == {*ids[:40], *ids[190:]}
+    assert not table.warnings()
+
+
+def test_a_full_table_takes_nothing_more(path: Path, seed: int) -> None:
+    choose = random.Random(seed)
+    ids = [choose.randbytes(16) for _ in range(FLOWS_MAX)]
+    table = changed(path, lambda t: t.add(ids))
+    assert (len(table.flows), table.room_count) == (FLOWS_MAX, 0)
+    with pytest.raises(StoreError, match="room for 0 more removed flows, and 1 were asked for"):
+        changed(path, lambda t: t.add([ONE, ids[0]]))
+    assert changed(path, lambda t: t.drop(ids[:1])).room_count == 1
+    assert ONE in changed(path, lambda t: t.add([ONE])).flows
+
+
+@pytest.mark.parametrize("at", [5, 9, 20, 40, 500])
+def test_a_damaged_sector_is_told_and_left_alone(path: Path, at: int) -> None:
+    ids = [bytes([number]) * 16 for number in range(SECTOR_FLOWS_MAX + 1)]
+    changed(path, lambda t: t.add(ids))
+    whole = path.read_bytes()
+    damaged = bytearray(whole)
+    damaged[TABLE_OFFSET + at] ^= 1
+    path.write_bytes(damaged)
+    table = changed(path, lambda t: t.add([ONE, TWO, THREE]))
+    assert table.damaged == (0,)
+    assert table.flows == {ids[-1], ONE, TWO, THREE}
+    assert table.room_count == FLOWS_MAX - SECTOR_FLOWS_MAX - 4
+    assert path.read_bytes()[TABLE_OFFSET:][:SECTOR_BYTES] == damaged[TABLE_OFFSET:][:SECTOR_BYTES]
+    (finding,) = verify_store(str(path)).findings
+    assert finding.severity == "damage"
+    assert "sector 0 of the table of removed flows" in finding.what
+
+
+def test_another_store_s_sector_is_not_there(path: Path) -> None:
+    changed(path, lambda t: t.add([ONE]))
+    image = bytearray(path.read_bytes())
+    sector = bytearray(image[TABLE_OFFSET : TABLE_OFFSET + SECTOR_BYTES])
+    sector[16:32] = b"\x77" * 16
+    image[TABLE_OFFSET : TABLE_OFFSET + SECTOR_BYTES] = sealed(bytes(sector))
+    path.write_bytes(image)
+    assert changed(path, lambda _: None).flows == set()
+    assert verify_store(str(path)).findings == []
+
+
+# --- Without a daemon -------------------------------------------------------------------
+
+
+def test_a_flow_alone_in_its_segment_gives_it_back(path: Path) -> None:
+    report = remove_flows(str(path), ["1111"])
+    ((flow, size, error),) = report.outcomes
+    assert (flow.replace("-", ""), size, error) == (ONE.hex(), 5000, None)
+    assert (report.segments_freed_count, report.is_served) == (1, False)
+    assert states(path) == ["free", "closed", "closed", "free"]
+    assert shown(path) == {TWO, THREE}
+    assert changed(path, lambda _: None).flows == set(), "nothing of it is left"
+    with read_image(str(path)) as image:
+        freed = read_freed(image.device, image.superblock)
+        assert (freed.segments_count, freed.payload_bytes) == (1, 5000)
+        assert freed.sequence == 0, "no flow that is shown may begin later by it"
+    assert verify_store(str(path)).findings == []
+
+
+def test_what_lies_beside_a_kept_flow_waits_for_it(path: Path) -> None:
+    assert remove_flows(str(path), ["22"]).segments_freed_count == 1
+    assert states(path) == ["closed", "free", "closed", "free"]
+    assert shown(path) == {ONE, THREE}
+    with read_image(str(path)) as image:
+        assert [flow.flow_id for flow in image.removed] == [TWO]
+        with pytest.raises(FlowNotFoundError):
+            image.find("22")
+    assert verify_store(str(path)).findings == [], "that a part of it is gone is no finding"
+    with open_for_serving(str(path)) as store:
+        assert {flow.flow_id for flow in store.take_recovered_flows()} == {ONE, THREE}
+        assert store.upkeep.removed == {TWO}
+    assert remove_flows(str(path), ["33"]).segments_freed_count == 1
+    assert states(path) == ["closed", "free", "free", "free"]
+    assert changed(path, lambda _: None).flows == set()
+
+
+def test_unknown_flows_do_not_keep_others(path: Path) -> None:
+    report = remove_flows(str(path), ["ffff", "1111", "11", ""])
+    kinds = [type(outcome.error) for outcome in report.outcomes]
+    # "" is too short to name one, and both others name the same.
+    assert kinds == [FlowNotFoundError, FlowNotFoundError, type(None)]
+    assert shown(path) == {TWO, THREE}
+
+
+def test_a_store_that_somebody_holds_but_no_daemon_answers(path: Path) -> None:
+    with open_device(str(path)) as holder:
+        fcntl.flock(holder.fd, fcntl.LOCK_EX)
+        report = remove_flows(str(path), ["11"], timeout_s=0.3)
+    ((_, _, error),) = report.outcomes
+    assert isinstance(error, StoreBusyError)
+    assert "did not answer in time" in str(error)
+    assert shown(path) == {ONE, TWO, THREE}
+    with open_device(str(path)) as device:
+        box = RequestBox(device, read_superblock(device).superblock)
+        assert box.read() == [], "it is withdrawn"
+
+
+def test_the_holder_goes_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    holder = open_device(str(path))
+    fcntl.flock(holder.fd, fcntl.LOCK_EX)
+    sleep = removing.time.sleep
+    steps: list[float] = []
+
+    def one_step(seconds: float) -> None:
+        steps.append(seconds)
+        if len(steps) == 3:
+            holder.close()
+        sleep(seconds)
+
+    monkeypatch.setattr(removing.time, "sleep", one_step)
+    report = remove_flows(str(path), ["11", "33"])
+    assert [outcome.error for outcome in report.outcomes] == [None, None]
+    assert (report.is_served, report.segments_freed_count) == (False, 1)
+    assert shown(path) == {TWO}
+
+
+# --- The block of requests --------------------------------------------------------------
+
+
+def test_requests_come_back_as_they_were_written(path: Path) -> None:
+    with open_device(str(path), write=True) as device:
+        box = RequestBox(device, read_superblock(device).superblock)
+        assert box.read() == []
+        many = [Request(os.urandom(16), n, RequestState(n % 4 + 1)) for n in range(REQUESTS_MAX)]
+        box.write(many)
+        assert box.read() == many
+        block = bytearray(device.read(REQUEST_OFFSET, 4096))
+        block[4000] ^= 1
+        device.write(REQUEST_OFFSET, bytes(block))
+        assert box.read() == [], "half a block asks for nothing"
+
+
+def test_one_at_a_time(path: Path) -> None:
+    with open_device(str(path), write=True) as one, open_device(str(path), write=True) as two:
+        superblock = read_superblock(one).superblock
+        first, second = RequestBox(one, superblock), RequestBox(two, superblock)
+        with first.locked() as mine, second.locked() as other:
+            assert (mine, other) == (True, False)
+        with second.locked() as mine:
+            assert mine

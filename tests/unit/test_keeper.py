@@ -1,0 +1,309 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keeper: what it answers to requests, what it gives back, and when it reads the store."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ingestd.daemon import keeper as keeper_module
+from ingestd.daemon.flow_gate import FlowGate
+from ingestd.daemon.keeper import Keeper
+from ingestd.errors import StoreError
+from ingestd.log import LogEvent
+from ingestd.store import removals
+from ingestd.store.device import Device, open_device
+from ingestd.store.image import read_image
+from ingestd.store.requests import Request, RequestBox, RequestState
+from ingestd.store.retention import Retention
+from ingestd.store.segment import SegmentState
+from ingestd.store.serving import ServedStore, open_for_serving
+from ingestd.store.upkeep import Upkeep
+from support.store_builder import Close, Extent, Open, SegmentWriter, StoreBuilder
+
+ONE, TWO, OPEN, ABSENT = (bytes([number]) * 16 for number in (0x11, 0x22, 0x33, 0x44))
+
+
+class Stage:
+    """A store with the flows ONE and TWO in segments of their own, its keeper, and who asks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        builder = StoreBuilder(segment_count=6)
+        for index, flow in enumerate((ONE, TWO)):
+            segment = builder.segment(index)
+            segment.batch(Open(flow), Extent(flow, b"x" * 5000), Close(flow))
+            segment.close()
+        builder.save(path)
+        self.builder = builder
+        self.store: ServedStore = open_for_serving(str(path))
+        self.gate = FlowGate(self.store.upkeep.removed)
+        self.is_failed = False
+        self.keeper = self.make_keeper({})
+        self.device = open_device(str(path), write=True)
+        self.box = RequestBox(self.device, self.store.superblock)
+        self.scans_count = 0
+
+    def make_keeper(self, retentions: dict[str, Retention]) -> Keeper:
+        return Keeper("s", self.store, self.gate, retentions, lambda: self.is_failed, lambda: None)
+
+    def ask(self, *flows: bytes, token: int = 7) -> None:
+        self.box.write(self.box.read() + [Request(flow, token) for flow in flows])
+
+    def answers(self) -> list[RequestState]:
+        return [request.state for request in self.box.read()]
+
+    def begin(self) -> SegmentWriter:
+        """A worker begins a segment that it was granted."""
+        grant = self.store.take_segment()
+        assert grant is not None
+        index, sequence = grant
+        self.builder.generation, self.builder.counter = sequence >> 32, (sequence & 0xFFFFFFFF) - 1
+        return self.builder.segment(index)
+
+    def put(self, segment: SegmentWriter) -> None:
+        with self.path.open("r+b") as file:
+            file.seek(segment.base)
+            file.write(
+                self.builder.image[segment.base : segment.base + segment.store.segment_bytes]
+            )
+
+    def news(self) -> list[LogEvent]:
+        return [event for event, _ in self.keeper.take_news()]
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    made = Stage(tmp_path / "store.img")
+    scan = Upkeep.scan
+
+    def counted(upkeep: Upkeep) -> object:
+        made.scans_count += 1
+        return scan(upkeep)
+
+    monkeypatch.setattr(Upkeep, "scan", counted)
+    monkeypatch.setattr(keeper_module, "TURN_INTERVAL_S", 0.0)
+    monkeypatch.setattr(keeper_module, "SWEEP_PAUSE_TIMES", 0)
+    monkeypatch.setattr(keeper_module, "REQUEST_PAUSE_TIMES", 0)
+    yield made
+    made.device.close()
+    made.store.close()
+
+
+def test_nothing_is_read_without_cause(stage: Stage) -> None:
+    for _ in range(3):
+        stage.keeper.turn()
+    stage.begin()
+    stage.keeper.turn()
+    assert stage.scans_count == 0
+
+
+def test_requests_are_answered_and_segments_come_back(stage: Stage) -> None:
+    free_count = stage.store.segments_free_count
+    stage.ask(ONE, ABSENT)
+    stage.keeper.turn()
+    assert stage.answers() == [RequestState.REMOVED, RequestState.REMOVED]
+    assert stage.news() == [LogEvent.FLOW_REMOVED, LogEvent.SEGMENT_FREED]
+    assert stage.store.segments_free_count == free_count + 1
+    assert stage.store.take_segment() == (0, stage.store.superblock.generation << 32 | 1)
+    assert stage.gate.is_removed(ONE)
+    assert not stage.gate.is_removed(ABSENT)
+
+
+def test_what_is_fed_is_refused(stage: Stage) -> None:
+    assert stage.gate.begin(ONE)
+    segment = stage.begin()
+    segment.batch(Open(OPEN), Extent(OPEN, b"raw, and open"))
+    stage.put(segment)
+    stage.ask(ONE, OPEN, TWO)
+    stage.keeper.turn()
+    assert stage.answers() == [RequestState.IN_USE, RequestState.IN_USE, RequestState.REMOVED]
+    assert stage.store.upkeep.removed == {TWO}
+    stage.gate.end(ONE)
+    assert stage.gate.begin(ONE), "it was not claimed"
+
+
+def test_one_too_many(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removals, "SECTOR_FLOWS_MAX", 1)
+    monkeypatch.setattr(removals, "SECTORS_COUNT", 1)
+    stage.ask(ONE, TWO)
+    stage.keeper.turn()
+    assert stage.answers() == [RequestState.REMOVED, RequestState.NO_ROOM]
+    assert not stage.gate.is_removed(TWO)
+
+
+def test_it_comes_back_for_a_segment_that_is_closed_later(stage: Stage) -> None:
+    segment = stage.begin()
+    segment.batch(Open(OPEN), Extent(OPEN, b"open"), Close(OPEN))
+    segment.mark(1)
+    stage.put(segment)
+    stage.ask(OPEN)
+    stage.keeper.turn()
+    assert stage.news() == [LogEvent.FLOW_REMOVED]
+    for _ in range(5):
+        stage.keeper.turn()
+    scans_count = stage.scans_count
+    stage.keeper.turn()
+    assert stage.scans_count == scans_count, "it does not look for ever"
+    assert stage.store.take_segment() is not None  # the next is begun, and the footer written
+    stage.keeper.turn()
+    segment.close()
+    stage.put(segment)
+    stage.keeper.turn()
+    assert stage.news() == [LogEvent.SEGMENT_FREED]
+
+
+def test_a_flow_is_forgotten_a_while_after_its_last_segment_went(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.ask(ONE)
+    stage.keeper.turn()
+    stage.keeper.turn()
+    assert stage.store.upkeep.removed == {ONE}, "who lists the store now must not see a part of it"
+    assert stage.keeper.take_gone() == []
+    monkeypatch.setattr(keeper_module, "DROP_DELAY_S", 0.0)
+    stage.keeper.turn()
+    assert stage.store.upkeep.removed == set()
+    assert stage.keeper.take_gone() == [ONE]
+    assert stage.gate.is_removed(ONE), "whoever takes the news decides"
+
+
+def test_answers_that_nobody_fetches_are_taken_away(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage.ask(ONE)
+    stage.keeper.turn()
+    monkeypatch.setattr(keeper_module, "DROP_DELAY_S", -1.0)
+    stage.ask(TWO, token=8)
+    stage.keeper.turn()
+    stage.keeper.turn()
+    assert [request.flow for request in stage.box.read()] == []
+    assert stage.store.upkeep.removed <= {TWO}
+
+
+def test_a_device_that_refuses_ends_it(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Device) -> None:
+        raise StoreError("no flush")
+
+    monkeypatch.setattr(Device, "sync", refuse)
+    stage.ask(ONE)
+    stage.keeper.turn()
+    assert stage.keeper.take_news() == [
+        (LogEvent.UPKEEP_FAILED, {"store": "s", "error": "no flush"})
+    ]
+    assert stage.answers() == [RequestState.ASKED]
+    assert stage.gate.is_removed(ONE), "nobody knows what was written"
+    monkeypatch.undo()
+    stage.keeper.turn()
+    assert stage.answers() == [RequestState.ASKED]
+
+
+def test_a_store_that_failed_is_left_alone(stage: Stage) -> None:
+    stage.is_failed = True
+    stage.ask(ONE)
+    stage.keeper.turn()
+    assert stage.answers() == [RequestState.ASKED]
+
+
+def test_it_waits_after_reading_the_store(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "REQUEST_PAUSE_TIMES", 10**6)
+    stage.ask(ONE)
+    stage.keeper.turn()
+    stage.ask(TWO)
+    stage.keeper.turn()
+    assert stage.answers() == [RequestState.REMOVED, RequestState.ASKED]
+
+
+def test_segments_of_a_removal_before_the_start_come_back(stage: Stage) -> None:
+    stage.store.upkeep.remove([ONE], "removed")
+    keeper = Keeper("s", stage.store, FlowGate([ONE]), {}, lambda: False, lambda: None)
+    keeper.turn()
+    assert [event for event, _ in keeper.take_news()] == [LogEvent.SEGMENT_FREED]
+
+
+# --- Retention --------------------------------------------------------------------------
+
+
+def test_past_their_term_flows_go_but_those_that_are_fed(stage: Stage) -> None:
+    """What the builder writes is long ago."""
+    assert stage.gate.begin(ONE)
+    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
+    keeper.turn()
+    news = keeper.take_news()
+    assert [(event, fields["reason"]) for event, fields in news] == [
+        (LogEvent.SEGMENT_FREED, "retention")
+    ]
+    assert stage.store.upkeep.counts.flows == {"retention": 1}
+    assert stage.gate.is_removed(TWO)
+    assert not stage.gate.begin(TWO)
+    with read_image(str(stage.path)) as image:
+        assert [flow.flow_id for flow in image.flows] == [ONE]
+
+
+def test_beside_a_flow_that_is_fed_no_claim_stays(stage: Stage) -> None:
+    third = b"\x77" * 16
+    segment = stage.begin()
+    for flow in (OPEN, third):
+        segment.batch(Open(flow), Extent(flow, b"x"), Close(flow))
+    segment.close()
+    stage.put(segment)
+    assert stage.gate.begin(third)
+    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
+    keeper.turn()
+    assert stage.gate.is_removed(ONE)
+    assert stage.gate.begin(OPEN), "it stays, and may be gone on with"
+
+
+def test_of_other_listeners_and_before_their_term_all_stay(stage: Stage) -> None:
+    for retentions in (
+        {"other": Retention(for_ns=1)},
+        {"data": Retention(for_ns=2**62)},
+        {"data": Retention(for_ns=1, bytes_count=10_000)},
+    ):
+        keeper = stage.make_keeper(retentions)
+        for _ in range(3):
+            keeper.turn()
+        assert keeper.take_news() == []
+
+
+def test_the_newest_bytes_stay(stage: Stage) -> None:
+    keeper = stage.make_keeper({"data": Retention(bytes_count=5000)})
+    keeper.turn()
+    with read_image(str(stage.path)) as image:
+        assert [flow.flow_id for flow in image.flows] == [TWO]
+
+
+def test_a_flow_over_several_segments_is_removed_first(stage: Stage) -> None:
+    """One of its segments can be given back, the other is still being filled."""
+    first, second = stage.begin(), stage.begin()
+    first.batch(Open(OPEN), Extent(OPEN, b"a" * 100))
+    second.batch(Extent(OPEN, b"b" * 100), Close(OPEN))
+    second.mark(1)
+    first.close()
+    stage.put(first)
+    stage.put(second)
+    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
+    keeper.turn()
+    assert stage.store.upkeep.removed == {OPEN}
+    with read_image(str(stage.path)) as image:
+        assert image.flows == []
+        assert [flow.flow_id for flow in image.removed] == [OPEN]
+        assert image.segments[first.index].state is SegmentState.FREE
+
+
+def test_it_looks_again_when_a_term_has_come(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    with read_image(str(stage.path)) as image:
+        ends = {flow.flow_id: flow.ended_ns for flow in image.flows}
+    scans_count = stage.scans_count
+    now_ns = ends[ONE]
+    monkeypatch.setattr(keeper_module.time, "time_ns", lambda: now_ns)
+    keeper = stage.make_keeper({"data": Retention(for_ns=1_000_000_000)})
+    for _ in range(3):
+        keeper.turn()
+    assert stage.scans_count == scans_count + 1, "it knows when the next is due"
+    now_ns += 1_000_000_000
+    keeper._next_term_s = 0.0
+    keeper.turn()
+    assert [event for event, _ in keeper.take_news()] == [LogEvent.SEGMENT_FREED]
