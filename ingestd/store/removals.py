@@ -26,6 +26,7 @@ SECTOR_BYTES: Final = 512
 SECTORS_COUNT: Final = TABLE_BYTES // SECTOR_BYTES
 SECTOR_FLOWS_MAX: Final = 29
 FLOWS_MAX: Final = SECTORS_COUNT * SECTOR_FLOWS_MAX
+_NEVER_WRITTEN: Final = bytes(SECTOR_BYTES)
 
 
 class RemovalRow(NamedTuple):
@@ -70,6 +71,8 @@ class RemovalTable:
 
     def _decode(self, number: int) -> None:
         sector = bytes(self._data[number * SECTOR_BYTES : (number + 1) * SECTOR_BYTES])
+        if sector == _NEVER_WRITTEN:
+            return
         row = REMOVAL_SECTOR.unpack(sector)
         identity = (REMOVAL_MAGIC, FORMAT_VERSION, self._store_uuid)
         is_ours = (row.magic, row.version, row.store_uuid) == identity
