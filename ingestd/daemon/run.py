@@ -281,6 +281,7 @@ class Daemon:
             engine,
             self._core,
             self._admission.refused_counts,
+            {name: store.warn_free_percent for name, store in self._settings.store.items()},
         )
         server = start_metrics(endpoint, collector)
         undo.callback(server.close)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of what stores gave up to make room. Scrapes only read."""
+"""Metrics of the room in stores: what was given up for it, when it counts as short.
+
+Invariant: scrapes only read.
+"""
 
 from __future__ import annotations
 
@@ -33,3 +36,15 @@ def overwritten_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
         segments.add_metric([name], segments_count)
         sizes.add_metric([name], payload_bytes)
     yield from (segments, sizes, overwrites)
+
+
+def warn_free_family(percents: Mapping[str, float]) -> Metric:
+    """Return, for each store's `warn_free_percent`, the share that an alert compares with."""
+    share = GaugeMetricFamily(
+        "ingestd_store_warn_free_ratio",
+        "Share of the store that, when less is free, is worth a warning; 0: none is wanted.",
+        labels=["store"],
+    )
+    for name, percent in percents.items():
+        share.add_metric([name], percent / 100)
+    return share

@@ -85,6 +85,7 @@ STORE_NAMES = {
     "ingestd_segments_overwritten_total": set(),
     "ingestd_overwritten_bytes_total": set(),
     "ingestd_store_overwrites": set(),
+    "ingestd_store_warn_free_ratio": set(),
     "ingestd_refused_total": {"listener", "reason"},
 }
 PROCESS_NAMES = {
@@ -132,7 +133,12 @@ def workers() -> list[FakeWorker]:
 def collector(workers: list[FakeWorker]) -> IngestdCollector:
     stores = {"data": FakeStore(taken_count=3), "more": FakeStore(segments_count=4)}
     return IngestdCollector(
-        workers, stores, EngineChoice("recv", "asked for"), FakeCore(), dict(REFUSED)
+        workers,
+        stores,
+        EngineChoice("recv", "asked for"),
+        FakeCore(),
+        dict(REFUSED),
+        {"data": 12.5, "more": 0},
     )
 
 
@@ -266,6 +272,8 @@ def test_stores(workers: list[FakeWorker], collector: IngestdCollector) -> None:
     assert (free, used) == (7 * 8 * MIB, 8 * MIB)
     for name in ("ingestd_store_failed", "ingestd_store_full"):
         assert _value(samples, name, store="data") == 0
+    assert _value(samples, "ingestd_store_warn_free_ratio", store="data") == 0.125
+    assert _value(samples, "ingestd_store_warn_free_ratio", store="more") == 0
     workers[1].values.update(store_errno=5, store_is_full=1)
     samples = _samples(collector)
     for name in ("ingestd_store_failed", "ingestd_store_full"):
