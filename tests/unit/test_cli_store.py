@@ -8,6 +8,7 @@ import os
 import sys
 import termios
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -120,6 +121,14 @@ def test_ls_is_a_table(image: MadeUpImage, capsys: Capture) -> None:
         "00000002-0000-4000-8000-000000000000  interrupted  4 KiB   4096  2026-01-02T03:04:05Z"
         "  run 7  192.0.2.1:4000",
     ]
+
+
+def test_ls_marks_what_has_lost_its_head(image: MadeUpImage, capsys: Capture) -> None:
+    image.flows[0] = replace(image.flows[0], first_offset=1024)
+    assert main(["ls", image.path]) == 0
+    _, cut, whole = capsys.readouterr().out.splitlines()
+    assert cut.split()[1:5] == ["sealed", "4", "KiB", "1024..4096"]
+    assert whole.split()[1:5] == ["interrupted", "4", "KiB", "4096"]
 
 
 def test_ls_json_is_a_flow_a_line(image: MadeUpImage, capsys: Capture) -> None:
