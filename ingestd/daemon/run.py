@@ -30,6 +30,7 @@ from ingestd.daemon.admission import Admission, door
 from ingestd.daemon.engine import EngineChoice, fall_back
 from ingestd.daemon.eventlog import EventLog, errno_text
 from ingestd.daemon.flow_index import FlowIndex
+from ingestd.daemon.keys import reread_keys
 from ingestd.daemon.pump import Pump
 from ingestd.daemon.signals import SignalInbox
 from ingestd.daemon.space import SpaceWatch
@@ -464,6 +465,8 @@ class Daemon:
         self._log.emit(LogEvent.CONFIG_RELOADED, changed=list(changed))
         if waiting:
             self._log.emit(LogEvent.CONFIG_NEEDS_RESTART, keys=list(waiting))
+        # Another path waits for a restart, like every option that names what is served.
+        reread_keys(self._started_settings.listener, self._admission, self._log)
 
     def _apply_idle_timeouts(self, new: Settings) -> None:
         for index, name in enumerate(self._listener_names):

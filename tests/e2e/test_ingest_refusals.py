@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import time
 import uuid
@@ -97,6 +98,29 @@ def test_keys(serve: Serve, key_file: str, seed: int) -> None:
         # A hello that was heard elsewhere is of no use: each connection has its challenge.
         other.send(hello_block(challenge, key="ours", secret=SECRET))
         assert other.error()["code"] == "unauthorised"
+
+
+def test_keys_change_while_a_flow_goes_on(serve: Serve, key_file: str, seed: int) -> None:
+    daemon, data, secret = serve(key_file=key_file), data_of(seed, 5000), b"\xcd" * 16
+    with Ingest(daemon.address) as sender:
+        sender.begin(key="ours", secret=SECRET)
+        sender.send(data[:100])
+        Path(key_file).write_text(f'[key]\nnew = "{secret.hex()}"\n')
+        daemon.process.send_signal(signal.SIGHUP)
+        wait_for_event(daemon, "keys_reloaded")
+        with Ingest(daemon.address) as late:
+            assert late.refused(key="ours", secret=SECRET)["code"] == "unauthorised"
+        with Ingest(daemon.address) as newer:
+            newer.begin(key="new", secret=secret)
+            assert newer.sealed()["bytes"] == 0
+        Path(key_file).write_text("[key]\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        (refused,) = wait_for_event(daemon, "keys_refused")
+        assert "must have one table" in refused["error"]
+        with Ingest(daemon.address) as still:
+            still.begin(key="new", secret=secret)
+        sender.send(data[100:])
+        assert sender.sealed()["checksum"] == checksum(data)
 
 
 def test_silent_hellos_are_ended(serve: Serve) -> None:
