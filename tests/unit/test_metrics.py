@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -370,6 +371,12 @@ def test_the_dashboard_uses_names_that_exist() -> None:
         "ingestd_write_latency_seconds_bucket",
         "ingestd_backpressure_seconds_total",
         "ingestd_store_bytes",
+        "ingestd_store_warn_free_ratio",
+        "ingestd_overwritten_bytes_total",
+        "ingestd_ack_latency_seconds_bucket",
+        "ingestd_refused_total",
+        "ingestd_flows_resumed_total",
+        "ingestd_zero_copy_ratio",
     } <= used
     ids = [panel["id"] for panel in board["panels"]]
     assert len(set(ids)) == len(ids)
@@ -377,6 +384,10 @@ def test_the_dashboard_uses_names_that_exist() -> None:
         assert panel["title"]
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
+    for panel, other in itertools.combinations((panel["gridPos"] for panel in board["panels"]), 2):
+        beside = panel["x"] + panel["w"] <= other["x"] or other["x"] + other["w"] <= panel["x"]
+        above = panel["y"] + panel["h"] <= other["y"] or other["y"] + other["h"] <= panel["y"]
+        assert beside or above, (panel, other)
 
 
 def test_the_alerts_use_names_that_exist() -> None:
