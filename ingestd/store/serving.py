@@ -17,8 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ingestd.errors import StoreBusyError, StoreDamagedError, StoreError
-from ingestd.store.device import READ_BYTES_MAX, Device, open_device
+from ingestd.errors import StoreDamagedError, StoreError
+from ingestd.store.device import READ_BYTES_MAX, Device, open_locked
 from ingestd.store.flows import Flow
 from ingestd.store.footer import build_footer
 from ingestd.store.image import StoreImage, image_of
@@ -41,7 +41,6 @@ from ingestd.store.superblock import (
 # The kernel takes an io_uring down after its process is gone, and holds the store's file
 # meanwhile: some tenths of a second, seconds on a busy machine.
 HELD_WAIT_S: Final = 5.0
-HELD_INTERVAL_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,37 +187,12 @@ def open_for_serving(
     StoreBusyError, StoreDamagedError or StoreError; of a UUID that is not the
     expected one, StoreError.
     """
-    device = _open_alone(path, on_wait)
+    device = open_locked(path, wait_s=HELD_WAIT_S, on_wait=on_wait)
     try:
         return _recover(device, expected_uuid)
     except BaseException:
         device.close()
         raise
-
-
-def _open_alone(path: str, on_wait: Callable[[float], None] | None) -> Device:
-    """Open and lock the store's device, patiently."""
-    limit_s = time.monotonic() + HELD_WAIT_S
-    while True:
-        try:
-            return _open_locked(path)
-        except StoreBusyError:
-            if time.monotonic() >= limit_s:
-                raise
-        if on_wait is not None:
-            on_wait(HELD_WAIT_S)
-            on_wait = None
-        time.sleep(HELD_INTERVAL_S)
-
-
-def _open_locked(path: str) -> Device:
-    device = open_device(path, write=True, exclusive=True)
-    try:
-        device.lock()
-    except BaseException:
-        device.close()
-        raise
-    return device
 
 
 def _recover(device: Device, expected_uuid: str | None) -> ServedStore:
