@@ -16,9 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.errors import StoreFailedError
+from ingestd.errors import StoreDamagedError, StoreFailedError
 from support.daemon import Daemon, format_store, run_ingestd
-from support.loop import loop_device, run, tmpfs
+from support.loop import limit_size, loop_device, run, tmpfs
+from support.notify import NotifySocket
 from support.observe import (
     assert_claims,
     assert_clean,
@@ -28,6 +29,7 @@ from support.observe import (
     wait_until,
 )
 from support.payload import Payload
+from support.refusal import serve_refusal
 from support.senders import Receipt, Sent, SocketSender, assert_sealed, send, send_all
 from support.stores import MIB, store_config, write_config
 
@@ -167,6 +169,39 @@ def test_block_device_that_cannot_write(
     assert daemon.stop() == 0
     assert_stored(device, sealed)
     run_ingestd("verify", device)
+
+
+def test_a_device_that_is_gone_and_comes_back(
+    start_daemon: StartDaemon, tmp_path: Path, seed: int
+) -> None:
+    """Nothing of it can be read or written any more: senders, log, metrics and manager hear."""
+    with (
+        loop_device(tmp_path / "disk.img", 64 * MIB) as device,
+        NotifySocket(tmp_path / "notify") as manager,
+    ):
+        run_ingestd("format", device, *SMALL)
+        environment = {"NOTIFY_SOCKET": str(manager.path)}
+        daemon = start_daemon(device, log=tmp_path / "daemon.log", environment=environment)
+        before = send(daemon.address, Payload(seed, 2_000_000))
+        assert_sealed(before)
+        open_flow = SocketSender(daemon.address)
+        open_flow.write(Payload(seed + 1, 100_000).data())
+        limit_size(device, 4096)
+        _, receipt = _send_until_failure(daemon, seed + 2, 1)
+        for told in (receipt, open_flow.answer(), SocketSender(daemon.address).answer()):
+            assert told["error"] == "store_failed"
+        (event,) = wait_until(lambda: daemon.events("store_failed"), "the log tells")
+        assert event["error"].startswith(("ENOSPC", "EIO"))
+        assert scrape(daemon).total("ingestd_store_failed", store="default") == 1
+        wait_until(lambda: manager.told("FAILED: store default"), "STATUS= tells")
+        assert daemon.stop() == StoreFailedError.exit_code
+        assert "restore its size" in serve_refusal(StoreDamagedError, device)
+        limit_size(device, 0)
+        daemon.start()
+        after = send(daemon.address, Payload(seed + 3, 3_000_000))
+        assert daemon.stop() == 0
+        assert_stored(device, [before, after])
+        run_ingestd("verify", device)
 
 
 def test_other_stores_go_on(start_daemon: StartDaemon, tmp_path: Path, seed: int) -> None:

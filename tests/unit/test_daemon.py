@@ -130,6 +130,9 @@ def test_stores_and_workers(scene: Scene) -> None:
     granted = [worker.granted for worker in scene.core.workers]
     assert len({sequence for row in granted[:2] for _, sequence in row}) == 8
     assert all(store.closed_count == 1 for store in scene.opener.stores.values())
+    # What a killed daemon's areas took is free once all its stores are.
+    names = scene.log.names()
+    assert "store_opened" not in names[names.index("worker_started") :]
 
 
 def test_open_flows_get_their_time_and_a_second_signal_takes_it(scene: Scene) -> None:
