@@ -87,7 +87,7 @@ class Flow:
     spans: tuple[Span, ...] = ()
     first_offset: int = 0
 
-    def as_dict(self) -> dict[str, str | int | bool | None]:
+    def as_dict(self) -> dict[str, str | int | bool | dict[str, str] | None]:
         """Return what a listing shows of a flow, in its order."""
         return {
             "flow": self.flow,
@@ -102,6 +102,9 @@ class Flow:
             "checksum": self.checksum,
             "first_offset": self.first_offset,
             "head_overwritten": self.first_offset > 0,
+            "labels": self.labels,
+            "protocol": self.protocol,
+            "reason": self.reason,
         }
 
 

@@ -137,7 +137,7 @@ def test_ls_json_is_a_flow_a_line(image: MadeUpImage, capsys: Capture) -> None:
     assert [line["state"] for line in lines] == ["sealed", "interrupted"]
     assert list(lines[0]) == [
         "flow", "name", "peer", "listener", "state", "bytes", "durable_bytes", "started",
-        "ended", "checksum", "first_offset", "head_overwritten",
+        "ended", "checksum", "first_offset", "head_overwritten", "labels", "protocol", "reason",
     ]  # fmt: skip
 
 
