@@ -18,6 +18,7 @@ import pytest
 
 from ingestd.errors import StoreDamagedError, StoreFailedError
 from support.daemon import Daemon, format_store, run_ingestd
+from support.ingest import Ingest, checksum, data_of
 from support.loop import limit_size, loop_device, run, tmpfs
 from support.notify import NotifySocket
 from support.observe import (
@@ -201,6 +202,41 @@ def test_a_device_that_is_gone_and_comes_back(
         after = send(daemon.address, Payload(seed + 3, 3_000_000))
         assert daemon.stop() == 0
         assert_stored(device, [before, after])
+        run_ingestd("verify", device)
+
+
+def test_sessions_on_a_device_that_is_gone_go_on_when_it_is_back(
+    start_daemon: StartDaemon, tmp_path: Path, seed: int
+) -> None:
+    data = data_of(seed, 3 * MIB)
+    config = write_config(
+        tmp_path / "c.toml",
+        listener={"default": {"protocol": "ingest", "ack_interval_s": 0.05}},
+    )
+    with loop_device(tmp_path / "disk.img", 64 * MIB) as device:
+        run_ingestd("format", device, *SMALL)
+        daemon = start_daemon(device, config=config, log=tmp_path / "daemon.log")
+        with Ingest(daemon.address) as sender, Ingest(daemon.address) as late:
+            sender.begin(bytes=len(data))
+            sender.send(data[:MIB])
+            sender.durable(MIB)
+            limit_size(device, 4096)
+            with suppress(OSError):
+                sender.send(data[MIB : 2 * MIB])
+            error = sender.error()
+            assert (error["code"], error["durable"]) == ("store_failed", MIB)
+            assert late.refused()["code"] == "store_failed"
+        with Ingest(daemon.address) as later:
+            assert later.refused(flow=sender.flow, resume=True)["code"] == "store_failed"
+        assert daemon.stop() == StoreFailedError.exit_code
+        limit_size(device, 0)
+        daemon.start()
+        with Ingest(daemon.address) as again:
+            offset = again.begin(flow=sender.flow, resume=True, bytes=len(data))
+            assert MIB <= offset <= 2 * MIB
+            again.send(data[offset:])
+            assert again.sealed()["checksum"] == checksum(data)
+        assert daemon.stop() == 0
         run_ingestd("verify", device)
 
 
