@@ -4,8 +4,8 @@
 Invariants:
  - Order: stores (locked, recovered), workers (set up), listeners, pump, run,
    metrics, READY=1. What a failed start has done is undone in reverse. All locks
-   come before the first area: the kernel gives a killed daemon's hugepages back
-   before it lets go of its store.
+   come before the first area: the kernel lets go of a killed daemon's registered
+   memory, and so of its hugepages, before its registered file, and so its lock.
  - The service manager is told that the process lives only while every worker's
    loop turns.
  - A store that failed stays failed and the others go on; a worker that ends
