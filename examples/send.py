@@ -6,10 +6,14 @@
 
 Plain Python, nothing of ingestd: docs/protocol.md in its shortest form. FLOW is the
 id that an earlier run printed; with it, the file is gone on with where that run ended.
+Where the listener asks for a key, INGEST_KEY is NAME:SECRET, in hexadecimal digits.
 """
 
 import contextlib
+import hashlib
+import hmac
 import json
+import os
 import pathlib
 import socket
 import sys
@@ -18,11 +22,19 @@ import uuid
 
 BLOCK_BYTES = 4096
 PASSING = ("busy", "shutdown", "idle_timeout", "hello_timeout")  # it can be tried again
+ZEROS = b"0" * 64  # in the place of the MAC, while it is computed
 
 
-def hello_block(flow: str, path: pathlib.Path) -> bytes:
+def hello_block(flow: str, path: pathlib.Path, greeting: dict) -> bytes:
     fields = {"flow": flow, "resume": "auto", "name": path.name, "bytes": path.stat().st_size}
+    key, _, secret = os.environ.get("INGEST_KEY", "").partition(":")
+    if key:
+        fields |= {"key": key, "mac": ZEROS.decode()}
     text = json.dumps(fields).encode()
+    if key:
+        said = bytes.fromhex(greeting["challenge"]) + hashlib.sha256(text).digest()
+        mac = hmac.new(bytes.fromhex(secret), said, hashlib.sha256).hexdigest()
+        text = mac.encode().join(text.rsplit(ZEROS, 1))
     return (b"ingest/1\n" + text + b"\n").ljust(BLOCK_BYTES, b"\0")
 
 
@@ -44,9 +56,9 @@ def send(host: str, port: int, path: pathlib.Path, flow: str) -> dict:
     with socket.create_connection((host, port), timeout=600) as sock:
         lines = sock.makefile("rb")
         greeting = await_line(lines, "hello")
-        if 1 not in greeting["versions"] or greeting["auth"] != "none":
-            sys.exit("this example speaks version 1, and has no key")
-        sock.sendall(hello_block(flow, path))
+        if 1 not in greeting["versions"] or greeting["auth"] not in ("none", "hmac-sha256"):
+            sys.exit("this example speaks version 1, and authenticates by hmac-sha256 only")
+        sock.sendall(hello_block(flow, path, greeting))
         answer = await_line(lines, "accepted")
         if answer["type"] == "error":  # sealed: an earlier attempt did it all
             return answer

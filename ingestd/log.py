@@ -165,6 +165,12 @@ class LogEvent(Enum):
         "error",
         "the changed configuration is not valid; the old one stays in effect",
     )
+    KEYS_RELOADED = "keys_reloaded", "info", "a listener's key file was read again"
+    KEYS_REFUSED = (
+        "keys_refused",
+        "error",
+        "a listener's changed key file cannot be used; the old keys stay in effect",
+    )
     DRAINING = "draining", "info", "no more connections are accepted; open flows may end"
     STOPPED = "stopped", "info", "everything received is durable or told lost; the process ends"
     EVENTS_SUPPRESSED = "events_suppressed", "info", "how many events of a kind were not shown"

@@ -7,6 +7,12 @@ Invariant: each imports what it needs when it runs. Owned by the main thread.
 from __future__ import annotations
 
 from argparse import Namespace
+from typing import TYPE_CHECKING
+
+from ingestd.errors import ConfigError
+
+if TYPE_CHECKING:
+    from ingestd.config.settings import Settings
 
 
 def run_serve(arguments: Namespace) -> int:
@@ -26,10 +32,30 @@ def run_serve(arguments: Namespace) -> int:
 
 
 def run_check_config(arguments: Namespace) -> int:
-    """Print the effective configuration, which is itself one that can be used."""
+    """Print the effective configuration, which is itself one that can be used.
+
+    Raises ConfigError, also where a key file cannot be used.
+    """
     from ingestd.config.settings import effective_toml, load
 
-    text = effective_toml(load(arguments.config))
+    settings = load(arguments.config)
+    _check_keys(settings, arguments.config)
+    text = effective_toml(settings)
     print(f"# {arguments.config} is valid; with all defaults it reads:\n")
     print(text, end="")
     return 0
+
+
+def _check_keys(settings: Settings, source: str) -> None:
+    """Open every key file, as `serve` will. Raises ConfigError, a line for each problem."""
+    from ingestd.keyfile import load_keys
+
+    problems = []
+    for name, listener in settings.listener.items():
+        try:
+            if listener.key_file is not None:
+                load_keys(listener.key_file)
+        except ConfigError as error:
+            problems.append(f"{source}: listener.{name}.key_file: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))

@@ -79,11 +79,16 @@ def _row(flow: Flow) -> tuple[str, ...]:
         flow.flow,
         flow.state,
         short_size(flow.bytes),
-        str(flow.bytes),
+        _bytes_text(flow),
         short_time(flow.started),
         flow.name or "-",
         flow.peer or "-",
     )
+
+
+def _bytes_text(flow: Flow) -> str:
+    """Return how many bytes, or FIRST..END where those before FIRST were overwritten."""
+    return f"{flow.first_offset}..{flow.bytes}" if flow.first_offset else str(flow.bytes)
 
 
 def _tell_warnings(warnings: Iterable[str]) -> None:

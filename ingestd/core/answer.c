@@ -73,7 +73,9 @@ static int format_receipt(const struct flow *f, const char *id, char *line, size
 static int format_refusal(const struct flow *f, const char *id, int store_errno, char *line,
                           size_t capacity) {
     struct refusal r = refusal_for(f->reason, store_errno);
-    bool whole = f->opened && f->durable_bytes == f->received_bytes;
+    /* Where the device failed, only bytes prove that the store knows the flow at all. */
+    bool known = f->opened && (store_errno == 0 || f->durable_bytes > 0);
+    bool whole = known && f->durable_bytes == f->received_bytes;
     return snprintf(line, capacity,
                     "{\"flow\": %s%s%s, \"bytes\": %" PRIu64
                     ", \"durable\": %s, \"state\": \"%s\", \"error\": \"%s\", \"text\": \"%s\"}\n",

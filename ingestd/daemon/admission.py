@@ -22,7 +22,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ingestd.daemon.eventlog import hello_failure
@@ -120,7 +120,7 @@ class Admission:
         self.refused_counts: Counter[tuple[str, str, str]] = Counter()  # store, listener, code
         self._core = core
         self._log = log
-        self._doors = doors
+        self._doors = list(doors)
         self._indexes = indexes
         self._gates = gates
         self._wake = wake
@@ -135,6 +135,10 @@ class Admission:
         """Let go of the thread that looks into stores."""
         if self._reader is not None:
             self._reader.shutdown(wait=False, cancel_futures=True)
+
+    def set_keys(self, name: str, keys: Mapping[str, bytes]) -> None:
+        """Let hellos on a listener be checked by other keys from now on."""
+        self._doors = [replace(d, keys=keys) if d.name == name else d for d in self._doors]
 
     def serve(self, worker: WorkerThread) -> None:
         """Answer what a worker asks now."""

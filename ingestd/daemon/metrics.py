@@ -27,7 +27,11 @@ from prometheus_client.registry import Collector
 
 from ingestd import __version__
 from ingestd.daemon.engine import EngineChoice
-from ingestd.daemon.space_metrics import overwritten_families, upkeep_families
+from ingestd.daemon.space_metrics import (
+    overwritten_families,
+    upkeep_families,
+    warn_free_family,
+)
 
 if TYPE_CHECKING:
     from ingestd.daemon.worker import Core, WorkerThread
@@ -232,7 +236,9 @@ class IngestdCollector(Collector):
         engine: EngineChoice,
         core: Core,
         refused_counts: dict[tuple[str, str, str], int],
+        warn_free_percents: Mapping[str, float],
     ) -> None:
+        self._warn_free_percents = warn_free_percents
         self._workers = workers
         self._stores = stores
         self._engine = engine
@@ -249,6 +255,7 @@ class IngestdCollector(Collector):
         yield from self._stores_families(shots)
         yield from overwritten_families(self._stores)
         yield from upkeep_families(self._stores)
+        yield warn_free_family(self._warn_free_percents)
         yield self._refused()
         yield self._engine_info()
         yield _build_info()

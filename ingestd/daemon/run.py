@@ -3,7 +3,9 @@
 
 Invariants:
  - Order: stores (locked, recovered), workers (set up), listeners, pump, run,
-   metrics, READY=1. What a failed start has done is undone in reverse.
+   metrics, READY=1. What a failed start has done is undone in reverse. All locks
+   come before the first area: the kernel lets go of a killed daemon's registered
+   memory, and so of its hugepages, before its registered file, and so its lock.
  - The service manager is told that the process lives only while every worker's
    loop turns.
  - A store that failed stays failed and the others go on; a worker that ends
@@ -32,6 +34,7 @@ from ingestd.daemon.engine import EngineChoice, fall_back
 from ingestd.daemon.eventlog import EventLog, errno_text
 from ingestd.daemon.flow_index import FlowIndex
 from ingestd.daemon.housekeeping import Housekeeping
+from ingestd.daemon.keys import reread_keys
 from ingestd.daemon.pump import Pump
 from ingestd.daemon.signals import SignalInbox
 from ingestd.daemon.startup import (
@@ -294,6 +297,7 @@ class Daemon:
             engine,
             self._core,
             self._admission.refused_counts,
+            {name: store.warn_free_percent for name, store in self._settings.store.items()},
         )
         server = start_metrics(endpoint, collector)
         undo.callback(server.close)
@@ -478,6 +482,8 @@ class Daemon:
         self._log.emit(LogEvent.CONFIG_RELOADED, changed=list(changed))
         if waiting:
             self._log.emit(LogEvent.CONFIG_NEEDS_RESTART, keys=list(waiting))
+        # Another path waits for a restart, like every option that names what is served.
+        reread_keys(self._started_settings.listener, self._admission, self._log)
 
     def _apply_idle_timeouts(self, new: Settings) -> None:
         for index, name in enumerate(self._listener_names):

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of what stores gave up, to make room or on purpose. Scrapes only read."""
+"""Metrics of the room in stores: what was given up, for room or on purpose, when it is short.
+
+Invariant: scrapes only read.
+"""
 
 from __future__ import annotations
 
@@ -70,3 +73,15 @@ def upkeep_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
             sizes.add_metric([name, reason], counts.payload_bytes[reason])
         waiting.add_metric([name], len(store.upkeep.removed))
     yield from (flows, segments, sizes, waiting, discarded)
+
+
+def warn_free_family(percents: Mapping[str, float]) -> Metric:
+    """Return, for each store's `warn_free_percent`, the share that an alert compares with."""
+    share = GaugeMetricFamily(
+        "ingestd_store_warn_free_ratio",
+        "Share of the store that, when less is free, is worth a warning; 0: none is wanted.",
+        labels=["store"],
+    )
+    for name, percent in percents.items():
+        share.add_metric([name], percent / 100)
+    return share

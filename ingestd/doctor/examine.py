@@ -18,6 +18,7 @@ from ingestd.daemon.direct_io import DirectProfile
 from ingestd.daemon.engine import choose_engine
 from ingestd.daemon.readiness import MEMINFO_PATH, hugepage_finding
 from ingestd.daemon.worker import Core, device_profile, kernel_features, locked_bytes
+from ingestd.doctor.room import Room, room_finding, room_of
 from ingestd.doctor.storage import storage_findings
 from ingestd.errors import EngineError, IngestdError
 from ingestd.finding import Finding, failures
@@ -60,6 +61,7 @@ def examine(
     core: Core,
     read: Callable[[str], NicState] = READ_WITH_IRQS,
     profile_of: Callable[[str], DirectProfile] = device_profile,
+    room: Callable[[str], Room] = room_of,
 ) -> Report:
     """Return the report for a configuration on this machine."""
     report = Report(is_deviceless=settings.engine.is_deviceless)
@@ -67,7 +69,7 @@ def examine(
     state = _interface(settings, read, report)
     for name, store in settings.store.items():
         profile, findings = storage_findings(store.path, profile_of)
-        report.sections[f"store {name}"] = findings
+        report.sections[f"store {name}"] = [*findings, room_finding(store, room)]
         if state is not None and profile is not None:
             report.ratios |= _ratios(settings, name, state, profile)
     try:

@@ -20,7 +20,7 @@ import stat
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from ingestd.errors import (
@@ -32,8 +32,9 @@ from ingestd.errors import (
 from ingestd.store.layout import BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, Bytes, round_up
 
 READ_BYTES_MAX: Final = 8 * 1024 * 1024
-LOCK_TRIES: Final = 20
-LOCK_INTERVAL_S: Final = 0.025
+# A reader that asks whether the store is served holds a shared lock for a moment.
+READER_WAIT_S: Final = 0.5
+HELD_INTERVAL_S: Final = 0.025
 
 _BLKSSZGET: Final = 0x1268  # linux/fs.h: logical block size of a block device
 _PROBE_OFFSET: Final = BLOCK_BYTES_MAX
@@ -125,23 +126,14 @@ class Device:
                 f"{self.path} cannot be flushed: {error.strerror}; check the device's health"
             ) from None
 
-    def lock(self, tries: int = LOCK_TRIES) -> None:
-        """Take the daemon's lock; raises StoreBusyError if another process keeps it.
-
-        A reader that asks whether the store is served holds a shared lock for a
-        moment, hence the tries.
-        """
-        for left in reversed(range(tries)):
-            try:
-                fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if not left:
-                    raise StoreBusyError(
-                        f"{self.path} is in use by another process: stop the daemon that serves it"
-                    ) from None
-                time.sleep(LOCK_INTERVAL_S)
-            else:
-                return
+    def lock(self) -> None:
+        """Take the daemon's lock; raises StoreBusyError if it is held right now: open_locked()."""
+        try:
+            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise StoreBusyError(
+                f"{self.path} is in use by another process: stop the daemon that serves it"
+            ) from None
 
     def is_served(self) -> bool:
         """Tell whether a daemon holds the store right now."""
@@ -189,11 +181,36 @@ def open_device(path: str, *, write: bool = False, exclusive: bool = False) -> D
         raise
 
 
-def open_locked(path: str, tries: int = LOCK_TRIES) -> Device:
-    """Open a store for writing, and take the daemon's lock; errors as of both."""
+def open_locked(
+    path: str,
+    *,
+    wait_s: float = READER_WAIT_S,
+    on_wait: Callable[[float], None] | None = None,
+) -> Device:
+    """Open a store for writing and lock it, so that nobody else writes to it.
+
+    What is held is waited for, up to `wait_s`; `on_wait` is called once with that,
+    as soon as it is more than a reader that holds it. Errors as of open_device();
+    StoreBusyError also if the lock is not given up.
+    """
+    started_s = time.monotonic()
+    while True:
+        try:
+            return _try_locked(path)
+        except StoreBusyError:
+            waited_s = time.monotonic() - started_s
+            if waited_s >= wait_s:
+                raise
+        if on_wait is not None and waited_s >= READER_WAIT_S:
+            on_wait(wait_s)
+            on_wait = None
+        time.sleep(HELD_INTERVAL_S)
+
+
+def _try_locked(path: str) -> Device:
     device = open_device(path, write=True, exclusive=True)
     try:
-        device.lock(tries)
+        device.lock()
     except BaseException:
         device.close()
         raise

@@ -89,7 +89,7 @@ class Flow:
     first_offset: int = 0
     ended_ns: int = 0
 
-    def as_dict(self) -> dict[str, str | int | bool | None]:
+    def as_dict(self) -> dict[str, str | int | bool | dict[str, str] | None]:
         """Return what a listing shows of a flow, in its order."""
         return {
             "flow": self.flow,
@@ -104,6 +104,9 @@ class Flow:
             "checksum": self.checksum,
             "first_offset": self.first_offset,
             "head_overwritten": self.first_offset > 0,
+            "labels": self.labels,
+            "protocol": self.protocol,
+            "reason": self.reason,
         }
 
 

@@ -29,7 +29,7 @@ from ingestd.errors import (
     UnsafeDeviceError,
 )
 from ingestd.sizes import full_size
-from ingestd.store.device import READ_BYTES_MAX, Device, aligned_memory, open_device
+from ingestd.store.device import READ_BYTES_MAX, Device, aligned_memory, open_locked
 from ingestd.store.geometry import Geometry, check_store_bytes, plan_geometry
 from ingestd.store.layout import SEGMENTS_OFFSET, round_up
 from ingestd.store.safety import BlockDevice, Signature, loop_devices_of, signatures
@@ -90,8 +90,7 @@ def format_store(
         _refuse_used_block_device(path, status.st_rdev)
     elif stat.S_ISREG(status.st_mode):
         _refuse_used_file(path)
-    with open_device(path, write=True, exclusive=True) as device:
-        device.lock()
+    with open_locked(path) as device:
         return _format_existing(device, wish)
 
 
@@ -117,8 +116,7 @@ def _format_new_file(path: str, wish: _Wish) -> Superblock:
         raise StoreError(f"{path} cannot be created: {error.strerror}") from None
     os.close(fd)
     try:
-        with open_device(path, write=True) as device:
-            device.lock()
+        with open_locked(path) as device:
             superblock = _format_file(device, wish, wish.size_bytes)
         _sync_directory(path)
     except BaseException:

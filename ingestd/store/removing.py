@@ -33,7 +33,7 @@ from ingestd.store.upkeep import Upkeep
 # The daemon looks for requests once a second, and reads the store's footers to decide.
 ANSWER_TIMEOUT_S: Final = 30.0
 POLL_INTERVAL_S: Final = 0.1
-LOCK_TRIES: Final = 3
+WITHDRAW_TRIES: Final = 3
 
 
 class Outcome(NamedTuple):
@@ -87,7 +87,7 @@ class _Removal:
     def alone(self) -> bool:
         """Do it all, if the store can be had."""
         try:
-            device = open_locked(self._path, LOCK_TRIES)
+            device = open_locked(self._path)
         except StoreBusyError:
             if time.monotonic() >= self._deadline_s:
                 raise
@@ -217,7 +217,7 @@ class _Removal:
 
     def _withdraw(self, box: RequestBox) -> None:
         """Leave nothing of ours in the block."""
-        for _ in range(LOCK_TRIES):
+        for _ in range(WITHDRAW_TRIES):
             with box.locked() as is_ours:
                 if is_ours:
                     before = box.read()

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from ingestd.errors import StoreBusyError, StoreDamagedError, StoreError
+from ingestd.errors import StoreDamagedError, StoreError
 from ingestd.store.device import READ_BYTES_MAX, Device, open_locked
 from ingestd.store.flows import Flow
 from ingestd.store.footer import build_footer
@@ -44,7 +44,6 @@ from ingestd.store.upkeep import Upkeep
 # The kernel takes an io_uring down after its process is gone, and holds the store's file
 # meanwhile: some tenths of a second, seconds on a busy machine.
 HELD_WAIT_S: Final = 5.0
-HELD_INTERVAL_S: Final = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,27 +216,12 @@ def open_for_serving(
     StoreBusyError, StoreDamagedError or StoreError; of a UUID that is not the
     expected one, StoreError.
     """
-    device = _open_alone(path, on_wait)
+    device = open_locked(path, wait_s=HELD_WAIT_S, on_wait=on_wait)
     try:
         return _recover(device, expected_uuid)
     except BaseException:
         device.close()
         raise
-
-
-def _open_alone(path: str, on_wait: Callable[[float], None] | None) -> Device:
-    """Open and lock the store's device, patiently."""
-    limit_s = time.monotonic() + HELD_WAIT_S
-    while True:
-        try:
-            return open_locked(path)
-        except StoreBusyError:
-            if time.monotonic() >= limit_s:
-                raise
-        if on_wait is not None:
-            on_wait(HELD_WAIT_S)
-            on_wait = None
-        time.sleep(HELD_INTERVAL_S)
 
 
 def _recover(device: Device, expected_uuid: str | None) -> ServedStore:

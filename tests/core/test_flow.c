@@ -118,6 +118,14 @@ static void a_failed_store_never_says_sealed(void) {
     CHECK(strstr(answer(&f, 5), "\"durable\": false") != NULL);
 }
 
+static void only_bytes_prove_a_flow_of_a_failed_store(void) {
+    struct flow f = {.opened = true, .state = FLOW_STATE_SEALED};
+    CHECK(strstr(answer(&f, 0), "\"durable\": true") != NULL);
+    CHECK(strstr(answer(&f, 5), "\"bytes\": 0, \"durable\": false") != NULL);
+    f.received_bytes = f.durable_bytes = 10;
+    CHECK(strstr(answer(&f, 5), "\"bytes\": 10, \"durable\": true") != NULL);
+}
+
 static void every_reason_fits_its_line(void) {
     for (uint8_t reason = 0; reason <= CLOSE_REASON_LENGTH; reason++) {
         struct flow f = {.opened = reason % 2, .state = FLOW_STATE_INTERRUPTED, .reason = reason};
@@ -131,7 +139,7 @@ int main(void) {
         TEST(a_full_table_gives_nothing),       TEST(waiting_is_first_come_first_served),
         TEST(the_least_active_flow_is_first),   TEST(a_receipt_is_one_line_of_json),
         TEST(a_failed_store_never_says_sealed), TEST(every_reason_fits_its_line),
-        TEST(flows_with_news_are_told_in_turn),
+        TEST(flows_with_news_are_told_in_turn), TEST(only_bytes_prove_a_flow_of_a_failed_store),
     };
     return harness_run(tests, sizeof tests / sizeof tests[0]);
 }

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import time
 import uuid
@@ -31,6 +32,7 @@ from support.stores import write_config
 Serve = Callable[..., Daemon]
 SECRET = bytes(range(32))
 WAIT_S = 30.0
+STRANGERS_COUNT = 600  # of whom the log shows some only
 
 
 @pytest.fixture
@@ -99,6 +101,29 @@ def test_keys(serve: Serve, key_file: str, seed: int) -> None:
         assert other.error()["code"] == "unauthorised"
 
 
+def test_keys_change_while_a_flow_goes_on(serve: Serve, key_file: str, seed: int) -> None:
+    daemon, data, secret = serve(key_file=key_file), data_of(seed, 5000), b"\xcd" * 16
+    with Ingest(daemon.address) as sender:
+        sender.begin(key="ours", secret=SECRET)
+        sender.send(data[:100])
+        Path(key_file).write_text(f'[key]\nnew = "{secret.hex()}"\n')
+        daemon.process.send_signal(signal.SIGHUP)
+        wait_for_event(daemon, "keys_reloaded")
+        with Ingest(daemon.address) as late:
+            assert late.refused(key="ours", secret=SECRET)["code"] == "unauthorised"
+        with Ingest(daemon.address) as newer:
+            newer.begin(key="new", secret=secret)
+            assert newer.sealed()["bytes"] == 0
+        Path(key_file).write_text("[key]\n")
+        daemon.process.send_signal(signal.SIGHUP)
+        (refused,) = wait_for_event(daemon, "keys_refused")
+        assert "must have one table" in refused["error"]
+        with Ingest(daemon.address) as still:
+            still.begin(key="new", secret=secret)
+        sender.send(data[100:])
+        assert sender.sealed()["checksum"] == checksum(data)
+
+
 def test_silent_hellos_are_ended(serve: Serve) -> None:
     daemon = serve(hello_timeout_s=0.3)
     with Ingest(daemon.address) as silent, Ingest(daemon.address) as slow:
@@ -109,6 +134,34 @@ def test_silent_hellos_are_ended(serve: Serve) -> None:
             assert sender.error()["code"] == "hello_timeout"
             assert time.monotonic() - started_s < WAIT_S
     assert {e["reason"] for e in wait_for_event(daemon, "flow_refused", 2)} == {"hello_timeout"}
+
+
+def test_strangers_cost_nothing_but_a_line(serve: Serve, key_file: str) -> None:
+    """Each is told and counted; the log tells of some, and how many more there were."""
+    daemon = serve(key_file=key_file, hello_timeout_s=20)
+    silent = [Ingest(daemon.address) for _ in range(STRANGERS_COUNT // 10)]
+    for sender in silent:
+        sender.expect("hello")
+    begun_s = time.monotonic()
+    for _ in range(STRANGERS_COUNT):
+        with Ingest(daemon.address) as stranger:
+            assert stranger.refused(key="ours", secret=bytes(32))["code"] == "unauthorised"
+    assert time.monotonic() - begun_s < 20, "each within the time that a hello may take"
+    shot = scrape(daemon)
+    assert shot.total("ingestd_refused_total", reason="unauthorised") == STRANGERS_COUNT
+    assert shot.total("ingestd_flows", state="greeting") == len(silent)
+    for state in ("receiving", "writing"):
+        assert shot.total("ingestd_area_bytes", state=state) == 0
+    assert shot.total("ingestd_written_bytes_total") == 0
+    for sender in silent:
+        sender.reset()
+    assert daemon.stop() == 0
+    told = [e for e in daemon.events("flow_refused") if e["reason"] == "unauthorised"]
+    more = [e["count"] for e in daemon.events("events_suppressed") if e["of"] == "flow_refused"]
+    assert told[0]["peer"].startswith("127.0.0.1:")
+    assert len(told) < STRANGERS_COUNT <= len(told) + sum(more) <= STRANGERS_COUNT + len(silent)
+    with read_image(str(daemon.store)) as image:
+        assert image.flows == []
 
 
 @pytest.mark.parametrize("trailer", [False, True])

@@ -59,6 +59,7 @@ def test_files_with_a_key(serve: Serve, tmp_path: Path, seed: int) -> None:
         number = receipt["bytes"] // 100_003
         shown, found = stored(daemon, receipt["flow"])
         assert (shown["name"], found) == (f"scan-{number}", data[number])
+        assert (shown["labels"], shown["protocol"]) == ({"beam": "ID19"}, "ingest")
         assert receipt["checksum"] == checksum(found)
         assert receipt.get("sender_checksum") in (None, checksum(found))
     run_ingestd("send", paths[1], "--to", _to(daemon), *PROTOCOL, code=14)  # without the key

@@ -16,9 +16,11 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.errors import StoreFailedError
+from ingestd.errors import StoreDamagedError, StoreFailedError
 from support.daemon import Daemon, format_store, run_ingestd
-from support.loop import loop_device, run, tmpfs
+from support.ingest import Ingest, checksum, data_of
+from support.loop import limit_size, loop_device, run, tmpfs
+from support.notify import NotifySocket
 from support.observe import (
     assert_claims,
     assert_clean,
@@ -28,6 +30,7 @@ from support.observe import (
     wait_until,
 )
 from support.payload import Payload
+from support.refusal import serve_refusal
 from support.senders import Receipt, Sent, SocketSender, assert_sealed, send, send_all
 from support.stores import MIB, store_config, write_config
 
@@ -167,6 +170,74 @@ def test_block_device_that_cannot_write(
     assert daemon.stop() == 0
     assert_stored(device, sealed)
     run_ingestd("verify", device)
+
+
+def test_a_device_that_is_gone_and_comes_back(
+    start_daemon: StartDaemon, tmp_path: Path, seed: int
+) -> None:
+    """Nothing of it can be read or written any more: senders, log, metrics and manager hear."""
+    with (
+        loop_device(tmp_path / "disk.img", 64 * MIB) as device,
+        NotifySocket(tmp_path / "notify") as manager,
+    ):
+        run_ingestd("format", device, *SMALL)
+        environment = {"NOTIFY_SOCKET": str(manager.path)}
+        daemon = start_daemon(device, log=tmp_path / "daemon.log", environment=environment)
+        before = send(daemon.address, Payload(seed, 2_000_000))
+        assert_sealed(before)
+        open_flow = SocketSender(daemon.address)
+        open_flow.write(Payload(seed + 1, 100_000).data())
+        limit_size(device, 4096)
+        _, receipt = _send_until_failure(daemon, seed + 2, 1)
+        for told in (receipt, open_flow.answer(), SocketSender(daemon.address).answer()):
+            assert told["error"] == "store_failed"
+        (event,) = wait_until(lambda: daemon.events("store_failed"), "the log tells")
+        assert event["error"].startswith(("ENOSPC", "EIO"))
+        assert scrape(daemon).total("ingestd_store_failed", store="default") == 1
+        wait_until(lambda: manager.told("FAILED: store default"), "STATUS= tells")
+        assert daemon.stop() == StoreFailedError.exit_code
+        assert "restore its size" in serve_refusal(StoreDamagedError, device)
+        limit_size(device, 0)
+        daemon.start()
+        after = send(daemon.address, Payload(seed + 3, 3_000_000))
+        assert daemon.stop() == 0
+        assert_stored(device, [before, after])
+        run_ingestd("verify", device)
+
+
+def test_sessions_on_a_device_that_is_gone_go_on_when_it_is_back(
+    start_daemon: StartDaemon, tmp_path: Path, seed: int
+) -> None:
+    data = data_of(seed, 3 * MIB)
+    config = write_config(
+        tmp_path / "c.toml",
+        listener={"default": {"protocol": "ingest", "ack_interval_s": 0.05}},
+    )
+    with loop_device(tmp_path / "disk.img", 64 * MIB) as device:
+        run_ingestd("format", device, *SMALL)
+        daemon = start_daemon(device, config=config, log=tmp_path / "daemon.log")
+        with Ingest(daemon.address) as sender, Ingest(daemon.address) as late:
+            sender.begin(bytes=len(data))
+            sender.send(data[:MIB])
+            sender.durable(MIB)
+            limit_size(device, 4096)
+            with suppress(OSError):
+                sender.send(data[MIB : 2 * MIB])
+            error = sender.error()
+            assert (error["code"], error["durable"]) == ("store_failed", MIB)
+            assert late.refused()["code"] == "store_failed"
+        with Ingest(daemon.address) as later:
+            assert later.refused(flow=sender.flow, resume=True)["code"] == "store_failed"
+        assert daemon.stop() == StoreFailedError.exit_code
+        limit_size(device, 0)
+        daemon.start()
+        with Ingest(daemon.address) as again:
+            offset = again.begin(flow=sender.flow, resume=True, bytes=len(data))
+            assert MIB <= offset <= 2 * MIB
+            again.send(data[offset:])
+            assert again.sealed()["checksum"] == checksum(data)
+        assert daemon.stop() == 0
+        run_ingestd("verify", device)
 
 
 def test_other_stores_go_on(start_daemon: StartDaemon, tmp_path: Path, seed: int) -> None:

@@ -8,6 +8,7 @@ it fails, since there nobody would see the skip.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import struct
 import subprocess
@@ -19,6 +20,10 @@ from typing import Final, NoReturn
 import pytest
 
 COMMAND_TIMEOUT_S: Final = 60.0
+LOOP_SET_STATUS64: Final = 0x4C04
+LOOP_GET_STATUS64: Final = 0x4C05
+LOOP_INFO64_BYTES: Final = 232
+LOOP_SIZELIMIT_OFFSET: Final = 32
 SECTOR_BYTES: Final = 512  # of a partition table in the old style, whatever the device has
 
 
@@ -74,6 +79,21 @@ def loop_device(
     finally:
         os.close(hold_fd)
         backing.unlink()
+
+
+def limit_size(device: Path, size_bytes: int) -> None:
+    """Let a loop device end at a size, whoever has it open; 0: where its backing file ends.
+
+    LOOP_GET_STATUS64, LOOP_SET_STATUS64 and lo_sizelimit of linux/loop.h.
+    """
+    fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        status = bytearray(LOOP_INFO64_BYTES)
+        fcntl.ioctl(fd, LOOP_GET_STATUS64, status)
+        struct.pack_into("=Q", status, LOOP_SIZELIMIT_OFFSET, size_bytes)
+        fcntl.ioctl(fd, LOOP_SET_STATUS64, status)
+    finally:
+        os.close(fd)
 
 
 @contextmanager

@@ -49,3 +49,7 @@ class NotifySocket:
             for when, lines in list(self.messages)
             if any(got == line or (line.endswith("=") and got.startswith(line)) for got in lines)
         ]
+
+    def told(self, part: str) -> bool:
+        """Whether a line that came has this in it."""
+        return any(part in got for _, lines in list(self.messages) for got in lines)

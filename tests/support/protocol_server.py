@@ -68,6 +68,7 @@ class Behaviour:
     greeting: dict[str, Any] = field(default_factory=dict)
     is_mute: bool = False  # never greets
     piece_bytes_max: int = 1 << 16
+    meeting: threading.Barrier | None = None  # connections that must be there at once
     pause_s: float = 0.0  # before each piece: back-pressure
 
 
@@ -190,6 +191,8 @@ class _Connection:
         }
         self._say(**{**greeting, **self._behaviour.greeting})
         hello = self._hello()
+        if self._behaviour.meeting is not None:
+            self._behaviour.meeting.wait(20)
         with self._lock:
             if self._behaviour.refusals:
                 fields = dict(self._behaviour.refusals.pop(0))

@@ -221,6 +221,27 @@ def test_check_config_prints_a_configuration(tmp_path: Path, capsys: Capture) ->
     assert 'did you mean "workers"?' in captured.err
 
 
+def test_check_config_opens_key_files(tmp_path: Path, capsys: Capture) -> None:
+    path, keys = tmp_path / "c.toml", tmp_path / "keys.toml"
+    listeners = "".join(
+        f'[listener.{name}]\naddress = "*:{port}"\nprotocol = "ingest"\nkey_file = "{file}"\n'
+        for name, port, file in (("b", 7, keys), ("c", 8, tmp_path / "none"))
+    )
+    path.write_text(f'[store.a]\npath = "/var/a"\n{listeners}')
+    keys.touch(0o600)
+    keys.write_text('[key]\nlab = "short"\n')
+    assert main(["check-config", "-c", str(path)]) == 3
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    first, second = captured.err.splitlines()
+    assert f"{path}: listener.b.key_file: {keys}: key.lab: must be" in first
+    assert f"{path}: listener.c.key_file: {tmp_path / 'none'}: cannot be read" in second
+    keys.write_text(f'[key]\nlab = "{"0" * 32}"\n')
+    path.write_text(path.read_text().replace(str(tmp_path / "none"), str(keys)))
+    assert main(["check-config", "-c", str(path)]) == 0
+    assert "0" * 32 not in capsys.readouterr().out
+
+
 # --- send ------------------------------------------------------------------------
 
 

@@ -10,6 +10,7 @@ import re
 import signal
 import subprocess
 import termios
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -102,6 +103,13 @@ def test_directory_in_parallel(tmp_path: Path, capsys: Capture) -> None:
     assert files == sorted(str(tmp_path / name) for name in payloads)
     assert all(receipt["state"] == "sealed" for receipt in receipts)
     assert f"{tmp_path}/d/pipe: is not a file: left out" in captured.err
+
+
+def test_flows_are_sent_at_the_same_time(tmp_path: Path) -> None:
+    files = [_file(tmp_path / f"{n}", Payload(n, 1000)) for n in range(6)]
+    with running(meeting=threading.Barrier(3)) as server:
+        assert _send(server, *files, "--parallel", "3") == 0
+        assert len(server.flows) == 6
 
 
 def test_flow_that_fails_does_not_stop_the_others(tmp_path: Path, capsys: Capture) -> None:

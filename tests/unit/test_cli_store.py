@@ -8,6 +8,7 @@ import os
 import sys
 import termios
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -123,13 +124,21 @@ def test_ls_is_a_table(image: MadeUpImage, capsys: Capture) -> None:
     ]
 
 
+def test_ls_marks_what_has_lost_its_head(image: MadeUpImage, capsys: Capture) -> None:
+    image.flows[0] = replace(image.flows[0], first_offset=1024)
+    assert main(["ls", image.path]) == 0
+    _, cut, whole = capsys.readouterr().out.splitlines()
+    assert cut.split()[1:5] == ["sealed", "4", "KiB", "1024..4096"]
+    assert whole.split()[1:5] == ["interrupted", "4", "KiB", "4096"]
+
+
 def test_ls_json_is_a_flow_a_line(image: MadeUpImage, capsys: Capture) -> None:
     assert main(["ls", image.path, "--json"]) == 0
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert [line["state"] for line in lines] == ["sealed", "interrupted"]
     assert list(lines[0]) == [
         "flow", "name", "peer", "listener", "state", "bytes", "durable_bytes", "started",
-        "ended", "checksum", "first_offset", "head_overwritten",
+        "ended", "checksum", "first_offset", "head_overwritten", "labels", "protocol", "reason",
     ]  # fmt: skip
 
 

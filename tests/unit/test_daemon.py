@@ -130,6 +130,9 @@ def test_stores_and_workers(scene: Scene) -> None:
     granted = [worker.granted for worker in scene.core.workers]
     assert len({sequence for row in granted[:2] for _, sequence in row}) == 8
     assert all(store.closed_count == 1 for store in scene.opener.stores.values())
+    # What a killed daemon's areas took is free once all its stores are.
+    names = scene.log.names()
+    assert "store_opened" not in names[names.index("worker_started") :]
 
 
 def test_open_flows_get_their_time_and_a_second_signal_takes_it(scene: Scene) -> None:
@@ -327,6 +330,42 @@ def test_reload_with_a_section_gone(scene: Scene) -> None:
     (waiting,) = scene.log.fields("config_needs_restart")
     assert {"store.data", "store.other", "listener.in", "listener.new"} <= set(waiting["keys"])
     assert scene.commands(scene.core.COMMAND_SET_IDLE_TIMEOUT) == []
+
+
+def test_reload_reads_keys_again(scene: Scene, tmp_path: Path) -> None:
+    """A file that cannot be used leaves the old ones; the other listener has its new ones."""
+    secret = "ab" * 16
+    files = {name: tmp_path / f"{name}.toml" for name in ("bad", "good")}
+    for path in files.values():
+        path.touch(0o600)
+        path.write_text(f'[key]\nold = "{secret}"\n')
+    scene.configure(
+        {
+            "store": {"data": {"path": "/dev/made-up"}},
+            "listener": {
+                name: {"address": "127.0.0.1:0", "protocol": "ingest", "key_file": str(path)}
+                for name, path in files.items()
+            },
+        }
+    )
+
+    def keys() -> dict[str, set[str]]:
+        assert scene.daemon is not None
+        return {door.name: set(door.keys or ()) for door in scene.daemon._admission._doors}
+
+    def scenario() -> None:
+        files["bad"].write_text(f'[key]\nnew = "{secret}!"\n')
+        files["good"].write_text(f'[key]\nnew = "{secret}"\n')
+        _reload(scene, "keys_reloaded")
+        assert keys() == {"bad": {"old"}, "good": {"new"}}
+
+    assert scene.play(scenario) == 0
+    (refused,) = scene.log.fields("keys_refused")
+    assert refused["listener"] == "bad"
+    assert "key.new: must be" in refused["error"]
+    assert secret not in refused["error"]
+    (reloaded,) = scene.log.fields("keys_reloaded")
+    assert (reloaded["listener"], reloaded["keys_count"]) == ("good", 1)
 
 
 # --- Signals --------------------------------------------------------------------------------

@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 
 from ingestd.cli import main
-from ingestd.config.settings import Settings
+from ingestd.config.settings import MIB, Settings, StoreSettings
 from ingestd.daemon import zcrx
 from ingestd.daemon.direct_io import DirectProfile
 from ingestd.daemon.zcrx import wanted_flows
 from ingestd.doctor import examine as examine_module
 from ingestd.doctor.examine import Report, examine
+from ingestd.doctor.room import Room, room_finding, room_of
 from ingestd.doctor.storage import storage_findings
 from ingestd.errors import EngineError, NotAStoreError
 from ingestd.nic.plan import plan_changes
 from ingestd.nic.work import make
+from ingestd.store.formatting import format_store
 from support.facts import ALL_FEATURES, CAP_ALL, CAP_NONE
 from support.fake_core import CoreFault, FakeCore
 from support.fake_nic import FakeNic
@@ -57,6 +59,7 @@ class Bench:
             self.core,
             read=lambda _: self.nic.read(),
             profile_of=lambda _: self.profile,
+            room=lambda _: Room(8, 8),
         )
 
 
@@ -215,6 +218,45 @@ def test_a_store_that_cannot_be_opened() -> None:
     profile, (finding,) = storage_findings("/nowhere", refuse)
     assert profile is None
     assert (finding.verdict, finding.text) == ("fail", "it cannot: name another")
+
+
+@pytest.mark.parametrize(
+    ("free", "more", "verdict", "part"),
+    [
+        (10, {}, "ok", "10 of 100 segments are free (10.0%)"),
+        (9, {}, "warn", "less than warn_free_percent = 10"),
+        (9, {"warn_free_percent": 9}, "ok", "9 of 100"),
+        (1, {"warn_free_percent": 0}, "ok", "1 of 100"),
+        (0, {"warn_free_percent": 0}, "warn", "new flows are refused"),
+        (0, {"on_full": "overwrite-oldest"}, "ok", "the oldest is overwritten"),
+    ],
+)
+def test_room(free: int, more: dict[str, Any], verdict: str, part: str) -> None:
+    store = StoreSettings.model_validate({"path": "/s", **more})
+    finding = room_finding(store, lambda _: Room(free, 100))
+    assert finding.verdict == verdict
+    assert part in finding.text
+    assert ("ingestd ls /s" in finding.way_out) == (verdict == "warn")
+
+
+def test_room_of_a_store_and_of_none(tmp_path: Path) -> None:
+    path = tmp_path / "one.store"
+    superblock = format_store(
+        str(path), size_bytes=64 * MIB, segment_bytes=None, zero=False, label="", force=False
+    )
+    assert room_of(str(path)) == (superblock.segment_count, superblock.segment_count)
+    nowhere = StoreSettings(path=str(tmp_path / "nowhere"))
+    finding = room_finding(nowhere)
+    assert (finding.verdict, finding.text) == ("warn", f"{nowhere.path} does not exist")
+    assert "ingestd format" in finding.way_out
+
+
+def test_a_full_store_is_not_in_the_way_of_zcrx(bench: Bench) -> None:
+    report = examine(
+        bench.settings, bench.core, lambda _: bench.nic.read(), lambda _: NVME, lambda _: Room(0, 8)
+    )
+    assert report.sections["store data"][-1].verdict == "warn"
+    assert report.is_ready
 
 
 # --- The command ------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import subprocess
 import sys
 import uuid
@@ -19,13 +20,14 @@ EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "send.py"
 FLOW = str(uuid.UUID(int=5))
 
 
-def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
+def _run(*arguments: str, key: str = "") -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-I", str(EXAMPLE), *arguments],
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
+        env={**os.environ, "INGEST_KEY": key},
     )
 
 
@@ -64,6 +66,21 @@ def test_refusal_is_told(tmp_path: Path) -> None:
         assert server.counts["busy"] == 1
     assert result.returncode == 1
     assert "store_full: no segment is free; 0 bytes are durable" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["f", "0" * 64])
+def test_it_shows_that_it_has_a_key(tmp_path: Path, name: str) -> None:
+    payload, secret = Payload(3, 100_000), bytes(range(100, 132))
+    (tmp_path / name).write_bytes(payload.data())
+    with running({"lab": secret}, drops_after=[50_000]) as server:
+        target = ("127.0.0.1", str(server.port), str(tmp_path / name), FLOW)
+        for wrong in ("", f"lab:{bytes(32).hex()}", f"barn:{secret.hex()}"):
+            result = _run(*target, key=wrong)
+            assert (result.returncode, server.flows) == (1, {})
+            assert "unauthorised" in result.stderr
+        result = _run(*target, key=f"lab:{secret.hex()}")
+        assert result.returncode == 0, result.stderr
+        assert bytes(server.flows[FLOW].data) == payload.data()
 
 
 def test_it_needs_nothing_but_python() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -90,6 +91,7 @@ STORE_NAMES = {
     "ingestd_freed_bytes_total": {"reason"},
     "ingestd_removed_flows": set(),
     "ingestd_discarded_bytes_total": set(),
+    "ingestd_store_warn_free_ratio": set(),
     "ingestd_refused_total": {"listener", "reason"},
 }
 PROCESS_NAMES = {
@@ -137,7 +139,12 @@ def workers() -> list[FakeWorker]:
 def collector(workers: list[FakeWorker]) -> IngestdCollector:
     stores = {"data": FakeStore(taken_count=3), "more": FakeStore(segments_count=4)}
     return IngestdCollector(
-        workers, stores, EngineChoice("recv", "asked for"), FakeCore(), dict(REFUSED)
+        workers,
+        stores,
+        EngineChoice("recv", "asked for"),
+        FakeCore(),
+        dict(REFUSED),
+        {"data": 12.5, "more": 0},
     )
 
 
@@ -271,6 +278,8 @@ def test_stores(workers: list[FakeWorker], collector: IngestdCollector) -> None:
     assert (free, used) == (7 * 8 * MIB, 8 * MIB)
     for name in ("ingestd_store_failed", "ingestd_store_full"):
         assert _value(samples, name, store="data") == 0
+    assert _value(samples, "ingestd_store_warn_free_ratio", store="data") == 0.125
+    assert _value(samples, "ingestd_store_warn_free_ratio", store="more") == 0
     workers[1].values.update(store_errno=5, store_is_full=1)
     samples = _samples(collector)
     for name in ("ingestd_store_failed", "ingestd_store_full"):
@@ -367,6 +376,12 @@ def test_the_dashboard_uses_names_that_exist() -> None:
         "ingestd_write_latency_seconds_bucket",
         "ingestd_backpressure_seconds_total",
         "ingestd_store_bytes",
+        "ingestd_store_warn_free_ratio",
+        "ingestd_overwritten_bytes_total",
+        "ingestd_ack_latency_seconds_bucket",
+        "ingestd_refused_total",
+        "ingestd_flows_resumed_total",
+        "ingestd_zero_copy_ratio",
     } <= used
     ids = [panel["id"] for panel in board["panels"]]
     assert len(set(ids)) == len(ids)
@@ -374,6 +389,10 @@ def test_the_dashboard_uses_names_that_exist() -> None:
         assert panel["title"]
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24
+    for panel, other in itertools.combinations((panel["gridPos"] for panel in board["panels"]), 2):
+        beside = panel["x"] + panel["w"] <= other["x"] or other["x"] + other["w"] <= panel["x"]
+        above = panel["y"] + panel["h"] <= other["y"] or other["y"] + other["h"] <= panel["y"]
+        assert beside or above, (panel, other)
 
 
 def test_the_alerts_use_names_that_exist() -> None:

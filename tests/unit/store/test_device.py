@@ -156,10 +156,10 @@ def test_the_lock_is_seen_and_given_back(path: Path) -> None:
         one.lock()
         assert other.is_served()
         with pytest.raises(StoreBusyError):
-            other.lock(tries=2)
+            other.lock()
         one.close()
         assert not other.is_served()
-        other.lock(tries=1)
+        other.lock()
 
 
 @pytest.fixture
@@ -193,7 +193,7 @@ def test_a_block_device_is_served_exclusively(loop: str, monkeypatch: pytest.Mon
 
 
 def test_a_block_device_that_is_given_up_meanwhile_is_served(loop: str) -> None:
-    """O_EXCL answers at once, so that the first try already tells of the wait."""
+    """Told once, and not before it is clear that no reader holds it."""
     holder = os.open(loop, os.O_RDONLY | os.O_EXCL)
     timer = threading.Timer(0.3, os.close, [holder])
     told: list[float] = []
