@@ -87,7 +87,7 @@ class _Removal:
     def alone(self) -> bool:
         """Do it all, if the store can be had."""
         try:
-            device = open_locked(self._path)
+            device = open_locked(self._path, wait_s=0)
         except StoreBusyError:
             if time.monotonic() >= self._deadline_s:
                 raise

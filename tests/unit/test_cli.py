@@ -213,6 +213,8 @@ def test_check_config_prints_a_configuration(tmp_path: Path, capsys: Capture) ->
         "hello_timeout_s": 10.0,
         "ack_interval_s": 0.2,
         "flow_bytes_max": "0",
+        "retain_for_s": 0.0,
+        "retain_bytes": "0",
     }
     path.write_text("[store.a]\nworker = 1\n")
     assert main(["check-config", "-c", str(path)]) == 3
