@@ -151,7 +151,11 @@ class LogEvent(Enum):
         "senders are held back, because the area or the device is full",
     )
     BACKPRESSURE_ENDED = "backpressure_ended", "info", "senders are no longer held back"
-    EVENTS_LOST = "events_lost", "warning", "a worker had more events than were fetched in time"
+    EVENTS_LOST = (
+        "events_lost",
+        "warning",
+        "a worker, or a keeper, had more events than were fetched in time",
+    )
     WATCHDOG_LATE = "watchdog_late", "error", "a worker's loop has not turned for too long"
     WORKER_FAILED = "worker_failed", "error", "a worker's thread ended with an error"
     CONFIG_RELOADED = "config_reloaded", "info", "changed settings are in effect"

@@ -74,7 +74,9 @@ class Keeper:
         self._on_error = on_error
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._main, name=f"keeper-{name}", daemon=True)
-        self._news: deque[tuple[LogEvent, dict[str, Any]]] = deque(maxlen=NEWS_COUNT_MAX)
+        self._news: deque[tuple[LogEvent, dict[str, Any]]] = deque()
+        self._lost_count = 0  # of news, by this thread
+        self._lost_told_count = 0  # ... of these, by who takes the news
         self._gone: deque[bytes] = deque()  # flows to be forgotten by all
         self._gone_since_s: dict[bytes, float] = {}
         self._answered_at_s: dict[int, float] = {}  # by token of a request
@@ -96,8 +98,12 @@ class Keeper:
             self._thread.join()
 
     def take_news(self) -> list[tuple[LogEvent, dict[str, Any]]]:
-        """Return, and forget, what is to be logged; where it is too much, the oldest goes."""
-        return [self._news.popleft() for _ in range(len(self._news))]
+        """Return, and forget, what is to be logged; of too much, what came last is only counted."""
+        news = [self._news.popleft() for _ in range(len(self._news))]
+        if lost_count := self._lost_count - self._lost_told_count:
+            self._lost_told_count += lost_count
+            news.append((LogEvent.EVENTS_LOST, {"store": self._name, "count": lost_count}))
+        return news
 
     def take_gone(self) -> list[bytes]:
         """Return, and forget, flows of which nothing is left; their claims are the caller's."""
@@ -148,7 +154,10 @@ class Keeper:
         return self._sweeps_left > 0 and bool(self._upkeep.removed or self._retentions)
 
     def _tell(self, event: LogEvent, **fields: Any) -> None:
-        self._news.append((event, {"store": self._name, **fields}))
+        if len(self._news) < NEWS_COUNT_MAX:
+            self._news.append((event, {"store": self._name, **fields}))
+        else:
+            self._lost_count += 1
 
     # --- Requests -------------------------------------------------------------------
 

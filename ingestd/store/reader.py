@@ -41,7 +41,7 @@ def read_flow(
     UsageError at once if `offset` lies behind the flow's end or before what is
     left of it, or a number is negative. From the iterator, before the bytes in
     question are given out: StoreDamagedError, or StoreError if a daemon
-    overwrote them meanwhile.
+    overwrote or removed them meanwhile.
     """
     offset = flow.first_offset if offset is None else offset
     if offset < 0 or (length is not None and length < 0):
@@ -147,7 +147,7 @@ class _SpanReader:
         if not self._scanner.is_in_life(self._span.segment_index, self._span.segment_sequence):
             raise StoreError(
                 f"flow {self._flow.flow} of {self._path}: its bytes from {self._span.first_offset}"
-                " on were overwritten while they were read: read it again, it begins later now"
+                " on were given up while they were read: ingestd ls shows what is left of it"
             )
 
     def _ahead_bytes(self, batch: Batch, mine: list[RecordExtentRow], position: _Position) -> int:

@@ -92,8 +92,8 @@ class RemovalTable:
     @property
     def room_count(self) -> int:
         """How many more ids fit in."""
-        usable_count = SECTORS_COUNT - len(self.damaged)
-        return usable_count * SECTOR_FLOWS_MAX - len(self._sector_of)
+        usable = (flows for n, flows in enumerate(self._sectors) if n not in self.damaged)
+        return sum(SECTOR_FLOWS_MAX - len(flows) for flows in usable)
 
     def warnings(self) -> list[str]:
         """Return a sentence for each damaged sector."""

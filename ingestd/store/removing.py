@@ -61,11 +61,11 @@ def remove_flows(
 ) -> RemovalReport:
     """Remove flows, each named by its id or the first characters of it.
 
-    Raises StoreBusyError if a process holds the store and does not answer in
-    time, NotAStoreError, StoreDamagedError or StoreError; what concerns one flow
+    Raises StoreBusyError if a process that is no daemon holds the store for
+    `timeout_s`, NotAStoreError, StoreDamagedError or StoreError; what concerns one flow
     is in the report.
     """
-    removal = _Removal(path, wanted, time.monotonic() + timeout_s)
+    removal = _Removal(path, wanted, timeout_s)
     while not removal.alone() and not removal.by_daemon():
         time.sleep(POLL_INTERVAL_S)
     return removal.report
@@ -74,11 +74,12 @@ def remove_flows(
 class _Removal:
     """One command's work, which goes on with what is left when a daemon comes or goes."""
 
-    def __init__(self, path: str, wanted: Sequence[str], deadline_s: float) -> None:
+    def __init__(self, path: str, wanted: Sequence[str], timeout_s: float) -> None:
         self.report = RemovalReport()
         self._path = path
         self._wanted = list(dict.fromkeys(wanted))
-        self._deadline_s = deadline_s
+        self._timeout_s = timeout_s
+        self._deadline_s = time.monotonic() + timeout_s  # put off by every answer
         self._token = secrets.randbits(32)
         self._flows: dict[bytes, Flow] | None = None  # those found and not done; None: not looked
 
@@ -124,9 +125,10 @@ class _Removal:
         """Find what was named, once: later it may be gone because we asked for it."""
         if self._flows is None:
             self._flows = {}
+            by_id = {flow.flow: flow for flow in image.flows}
             for name in self._wanted:
                 try:
-                    flow = image.find(name)
+                    flow = by_id.get(name) or image.find(name)
                 except FlowNotFoundError as error:
                     self.report.outcomes.append(Outcome(name, 0, error))
                 else:
@@ -137,6 +139,7 @@ class _Removal:
         assert self._flows is not None
         flow = self._flows.pop(flow_id)
         bytes_count = flow.bytes - flow.first_offset
+        self._deadline_s = time.monotonic() + self._timeout_s
         self.report.outcomes.append(Outcome(flow.flow, bytes_count, error))
 
     # --- By the daemon --------------------------------------------------------------

@@ -186,7 +186,8 @@ def test_power_fails_while_flows_go(
 def _crash(removal: Removal, choose: random.Random) -> int:
     """Fail at one point, look, open, look, go on with the removal; return how many were hidden."""
     store, writes = removal.store, removal.writes
-    end = choose.randrange(len(writes.done) + 1)
+    # Now and then behind all of it, when the command has said that it is done.
+    end = choose.choice((choose.randrange(len(writes.done) + 1), len(writes.done)))
     disk = Disk(bytearray(removal.before))
     writes.replay(disk, end)
     disk.lose_power(choose, store.bytes)
@@ -194,9 +195,9 @@ def _crash(removal: Removal, choose: random.Random) -> int:
     kept = {flow: what for flow, what in removal.all_flows.items() if flow not in removal.wanted}
     assert {flow: what for flow, what in shown.items() if flow in kept} == kept
     assert all(what == removal.all_flows[flow] for flow, what in shown.items())
-    if (
-        not removal.expires and None in writes.done[2:end]
-    ):  # the first flush is of what was there before
+    # The first flush of a command is of what was there before, the next of the removal.
+    is_done = end == len(writes.done) or None in writes.done[2:end]
+    if not removal.expires and is_done:
         assert not shown.keys() & removal.wanted, "they were removed durably"
     assert [f for f in verify_store(str(store.path)).findings if f.severity == DAMAGE] == []
     with open_for_serving(str(store.path)) as served:

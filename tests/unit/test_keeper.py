@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,10 @@ from ingestd.daemon.flow_gate import FlowGate
 from ingestd.daemon.keeper import Keeper
 from ingestd.errors import StoreError
 from ingestd.log import LogEvent
-from ingestd.store import removals
 from ingestd.store.device import Device, open_device
 from ingestd.store.image import read_image
-from ingestd.store.requests import Request, RequestBox, RequestState
+from ingestd.store.removing import remove_flows
+from ingestd.store.requests import REQUESTS_MAX, Request, RequestBox, RequestState
 from ingestd.store.retention import Retention
 from ingestd.store.segment import SegmentState
 from ingestd.store.serving import ServedStore, open_for_serving
@@ -126,8 +127,7 @@ def test_what_is_fed_is_refused(stage: Stage) -> None:
 
 
 def test_one_too_many(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(removals, "SECTOR_FLOWS_MAX", 1)
-    monkeypatch.setattr(removals, "SECTORS_COUNT", 1)
+    monkeypatch.setattr(Upkeep, "room_count", 1)
     stage.ask(ONE, TWO)
     stage.keeper.turn()
     assert stage.answers() == [RequestState.REMOVED, RequestState.NO_ROOM]
@@ -223,6 +223,27 @@ def test_segments_of_a_removal_before_the_start_come_back(stage: Stage) -> None:
     assert [event for event, _ in keeper.take_news()] == [LogEvent.SEGMENT_FREED]
 
 
+def test_more_flows_than_the_block_holds(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "TURN_INTERVAL_S", 0.01)
+    segment = stage.begin()
+    flows = [bytes([1, number]) * 8 for number in range(REQUESTS_MAX + 10)]
+    for first in range(0, len(flows), 50):
+        items = [(Open(flow), Close(flow)) for flow in flows[first : first + 50]]
+        segment.batch(*itertools.chain.from_iterable(items))
+    segment.close()
+    stage.put(segment)
+    stage.keeper.start()
+    try:
+        report = remove_flows(str(stage.path), [flow.hex() for flow in flows])
+    finally:
+        stage.keeper.close()
+    assert report.is_served
+    assert len(report.outcomes) == len(flows)
+    assert not any(outcome.error for outcome in report.outcomes)
+    assert stage.box.read() == []
+    assert stage.store.upkeep.removed == set(flows)
+
+
 # --- Retention --------------------------------------------------------------------------
 
 
@@ -307,3 +328,12 @@ def test_it_looks_again_when_a_term_has_come(stage: Stage, monkeypatch: pytest.M
     keeper._next_term_s = 0.0
     keeper.turn()
     assert [event for event, _ in keeper.take_news()] == [LogEvent.SEGMENT_FREED]
+
+
+def test_too_much_news_is_counted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeper_module, "NEWS_COUNT_MAX", 1)
+    stage.ask(ONE, TWO)
+    stage.keeper.turn()
+    (_, (event, fields)) = stage.keeper.take_news()
+    assert (event, fields["count"]) == (LogEvent.EVENTS_LOST, 3)
+    assert stage.keeper.take_news() == []
