@@ -85,6 +85,7 @@ check-python:
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	MYPYPATH=tests $(BIN)/mypy tests/vm/vmlab $(wildcard tests/vm/*.py)
+	MYPYPATH=tests $(BIN)/mypy -p soak
 
 check-c:
 	clang-format-14 --dry-run -Werror $(CLANG_FORMAT_FILES)

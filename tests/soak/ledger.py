@@ -142,9 +142,8 @@ class Ledger:
     def forget(self, store: str) -> None:
         """A store was formatted anew."""
         with self._mutex:
-            for records in (self._flows, self._raw):
-                for key in [key for key, record in records.items() if record.store == store]:
-                    del records[key]
+            self._flows = {key: r for key, r in self._flows.items() if r.store != store}
+            self._raw = {key: r for key, r in self._raw.items() if r.store != store}
             self._floors[store] = 0
 
     def counts(self) -> tuple[int, int]:

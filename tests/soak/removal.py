@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Final
 from soak.ledger import Ledger
 from support.daemon import PROGRAM
 
-REMOVAL_TIMEOUT_S: Final = 60.0
+RM_TIMEOUT_S: Final = 120.0
+# Exit codes: the flow is being received; there is no such flow.
+AS_IT_WAS: Final = {16, 10}
 
 
 @functools.cache
@@ -22,18 +25,22 @@ def is_there() -> bool:
 
 
 def remove(ledger: Ledger, store: Path, flows: Sequence[str]) -> int:
-    """Ask for flows to be removed, each by a command; return how many went.
+    """Ask for flows to be removed, in one command; return how many went.
 
-    A flow that is being received is refused, and stays. Of one whose command
-    failed otherwise nothing is known: it may go.
+    What the command calls removed is gone for good. A flow that is refused, as it is
+    being received, or is not known any more, is as it was; of others nothing is known.
     """
-    count = 0
-    for flow in flows:
-        ledger.note_removal([flow], "asked")
-        done = subprocess.run(
-            [PROGRAM, "rm", str(store), flow], capture_output=True, timeout=REMOVAL_TIMEOUT_S
-        )
-        if done.returncode == 0:
-            ledger.note_removal([flow], "done")
-            count += 1
-    return count
+    if not flows:
+        return 0
+    ledger.note_removal(flows, "asked")
+    done = subprocess.run(
+        [PROGRAM, "rm", str(store), *flows], capture_output=True, text=True, timeout=RM_TIMEOUT_S
+    )
+    removed = re.findall(r"^flow (\S+): removed", done.stdout, re.MULTILINE)
+    others = sorted(set(flows) - set(removed))
+    assert set(removed) <= set(flows), done
+    assert bool(done.returncode) == bool(others), done
+    ledger.note_removal(removed, "done")
+    if len(others) == 1 and done.returncode in AS_IT_WAS:  # of several, it tells of the first
+        ledger.note_removal(others, "")
+    return len(removed)

@@ -96,7 +96,7 @@ class IngestSender:
     def _feed(self, link: Ingest) -> None:
         """One connection: to the end, or until something happens."""
         begun = self.begun
-        more = {"bytes": begun.size} if begun.is_stated else {}
+        more: dict[str, Any] = {"bytes": begun.size} if begun.is_stated else {}
         resume: Any = True if self.told else "auto"
         link.greet(
             flow=begun.flow,
