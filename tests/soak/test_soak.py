@@ -15,4 +15,8 @@ SOAK_S = float(os.environ.get("SOAK_S") or 120)
 
 @pytest.mark.timeout(SOAK_S + 240)
 def test_soak(tmp_path: Path, seed: int) -> None:
-    print(Soak(tmp_path, seed, SOAK_S).run())
+    try:
+        print(Soak(tmp_path, seed, SOAK_S).run())
+    except AssertionError as error:
+        error.add_note(f"seed {seed}: repeat it with INGESTD_TEST_SEED={seed} make soak")
+        raise
