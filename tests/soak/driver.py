@@ -328,5 +328,5 @@ class Soak:
             f"{flows_count} flows at the end, {sealed_count} of them with a receipt;"
             f" {self.ledger.acknowledged_bytes} bytes acknowledged,"
             f" {self.ledger.compared_bytes} compared,"
-            f" {self.ledger.heads_missing_count} times a head was overwritten"
+            f" {self.ledger.heads_missing_count} times a flow was seen without its head"
         )

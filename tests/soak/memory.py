@@ -12,6 +12,7 @@ import os
 import re
 import threading
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -121,11 +122,9 @@ class Sampler:
             with self._mutex:
                 if self._life is None:
                     continue
-                try:
-                    age_s = time.monotonic() - self._life.started_s
+                age_s = time.monotonic() - self._life.started_s
+                with suppress(OSError, AssertionError):  # it may have died a moment ago
                     self._life.samples.append(look(self._life.pid, age_s))
-                except (OSError, AssertionError):
-                    self._life = self.lives[-1]  # it has just died; end() is about to be called
 
 
 def assert_flat(lives: list[Life]) -> str:
