@@ -75,11 +75,19 @@ class AckIngestd(Ingestd):
                 f'[listener.ack]\naddress = "127.0.0.1:{self.ack_port}"\nprotocol = "ingest"\n'
             )
 
+    def received_bytes(self) -> float:
+        """What has come in so far, on both listeners."""
+        return self._counters()["ingestd_received_bytes_total"]
+
 
 @dataclass
 class Latencies:
-    """One round, in seconds: of the flows, and of the device beside them."""
+    """One round, in seconds: of the flows, and of the device beside them.
 
+    `load_mib_per_s` is what came in of the other flows.
+    """
+
+    load_mib_per_s: float = 0.0
     flows_s: list[float] = field(default_factory=list)
     device_s: list[float] = field(default_factory=list)
 
@@ -177,9 +185,12 @@ def measure_latency(ingestd: AckIngestd, arguments: argparse.Namespace) -> Laten
         load = stack.enter_context(subprocess.Popen(command, stdout=subprocess.PIPE))
         stack.callback(load.kill)
         time.sleep(SETTLE_S)
+        before_bytes, before_s = ingestd.received_bytes(), time.monotonic()
         for _ in range(arguments.probes):
             found.flows_s.append(time_flow_s(ingestd.ack_port, data))
             found.device_s.append(device.time_one_s())
+        load_bytes = ingestd.received_bytes() - before_bytes - arguments.probes * PROBE_BYTES
+        found.load_mib_per_s = load_bytes / MIB / (time.monotonic() - before_s)
         if load.poll() is not None:
             raise BenchError("the load has ended: the store may be full, see --size-mib")
     return found
@@ -272,6 +283,7 @@ def show_latencies(number: int, found: Latencies) -> None:
         f" device's {percentile(found.device_s, percent) * 1e3:.1f} ms"
         for percent in PERCENTILES
     ]
+    parts.append(f"load {found.load_mib_per_s:.0f} MiB/s")
     print(f"round {number + 1}  last byte to receipt: {'; '.join(parts)}", flush=True)
 
 
@@ -309,7 +321,9 @@ def table_of(latencies: Sequence[Latencies], speeds: Sequence[Speeds]) -> str:
             columns = [f.flows_s for f in latencies], [f.device_s for f in latencies]
             cells = [span([percentile(v, percent) * 1e3 for v in column]) for column in columns]
             lines.append(f"| p{percent} | {' | '.join(cells)} |")
-        lines += ["", f"Ratio of the p99s: {span([found.ratio for found in latencies])}", ""]
+        lines += ["", f"Ratio of the p99s: {span([found.ratio for found in latencies])}."]
+        rates = span([found.load_mib_per_s for found in latencies])
+        lines += [f"The other flows came in at {rates} MiB/s.", ""]
     if speeds:
         lines += ["| one flow | GiB/s | daemon's CPU s/GiB |", "|---|--:|--:|"]
         names = ("protocol ingest, durable lines", "protocol raw, one receipt")
@@ -317,7 +331,7 @@ def table_of(latencies: Sequence[Latencies], speeds: Sequence[Speeds]) -> str:
         for name, column in zip(names, ways, strict=True):
             speed = span([way.gib_per_s for way in column])
             lines.append(f"| {name} | {speed} | {span([way.cpu_s_per_gib for way in column])} |")
-        lines += ["", f"Ratio of the throughputs: {span([found.ratio for found in speeds])}"]
+        lines += ["", f"Ratio of the throughputs: {span([found.ratio for found in speeds])}."]
     return "\n".join(lines).strip()
 
 
@@ -331,7 +345,7 @@ def describe(arguments: argparse.Namespace) -> str:
     facts = machine.facts(arguments.directory, machine.congestion_control(CONGESTION))
     return (
         f"{arguments.rounds} rounds of {arguments.probes} flows beside {LOAD_FLOWS_COUNT} others"
-        f" with {arguments.load_mib_per_s} MiB/s together, and of {arguments.size_mib} MiB in one"
+        f" that offer {arguments.load_mib_per_s} MiB/s together, and of {arguments.size_mib} MiB in one"
         f" flow; {facts.cpus_count} CPUs ({facts.cpu}), Linux {facts.kernel}, {facts.filesystem}"
         f" on {facts.device}; load average {os.getloadavg()[0]:.1f} at the end;"
         f" {time.strftime('%Y-%m-%d')}:"
