@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 #
 # make run    builds ingestd, starts it, sends a file through it and reads it back
-# make test   builds ingestd, runs `make check` and every test, those of `make vm` included
+# make test   builds ingestd, runs `make check` and every test: `make vm`, two minutes of `make soak`
 # make check  formatters, linters, type checkers and the house rules
 # make format lays the sources out as `make check` wants them
+# make soak   twenty minutes of random flows, kills and full stores; SOAK_S names other seconds
 # make bench  measures ingestd beside other receivers (not part of the tests)
 # make vm     boots a machine with a virtual network card and runs the tests that need one
 # make clean  removes what was built; var/ (the demo's store) stays
@@ -27,7 +28,8 @@ export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-check build run test check check-python check-c check-tree format pytest clean
+.PHONY: help setup setup-check build run test check check-python check-c check-tree format pytest
+.PHONY: soak vm-and-soak clean
 
 help:
 	@sed -n 's/^# make/make/p' Makefile
@@ -63,10 +65,17 @@ run: build
 
 test: setup-check build
 	@$(MAKE) --no-print-directory check
-	@$(MAKE) --no-print-directory -j2 -Oline pytest vm # neither keeps two CPUs busy
+	@$(MAKE) --no-print-directory -j2 -Oline pytest vm-and-soak # neither keeps two CPUs busy
 
 pytest: build
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	@$(BIN)/pytest --ignore=tests/soak $(PYTEST_ARGS)
+
+# Beside the other tests, behind the virtual machine: both together take less time than those.
+vm-and-soak: vm
+	@SOAK_S=120 $(MAKE) --no-print-directory soak
+
+soak: build
+	@SOAK_S=$${SOAK_S:-1200} $(BIN)/pytest -s tests/soak
 
 check: setup-check build
 	@$(MAKE) --no-print-directory check-python check-c check-tree
@@ -76,6 +85,7 @@ check-python:
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	MYPYPATH=tests $(BIN)/mypy tests/vm/vmlab $(wildcard tests/vm/*.py)
+	MYPYPATH=tests $(BIN)/mypy -p soak
 
 check-c:
 	clang-format-14 --dry-run -Werror $(CLANG_FORMAT_FILES)

@@ -147,7 +147,10 @@ class Tally:
         """Note an OPEN or CLOSE in the flow's span, an empty one where it has no bytes here."""
         span = self._current.get(event.flow)
         if isinstance(event, OpenEvent):
-            span = span or self._begin(event.flow, event.row.stream_offset, 0, block)
+            offset = event.row.stream_offset
+            # Bytes between two connections of this segment may lie in another worker's.
+            if span is None or not span.first_offset <= offset <= span.end_offset:
+                span = self._begin(event.flow, offset, 0, block)
             span.flags |= SPAN_HAS_OPEN
         else:
             span = span or self._begin(event.flow, event.row.stream_bytes, event.row.crc32c, block)

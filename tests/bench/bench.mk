@@ -4,11 +4,16 @@
 #              the picture of docs/performance.md anew; BENCH_ARGS go to the program,
 #              for example BENCH_ARGS="--rounds 3 --no-docs"
 #
+# make bench-ack   measures what acknowledgements cost, for the same document
+#
 # Needs socat, netcat-openbsd and mbuffer beside what a build needs, a quiet
 # machine and some 15 GiB of disk. What only the picture needs (extra `bench` of
 # pyproject.toml) is installed here and nowhere else.
 
-.PHONY: bench
+.PHONY: bench bench-ack
+bench-ack: build
+	$(BIN)/python tests/bench/ack.py $(BENCH_ARGS)
+
 bench: build $(BUILD)/bench.stamp
 	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
 

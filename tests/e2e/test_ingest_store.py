@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import resource
+import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
@@ -18,6 +19,7 @@ from support.stores import MIB, write_config
 
 StartDaemon = Callable[..., Daemon]
 FLOW = str(uuid.uuid4())
+RECEIPT_S_MAX = 30.0  # on a busy machine, and less than the longest interval by far
 
 
 def test_checksums_switched_on_and_off_between_connections(
@@ -81,6 +83,30 @@ def test_a_full_store_is_told_and_nothing_is_lost(
     assert stored(daemon, FLOW)[1] == data[: error["durable"]]
     assert daemon.stop() == 0
     assert_clean(store)
+
+
+@pytest.mark.parametrize("stated", [False, True])
+def test_a_receipt_waits_for_no_age(
+    start_daemon: StartDaemon, tmp_path: Path, seed: int, stated: bool
+) -> None:
+    """The end of a flow asks for a write and a flush, whatever the intervals are."""
+    store, data = format_store(tmp_path / "store.img", size="256MiB"), data_of(seed, MIB)
+    interval_s = 2 * RECEIPT_S_MAX
+    config = write_config(
+        tmp_path / "ingestd.toml",
+        store={"default": {"flush_interval_s": interval_s, "commit_interval_s": interval_s}},
+        listener={"default": {"protocol": "ingest", "ack_interval_s": interval_s}},
+    )
+    daemon = start_daemon(store, config=config)
+    with Ingest(daemon.address) as waiting, Ingest(daemon.address) as sender:
+        waiting.begin()
+        waiting.send(data[:1000])
+        sender.begin(**({"bytes": len(data)} if stated else {}))
+        begun_s = time.monotonic()
+        sender.send(data)
+        assert sender.sealed()["bytes"] == len(data)
+        assert time.monotonic() - begun_s < RECEIPT_S_MAX
+    assert stored(daemon, sender.flow)[1] == data
 
 
 @pytest.mark.parametrize("trailer", [False, True])

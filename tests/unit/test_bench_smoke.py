@@ -81,6 +81,21 @@ def test_parts_go_between_their_markers() -> None:
         insert(text, {"y": "new"})
 
 
+@pytest.mark.timeout(TIMEOUT_S)
+@pytest.mark.skipif(not INGESTD.exists(), reason="ingestd is not installed here")
+def test_acknowledgements_are_measured(tmp_path: Path) -> None:
+    """Tiny sizes: both questions get an answer, and the document has a place for it."""
+    command = [sys.executable, ROOT / "tests" / "bench" / "ack.py", "--no-docs", "--rounds", "1"]
+    command += ["--probes", "3", "--size-mib", "2", "--directory", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    for wanted in ("| p99 | ", "| protocol ingest, durable lines | ", "by the device's: "):
+        assert wanted in done.stdout, done.stdout
+    assert not list(tmp_path.iterdir()), "its files are removed"
+    document = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
+    assert "| p99 | " in insert(document, {"ack": done.stdout})
+
+
 def test_payload_is_shared_out_to_the_flows() -> None:
     plan = scenarios(total_bytes=10 * MIB, flow_counts=[1, 3], idle_count=5, peers=["socat"])
     assert [(s.name, s.flows_count, s.idle_count) for s in plan] == [

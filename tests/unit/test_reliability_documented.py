@@ -52,6 +52,15 @@ def test_commands_name_tests_that_are_there() -> None:
     assert all((ROOT / path).is_file() for path in named)
 
 
+def test_the_soak_takes_as_long_as_is_said() -> None:
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    minutes = re.search(r"for (\d+) minutes", _row("everything at random")[0])
+    assert minutes is not None
+    assert f"SOAK_S:-{60 * int(minutes[1])}}} " in makefile
+    assert "SOAK_S=120 $(MAKE)" in makefile, "two minutes in make test"
+    assert "two minutes of it are part of" in TEXT
+
+
 def test_recovery_time_was_measured() -> None:
     """The command has put its lines between the markers."""
     part = TEXT.partition("<!-- bench:recovery -->")[2].partition("<!-- /bench:recovery -->")[0]

@@ -59,6 +59,19 @@ def test_a_sound_store(path: Path) -> None:
     assert json.loads(json.dumps(report.as_dict()))["store_uuid"] == report.store_uuid
 
 
+def test_a_connection_without_bytes_behind_those_of_another_segment(path: Path) -> None:
+    """A flow goes on by another worker, and ends by the first one again."""
+    builder = StoreBuilder()
+    first, other = builder.segment(0), builder.segment(1)
+    interrupted = Close(FLOW, layout.FLOW_STATE_INTERRUPTED)
+    first.batch(Open(FLOW), Extent(FLOW, b"a"), interrupted)
+    other.batch(Open(FLOW), Extent(FLOW, b"b" * 7), interrupted)
+    first.batch(Open(FLOW), Close(FLOW))
+    first.close()
+    other.close()
+    assert findings(builder, path) == []
+
+
 S0, S1 = layout.SEGMENTS_OFFSET, layout.SEGMENTS_OFFSET + 1024 * 1024
 END0 = S0 + 1024 * 1024
 
