@@ -75,7 +75,7 @@ check-python:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	MYPYPATH=tests $(BIN)/mypy tests/vm/vmlab $(wildcard tests/vm/*.py)
+	MYPYPATH=tests $(BIN)/mypy tests/vm/vmlab $(wildcard tests/vm/*.py tests/vm/guest/*.py)
 
 check-c:
 	clang-format-14 --dry-run -Werror $(CLANG_FORMAT_FILES)

@@ -160,9 +160,16 @@ static void silent_behind_payload(void) {
 
 /* Few chunks and slow writes: what surely is payload is copied out of blocked flows' lists. */
 static void ingest_slow_writes_and_few_chunks(void) {
-    run(&(const struct stage_shape){INGEST, .one_kind = true, .chunk_count = 64,
-                                    .packet_bytes = 1448, .odd_of = 2, .trouble_of = 11,
-                                    .slow_of = 1000, .flush_interval_ns = 300000});
+    run(&(const struct stage_shape){.ingest = true,
+                                    .one_kind = true,
+                                    .flows_count = 8,
+                                    .stream_bytes = 400 * KIB,
+                                    .chunk_count = 64,
+                                    .packet_bytes = 1448,
+                                    .odd_of = 2,
+                                    .trouble_of = 11,
+                                    .slow_of = 4000,
+                                    .flush_interval_ns = 300000});
     CHECK(stage.blocked_count > 0);
     CHECK(stage.pressure_bytes > 0);
     CHECK(stage.held_copied_bytes > 0);
