@@ -37,7 +37,8 @@ enum flow_phase {
 
 enum flow_queue {
     QUEUE_NONE = 0,
-    QUEUE_DIRTY,   /* bytes lie in a slot, by when the first came; zcrx: are held back, the last */
+    QUEUE_DIRTY,   /* bytes lie in a slot, ordered by when the first came; zcrx: bytes are held
+                    * back in chunks, ordered by when the last came */
     QUEUE_ARMED,   /* a receive waits in the kernel, ordered by when it was armed */
     QUEUE_STARVED, /* in the order in which they asked */
     QUEUE_BLOCKED,
