@@ -84,7 +84,7 @@ check-python:
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	MYPYPATH=tests $(BIN)/mypy tests/vm/vmlab $(wildcard tests/vm/*.py)
+	MYPYPATH=tests $(BIN)/mypy tests/vm/vmlab $(wildcard tests/vm/*.py tests/vm/guest/*.py)
 	MYPYPATH=tests $(BIN)/mypy -p soak
 
 check-c:

@@ -190,6 +190,32 @@ uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t byt
     return taken;
 }
 
+bool batch_copy(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes) {
+    struct plan_fragment fragment = {
+        .flow = f->id,
+        .stream_offset = f->stored_bytes,
+        .data = data,
+        .bytes = bytes,
+        .crc = f->crc,
+    };
+    assert(bytes <= PLAN_PAGE_BYTES);
+    for (;;) {
+        struct batch *b = batch_for(w, f, bytes);
+        if (b == NULL || b->rescued)
+            return false;
+        if (plan_copy(&b->plan, &w->batches.profile, &fragment, BOUNCE_TRAILER)) {
+            touch(b, f, bytes, f->crc, fragment.crc, 0);
+            break;
+        }
+        assert(!plan_is_empty(&b->plan));
+        if (!close_open(w))
+            return false;
+    }
+    f->crc = fragment.crc;
+    f->stored_bytes += bytes;
+    return true;
+}
+
 bool batch_add_close(struct worker *w, struct flow *f) {
     struct batch *b = batch_for(w, f, 0);
     if (b == NULL)

@@ -80,6 +80,10 @@ void batch_pool_close(struct worker *w);
 uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes, uint32_t slack,
                    uint64_t hold);
 
+/* Takes the bytes at data, all or none, by a copy: they lie outside of the area,
+ * held back as they might have been the flow's trailer. At most a page. */
+bool batch_copy(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes);
+
 /* Adds the flow's CLOSE record; false when the caller must wait. */
 bool batch_add_close(struct worker *w, struct flow *f);
 

@@ -4,7 +4,8 @@
  *
  * All are called on the worker's thread. An engine reads sockets into the area,
  * hands bytes to batch_add() in stream order, and tells the flow's end by
- * intake_end(). Whatever it handed over as a hold comes back by release().
+ * intake_end(). Whatever it handed over as a hold comes back by release(). Where a
+ * session wants a block, which is no payload, its bytes go there instead.
  */
 #ifndef INGESTD_ENGINE_H
 #define INGESTD_ENGINE_H
@@ -18,15 +19,21 @@ struct engine {
     const char *name;
     /* Registers what it needs with the ring; 0 or -errno with the fault set. */
     int (*open)(struct worker *w);
-    /* A flow begins: its socket is to be read. False: it was handed to another worker. */
-    bool (*start)(struct worker *w, struct flow *f);
+    /* A connection has come, and nothing of it was read. False: it was handed to
+     * the worker whose rx queue it came by. */
+    bool (*take)(struct worker *w, struct flow *f);
+    /* Payload is to be received, up to f->limit_bytes. */
+    void (*start)(struct worker *w, struct flow *f);
+    /* Phases FLOW_HELLO and FLOW_TAIL: receives what session_room() has room for,
+     * never a byte more, and tells by session_received(). */
+    void (*receive_block)(struct worker *w, struct flow *f);
     /* A completion with one of the engine's tags. */
     void (*complete)(struct worker *w, enum uring_tag tag, struct flow *f,
                      const struct io_uring_cqe *cqe);
     /* Once a turn: hand over what is old, serve who waits. Returns the next time. */
     uint64_t (*turn)(struct worker *w);
     /* The flow is to end now (f->stop): hand over what it has, or let go of it
-     * (f->drop), then intake_end(). */
+     * (f->drop), then intake_end(); a block is told as cancelled instead. */
     void (*stop)(struct worker *w, struct flow *f);
     /* A write that read from this hold is complete. */
     void (*release)(struct worker *w, uint64_t hold);
@@ -46,5 +53,9 @@ void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, st
  * bytes before it. Returns 0 for a FIN, else the errno that ended the stream. */
 int engine_end_of_stream(const struct flow *f);
 void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag);
+/* Whether it is the session that gets what is received now. */
+static inline bool engine_receives_block(const struct flow *f) {
+    return f->phase == FLOW_HELLO || f->phase == FLOW_TAIL;
+}
 
 #endif

@@ -90,17 +90,13 @@ static void recv_release(struct worker *w, uint64_t hold) {
     STAT_ADD(w, area_writing_bytes, -buddy_slot_bytes(order));
 }
 
-static bool is_held_back(const struct flow *f) {
-    return f->session != NULL && f->session->holding;
-}
-
 /* Hands the slot's bytes to a batch, and the slot with them. Where the last ones
  * may be a trailer, they stay behind, and are copied to the front of the next slot. */
 static bool deliver(struct worker *w, struct flow *f) {
     uint64_t slot_bytes = buddy_slot_bytes(f->slot_order);
     uint8_t *data = w->area.base + f->slot_offset;
     uint32_t bytes = f->slot_filled;
-    if (is_held_back(f))
+    if (session_holds_back(f))
         bytes -= session_hold(f->session, data, bytes);
     if (bytes == 0) {
         give_slot(w, f);
@@ -131,7 +127,7 @@ static void receive(struct worker *w, struct flow *f) {
         uint32_t order = f->slot_order + 1; /* it filled the last one: more is to come */
         if (!f->bulk) {
             ioctl(f->fd, FIONREAD, &pending);
-            if (is_held_back(f))
+            if (session_holds_back(f))
                 pending += (int)f->session->filled;
             order = buddy_order(&w->area.slots, (uint64_t)pending);
         }
@@ -140,7 +136,7 @@ static void receive(struct worker *w, struct flow *f) {
             flow_wait(&w->flows, f, QUEUE_STARVED, w->now_ns);
             return;
         }
-        if (is_held_back(f))
+        if (session_holds_back(f))
             put_held_back(w, f);
     }
     arm_receive(w, f);
@@ -203,6 +199,8 @@ static void recv_complete(struct worker *w, enum uring_tag tag, struct flow *f,
         /* In another phase it says nothing new: that phase ends in a poll. */
         if (f->phase == FLOW_POLLING)
             receive(w, f);
+    } else if (tag == TAG_BLOCK) {
+        session_received(w, f, cqe->res);
     }
 }
 
@@ -214,6 +212,10 @@ static void cancel_receive(struct worker *w, struct flow *f) {
 
 static void recv_stop(struct worker *w, struct flow *f) {
     assert(f->stop && !f->ended);
+    if (engine_receives_block(f)) {
+        engine_cancel(w, f, TAG_BLOCK);
+        return;
+    }
     if (f->phase == FLOW_RECEIVING) {
         cancel_receive(w, f);
         return;
@@ -258,10 +260,22 @@ static uint64_t recv_turn(struct worker *w) {
     return time_min(dirty_ns, armed_ns);
 }
 
-static bool recv_start(struct worker *w, struct flow *f) {
+static bool recv_take(struct worker *w, struct flow *f) {
+    (void)w, (void)f; /* any worker can read any socket */
+    return true;
+}
+
+static void recv_start(struct worker *w, struct flow *f) {
     f->phase = FLOW_POLLING;
     arm_poll(w, f);
-    return true;
+}
+
+static void recv_receive_block(struct worker *w, struct flow *f) {
+    struct session_room room = session_room(f->session);
+    struct io_uring_sqe *sqe = worker_sqe(w);
+    io_uring_prep_recv(sqe, f->fd, room.at, room.bytes, MSG_WAITALL);
+    sqe->user_data = uring_tag(TAG_BLOCK, f->index);
+    f->ops_in_flight++;
 }
 
 static void recv_close(struct worker *w) {
@@ -271,7 +285,9 @@ static void recv_close(struct worker *w) {
 const struct engine engine_recv = {
     .name = "recv",
     .open = recv_open,
+    .take = recv_take,
     .start = recv_start,
+    .receive_block = recv_receive_block,
     .complete = recv_complete,
     .turn = recv_turn,
     .stop = recv_stop,

@@ -37,7 +37,8 @@ enum flow_phase {
 
 enum flow_queue {
     QUEUE_NONE = 0,
-    QUEUE_DIRTY,   /* bytes lie in a slot, ordered by when the first came */
+    QUEUE_DIRTY,   /* bytes lie in a slot, ordered by when the first came; zcrx: bytes are held
+                    * back in chunks, ordered by when the last came */
     QUEUE_ARMED,   /* a receive waits in the kernel, ordered by when it was armed */
     QUEUE_STARVED, /* in the order in which they asked */
     QUEUE_BLOCKED,
@@ -72,7 +73,7 @@ struct flow {
     bool drop;             /* ... and bytes not yet with a batch are given up */
     bool ended;            /* nothing more is received: intake_end() was called */
     bool cancelling;       /* its receive is being cancelled */
-    bool flush_due;        /* what its slot holds is to be handed over */
+    bool flush_due;        /* what its slot holds, or is held back, is to leave the area */
     bool checksummed;      /* crc is that of its bytes */
     bool starved;          /* the kernel found no chunk for it */
     bool bulk;             /* fills whole slots: receives wait for a full one */
@@ -82,7 +83,8 @@ struct flow {
 
     /* engine zcrx: fragments that no batch could take yet */
     uint32_t fragment_head, fragment_tail;
-    bool armed; /* its multishot receive is under way */
+    bool armed;           /* its multishot receive is under way */
+    uint64_t bound_bytes; /* it ends at so many received_bytes; UINT64_MAX: not by itself */
 
     /* engine recv: the slot it borrows */
     uint32_t slot_order;

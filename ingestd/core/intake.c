@@ -106,15 +106,15 @@ static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
     f->checksummed = w->settings.checksum;
     f->adopted = adopted;
     l->flow_count++;
+    if (!w->engine->take(w, f))
+        return; /* the worker that it belongs to counts it, and greets it */
+    STAT_ADD(w, flows_opened, 1);
     if (l->protocol == PROTOCOL_INGEST) {
-        STAT_ADD(w, flows_opened, 1);
         session_begin(w, f);
         return;
     }
     flow_idle_touch(&w->flows, &l->idle, f);
-    if (!w->engine->start(w, f))
-        return; /* the worker that it belongs to counts it */
-    STAT_ADD(w, flows_opened, 1);
+    w->engine->start(w, f);
     worker_event(w, EVENT_FLOW_OPENED, f, 0, 0, 0);
     if (w->writer.failed)
         intake_interrupt(w, f, CLOSE_REASON_NONE, true);
@@ -155,9 +155,7 @@ void intake_adopt(struct worker *w, uint32_t listener_index, int fd) {
 bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
     if (f->adopted || !worker_event(w, EVENT_FLOW_ELSEWHERE, f, (int)owner, f->fd, 0))
         return false;
-    struct listener *l = &w->listeners[f->listener];
     STAT_ADD(w, flows_handed_away, 1);
-    flow_idle_remove(&w->flows, &l->idle, f);
     f->ended = true;
     f->phase = FLOW_GONE; /* its socket now belongs to the other worker */
     intake_gone(w, f);
@@ -353,7 +351,7 @@ static uint64_t end_idle(struct worker *w, struct listener *l) {
         uint64_t due_ns = f->active_ns + l->idle_timeout_ns;
         if (due_ns > w->now_ns)
             return due_ns;
-        if (f->phase == FLOW_STARVED || f->phase == FLOW_BLOCKED) {
+        if (f->phase == FLOW_STARVED || f->phase == FLOW_BLOCKED || f->starved) {
             f->active_ns = w->now_ns; /* it is we who keep it waiting */
             flow_idle_touch(&w->flows, &l->idle, f);
             continue;

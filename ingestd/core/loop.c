@@ -99,8 +99,8 @@ static void flow_complete(struct worker *w, enum uring_tag tag, uint32_t index,
         f->ops_in_flight--;
     if (tag == TAG_SEND || tag == TAG_DISCARD)
         intake_complete(w, tag, f, cqe->res);
-    else if (tag == TAG_LINE || tag == TAG_BLOCK)
-        session_complete(w, tag, f, cqe->res);
+    else if (tag == TAG_LINE)
+        session_line_sent(w, f, cqe->res);
     else
         w->engine->complete(w, tag, f, cqe);
     if (f->phase == FLOW_GONE)

@@ -322,6 +322,17 @@ uint32_t plan_add(struct plan_batch *b, const struct plan_profile *p, struct pla
     return add_in_pieces(b, p, f);
 }
 
+bool plan_copy(struct plan_batch *b, const struct plan_profile *p, struct plan_fragment *f,
+               enum bounce_reason reason) {
+    const struct split whole = {.head = f->bytes};
+    assert(f->bytes > 0);
+    if (!split_fits(b, p, f, whole))
+        return false;
+    b->bounced_bytes[reason] += f->bytes;
+    lay_copied(b, f, f->bytes);
+    return true;
+}
+
 bool plan_has_record_room(const struct plan_batch *b, const struct plan_profile *p,
                           uint32_t record_bytes) {
     if (!frame_has_room(&b->frame, record_bytes))

@@ -113,6 +113,11 @@ void plan_begin(struct plan_batch *b, struct iovec *iov, uint32_t iov_capacity, 
  * same for the life of a batch. */
 uint32_t plan_add(struct plan_batch *b, const struct plan_profile *p, struct plan_fragment *f);
 
+/* Takes the whole fragment by a copy, for that reason: it lies where no device
+ * writes from. False when it does not fit; an empty batch has room for a page. */
+bool plan_copy(struct plan_batch *b, const struct plan_profile *p, struct plan_fragment *f,
+               enum bounce_reason reason);
+
 /* Whether a record (OPEN, CLOSE) of record_bytes may be added to b->frame: it
  * fits the header, and a header grown by it still fits batch_bytes_max. */
 bool plan_has_record_room(const struct plan_batch *b, const struct plan_profile *p,

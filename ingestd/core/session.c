@@ -105,7 +105,7 @@ static void say(struct worker *w, struct flow *f) {
         send_rest(w, f);
 }
 
-static void said(struct worker *w, struct flow *f, int result) {
+void session_line_sent(struct worker *w, struct flow *f, int result) {
     struct session *s = f->session;
     s->sending = false;
     bool full = result == -EAGAIN || result == -EINTR;
@@ -209,15 +209,6 @@ static void end_with(struct worker *w, struct flow *f, enum session_error error,
     end(w, f, reason, 0);
 }
 
-static void receive_block(struct worker *w, struct flow *f) {
-    struct session *s = f->session;
-    struct io_uring_sqe *sqe = worker_sqe(w);
-    io_uring_prep_recv(sqe, f->fd, s->block + s->filled, SESSION_BLOCK_BYTES - s->filled,
-                       MSG_WAITALL);
-    sqe->user_data = uring_tag(TAG_BLOCK, f->index);
-    f->ops_in_flight++;
-}
-
 void session_begin(struct worker *w, struct flow *f) {
     struct listener *l = listener_of(w, f);
     struct session *s = take(&l->sessions);
@@ -233,7 +224,7 @@ void session_begin(struct worker *w, struct flow *f) {
     s->line_bytes =
         (uint16_t)answer_greeting(l->authenticates, s->challenge, s->line, sizeof s->line);
     send_rest(w, f);
-    receive_block(w, f);
+    w->engine->receive_block(w, f);
 }
 
 static void hello_received(struct worker *w, struct flow *f, int result) {
@@ -247,7 +238,7 @@ static void hello_received(struct worker *w, struct flow *f, int result) {
     } else {
         s->filled += result > 0 ? (uint32_t)result : 0;
         if (s->filled < SESSION_BLOCK_BYTES) {
-            receive_block(w, f);
+            w->engine->receive_block(w, f);
             return;
         }
         flow_idle_remove(&w->flows, &listener_of(w, f)->greeting, f);
@@ -349,14 +340,16 @@ static uint32_t tail_bytes_max(const struct session *s) {
 }
 
 static void receive_tail(struct worker *w, struct flow *f) {
-    struct session *s = f->session;
-    uint8_t *at = s->holding ? s->block + SESSION_BLOCK_BYTES : s->block + s->filled;
-    uint32_t room = s->holding ? 1 : tail_bytes_max(s) - s->filled;
-    struct io_uring_sqe *sqe = worker_sqe(w);
-    io_uring_prep_recv(sqe, f->fd, at, room, MSG_WAITALL);
-    sqe->user_data = uring_tag(TAG_BLOCK, f->index);
-    f->ops_in_flight++;
     f->phase = FLOW_TAIL;
+    w->engine->receive_block(w, f);
+}
+
+struct session_room session_room(struct session *s) {
+    if (s->holding)
+        return (struct session_room){s->block + SESSION_BLOCK_BYTES, 1};
+    uint32_t most = s->admitted ? tail_bytes_max(s) : SESSION_BLOCK_BYTES;
+    assert(s->filled < most);
+    return (struct session_room){s->block + s->filled, most - s->filled};
 }
 
 static void ask_trailer(struct worker *w, struct flow *f) {
@@ -415,22 +408,18 @@ static void tail_received(struct worker *w, struct flow *f, int result) {
     }
 }
 
-void session_complete(struct worker *w, enum uring_tag tag, struct flow *f, int result) {
-    if (tag == TAG_LINE)
-        said(w, f, result);
-    else if (f->phase == FLOW_HELLO)
+void session_received(struct worker *w, struct flow *f, int result) {
+    assert(engine_receives_block(f));
+    if (f->phase == FLOW_HELLO)
         hello_received(w, f, result);
-    else if (f->phase == FLOW_TAIL)
+    else
         tail_received(w, f, result);
 }
 
 bool session_stop(struct worker *w, struct flow *f) {
-    if (f->phase == FLOW_HELLO || f->phase == FLOW_TAIL)
-        engine_cancel(w, f, TAG_BLOCK);
-    else if (f->phase == FLOW_ASKING)
-        end(w, f, f->reason, 0);
-    else
+    if (f->phase != FLOW_ASKING)
         return false;
+    end(w, f, f->reason, 0);
     return true;
 }
 

@@ -16,10 +16,10 @@
 #define INGESTD_SESSION_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "flow.h"
-#include "uring.h"
 
 #define PROTOCOL_RAW 1u /* record_open.protocol */
 #define PROTOCOL_INGEST 2u
@@ -61,6 +61,7 @@ struct session {
     uint8_t error;    /* enum session_error */
     uint32_t sender_crc;
     uint32_t filled;     /* bytes of block */
+    uint32_t came;       /* engine zcrx: behind them, by the receive under way */
     uint64_t told_bytes; /* the durable offset that the sender was told last */
     uint16_t name_bytes, labels_bytes, text_bytes;
     uint16_t line_bytes, line_sent;
@@ -73,6 +74,12 @@ struct session {
     char line[SESSION_LINE_BYTES];
 };
 
+/* Where an engine puts bytes that are no payload, and how many there may be. */
+struct session_room {
+    uint8_t *at;
+    uint32_t bytes;
+};
+
 struct session_pool {
     struct session *sessions;
     uint32_t capacity, used_upto, free_head;
@@ -83,7 +90,10 @@ void session_pool_close(struct session_pool *p);
 
 /* A connection was accepted: greets it, and receives its hello. */
 void session_begin(struct worker *w, struct flow *f);
-void session_complete(struct worker *w, enum uring_tag tag, struct flow *f, int result);
+void session_line_sent(struct worker *w, struct flow *f, int result);
+struct session_room session_room(struct session *s);
+/* The engine has filled so many bytes of that room; 0: the stream has ended; or -errno. */
+void session_received(struct worker *w, struct flow *f, int result);
 /* Takes what Python has answered. */
 void session_take_answers(struct worker *w);
 /* A newer connection takes the flow over, if that serial still has it. */
@@ -92,8 +102,12 @@ void session_replace(struct worker *w, uint32_t flow_index, uint64_t serial);
 /* The engine has received all payload, up to the limit or the end, and handed it
  * over. True: the session goes on with what follows, and ends the flow itself. */
 bool session_goes_on(struct worker *w, struct flow *f);
-/* The flow is to end now. True: the session, not the engine, had its socket. */
+/* The flow is to end now. True: it has ended, as nothing of it was being received. */
 bool session_stop(struct worker *w, struct flow *f);
+/* Whether the last SESSION_BLOCK_BYTES received are not to be stored yet. */
+static inline bool session_holds_back(const struct flow *f) {
+    return f->session != NULL && f->session->holding;
+}
 /* Keeps the last bytes of a slot back; returns how many. */
 uint32_t session_hold(struct session *s, const uint8_t *slot, uint32_t bytes);
 

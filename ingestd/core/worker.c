@@ -69,7 +69,9 @@ int worker_add_listener(struct worker *w, const struct listener_settings *s) {
     };
     memcpy(l->name, s->name, sizeof l->name);
     memcpy(l->allow, s->allow, sizeof l->allow);
-    uint32_t sessions_max = (uint32_t)time_min(s->flows_max, w->settings.flows_max);
+    /* With zcrx, connections that other workers accepted come beside its own. */
+    uint64_t own_max = w->settings.engine == ENGINE_ZCRX ? UINT64_MAX : s->flows_max;
+    uint32_t sessions_max = (uint32_t)time_min(own_max, w->settings.flows_max);
     if (s->protocol == PROTOCOL_INGEST && session_pool_open(&l->sessions, sessions_max) < 0)
         return -ENOMEM;
     w->listener_count++;

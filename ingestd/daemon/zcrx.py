@@ -165,23 +165,9 @@ def machine_findings(settings: Settings, features: Mapping[str, bool]) -> list[F
         for name, store in settings.store.items()
     ]
     return [
-        *_protocol_findings(settings),
         *kernel_findings(features, is_deviceless=engine.is_deviceless, rx_buf_bytes=engine.rx_buf),
         *privilege_findings(status),
         locked_finding(needs, locked_memory_limit(), status),
-    ]
-
-
-def _protocol_findings(settings: Settings) -> list[Finding]:
-    return [
-        Finding(
-            "protocol",
-            "fail",
-            f'listener "{name}" has protocol = "ingest", which zero-copy receive does not serve',
-            'serve it by a daemon of its own with engine.kind = "recv"',
-        )
-        for name, listener in settings.listener.items()
-        if listener.protocol == "ingest"
     ]
 
 

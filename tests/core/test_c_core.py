@@ -26,7 +26,11 @@ PROGRAMS = {
     "test_zcrx": (
         TESTS / "core" / "test_zcrx.c",
         TESTS / "core" / "zcrx_stage.c",
+        TESTS / "core" / "zcrx_stage_worker.c",
         CORE / "engine_zcrx.c",
+        CORE / "session.c",
+        CORE / "zcrx_block.c",
+        CORE / "zcrx_pending.c",
     ),
 }
 RUN_TIMEOUT_S = 60

@@ -310,6 +310,27 @@ static void hole_in_a_stream_begins_an_extent(void) {
     free(m);
 }
 
+static void a_copy_is_whole_or_refused(void) {
+    struct plan_model *m = setup(&nvme, true);
+    uint32_t copied = 0;
+    for (bool fits = true; fits; copied += fits ? PAGE : 0) {
+        struct plan_fragment f = {
+            .flow = m->flows[0].id, .stream_offset = copied, .data = m->arena, .bytes = PAGE};
+        const uint32_t crc = f.crc = m->batch.frame.record_count ? extent(m, 0)->crc_after : 0;
+        fits = plan_copy(&m->batch, &nvme, &f, BOUNCE_TRAILER);
+        CHECK_EQUAL(f.bytes, fits ? 0 : PAGE);
+        CHECK((f.crc == crc) == !fits);
+    }
+    CHECK_EQUAL(copied, m->bounce_capacity - PAGE); /* a page is kept for the padding */
+    CHECK_EQUAL(m->batch.bounced_bytes[BOUNCE_TRAILER], copied);
+    CHECK_EQUAL(m->batch.direct_bytes, 0);
+    CHECK_EQUAL(m->batch.iov_count, 2);
+    CHECK_EQUAL(m->batch.frame.record_count, 1);
+    CHECK(memcmp(m->batch.bounce, m->arena, PAGE) == 0);
+    model_teardown(m);
+    free(m);
+}
+
 static void record_that_grows_the_header_too_far_is_refused(void) {
     struct plan_profile p = nvme;
     p.batch_bytes_max = 22 * PAGE;
@@ -455,6 +476,7 @@ static const struct harness_test tests[] = {
     TEST(bounce_memory_is_bounded),
     TEST(room_is_kept_for_the_last_padding),
     TEST(hole_in_a_stream_begins_an_extent),
+    TEST(a_copy_is_whole_or_refused),
     TEST(record_that_grows_the_header_too_far_is_refused),
     TEST(limit_need_not_be_whole_blocks),
     TEST(records_alone_make_a_batch),

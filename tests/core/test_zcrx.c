@@ -2,7 +2,8 @@
  *
  * Engine `zcrx` on made-up completions: every shape of fragment, chunks in any order, batches that
  * complete when they like, receives that end in the middle. Each flow's bytes must reach the
- * batches whole and in order, and every chunk must come back to the NIC once.
+ * batches whole and in order, and every chunk must come back to the NIC once. The same for flows
+ * of protocol ingest, whose blocks lie in fragments wherever packets end.
  */
 #include "zcrx_stage.h"
 
@@ -17,8 +18,15 @@ static void run(const struct stage_shape *shape) {
         printf("%s\n", stage.wrong);
     CHECK(stage.wrong == NULL);
     CHECK(over);
-    for (uint32_t i = 0; i < stage.shape.flows_count; i++)
-        CHECK_EQUAL(stage.senders[i].handed, stage.shape.stream_bytes + i);
+    for (uint32_t i = 0; i < stage.shape.flows_count; i++) {
+        const struct stage_sender *s = &stage.senders[i];
+        bool due = !s->stopped && shape->silent_at == 0;
+        bool is_right = !s->stated || shape->excess_bytes == 0;
+        if (due)
+            CHECK_EQUAL(s->handed, time_min(s->payload_bytes, s->sent_bytes + s->tail_bytes));
+        if (due)
+            CHECK_EQUAL(s->sealed, is_right);
+    }
     CHECK_EQUAL(stage.w->zcrx.refill.fragments_lent, 0);
     CHECK_EQUAL(stage.w->zcrx.refill.chunks_lent, 0);
     CHECK_EQUAL(stage.w->zcrx.fragments_pending, 0);
@@ -64,15 +72,146 @@ static void slow_writes_and_few_chunks(void) {
     stage_close();
 }
 
+/* Protocol ingest. Of each kind as many flows as of the others; a hello is split by packets of any
+ * size, or lies with payload in one fragment. */
+#define INGEST .ingest = true, .flows_count = 8, .stream_bytes = 90 * KIB
+
+CASE(ingest_packets_of_1448, INGEST, .packet_bytes = 1448)
+CASE(ingest_in_shared_pages, INGEST, .packet_bytes = 1448, .shares_chunks = true)
+CASE(ingest_whole_pages, INGEST, .packet_bytes = 4096)
+CASE(ingest_jumbo_packets, INGEST, .packet_bytes = 8948, .shares_chunks = true)
+CASE(ingest_odd_sizes, INGEST, .packet_bytes = 1448, .odd_of = 2)
+CASE(ingest_large_fragments, INGEST, .packet_bytes = 8948, .shares_chunks = true, .chunk_shift = 16,
+     .chunk_count = 64, .merged_max = 16)
+CASE(ingest_receives_end_in_the_middle, INGEST, .packet_bytes = 700, .odd_of = 4, .trouble_of = 5)
+CASE(ingest_byte_by_byte, .ingest = true, .packet_bytes = 1, .shares_chunks = true,
+     .stream_bytes = 6 * KIB)
+CASE(ingest_shorter_than_a_block, .ingest = true, .packet_bytes = 1448, .odd_of = 2,
+     .stream_bytes = 1)
+CASE(ingest_without_payload, .ingest = true, .packet_bytes = 1448, .flows_count = 1,
+     .one_kind = true, .first_kind = STAGE_HELD_TRAILER, .stream_bytes = 0)
+CASE(ingest_more_than_stated, INGEST, .packet_bytes = 1448, .excess_bytes = 1)
+CASE(ingest_less_than_stated, INGEST, .packet_bytes = 1448, .odd_of = 4, .excess_bytes = -1)
+CASE(ingest_memory_of_512, INGEST, .packet_bytes = 1448, .odd_of = 10, .mem_align = 512,
+     .block_bytes = 512)
+
+/* Flows are ended at any moment, also while they wait for a chunk to receive a block into. */
+static void ingest_stopped_anywhere(void) {
+    run(&(const struct stage_shape){INGEST, .packet_bytes = 500, .odd_of = 2, .trouble_of = 5,
+                                    .stop_of = 300});
+    stage_close();
+}
+
+/* ... most of the time, as the rest of the hello never comes. */
+static void ingest_stopped_in_a_hello(void) {
+    run(&(const struct stage_shape){INGEST, .packet_bytes = 500, .silent_at = 4000, .trouble_of = 2,
+                                    .stop_of = 500});
+    stage_close();
+}
+
+/* What is held back for a trailer, by full packets: a few fragments, and nothing is copied. */
+static void held_back_where_it_lies(void) {
+    run(&(const struct stage_shape){INGEST, .one_kind = true, .packet_bytes = 1448});
+    CHECK(stage.held_count_max >= 3);
+    CHECK(stage.held_count_max <= 8);
+    CHECK_EQUAL(stage.held_copied_bytes, 0);
+    stage_close();
+}
+
+/* By small ones, a chunk each: it is copied together before it pins many. */
+static void held_back_by_a_copy(void) {
+    run(&(const struct stage_shape){INGEST, .one_kind = true, .packet_bytes = 20});
+    CHECK(stage.held_count_max <= 8);
+    CHECK(stage.held_copied_bytes > 0);
+    stage_close();
+}
+
+/* Silence in a hello, or behind some payload: after a while nothing pins a chunk. */
+static void silent(uint32_t silent_at, uint32_t packet_bytes) {
+    const struct stage_shape shape = {INGEST,
+                                      .one_kind = true,
+                                      .packet_bytes = packet_bytes,
+                                      .silent_at = silent_at,
+                                      .hello_timeout_ns = 50000000,
+                                      .flush_interval_ns = 10000000};
+    stage_open(&shape);
+    stage_steps(100000);
+    CHECK(stage.wrong == NULL);
+    CHECK_EQUAL(stage.w->zcrx.refill.chunks_lent, 0);
+    CHECK_EQUAL(stage.w->zcrx.fragments_pending, 0);
+}
+
+static void silent_in_a_hello(void) {
+    silent(SESSION_BLOCK_BYTES - 1, 1);
+    for (uint32_t i = 0; i < stage.shape.flows_count; i++)
+        CHECK_EQUAL(stage.flows[i]->session->error, SESSION_HELLO_TIMEOUT);
+    stage_close();
+}
+
+static void silent_behind_payload(void) {
+    silent(SESSION_BLOCK_BYTES + 10000, 1448);
+    for (uint32_t i = 0; i < stage.shape.flows_count; i++) {
+        CHECK(!stage.senders[i].over);
+        CHECK_EQUAL(stage.senders[i].handed, 10000 - SESSION_BLOCK_BYTES);
+        CHECK_EQUAL(stage.flows[i]->session->filled, SESSION_BLOCK_BYTES);
+    }
+    stage_close();
+}
+
+/* Few chunks and slow writes: what surely is payload is copied out of blocked flows' lists. */
+static void ingest_slow_writes_and_few_chunks(void) {
+    run(&(const struct stage_shape){.ingest = true,
+                                    .one_kind = true,
+                                    .flows_count = 8,
+                                    .stream_bytes = 400 * KIB,
+                                    .chunk_count = 64,
+                                    .packet_bytes = 1448,
+                                    .odd_of = 2,
+                                    .trouble_of = 11,
+                                    .slow_of = 4000,
+                                    .flush_interval_ns = 300000});
+    CHECK(stage.blocked_count > 0);
+    CHECK(stage.pressure_bytes > 0);
+    CHECK(stage.held_copied_bytes > 0);
+    stage_close();
+}
+
 int main(void) {
     static const struct harness_test tests[] = {
-        TEST(packets_of_1448), TEST(packets_of_1448_in_shared_pages),
-        TEST(whole_pages),     TEST(whole_pages_in_order),
-        TEST(jumbo_packets),   TEST(jumbo_packets_in_shared_pages),
-        TEST(merged_packets),  TEST(odd_sizes),
-        TEST(large_chunks),    TEST(large_chunks_a_packet_each),
-        TEST(sixteen_flows),   TEST(receives_end_in_the_middle),
-        TEST(memory_of_512),   TEST(slow_writes_and_few_chunks),
+        TEST(packets_of_1448),
+        TEST(packets_of_1448_in_shared_pages),
+        TEST(whole_pages),
+        TEST(whole_pages_in_order),
+        TEST(jumbo_packets),
+        TEST(jumbo_packets_in_shared_pages),
+        TEST(merged_packets),
+        TEST(odd_sizes),
+        TEST(large_chunks),
+        TEST(large_chunks_a_packet_each),
+        TEST(sixteen_flows),
+        TEST(receives_end_in_the_middle),
+        TEST(memory_of_512),
+        TEST(slow_writes_and_few_chunks),
+        TEST(ingest_packets_of_1448),
+        TEST(ingest_in_shared_pages),
+        TEST(ingest_whole_pages),
+        TEST(ingest_jumbo_packets),
+        TEST(ingest_odd_sizes),
+        TEST(ingest_large_fragments),
+        TEST(ingest_receives_end_in_the_middle),
+        TEST(ingest_byte_by_byte),
+        TEST(ingest_shorter_than_a_block),
+        TEST(ingest_without_payload),
+        TEST(ingest_more_than_stated),
+        TEST(ingest_less_than_stated),
+        TEST(ingest_memory_of_512),
+        TEST(ingest_stopped_anywhere),
+        TEST(ingest_stopped_in_a_hello),
+        TEST(held_back_where_it_lies),
+        TEST(held_back_by_a_copy),
+        TEST(silent_in_a_hello),
+        TEST(silent_behind_payload),
+        TEST(ingest_slow_writes_and_few_chunks),
     };
     stage_seed();
     return harness_run(tests, sizeof tests / sizeof tests[0]);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The stage of zcrx_stage.h, and the functions of the worker that the engine calls.
+ * The stage of zcrx_stage.h: the kernel, the NIC and the senders.
  */
 #include "zcrx_stage.h"
 
@@ -9,24 +9,21 @@
 #include <string.h>
 
 #include "random.h"
-#include "zcrx_open.h"
 
 #define PATTERN_PERIOD 65521u
-#define HEADER_BYTES 65536u
-#define BOUNCE_BYTES 1048576u
 /* Small, so that fragments are cut at a batch's end; what was copied out fits into one whole. */
 #define BATCH_BYTES_MAX 100000u
-#define PAYLOAD_BYTES_MAX 65536u
 #define STEPS_MAX 4000000u
 #define TURN_NS 100000u
+#define DAY_NS 86400000000000ull
 
 struct stage stage;
 
-static uint8_t pattern(uint32_t flow, uint64_t offset) {
+uint8_t stage_pattern(uint32_t flow, uint64_t offset) {
     return (uint8_t)((offset + flow * 16381u) % PATTERN_PERIOD * 167u % 251u + 1);
 }
 
-static void wrong(const char *what) {
+void stage_wrong(const char *what) {
     if (stage.wrong == NULL)
         stage.wrong = what;
 }
@@ -35,8 +32,14 @@ static uint64_t chunk_bytes(void) {
     return 1ull << stage.shape.chunk_shift;
 }
 
-static uint64_t stream_bytes(uint32_t flow) {
-    return stage.shape.stream_bytes + flow;
+/* What the sender sends before it half-closes; what it may send by now. */
+static uint64_t stream_bytes(const struct stage_sender *s) {
+    return s->head_bytes + s->sent_bytes + s->tail_bytes;
+}
+
+static uint64_t may_send_bytes(const struct stage_sender *s) {
+    uint64_t most = s->waits && !s->accepted ? s->head_bytes : stream_bytes(s);
+    return stage.shape.silent_at != 0 ? time_min(most, stage.shape.silent_at) : most;
 }
 
 static void *pages(size_t bytes) {
@@ -45,152 +48,6 @@ static void *pages(size_t bytes) {
         abort();
     memset(memory, 0, bytes);
     return memory;
-}
-
-/* ---- What the engine calls. ---- */
-
-struct io_uring_sqe *worker_sqe(struct worker *w) {
-    static struct io_uring_sqe sqe;
-    (void)w;
-    memset(&sqe, 0, sizeof sqe);
-    stage.armed_count++;
-    return &sqe;
-}
-
-bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
-                  int detail, uint64_t bytes_count) {
-    (void)w, (void)kind, (void)f, (void)code, (void)detail, (void)bytes_count;
-    return true;
-}
-
-void intake_received(struct worker *w, struct flow *f, uint32_t bytes) {
-    (void)w;
-    f->received_bytes += bytes;
-}
-
-bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
-    (void)w, (void)f, (void)owner;
-    abort();
-}
-
-int engine_end_of_stream(const struct flow *f) {
-    (void)f;
-    return 0;
-}
-
-void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag) {
-    (void)w, (void)tag;
-    stage.senders[f->index].cancelled = true;
-}
-
-void engine_finish(struct worker *w, struct flow *f) {
-    struct stage_sender *s = &stage.senders[f->index];
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
-    if (s->over || f->error || s->handed != stream_bytes(f->index))
-        wrong("a flow ended too early, twice, or with an error");
-    s->over = true;
-    f->phase = FLOW_GONE;
-}
-
-void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, struct flow *f)) {
-    struct flow *f;
-    while ((f = flow_first(&w->flows, QUEUE_BLOCKED)) != NULL) {
-        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
-        advance(w, f);
-        if (f->phase == FLOW_BLOCKED)
-            return;
-    }
-}
-
-int zcrx_open_queue(struct worker *w) {
-    struct zcrx *z = &w->zcrx;
-    z->rx_buf_len = (uint32_t)chunk_bytes();
-    z->chunk_count = stage.shape.chunk_count;
-    z->refill.head = &stage.head;
-    z->refill.tail = &stage.tail;
-    z->refill.entries = stage.entries;
-    z->refill.entry_count = sizeof stage.entries / sizeof stage.entries[0];
-    return 0;
-}
-
-uint32_t zcrx_chunk_shift(const struct zcrx *z) {
-    (void)z;
-    return stage.shape.chunk_shift;
-}
-
-int zcrx_flush_refill(struct worker *w) {
-    (void)w;
-    return 0;
-}
-
-int zcrx_arm_event(struct worker *w, uint32_t type) {
-    (void)w, (void)type;
-    return 0;
-}
-
-uint8_t *area_own(struct area *a, uint64_t bytes) {
-    uint8_t *memory = a->own + a->own_used;
-    a->own_used += (bytes + 4095) / 4096 * 4096;
-    if (a->own_used > a->own_bytes)
-        abort();
-    return memory;
-}
-
-void batch_hurry(struct worker *w) {
-    (void)w;
-    if (stage.open != NULL && stage.open->piece_count > 0) {
-        stage.open->under_way = true;
-        stage.open = NULL;
-    }
-}
-
-static bool open_batch(void) {
-    for (uint32_t i = 0; stage.open == NULL && i < STAGE_BATCHES; i++) {
-        struct stage_batch *b = &stage.batches[i];
-        if (b->under_way)
-            continue;
-        plan_begin(&b->plan, b->iov, STAGE_IOVECS, b->header, HEADER_BYTES, b->bounce, BOUNCE_BYTES,
-                   false);
-        b->piece_count = 0;
-        stage.open = b;
-    }
-    return stage.open != NULL;
-}
-
-static void check_bytes(const struct stage_piece *piece, const char *what) {
-    for (uint32_t i = 0; i < piece->bytes; i++)
-        if (piece->data[i] != pattern(piece->flow, piece->stream_offset + i)) {
-            wrong(what);
-            return;
-        }
-}
-
-uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes, uint32_t slack,
-                   uint64_t hold) {
-    struct stage_sender *s = &stage.senders[f->index];
-    if (!open_batch()) {
-        stage.blocked_count++;
-        return 0;
-    }
-    struct stage_batch *b = stage.open;
-    struct plan_fragment fragment = {
-        .flow = f->id, .stream_offset = s->handed, .data = data, .bytes = bytes, .slack = slack};
-    bool whole = (hold & BATCH_HOLD_COPIED) != 0;
-    uint32_t taken = 0;
-    if (b->piece_count < w->batches.holds_max && b->piece_count < STAGE_PIECES_MAX &&
-        (!whole || b->plan.payload_end + bytes <= PAYLOAD_BYTES_MAX))
-        taken = plan_add(&b->plan, &stage.profile, &fragment);
-    if (taken == 0) {
-        if (b->piece_count == 0)
-            wrong("an empty batch takes nothing");
-        batch_hurry(w);
-        return batch_add(w, f, data, bytes, slack, hold);
-    }
-    b->pieces[b->piece_count++] = (struct stage_piece){data, s->handed, hold, taken, f->index};
-    check_bytes(&b->pieces[b->piece_count - 1], "other bytes are handed over than were laid");
-    stage.pressure_bytes += whole ? taken : 0;
-    s->handed += taken;
-    return taken;
 }
 
 /* ---- The kernel and the NIC. ---- */
@@ -219,7 +76,7 @@ static void post_chunk(uint32_t chunk) {
 
 static void drop_reference(uint32_t chunk) {
     if (chunk >= stage.shape.chunk_count || stage.references[chunk] == 0)
-        wrong("a fragment came back that was not out");
+        stage_wrong("a fragment came back that was not out");
     else if (--stage.references[chunk] == 0)
         post_chunk(chunk);
 }
@@ -243,7 +100,7 @@ static void lay_fragment(uint32_t flow, uint32_t bytes, bool merge) {
     bool is_behind_another = s->current_used > 0; /* a fragment never spans two chunks */
     uint64_t offset = ((uint64_t)s->current_chunk << stage.shape.chunk_shift) + s->current_used;
     for (uint32_t i = 0; i < bytes; i++)
-        stage.w->area.base[offset + i] = pattern(flow, s->laid + i);
+        stage.w->area.base[offset + i] = stage_pattern(flow, s->laid + i);
     s->laid += bytes;
     s->current_used += bytes;
     struct stage_fragment *last = &s->queued[(s->first + s->count - 1) % STAGE_QUEUED_MAX];
@@ -259,7 +116,7 @@ static void lay_fragment(uint32_t flow, uint32_t bytes, bool merge) {
 static void receive_packet(uint32_t flow) {
     const struct stage_shape *t = &stage.shape;
     struct stage_sender *s = &stage.senders[flow];
-    uint64_t left = stream_bytes(flow) - s->laid;
+    uint64_t left = may_send_bytes(s) - s->laid;
     uint32_t bytes = t->packet_bytes;
     if (t->odd_of != 0 && random_below(t->odd_of) == 0)
         bytes = 1 + random_below(t->packet_bytes);
@@ -284,8 +141,21 @@ static void receive_packet(uint32_t flow) {
         bytes -= part;
     }
     /* A chunk that no packet may share is left at once, so that it can come back. */
-    if (!t->shares_chunks || s->laid == stream_bytes(flow))
+    if (!t->shares_chunks || s->laid == may_send_bytes(s))
         leave_chunk(s);
+}
+
+static uint32_t holders_of(uint64_t offset) {
+    uint64_t chunk = offset >> stage.shape.chunk_shift;
+    return stage.w->zcrx.refill.outstanding[chunk] + stage.w->zcrx.refill.shared[chunk];
+}
+
+static void note_held(const struct flow *f) {
+    uint32_t count = 0;
+    for (uint32_t i = f->fragment_head; i != FLOW_NONE; i = stage.w->zcrx.fragments[i].next)
+        count++;
+    if (f->phase == FLOW_RECEIVING && count > stage.held_count_max)
+        stage.held_count_max = count;
 }
 
 static void complete(struct flow *f, int result, uint32_t flags, uint64_t offset) {
@@ -297,7 +167,16 @@ static void complete(struct flow *f, int result, uint32_t flags, uint64_t offset
         f->ops_in_flight--;
         stage.senders[f->index].cancelled = false;
     }
-    engine_zcrx.complete(stage.w, TAG_RECEIVE, f, &c.cqe);
+    bool is_fresh = f->session == NULL || f->session->came == 0;
+    uint32_t holders = holders_of(offset);
+    bool block = stage.senders[f->index].tag == TAG_BLOCK;
+    engine_zcrx.complete(stage.w, stage.senders[f->index].tag, f, &c.cqe);
+    if (block && holders_of(offset) != holders)
+        stage_wrong("a block's bytes keep a chunk");
+    if (result == -ENOMEM && is_fresh && f->armed)
+        stage_wrong("a receive that found no chunk is tried again at once");
+    note_held(f);
+    stage_submit();
 }
 
 static void deliver(struct flow *f) {
@@ -311,16 +190,29 @@ static void deliver(struct flow *f) {
     }
     bool trouble = stage.shape.trouble_of != 0 && random_below(stage.shape.trouble_of) == 0;
     stage.ended_early_count += trouble;
+    if (s->bound_bytes == 0) { /* just like the end of the stream */
+        complete(f, 0, 0, 0);
+        return;
+    }
     if (s->count == 0) {
-        if (s->laid == stream_bytes(f->index))
+        if (s->laid == stream_bytes(s))
             complete(f, 0, 0, 0);
         else if (trouble)
             complete(f, troubles[random_below(4)], 0, 0);
         return;
     }
     struct stage_fragment next = s->queued[s->first];
-    s->first = (s->first + 1) % STAGE_QUEUED_MAX;
-    s->count--;
+    if (next.bytes > s->bound_bytes) { /* the rest stays in the socket, on the same chunk */
+        next.bytes = (uint32_t)s->bound_bytes;
+        s->queued[s->first].offset += next.bytes;
+        s->queued[s->first].bytes -= next.bytes;
+        stage.references[next.offset >> stage.shape.chunk_shift]++;
+    } else {
+        s->first = (s->first + 1) % STAGE_QUEUED_MAX;
+        s->count--;
+    }
+    if (s->bound_bytes != UINT64_MAX)
+        s->bound_bytes -= next.bytes;
     s->delivered += next.bytes;
     /* A completion that says "no more" may bring bytes as well. */
     complete(f, (int)next.bytes, trouble ? 0 : IORING_CQE_F_MORE, next.offset);
@@ -329,9 +221,10 @@ static void deliver(struct flow *f) {
 /* A write is complete: its bytes lie as they lay, and its memory comes back. */
 static void complete_batch(struct stage_batch *b) {
     for (uint32_t i = 0; i < b->piece_count; i++)
-        check_bytes(&b->pieces[i], "memory changed under a write");
+        stage_check_bytes(&b->pieces[i], "memory changed under a write");
     for (uint32_t i = 0; i < b->piece_count; i++)
-        engine_zcrx.release(stage.w, b->pieces[i].hold);
+        if (b->pieces[i].hold != STAGE_NO_HOLD)
+            engine_zcrx.release(stage.w, b->pieces[i].hold);
     b->under_way = false;
     b->piece_count = 0;
 }
@@ -352,7 +245,45 @@ static struct stage_shape completed(struct stage_shape shape) {
     shape.slow_of = or_else(shape.slow_of, 20);
     shape.mem_align = or_else(shape.mem_align, 4);
     shape.block_bytes = or_else(shape.block_bytes, 4096);
+    shape.hello_timeout_ns = shape.hello_timeout_ns != 0 ? shape.hello_timeout_ns : DAY_NS;
+    shape.flush_interval_ns = shape.flush_interval_ns != 0 ? shape.flush_interval_ns : DAY_NS;
     return shape;
+}
+
+static void open_listener(struct worker *w) {
+    struct listener *l = &w->listeners[w->listener_count++];
+    l->fd = -1;
+    l->protocol = PROTOCOL_INGEST;
+    l->hello_timeout_ns = stage.shape.hello_timeout_ns;
+    l->idle = l->greeting = l->news = w->unasked = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
+    admission_open(&w->admission);
+    if (session_pool_open(&l->sessions, STAGE_FLOWS_MAX) != 0)
+        abort();
+}
+
+static void open_flow(uint32_t i) {
+    const struct stage_shape *shape = &stage.shape;
+    struct stage_sender *s = &stage.senders[i];
+    struct flow *f = stage.flows[i] = flow_take(&stage.w->flows);
+    f->fd = -1;
+    s->current_chunk = UINT32_MAX;
+    s->payload_bytes = s->sent_bytes = shape->stream_bytes + i;
+    if (!engine_zcrx.take(stage.w, f))
+        abort();
+    if (shape->ingest) {
+        enum stage_kind kind = (shape->first_kind + (shape->one_kind ? 0 : i)) % STAGE_KINDS_COUNT;
+        s->stated = kind == STAGE_TRAILER || kind == STAGE_STATED;
+        s->trailer = kind == STAGE_TRAILER || kind == STAGE_HELD_TRAILER;
+        s->sent_bytes += s->stated ? (uint64_t)shape->excess_bytes : 0;
+        s->head_bytes = SESSION_BLOCK_BYTES;
+        s->tail_bytes = s->trailer ? SESSION_BLOCK_BYTES : 0;
+        s->base_bytes = random_below(2) * 1000003ull;
+        s->waits = random_below(2) != 0;
+        session_begin(stage.w, f);
+    } else {
+        engine_zcrx.start(stage.w, f);
+    }
+    stage_submit();
 }
 
 void stage_open(const struct stage_shape *wanted) {
@@ -371,22 +302,51 @@ void stage_open(const struct stage_shape *wanted) {
     w->area.own = pages(w->area.own_bytes);
     w->settings.writes_in_flight_max = STAGE_BATCHES;
     w->settings.interface_index = 1;
-    w->batches.payload_bytes_max = PAYLOAD_BYTES_MAX;
+    w->settings.flush_interval_ns = shape->flush_interval_ns;
+    w->batches.payload_bytes_max = STAGE_PAYLOAD_BYTES_MAX;
+    w->engine = &engine_zcrx;
     w->now_ns = 1;
     if (flow_table_init(&w->flows, STAGE_FLOWS_MAX) != 0 || engine_zcrx.open(w) != 0)
         abort();
     for (uint32_t i = 0; i < STAGE_BATCHES; i++) {
-        stage.batches[i].header = pages(HEADER_BYTES);
-        stage.batches[i].bounce = pages(BOUNCE_BYTES);
+        stage.batches[i].header = pages(STAGE_HEADER_BYTES);
+        stage.batches[i].bounce = pages(STAGE_BOUNCE_BYTES);
     }
     for (uint32_t i = 0; i < shape->chunk_count; i++)
         post_chunk(i);
-    for (uint32_t i = 0; i < shape->flows_count; i++) {
-        stage.flows[i] = flow_take(&w->flows);
-        stage.flows[i]->fd = -1;
-        stage.senders[i].current_chunk = UINT32_MAX;
-        engine_zcrx.start(w, stage.flows[i]);
+    open_listener(w);
+    for (uint32_t i = 0; i < shape->flows_count; i++)
+        open_flow(i);
+}
+
+/* The flow has ended: what its socket has is freed with it. */
+static void close_socket(struct stage_sender *s) {
+    leave_chunk(s);
+    for (; s->count > 0; s->count--) {
+        drop_reference((uint32_t)(s->queued[s->first].offset >> stage.shape.chunk_shift));
+        s->first = (s->first + 1) % STAGE_QUEUED_MAX;
     }
+}
+
+static void end_some_flow(uint32_t i) {
+    if (stage.shape.stop_of == 0 || random_below(stage.shape.stop_of) != 0)
+        return;
+    stage.senders[i].stopped = true;
+    struct flow *f = stage.flows[i];
+    intake_interrupt(stage.w, f, CLOSE_REASON_SHUTDOWN, random_below(2) != 0);
+    if (!f->ended && !stage.senders[i].cancelled && f->phase != FLOW_BLOCKED)
+        stage_wrong("a flow that is to end waits for nothing");
+    stage_submit();
+}
+
+static void turn(void) {
+    stage.w->now_ns += TURN_NS;
+    engine_zcrx.turn(stage.w);
+    stage_submit();
+    if (stage.shape.ingest && random_below(4) == 0)
+        stage_answer();
+    session_turn(stage.w);
+    stage_submit();
 }
 
 static bool is_over(void) {
@@ -399,11 +359,14 @@ static bool is_over(void) {
     return stage.posted_count == stage.shape.chunk_count;
 }
 
-bool stage_run(void) {
-    for (uint32_t step = 0; step < STEPS_MAX && stage.wrong == NULL; step++) {
+bool stage_steps(uint32_t steps) {
+    for (uint32_t step = 0; step < steps && stage.wrong == NULL; step++) {
         uint32_t i = random_below(stage.shape.flows_count);
-        if (stage.senders[i].laid < stream_bytes(i))
+        if (stage.senders[i].over)
+            close_socket(&stage.senders[i]);
+        else if (stage.senders[i].laid < may_send_bytes(&stage.senders[i]))
             receive_packet(i);
+        end_some_flow(i);
         if (!stage.senders[i].over)
             deliver(stage.flows[random_below(2) ? i : random_below(stage.shape.flows_count)]);
         if (random_below(stage.shape.slow_of) == 0) {
@@ -412,10 +375,8 @@ bool stage_run(void) {
                 complete_batch(b);
         }
         take_refill_entries();
-        if (random_below(4) == 0) {
-            stage.w->now_ns += TURN_NS;
-            engine_zcrx.turn(stage.w);
-        }
+        if (random_below(4) == 0)
+            turn();
         if (random_below(50) == 0)
             batch_hurry(stage.w); /* the open batch is old */
         if (step % 16 == 0 && is_over())
@@ -424,9 +385,15 @@ bool stage_run(void) {
     return false;
 }
 
+bool stage_run(void) {
+    return stage_steps(STEPS_MAX);
+}
+
 void stage_close(void) {
     engine_zcrx.close(stage.w);
     flow_table_destroy(&stage.w->flows);
+    session_pool_close(&stage.w->listeners[0].sessions);
+    admission_close(&stage.w->admission);
     free(stage.w->area.base);
     free(stage.w->area.own);
     for (uint32_t i = 0; i < STAGE_BATCHES; i++) {

@@ -1,14 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A stage for engine `zcrx`: the kernel's and the NIC's part is played here, and so is the part of
- * the worker that the engine calls. The engine, the refill account, the relief slots, the flow
- * table and the planner are the core's own.
+ * A stage for engine `zcrx`: the kernel's and the NIC's part is played here (zcrx_stage.c), and so
+ * is the part of the worker that the engine calls (zcrx_stage_worker.c). The engine, the refill
+ * account, the relief slots, the sessions of protocol ingest, the flow table and the planner are
+ * the core's own.
  *
  * The NIC lays packets of known bytes into chunks that it has, several to a chunk or one to
  * several; sockets keep them until the flow's receive is armed; completions end receives in every
  * way the kernel knows. Batches take bytes by the planner, or nothing while all are under way, and
  * complete in any order. Only then a chunk may be given back, so each batch looks at all its bytes
  * again: a chunk that the NIC was given too early has other bytes by then.
+ *
+ * With `ingest` a flow's stream is a hello, its payload, and for every other kind a trailer;
+ * packets and fragments know nothing of where one ends, unless the sender waits to be accepted.
+ * Blocks must reach Python's side of the admission as they were laid, and payload the batches.
  */
 #ifndef INGESTD_TESTS_ZCRX_STAGE_H
 #define INGESTD_TESTS_ZCRX_STAGE_H
@@ -21,6 +26,13 @@
 #define STAGE_PIECES_MAX 2048u
 #define STAGE_BATCHES 4u
 #define STAGE_IOVECS 1024u
+#define STAGE_HEADER_BYTES 65536u
+#define STAGE_BOUNCE_BYTES 1048576u
+#define STAGE_PAYLOAD_BYTES_MAX 65536u
+#define STAGE_NO_HOLD UINT64_MAX
+
+/* How a flow of protocol ingest ends. */
+enum stage_kind { STAGE_HELD_TRAILER, STAGE_TRAILER, STAGE_STATED, STAGE_OPEN, STAGE_KINDS_COUNT };
 
 /* What one case is like; sizes in bytes. What is 0 gets the value in brackets. */
 struct stage_shape {
@@ -34,6 +46,14 @@ struct stage_shape {
     uint32_t trouble_of;   /* one completion of so many ends its receive; 0: none */
     uint32_t slow_of;      /* one step of so many completes a batch (20) */
     uint32_t mem_align, block_bytes; /* (4, 4096) */
+    bool ingest;                     /* flow i is of stage_kind i % STAGE_KINDS_COUNT ... */
+    enum stage_kind first_kind;      /* ... counted from here */
+    bool one_kind;                   /* ... or all are of it */
+    int32_t excess_bytes;            /* sent beyond the length stated; less than 0: missing */
+    uint32_t stop_of;                /* one step of so many ends a flow; 0: none */
+    uint32_t silent_at;              /* so many bytes are sent and no more; 0: all */
+    uint64_t hello_timeout_ns;       /* (a day) */
+    uint64_t flush_interval_ns;      /* (a day) */
 };
 
 struct stage_fragment {
@@ -49,13 +69,22 @@ struct stage_sender {
     uint32_t first, count; /* a ring */
     bool cancelled;        /* its receive is to end with -ECANCELED */
     bool over;             /* the engine ended the flow */
+    bool sealed, stopped;  /* how; stopped: the stage wanted it */
+    bool stated, trailer;  /* as the hello says */
+    bool waits;            /* sends payload only when it is accepted */
+    bool accepted;
+    uint32_t head_bytes, tail_bytes;
+    uint64_t payload_bytes, sent_bytes; /* as stated; as laid, without the blocks */
+    uint64_t base_bytes;                /* where in the flow this connection begins */
+    uint64_t bound_bytes;               /* the receive may yet bring; UINT64_MAX: whatever comes */
+    enum uring_tag tag;                 /* of the receive */
     uint32_t current_chunk, current_used;
 };
 
 struct stage_piece {
     const uint8_t *data;
     uint64_t stream_offset;
-    uint64_t hold;
+    uint64_t hold; /* STAGE_NO_HOLD: it was copied to the batch's own memory */
     uint32_t bytes, flow;
 };
 
@@ -81,18 +110,31 @@ struct stage {
     uint32_t posted_first, posted_count;
     uint32_t head, tail;
     struct abi_zcrx_refill_entry entries[64];
-    uint64_t pressure_bytes;
+    struct io_uring_sqe sqe; /* what the engine fills in, and the kernel has not seen yet */
+    bool sqe_is_new;
+    uint64_t pressure_bytes, held_copied_bytes;
+    uint32_t held_count_max; /* fragments that a flow had which was being received */
     uint64_t armed_count, ended_early_count, blocked_count;
     const char *wrong; /* the first thing that was */
 };
 
 extern struct stage stage;
 
+uint8_t stage_pattern(uint32_t flow, uint64_t offset);
+void stage_wrong(const char *what);
+void stage_check_bytes(const struct stage_piece *piece, const char *what);
+/* The kernel takes what was submitted. */
+void stage_submit(void);
+/* Python answers what it was asked. */
+void stage_answer(void);
+
 /* Prints the seed of all that is random, or takes it from INGESTD_TEST_SEED. */
 void stage_seed(void);
 void stage_open(const struct stage_shape *shape);
 /* Steps until every flow has ended and everything came back; false when nothing moves any more. */
 bool stage_run(void);
+/* So many steps at most, whatever is still to come; true when all has ended. */
+bool stage_steps(uint32_t steps);
 void stage_close(void);
 
 #endif

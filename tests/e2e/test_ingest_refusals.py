@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ingestd.errors import ConfigError, EngineError
+from ingestd.errors import ConfigError
 from ingestd.store.image import read_image
 from support.daemon import Daemon
 from support.ingest import (
@@ -292,13 +292,3 @@ def test_a_key_file_that_others_can_read_is_no_secret(store_path: Path, key_file
     assert key_file in said
     assert "0644" in said
     assert SECRET.hex() not in said
-
-
-def test_zero_copy_receive_does_not_serve_it(store_path: Path) -> None:
-    config = write_config(
-        store_path.with_name("ingestd.toml"),
-        listener={"default": {"protocol": "ingest"}},
-        engine={"kind": "zcrx", "interface": "none"},
-    )
-    said = serve_refusal(EngineError, store_path, "-c", str(config))
-    assert 'listener "default" has protocol = "ingest"' in said

@@ -108,6 +108,17 @@ def test_workers_get_their_queues_and_know_each_other_s(scene: ZcrxScene) -> Non
     assert scene.nic.snapshot() == before, "without manage_nic nothing is changed"
 
 
+@pytest.mark.parametrize("kind", ["zcrx", "auto"])
+def test_listeners_of_protocol_ingest_are_served(scene: ZcrxScene, kind: str) -> None:
+    scene.prepare()
+    ingest = {"listener": {"in": {"address": "127.0.0.1:0", "protocol": "ingest"}}}
+    engine = ENGINE | {"nic_state_dir": str(scene.directory / "state"), "kind": kind}
+    scene.configure(STORE, ingest, {"engine": engine})
+    assert scene.play() == 0
+    (chosen,) = scene.log.fields("engine_chosen")
+    assert chosen["engine"] == "zcrx"
+
+
 def test_an_id_that_is_not_told_is_not_checked(scene: ZcrxScene) -> None:
     scene.prepare()
     scene.nic_of = lambda _: FakeWithout(scene.nic)

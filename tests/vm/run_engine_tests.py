@@ -10,7 +10,6 @@ the cases with that in their names only, VM_TRIALS=PROGRAM one of the test progr
 import os
 import shutil
 import sys
-import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -23,9 +22,9 @@ except ModuleNotFoundError:
     sys.path.append(str(ROOT))  # the store's reader needs nothing compiled
 
 from engine_stores import check_stores  # noqa: E402
-from run_vm_tests import BUILD, SUMMARY, build_programs  # noqa: E402
-from vmlab import Disk, Lab, Machine, VmError, VmUnavailableError, prepare  # noqa: E402
-from vmlab.command import EXIT_UNAVAILABLE, write_through  # noqa: E402
+from run_vm_tests import BUILD, build_programs, run_part, tally  # noqa: E402
+from vmlab import Disk, Lab, Machine  # noqa: E402
+from vmlab.command import write_through  # noqa: E402
 from vmlab.disk import DiskKind  # noqa: E402
 from vmlab.module import build_module  # noqa: E402
 
@@ -74,42 +73,17 @@ def run_tests(lab: Lab) -> tuple[int, int]:
         environment=environment,
         on_output=write_through,
     )
-    rows = SUMMARY.findall(result.output)
-    passed, failed = sum(int(row[0]) for row in rows), sum(int(row[1]) for row in rows)
-    for line in result.kernel_troubles:
-        print(f"FAIL the kernel says: {line}")
-    failed += bool(result.kernel_troubles)
-    if result.exit_code != 0 and failed == 0:
-        print(f"FAIL the tests ended with exit code {result.exit_code}")
-        failed += 1
+    passed, failed, _ = tally(result)
     used = {line.split()[0] for line in manifest.read_text(encoding="ascii").splitlines()}
     files = {name: disk.file for name, disk in stores.items() if disk.file}
     if any(name in os.environ for name in PASSED_ON):
         files = {name: path for name, path in files.items() if name in used}
     right, wrong = check_stores(files, manifest)
     print(f"{result.boot_s:.1f} s to the first command, {result.wall_s:.1f} s in the machine")
+    if failed + wrong == 0:
+        shutil.rmtree(RESULTS)  # what is wrong is kept to be looked at
     return passed + right, failed + wrong
 
 
-def main() -> int:
-    """Run everything; return the exit code."""
-    began_s = time.monotonic()
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    try:
-        lab = prepare()
-        passed, failed = run_tests(lab)
-    except VmUnavailableError as error:
-        print(f"vm: {error}")
-        return EXIT_UNAVAILABLE
-    except VmError as error:
-        print(f"FAIL {error}")
-        passed, failed = 0, 1
-    if failed == 0:
-        shutil.rmtree(RESULTS)  # what is wrong is kept to be looked at
-    print(f"{time.monotonic() - began_s:.1f} s in all")
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed or passed == 0 else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_part(run_tests))

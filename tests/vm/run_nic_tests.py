@@ -9,16 +9,15 @@ run_vm_tests.py; 77 also when no ingestd is installed.
 
 import importlib.util
 import sys
-import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
 sys.path.insert(0, str(HERE))
 
-from run_vm_tests import BUILD, SUMMARY  # noqa: E402
-from vmlab import Disk, Lab, Machine, VmError, VmUnavailableError, prepare  # noqa: E402
-from vmlab.command import EXIT_UNAVAILABLE, write_through  # noqa: E402
+from run_vm_tests import BUILD, run_part, tally  # noqa: E402
+from vmlab import Disk, Lab, Machine, VmUnavailableError  # noqa: E402
+from vmlab.command import write_through  # noqa: E402
 from vmlab.module import build_module  # noqa: E402
 
 TESTS_TIMEOUT_S = 900.0
@@ -51,33 +50,9 @@ def run_tests(lab: Lab) -> tuple[int, int]:
         environment={"VM_NIC_MODULE": str(module), "VM_INGESTD": command, **environment},
         on_output=write_through,
     )
-    rows = SUMMARY.findall(result.output)
-    passed, failed = sum(int(row[0]) for row in rows), sum(int(row[1]) for row in rows)
-    for line in result.kernel_troubles:
-        print(f"FAIL the kernel says: {line}")
-    failed += bool(result.kernel_troubles)
-    if result.exit_code != 0 and failed == 0:
-        print(f"FAIL the tests ended with exit code {result.exit_code}")
-        failed += 1
+    passed, failed, _ = tally(result)
     return passed, failed
 
 
-def main() -> int:
-    """Run everything; return the exit code."""
-    began_s = time.monotonic()
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
-    try:
-        passed, failed = run_tests(prepare())
-    except VmUnavailableError as error:
-        print(f"vm: {error}")
-        return EXIT_UNAVAILABLE
-    except VmError as error:
-        print(f"FAIL {error}")
-        passed, failed = 0, 1
-    print(f"{time.monotonic() - began_s:.1f} s in all")
-    print(f"{passed} passed, {failed} failed")
-    return 1 if failed or passed == 0 else 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_part(run_tests))

@@ -9,6 +9,7 @@ with one line that says why when this host can have no machine.
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -59,8 +60,11 @@ def run_tests(lab: Lab) -> Result:
     )
 
 
-def report(lab: Lab, result: Result, began_s: float) -> int:
-    """Print kernel troubles, times and the sum; return the exit code."""
+def tally(result: Result) -> tuple[int, int, int]:
+    """Return how much has passed, failed and was skipped in the machine.
+
+    Kernel troubles and an exit code that no failed test explains count as failed; they are printed.
+    """
     summaries = SUMMARY.findall(result.output)
     passed, failed, skipped = (sum(int(row[i] or 0) for row in summaries) for i in range(3))
     for line in result.kernel_troubles:
@@ -69,6 +73,29 @@ def report(lab: Lab, result: Result, began_s: float) -> int:
     if result.exit_code != 0 and failed == 0:
         print(f"FAIL the tests ended with exit code {result.exit_code}")
         failed = 1
+    return passed, failed, skipped
+
+
+def run_part(run_tests: Callable[[Lab], tuple[int, int]]) -> int:
+    """Run a part of `make vm` that returns what has passed and failed; return its exit code."""
+    began_s = time.monotonic()
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    try:
+        passed, failed = run_tests(prepare())
+    except VmUnavailableError as error:
+        print(f"vm: {error}")
+        return EXIT_UNAVAILABLE
+    except VmError as error:
+        print(f"FAIL {error}")
+        passed, failed = 0, 1
+    print(f"{time.monotonic() - began_s:.1f} s in all")
+    print(f"{passed} passed, {failed} failed")
+    return 1 if failed or passed == 0 else 0
+
+
+def report(lab: Lab, result: Result, began_s: float) -> int:
+    """Print kernel troubles, times and the sum; return the exit code."""
+    passed, failed, skipped = tally(result)
     if WRITTEN_IN_THE_MACHINE.exists():
         print(f"FAIL the machine has written to the host: {WRITTEN_IN_THE_MACHINE}")
         failed += 1

@@ -1,0 +1,281 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The functions of the worker that the engine and its sessions call; see zcrx_stage.h.
+ */
+#include "zcrx_stage.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "random.h"
+#include "zcrx_open.h"
+
+void stage_submit(void) {
+    const struct io_uring_sqe *sqe = &stage.sqe;
+    if (!stage.sqe_is_new)
+        return;
+    stage.sqe_is_new = false;
+    if (sqe->opcode != URING_OP_RECV_ZC)
+        return;
+    struct stage_sender *s = &stage.senders[(uint32_t)sqe->user_data];
+    s->tag = (enum uring_tag)(sqe->user_data >> 32);
+    s->bound_bytes = sqe->len != 0 ? sqe->len : UINT64_MAX;
+    stage.armed_count++;
+}
+
+struct io_uring_sqe *worker_sqe(struct worker *w) {
+    (void)w;
+    stage_submit();
+    memset(&stage.sqe, 0, sizeof stage.sqe);
+    stage.sqe_is_new = true;
+    return &stage.sqe;
+}
+
+bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
+                  int detail, uint64_t bytes_count) {
+    (void)w, (void)kind, (void)f, (void)code, (void)detail, (void)bytes_count;
+    return true;
+}
+
+void intake_received(struct worker *w, struct flow *f, uint32_t bytes) {
+    (void)w;
+    f->received_bytes += bytes;
+}
+
+bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
+    (void)w, (void)f, (void)owner;
+    abort();
+}
+
+int engine_end_of_stream(const struct flow *f) {
+    (void)f;
+    return 0;
+}
+
+void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag) {
+    (void)w;
+    if (!f->armed || tag != stage.senders[f->index].tag)
+        stage_wrong("a receive is cancelled that is not there");
+    stage.senders[f->index].cancelled = true;
+}
+
+void engine_finish(struct worker *w, struct flow *f) {
+    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    if (f->stop || f->error)
+        intake_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, f->error);
+    else if (f->session == NULL || !session_goes_on(w, f))
+        intake_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+}
+
+void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason, int error) {
+    struct stage_sender *s = &stage.senders[f->index];
+    (void)reason;
+    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    flow_idle_remove(&w->flows, &w->listeners[0].idle, f);
+    s->over = f->ended = true;
+    s->sealed = state == FLOW_STATE_SEALED;
+    if (error || f->armed || f->fragment_head != FLOW_NONE)
+        stage_wrong("a flow ended with an error, or in the middle");
+    if (s->sealed && s->handed != s->payload_bytes)
+        stage_wrong("a flow was sealed without all of its bytes");
+    f->phase = FLOW_CLOSING;
+}
+
+void intake_interrupt(struct worker *w, struct flow *f, uint8_t reason, bool drop) {
+    if (f->ended || f->stop)
+        return;
+    f->stop = true;
+    f->drop = drop;
+    f->reason = reason;
+    if (f->session == NULL || !session_stop(w, f))
+        engine_zcrx.stop(w, f);
+}
+
+void intake_answered(struct worker *w, struct flow *f, int result) {
+    (void)w, (void)f, (void)result;
+    abort(); /* no line is ever complete here */
+}
+
+void intake_gone(struct worker *w, struct flow *f) {
+    (void)w, (void)f;
+    abort();
+}
+
+void worker_format_peer(const struct flow *f, char *out, size_t capacity) {
+    (void)f, (void)capacity;
+    *out = 0;
+}
+
+/* Python's side: what the worker asks must be the block as it was laid. */
+static void check_block(const struct question *q, uint64_t laid_at) {
+    for (uint32_t i = 0; i < SESSION_BLOCK_BYTES; i++)
+        if (q->block[i] != stage_pattern(q->flow_index, laid_at + i)) {
+            stage_wrong("a block has other bytes than were laid");
+            return;
+        }
+}
+
+static void answer(const struct question *q) {
+    struct stage_sender *s = &stage.senders[q->flow_index];
+    struct answer a = {.flow_index = q->flow_index, .serial = q->serial};
+    if (q->kind == QUESTION_HELLO) {
+        check_block(q, 0);
+        s->accepted = true;
+        a.kind = ANSWER_ADMIT;
+        a.flow[0] = (uint8_t)(1 + q->flow_index);
+        a.base_bytes = s->base_bytes;
+        a.limit_bytes = s->stated ? s->base_bytes + s->payload_bytes : UINT64_MAX;
+        a.flags = (s->stated ? ANSWER_STATED : 0) | (s->trailer ? ANSWER_TRAILER : 0);
+    } else {
+        check_block(q, s->head_bytes + s->payload_bytes);
+        if (q->bytes_count != s->base_bytes + s->payload_bytes)
+            stage_wrong("the trailer was told with another length");
+        a.kind = ANSWER_SEAL;
+    }
+    admission_answer(&stage.w->admission, &a);
+}
+
+void stage_answer(void) {
+    static struct question q;
+    while (admission_take_question(&stage.w->admission, &q))
+        answer(&q);
+    session_take_answers(stage.w);
+    stage_submit();
+}
+
+void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, struct flow *f)) {
+    struct flow *f;
+    while ((f = flow_first(&w->flows, QUEUE_BLOCKED)) != NULL) {
+        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+        advance(w, f);
+        if (f->phase == FLOW_BLOCKED)
+            return;
+    }
+}
+
+int zcrx_open_queue(struct worker *w) {
+    struct zcrx *z = &w->zcrx;
+    z->rx_buf_len = 1u << stage.shape.chunk_shift;
+    z->chunk_count = stage.shape.chunk_count;
+    z->refill.head = &stage.head;
+    z->refill.tail = &stage.tail;
+    z->refill.entries = stage.entries;
+    z->refill.entry_count = sizeof stage.entries / sizeof stage.entries[0];
+    return 0;
+}
+
+uint32_t zcrx_chunk_shift(const struct zcrx *z) {
+    (void)z;
+    return stage.shape.chunk_shift;
+}
+
+int zcrx_flush_refill(struct worker *w) {
+    (void)w;
+    return 0;
+}
+
+int zcrx_arm_event(struct worker *w, uint32_t type) {
+    (void)w, (void)type;
+    return 0;
+}
+
+uint8_t *area_own(struct area *a, uint64_t bytes) {
+    uint8_t *memory = a->own + a->own_used;
+    a->own_used += (bytes + 4095) / 4096 * 4096;
+    if (a->own_used > a->own_bytes)
+        abort();
+    return memory;
+}
+
+void batch_hurry(struct worker *w) {
+    (void)w;
+    if (stage.open != NULL && stage.open->piece_count > 0) {
+        stage.open->under_way = true;
+        stage.open = NULL;
+    }
+}
+
+static bool open_batch(void) {
+    for (uint32_t i = 0; stage.open == NULL && i < STAGE_BATCHES; i++) {
+        struct stage_batch *b = &stage.batches[i];
+        if (b->under_way)
+            continue;
+        plan_begin(&b->plan, b->iov, STAGE_IOVECS, b->header, STAGE_HEADER_BYTES, b->bounce,
+                   STAGE_BOUNCE_BYTES, false);
+        b->piece_count = 0;
+        stage.open = b;
+    }
+    return stage.open != NULL;
+}
+
+void stage_check_bytes(const struct stage_piece *piece, const char *what) {
+    uint64_t at = stage.senders[piece->flow].head_bytes + piece->stream_offset;
+    for (uint32_t i = 0; i < piece->bytes; i++)
+        if (piece->data[i] != stage_pattern(piece->flow, at + i)) {
+            stage_wrong(what);
+            return;
+        }
+}
+
+/* What was taken is the flow's next, and lies as it was laid. */
+static void note_taken(struct flow *f, const uint8_t *data, uint32_t bytes, uint64_t hold) {
+    struct stage_sender *s = &stage.senders[f->index];
+    struct stage_batch *b = stage.open;
+    b->pieces[b->piece_count++] = (struct stage_piece){data, s->handed, hold, bytes, f->index};
+    stage_check_bytes(&b->pieces[b->piece_count - 1], "other bytes are handed over than were laid");
+    s->handed += bytes;
+    f->stored_bytes += bytes;
+}
+
+bool batch_copy(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes) {
+    for (uint32_t i = 0; i < 2; i++) {
+        if (!open_batch()) {
+            stage.blocked_count++;
+            return false;
+        }
+        struct stage_batch *b = stage.open;
+        struct plan_fragment fragment = {
+            .flow = f->id, .stream_offset = f->stored_bytes, .data = data, .bytes = bytes};
+        const uint8_t *copy = b->bounce + b->plan.bounce_used;
+        if (b->piece_count < STAGE_PIECES_MAX &&
+            plan_copy(&b->plan, &stage.profile, &fragment, BOUNCE_TRAILER)) {
+            stage.held_copied_bytes += bytes;
+            note_taken(f, copy, bytes, STAGE_NO_HOLD);
+            return true;
+        }
+        batch_hurry(w);
+    }
+    stage_wrong("an empty batch takes no block");
+    return false;
+}
+
+uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes, uint32_t slack,
+                   uint64_t hold) {
+    if (!open_batch()) {
+        stage.blocked_count++;
+        return 0;
+    }
+    struct stage_batch *b = stage.open;
+    struct plan_fragment fragment = {
+        .flow = f->id,
+        .stream_offset = f->stored_bytes,
+        .data = data,
+        .bytes = bytes,
+        .slack = slack,
+    };
+    bool whole = (hold & BATCH_HOLD_COPIED) != 0;
+    uint32_t taken = 0;
+    if (b->piece_count < w->batches.holds_max && b->piece_count < STAGE_PIECES_MAX &&
+        (!whole || b->plan.payload_end + bytes <= STAGE_PAYLOAD_BYTES_MAX))
+        taken = plan_add(&b->plan, &stage.profile, &fragment);
+    if (taken == 0) {
+        if (b->piece_count == 0)
+            stage_wrong("an empty batch takes nothing");
+        batch_hurry(w);
+        return batch_add(w, f, data, bytes, slack, hold);
+    }
+    stage.pressure_bytes += whole ? taken : 0;
+    note_taken(f, data, taken, hold);
+    return taken;
+}
