@@ -345,9 +345,9 @@ def describe(arguments: argparse.Namespace) -> str:
     facts = machine.facts(arguments.directory, machine.congestion_control(CONGESTION))
     return (
         f"{arguments.rounds} rounds of {arguments.probes} flows beside {LOAD_FLOWS_COUNT} others"
-        f" that offer {arguments.load_mib_per_s} MiB/s together, and of {arguments.size_mib} MiB in one"
-        f" flow; {facts.cpus_count} CPUs ({facts.cpu}), Linux {facts.kernel}, {facts.filesystem}"
-        f" on {facts.device}; load average {os.getloadavg()[0]:.1f} at the end;"
+        f" that offer {arguments.load_mib_per_s} MiB/s together, and of {arguments.size_mib} MiB in"
+        f" one flow; {facts.cpus_count} CPUs ({facts.cpu}), Linux {facts.kernel},"
+        f" {facts.filesystem} on {facts.device}; load average {os.getloadavg()[0]:.1f} at the end;"
         f" {time.strftime('%Y-%m-%d')}:"
     )
 
