@@ -15,6 +15,7 @@ Any thread may emit; configuring is the main thread's.
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import threading
 import time
@@ -285,9 +286,13 @@ class Log:
         if is_admitted:
             self._write(event, severity, fields)
 
-    def tell_suppressed(self) -> None:
-        """Log the counts of floods that are over; call about once a second, and at the end."""
-        for event, count in self._limiter.take_over(self._clock()).items():
+    def tell_suppressed(self, *, at_end: bool = False) -> None:
+        """Log the counts of floods that are over; of all, when no event comes any more.
+
+        Call about once a second, and at the end.
+        """
+        now_s = math.inf if at_end else self._clock()
+        for event, count in self._limiter.take_over(now_s).items():
             self._tell_suppressed(event, count)
 
     def _tell_suppressed(self, event: LogEvent, count: int) -> None:

@@ -144,7 +144,7 @@ class Daemon:
             self._selector.register(self._wake_fd, selectors.EVENT_READ, self._on_wake)
             if self._bring_up(undo):
                 self._loop()
-        self._log.tell_suppressed()
+        self._log.tell_suppressed(at_end=True)
         exit_code = self._final_exit_code()
         self._log.emit(LogEvent.STOPPED, exit_code=exit_code)
         return exit_code

@@ -134,6 +134,14 @@ def test_flood_is_counted_and_told_when_it_is_over() -> None:
     assert len(recorder.lines) == 5, "told once"
 
 
+def test_at_the_end_no_flood_goes_untold() -> None:
+    log, recorder, _ = _recorded()
+    for _ in range(10):
+        log.emit(LogEvent.FLOW_SEALED)
+    log.tell_suppressed(at_end=True)
+    assert recorder.lines[3:] == [("info", "events_suppressed", {"of": "flow_sealed", "count": 7})]
+
+
 def test_what_is_configured_is_told_however_much_it_is() -> None:
     log, recorder, _ = _recorded(per_window_max=3)
     for number in range(64):
