@@ -24,6 +24,8 @@ KERNEL_THREAD: Final = "iou-"
 LIFE_S_MIN: Final = 25.0
 # What a Python process moves by without any trend; measured, see docs/reliability.md.
 GROWTH_BYTES_MAX: Final = 3 * MIB
+# The one that looks up flows in a store is started when it is first needed.
+THREADS_LATE_MAX: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +130,7 @@ class Sampler:
 
 
 def assert_flat(lives: list[Life]) -> str:
-    """Every long life is flat, and keeps its threads; return a line about them."""
+    """Every long life is flat, also in its threads; return a line about them."""
     long = [life for life in lives if life.seconds >= LIFE_S_MIN]
     assert long, "no life was long enough to be looked at"
     lines = []
@@ -139,6 +141,6 @@ def assert_flat(lives: list[Life]) -> str:
             f" then {grown['rss'] / MIB:+.2f} (private {grown['private'] / MIB:+.2f})"
         )
         threads = life.least(1, "threads_count"), life.least(3, "threads_count")
-        assert threads[0] == threads[1], f"{threads} threads: {lines[-1]}"
+        assert threads[1] - threads[0] <= THREADS_LATE_MAX, f"{threads} threads: {lines[-1]}"
         assert all(growth <= GROWTH_BYTES_MAX for growth in grown.values()), lines[-1]
     return "; ".join(lines)
