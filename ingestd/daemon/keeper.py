@@ -92,8 +92,9 @@ class Keeper:
         self._thread.start()
 
     def close(self) -> None:
-        """Let go of the store, once what is under way is done."""
+        """Let go of the store, once the step that is under way is done."""
         self._stop.set()
+        self._upkeep.stop()
         if self._thread.ident is not None:
             self._thread.join()
 

@@ -4,7 +4,7 @@
 Invariants: a removal is on stable media before the first segment goes, the
 freed record before the first header, the headers before a segment is discarded
 or anyone is granted it; an id leaves the table only when no segment holds anything of it. Owned
-by one thread, but for `removed` and the counts, which any may read.
+by one thread, but for stop(), `removed` and the counts, which are for any.
 """
 
 from __future__ import annotations
@@ -80,6 +80,7 @@ class Upkeep:
         self.removed: frozenset[bytes] = self._table.flows
         self.counts = UpkeepCounts()
         self._discards = False
+        self._is_stopping = False
         self._discard_error: StoreError | None = None
 
     def discard_freed(self) -> None:
@@ -89,6 +90,10 @@ class Upkeep:
         """
         require_discard(self._device)
         self._discards = True
+
+    def stop(self) -> None:
+        """Let a sweep that is under way end soon; what it leaves, the next opening finds."""
+        self._is_stopping = True
 
     @property
     def room_count(self) -> int:
@@ -164,6 +169,8 @@ class Upkeep:
         """
         done: list[Freeable] = []
         for at in range(0, len(wanted), FREED_AT_ONCE_MAX):
+            if self._is_stopping:
+                break
             same = self._give_up(wanted[at : at + FREED_AT_ONCE_MAX])
             for item in same:
                 self._discard(item.segment.index)
@@ -184,7 +191,7 @@ class Upkeep:
 
     def _discard(self, index: int) -> None:
         """Outside the mutex, as it may take long; a segment that was not discarded is as good."""
-        if not self._discards:
+        if not self._discards or self._is_stopping:
             return
         try:
             self.counts.discarded_bytes += discard_segment(self._device, self._superblock, index)

@@ -239,9 +239,9 @@ def test_removals_race_with_senders_that_come_back(serve: Callable[..., Daemon],
 def test_a_daemon_that_comes_and_goes_meanwhile(serve: Callable[..., Daemon], seed: int) -> None:
     """The command goes on with whoever holds the store; what it reports holds."""
     daemon = serve()
-    sent = [send(daemon.address, Payload(seed + n, 100_000)) for n in range(5)]
+    sent = [send(daemon.address, Payload(seed + n, 100_000)) for n in range(4)]
     choose = random.Random(seed)
-    for item in sent[:3]:
+    for item in sent[:2]:
         command = [PROGRAM, "rm", str(daemon.store), item.flow]
         with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as rm:
             time.sleep(choose.random() * 0.9)
@@ -254,7 +254,7 @@ def test_a_daemon_that_comes_and_goes_meanwhile(serve: Callable[..., Daemon], se
         assert rm.returncode == 0, errors
         assert out.startswith(f"flow {item.flow}: removed".encode())
         assert item.flow not in flows_of(daemon)
-    assert_stored(daemon.store, sent[3:])
+    assert_stored(daemon.store, sent[2:])
     assert daemon.stop() == 0
     assert_clean(daemon.store)
 

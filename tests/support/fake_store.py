@@ -35,6 +35,8 @@ class FakeUpkeep:
     def requests(self) -> list[Request]:
         return []
 
+    def stop(self) -> None: ...
+
 
 @dataclass
 class FakeStore:

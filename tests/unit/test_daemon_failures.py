@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
+from ingestd.daemon import keeper, startup
 from ingestd.daemon import run as daemon
-from ingestd.daemon import startup
 from ingestd.daemon.signals import SIGNALS
 from ingestd.errors import (
     EngineError,
@@ -201,6 +201,22 @@ def test_a_pump_that_breaks_ends_the_process(scene: Scene) -> None:
 
     assert scene.play(scenario) == daemon.EXIT_CODE_BUG
     assert scene.log.fields("worker_failed")[0]["worker"] == "pump"
+
+
+def test_a_keeper_that_breaks_ends_the_process(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeper, "TURN_INTERVAL_S", 0.01)
+
+    def scenario() -> None:
+        def broken() -> None:
+            raise OSError(errno.EIO, "made up")
+
+        scene.store.upkeep.requests = broken
+        wait_for(lambda: "stopped" in scene.log.names(), "stopped")
+
+    assert scene.play(scenario) == daemon.EXIT_CODE_BUG
+    assert scene.log.fields("worker_failed")[0]["worker"] == "keeper-data"
 
 
 def test_a_worker_that_does_not_stop(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

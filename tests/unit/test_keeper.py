@@ -337,3 +337,11 @@ def test_too_much_news_is_counted(stage: Stage, monkeypatch: pytest.MonkeyPatch)
     (_, (event, fields)) = stage.keeper.take_news()
     assert (event, fields["count"]) == (LogEvent.EVENTS_LOST, 3)
     assert stage.keeper.take_news() == []
+
+
+def test_a_sweep_ends_soon_when_the_daemon_does(stage: Stage) -> None:
+    stage.store.upkeep.stop()
+    stage.ask(ONE)
+    stage.keeper.turn()
+    assert stage.answers() == [RequestState.REMOVED]
+    assert stage.news() == [LogEvent.FLOW_REMOVED], "its segment is given back at the next start"

@@ -140,6 +140,28 @@ def test_another_store_s_sector_is_not_there(path: Path) -> None:
     assert verify_store(str(path)).findings == []
 
 
+def test_any_bytes_make_a_table(path: Path, seed: int) -> None:
+    """A sector counts with a right checksum only; one that claims too much does not either."""
+    choose = random.Random(seed)
+    image = bytearray(path.read_bytes())
+    store_uuid = image[16:32]
+    for number in range(TABLE_BYTES // SECTOR_BYTES):
+        sector = bytearray(choose.randbytes(SECTOR_BYTES))
+        if number % 2:
+            sector[:8], sector[12:32] = b"INGESTRM", b"\1\0\0\0" + store_uuid
+        if number % 4 == 3:
+            sector[32:36] = choose.choice((29, 30, 2**32 - 1)).to_bytes(4, "little")
+            sector = bytearray(sealed(bytes(sector)))
+        at = TABLE_OFFSET + number * SECTOR_BYTES
+        image[at : at + SECTOR_BYTES] = sector
+    path.write_bytes(image)
+    table = changed(path, lambda _: None)
+    assert len(table.flows) % SECTOR_FLOWS_MAX == 0
+    assert set(table.damaged) >= set(range(1, 512, 4))
+    assert not set(table.damaged) & set(range(0, 512, 2))
+    assert shown(path) == {ONE, TWO, THREE}
+
+
 # --- Without a daemon -------------------------------------------------------------------
 
 
