@@ -98,15 +98,17 @@ def test_a_flow_that_is_gone_or_should_be(tmp_path: Path) -> None:
 
 
 def test_memory_that_grows_is_not_flat() -> None:
-    def life(grown_bytes: int) -> Life:
+    def life(grown_bytes: int, seconds: int = 40) -> Life:
         made = Life(1)
-        for second in range(41):
-            size = 50 * MIB + grown_bytes * second // 40
+        for second in range(seconds + 1):
+            size = 50 * MIB + grown_bytes * second // seconds
             made.samples.append(Sample(float(second), size, size, size, 9, 3))
         return made
 
-    assert "40 s" in assert_flat([life(0), life(2 * MIB)])
+    assert "40 s" in assert_flat([life(0), life(10 * MIB), life(5 * MIB, 80)])
     with pytest.raises(AssertionError, match="40 s: "):
-        assert_flat([life(0), life(10 * MIB)])
+        assert_flat([life(0), life(20 * MIB)])
+    with pytest.raises(AssertionError, match="80 s: "):
+        assert_flat([life(0), life(10 * MIB, 80)])
     with pytest.raises(AssertionError, match="long enough"):
         assert_flat([])
