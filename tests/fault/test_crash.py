@@ -73,13 +73,14 @@ class Load:
 
 def _send_all(sender: SocketSender, payload: Payload) -> Receipt | None:
     """Send a flow to its end; None: the connection went without an answer."""
+    end = sender.finish
     try:
         for chunk in payload.chunks(PIECE_BYTES):
             sender.write(chunk)
     except OSError:
-        pass  # the answer, if there is one, still waits to be read
+        end = sender.answer  # which, if there is one, still waits to be read; nothing to half-close
     try:
-        return sender.finish()
+        return end()
     except (OSError, AssertionError):
         sender.close()
         return None
