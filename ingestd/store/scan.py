@@ -52,7 +52,7 @@ from ingestd.store.segment import SegmentImage, SegmentState, Span, Tally
 from ingestd.store.superblock import Superblock
 from ingestd.store.window import AHEAD_BYTES, Window, read_batch
 
-TAIL_BYTES: Final = 64 * 1024
+TAIL_BYTES: Final = 16 * 1024
 SEARCH_BYTES: Final = 1024 * 1024
 TRIES: Final = 3
 RETRY_INTERVAL_S: Final = 0.002
