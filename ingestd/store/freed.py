@@ -19,7 +19,8 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ingestd.store.device import Device
-from ingestd.store.layout import FORMAT_VERSION, Layout, is_intact, sealed
+from ingestd.store.layout import FORMAT_VERSION, Layout, sealed
+from ingestd.store.records import decode_block
 from ingestd.store.segment import SegmentImage
 from ingestd.store.superblock import Superblock
 
@@ -75,20 +76,12 @@ def read_freed(device: Device, superblock: Superblock) -> Freed:
     best = Freed()
     for offset in FREED_OFFSETS:
         data = device.read(offset, FREED_RECORD.size_bytes)
-        row = _decode(data, superblock.store_uuid)
+        row = decode_block(FREED_RECORD, FREED_MAGIC, data, superblock.store_uuid)
         if row is not None and row.record_number > best.record_number:
             best = Freed(
                 row.record_number, row.freed_sequence, row.segments_count, row.payload_bytes
             )
     return best
-
-
-def _decode(data: bytes, store_uuid: bytes) -> FreedRow | None:
-    if len(data) < FREED_RECORD.size_bytes or not is_intact(data):
-        return None
-    row = FREED_RECORD.unpack(data)
-    identity = (FREED_MAGIC, FORMAT_VERSION, store_uuid)
-    return row if (row.magic, row.version, row.store_uuid) == identity else None
 
 
 class Freer:

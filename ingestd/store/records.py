@@ -12,7 +12,7 @@ from __future__ import annotations
 import socket
 import struct
 from dataclasses import dataclass
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias
 
 from crc32c import crc32c
 
@@ -35,14 +35,12 @@ from ingestd.store.layout import (
     SPAN,
     BatchHeaderRow,
     Bytes,
-    CommitMarkRow,
     Layout,
     RecordCloseRow,
     RecordExtentRow,
     RecordOpenRow,
     RecordSpanRow,
-    SegmentFooterRow,
-    SegmentHeaderRow,
+    Row,
     is_intact,
 )
 
@@ -54,6 +52,8 @@ STREAM_BYTES_MAX: Final = 2**63 - 1
 UNIT_BYTES: Final = 512
 FLIPPED_BYTES_MAX: Final = 64
 
+_VERSION_AT: Final = slice(12, 16)  # of every such struct but a batch header
+_VERSION: Final = FORMAT_VERSION.to_bytes(4, "little")
 _UUID_AT: Final = slice(16, 32)
 _SEQUENCE_AT: Final = slice(32, 40)
 
@@ -256,20 +256,14 @@ def extent_is_whole(extent: RecordExtentRow, data: Bytes) -> bool:
     return crc32c(data, extent.crc_before) == extent.crc_after
 
 
-BlockRow = TypeVar("BlockRow", SegmentHeaderRow, CommitMarkRow, SegmentFooterRow)
-
-
-def decode_block(
-    layout: Layout[BlockRow], magic: bytes, data: Bytes, store_uuid: bytes
-) -> BlockRow | None:
+def decode_block(layout: Layout[Row], magic: bytes, data: Bytes, store_uuid: bytes) -> Row | None:
     """Return the struct that begins `data`; None if it is not whole, or of another store."""
-    size = layout.size_bytes
-    if len(data) < size or data[:FORMAT_MAGIC_BYTES] != magic:
+    block = memoryview(data)[: layout.size_bytes]
+    if len(block) < layout.size_bytes or block[:FORMAT_MAGIC_BYTES] != magic:
         return None
-    row = layout.unpack(data)
-    if row.version != FORMAT_VERSION or row.store_uuid != store_uuid:
+    if block[_VERSION_AT] != _VERSION or block[_UUID_AT] != store_uuid:
         return None
-    return row if is_intact(memoryview(data)[:size]) else None
+    return layout.unpack(block) if is_intact(block) else None
 
 
 def is_torn(data: Bytes) -> bool:

@@ -15,8 +15,8 @@ from typing import Final, NamedTuple
 
 from ingestd.errors import StoreError
 from ingestd.store.device import Device
-from ingestd.store.layout import FORMAT_UUID_BYTES, FORMAT_VERSION, Layout, is_intact, sealed
-from ingestd.store.records import is_remains
+from ingestd.store.layout import FORMAT_UUID_BYTES, FORMAT_VERSION, Layout, sealed
+from ingestd.store.records import decode_block, is_remains
 from ingestd.store.superblock import Superblock
 
 REMOVAL_MAGIC: Final = b"INGESTRM"
@@ -73,10 +73,8 @@ class RemovalTable:
         sector = bytes(self._data[number * SECTOR_BYTES : (number + 1) * SECTOR_BYTES])
         if sector == _NEVER_WRITTEN:
             return
-        row = REMOVAL_SECTOR.unpack(sector)
-        identity = (REMOVAL_MAGIC, FORMAT_VERSION, self._store_uuid)
-        is_ours = (row.magic, row.version, row.store_uuid) == identity
-        if is_ours and is_intact(sector) and row.flow_count <= SECTOR_FLOWS_MAX:
+        row = decode_block(REMOVAL_SECTOR, REMOVAL_MAGIC, sector, self._store_uuid)
+        if row is not None and row.flow_count <= SECTOR_FLOWS_MAX:
             for at in range(0, row.flow_count * FORMAT_UUID_BYTES, FORMAT_UUID_BYTES):
                 flow = row.flows[at : at + FORMAT_UUID_BYTES]
                 self._sectors[number].append(flow)

@@ -19,7 +19,8 @@ from typing import Final, NamedTuple
 
 from ingestd.errors import StoreError
 from ingestd.store.device import Device
-from ingestd.store.layout import FORMAT_VERSION, Layout, is_intact, sealed
+from ingestd.store.layout import FORMAT_VERSION, Layout, sealed
+from ingestd.store.records import decode_block
 from ingestd.store.superblock import Superblock
 
 REQUEST_MAGIC: Final = b"INGESTRQ"
@@ -110,13 +111,8 @@ class RequestBox:
     def read(self) -> list[Request]:
         """Return what the block holds; nothing if it is not whole. Raises StoreDamagedError."""
         data = self._device.read(REQUEST_OFFSET, REQUEST_BLOCK.size_bytes)
-        if len(data) < REQUEST_BLOCK.size_bytes or not is_intact(data):
-            return []
-        row = REQUEST_BLOCK.unpack(data)
-        identity = (REQUEST_MAGIC, FORMAT_VERSION, self._store_uuid)
-        if (row.magic, row.version, row.store_uuid) != identity:
-            return []
-        if row.request_count > REQUESTS_MAX:
+        row = decode_block(REQUEST_BLOCK, REQUEST_MAGIC, data, self._store_uuid)
+        if row is None or row.request_count > REQUESTS_MAX:
             return []
         entries = _ENTRY.iter_unpack(row.requests[: row.request_count * _ENTRY.size])
         states = {int(state) for state in RequestState}
