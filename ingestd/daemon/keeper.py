@@ -16,11 +16,11 @@ import math
 import signal
 import threading
 import time
-import uuid
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from ingestd.daemon.space import segment_fields
 from ingestd.errors import StoreError
 from ingestd.log import LogEvent
 from ingestd.store.flows import STATE_OPEN
@@ -46,7 +46,6 @@ DROP_DELAY_S: Final = 60.0
 ANSWER_TRIES: Final = 50
 ANSWER_INTERVAL_S: Final = 0.02
 NEWS_COUNT_MAX: Final = 4096
-FLOWS_SHOWN_MAX: Final = 10
 
 
 class Keeper:
@@ -235,16 +234,9 @@ class Keeper:
         return expired.flows
 
     def _tell_freed(self, item: Freeable) -> None:
-        flows = sorted(item.flows)
-        self._tell(
-            LogEvent.SEGMENT_FREED,
-            segment=item.segment.index,
-            sequence=item.segment.sequence,
-            bytes=item.segment.payload_bytes,
-            reason=item.reason,
-            flows_count=len(flows),
-            flows=[str(uuid.UUID(bytes=flow)) for flow in flows[:FLOWS_SHOWN_MAX]],
-        )
+        segment, flows = item.segment, sorted(item.flows)
+        fields = segment_fields(segment.index, segment.sequence, segment.payload_bytes, flows)
+        self._tell(LogEvent.SEGMENT_FREED, reason=item.reason, **fields)
 
     def _let_go(self, now_s: float) -> None:
         """Forget flows of which nothing has been left for a while."""

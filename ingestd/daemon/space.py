@@ -8,8 +8,8 @@ is told once, and again only after there was clearly more. Owned by the main thr
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
 
 from ingestd.log import Log, LogEvent
 
@@ -19,6 +19,19 @@ if TYPE_CHECKING:
 FLOWS_SHOWN_MAX: Final = 10
 # By how much, in percent of the store, more must be free before a warning is repeated.
 AGAIN_PERCENT: Final = 2.0
+
+
+def segment_fields(
+    index: int, sequence: int, payload_bytes: int, flows: Sequence[bytes]
+) -> dict[str, Any]:
+    """Return what the log says of a segment that was given up, some of its flows by name."""
+    return {
+        "segment": index,
+        "sequence": sequence,
+        "bytes": payload_bytes,
+        "flows_count": len(flows),
+        "flows": [str(uuid.UUID(bytes=flow)) for flow in flows[:FLOWS_SHOWN_MAX]],
+    }
 
 
 class SpaceWatch:
@@ -56,11 +69,9 @@ class SpaceWatch:
             self._log.emit(
                 LogEvent.SEGMENT_OVERWRITTEN,
                 store=self._name,
-                segment=segment.segment_index,
-                sequence=segment.sequence,
-                bytes=segment.payload_bytes,
-                flows_count=len(segment.flows),
-                flows=[str(uuid.UUID(bytes=flow)) for flow in segment.flows[:FLOWS_SHOWN_MAX]],
+                **segment_fields(
+                    segment.segment_index, segment.sequence, segment.payload_bytes, segment.flows
+                ),
             )
             for flow in segment.flows:
                 self._forget(flow)
