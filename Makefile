@@ -100,7 +100,7 @@ format: setup-check build
 	clang-format-14 -i $(CLANG_FORMAT_FILES)
 
 check-tree:
-	$(BIN)/pytest -q tests/unit/test_tidy.py
+	$(BIN)/pytest -q tests/unit/test_tidy.py tests/unit/test_tidy_names.py
 
 clean:
 	rm -rf $(BUILD) .ruff_cache .mypy_cache .pytest_cache

@@ -18,7 +18,7 @@ static uint64_t round_up(uint64_t value, uint64_t unit) {
 
 /* Hugepages set aside by the operator come first; without them the kernel is
  * asked for transparent ones, which it may or may not have. */
-static uint8_t *map(struct area *a) {
+static uint8_t *area_map(struct area *a) {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS;
     void *p = mmap(NULL, a->mapping_bytes, PROT_READ | PROT_WRITE,
                    flags | MAP_HUGETLB | MAP_POPULATE, -1, 0);
@@ -48,7 +48,7 @@ int area_open(struct area *a, uint64_t slots_bytes, uint64_t slot_bytes_max, uin
     snprintf(object, sizeof object, "area of %llu bytes", (unsigned long long)a->mapping_bytes);
     if (a->mapping_bytes > AREA_MAPPING_BYTES_MAX)
         return fault_set(fault, E2BIG, "mmap", object);
-    a->base = map(a);
+    a->base = area_map(a);
     if (a->base == NULL)
         return fault_set(fault, errno, "mmap", object);
     a->own = a->base + slots_bytes;

@@ -8,7 +8,7 @@
 #include <errno.h>
 #include <stdlib.h>
 
-static void push(struct buddy *b, uint32_t node, uint32_t order) {
+static void buddy_push(struct buddy *b, uint32_t node, uint32_t order) {
     struct buddy_node *n = &b->nodes[node];
     assert(!n->is_free);
     n->order = (uint8_t)order;
@@ -48,7 +48,7 @@ int buddy_init(struct buddy *b, uint64_t total_bytes, uint64_t slot_bytes_max) {
         b->heads[order] = BUDDY_NONE;
     /* Pushed from the end, so that the lowest offset is taken first. */
     for (uint32_t node = b->node_count; node != 0; node -= 1u << order_max)
-        push(b, node - (1u << order_max), order_max);
+        buddy_push(b, node - (1u << order_max), order_max);
     return 0;
 }
 
@@ -68,7 +68,7 @@ uint64_t buddy_take(struct buddy *b, uint32_t order) {
     unlink_node(b, node);
     while (have > order) {
         have--;
-        push(b, node + (1u << have), have);
+        buddy_push(b, node + (1u << have), have);
     }
     b->nodes[node].order = (uint8_t)order;
     b->free_bytes -= buddy_slot_bytes(order);
@@ -88,7 +88,7 @@ void buddy_give(struct buddy *b, uint64_t offset, uint32_t order) {
         node &= ~(1u << order);
         order++;
     }
-    push(b, node, order);
+    buddy_push(b, node, order);
 }
 
 uint32_t buddy_order(const struct buddy *b, uint64_t bytes) {

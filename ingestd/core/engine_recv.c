@@ -121,7 +121,7 @@ static void put_held_back(struct worker *w, struct flow *f) {
 
 /* Goes on receiving: into what is left of the slot, or into a new one sized to
  * what waits in the socket. */
-static void receive(struct worker *w, struct flow *f) {
+static void recv_receive(struct worker *w, struct flow *f) {
     int pending = 0;
     if (f->slot_offset == UINT64_MAX) {
         uint32_t order = f->slot_order + 1; /* it filled the last one: more is to come */
@@ -143,7 +143,7 @@ static void receive(struct worker *w, struct flow *f) {
 }
 
 /* The one place that decides what a flow does next, given what it has. */
-static void advance(struct worker *w, struct flow *f) {
+static void recv_advance(struct worker *w, struct flow *f) {
     bool over = f->eof || f->error || f->stop || f->received_bytes == f->limit_bytes;
     bool full = f->slot_offset != UINT64_MAX && f->slot_filled == buddy_slot_bytes(f->slot_order);
     bool none = f->slot_filled == 0;
@@ -161,7 +161,7 @@ static void advance(struct worker *w, struct flow *f) {
     f->flush_due = false;
     if (f->bulk) {
         flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
-        receive(w, f);
+        recv_receive(w, f);
         return;
     }
     if (f->slot_filled == 0) {
@@ -187,7 +187,7 @@ static void received(struct worker *w, struct flow *f, int result) {
     } else if (result != -ECANCELED && result != -EINTR && result != -EAGAIN) {
         f->error = -result;
     }
-    advance(w, f);
+    recv_advance(w, f);
 }
 
 static void recv_complete(struct worker *w, enum uring_tag tag, struct flow *f,
@@ -198,7 +198,7 @@ static void recv_complete(struct worker *w, enum uring_tag tag, struct flow *f,
         f->polled = false;
         /* In another phase it says nothing new: that phase ends in a poll. */
         if (f->phase == FLOW_POLLING)
-            receive(w, f);
+            recv_receive(w, f);
     } else if (tag == TAG_BLOCK) {
         session_received(w, f, cqe->res);
     }
@@ -222,7 +222,7 @@ static void recv_stop(struct worker *w, struct flow *f) {
     }
     if (f->polled)
         engine_cancel(w, f, TAG_POLL);
-    advance(w, f);
+    recv_advance(w, f);
 }
 
 /* What has waited for flush_interval goes to a batch, full or not. */
@@ -237,7 +237,7 @@ static uint64_t flush_aged(struct worker *w, enum flow_queue queue) {
         if (f->phase == FLOW_RECEIVING)
             cancel_receive(w, f);
         else
-            advance(w, f);
+            recv_advance(w, f);
     }
     return TIME_NEVER;
 }
@@ -245,14 +245,14 @@ static uint64_t flush_aged(struct worker *w, enum flow_queue queue) {
 static void serve_starved(struct worker *w) {
     struct flow *f;
     while ((f = flow_first(&w->flows, QUEUE_STARVED)) != NULL) {
-        receive(w, f);
+        recv_receive(w, f);
         if (f->phase == FLOW_STARVED)
             return;
     }
 }
 
 static uint64_t recv_turn(struct worker *w) {
-    engine_serve_blocked(w, advance);
+    engine_serve_blocked(w, recv_advance);
     serve_starved(w);
     STAT_SET(w, area_free_bytes, w->area.slots.free_bytes);
     uint64_t dirty_ns = flush_aged(w, QUEUE_DIRTY);

@@ -140,7 +140,7 @@ static void starve(struct worker *w, struct flow *f) {
 }
 
 /* The one place that decides what a flow does next, given what it has. */
-static void advance(struct worker *w, struct flow *f) {
+static void zcrx_advance(struct worker *w, struct flow *f) {
     bool over = f->eof || f->error || f->stop || f->received_bytes == f->limit_bytes;
     bool held = session_holds_back(f) && !f->drop;
     bool all = over || f->starved || f->flush_due;
@@ -187,7 +187,7 @@ static void delivered(struct worker *w, struct flow *f, uint64_t offset, uint32_
         f->drop = true;
     }
     if (f->phase == FLOW_RECEIVING)
-        advance(w, f);
+        zcrx_advance(w, f);
 }
 
 /* The multishot receive has ended; result says why. */
@@ -203,7 +203,7 @@ static void ended(struct worker *w, struct flow *f, int result) {
         f->error = -result;
     }
     if (f->phase == FLOW_RECEIVING)
-        advance(w, f);
+        zcrx_advance(w, f);
 }
 
 static void block_complete(struct worker *w, struct flow *f, const struct io_uring_cqe *cqe) {
@@ -250,7 +250,7 @@ static void zcrx_stop(struct worker *w, struct flow *f) {
     if (block && !f->armed)
         stop_starved_block(w, f);
     else if (!block && (!f->armed || f->phase == FLOW_BLOCKED))
-        advance(w, f);
+        zcrx_advance(w, f);
 }
 
 /* Which rx queue the connection came by: ours, another worker's, or one that
@@ -297,7 +297,7 @@ static uint64_t serve_starved(struct worker *w) {
         if (engine_receives_block(f))
             zcrx_receive_block(w, f);
         else
-            advance(w, f);
+            zcrx_advance(w, f);
     }
     return TIME_NEVER;
 }
@@ -310,14 +310,14 @@ static uint64_t flush_held(struct worker *w) {
         if (due_ns > w->now_ns && !zcrx_chunks_are_short(w))
             return due_ns;
         f->flush_due = true;
-        advance(w, f);
+        zcrx_advance(w, f);
     }
     return TIME_NEVER;
 }
 
 static uint64_t zcrx_turn(struct worker *w) {
     struct zcrx *z = &w->zcrx;
-    engine_serve_blocked(w, advance);
+    engine_serve_blocked(w, zcrx_advance);
     zcrx_relieve(w);
     uint64_t next_ns = flush_held(w);
     keep_listeners(w);

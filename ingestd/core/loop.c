@@ -107,7 +107,7 @@ static void flow_complete(struct worker *w, enum uring_tag tag, uint32_t index,
         intake_gone(w, f);
 }
 
-static void complete(struct worker *w, const struct io_uring_cqe *cqe) {
+static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
     enum uring_tag tag = (enum uring_tag)(cqe->user_data >> 32);
     uint32_t index = (uint32_t)cqe->user_data;
     switch (tag) {
@@ -209,7 +209,7 @@ static uint64_t publish(struct worker *w) {
     return mailbox_wake_reader(&w->mailbox, w->now_ns);
 }
 
-static int wait(struct worker *w, uint64_t next_ns) {
+static int loop_wait(struct worker *w, uint64_t next_ns) {
     uint64_t wait_ns = next_ns > w->now_ns ? next_ns - w->now_ns : 0;
     wait_ns = time_min(wait_ns, WORKER_TURN_NS_MAX);
     struct __kernel_timespec t = {
@@ -248,7 +248,7 @@ int worker_run(struct worker *w) {
         struct io_uring_cqe *cqe;
         unsigned head, count = 0;
         io_uring_for_each_cqe(&w->ring, head, cqe) {
-            complete(w, cqe);
+            loop_complete(w, cqe);
             count++;
         }
         io_uring_cq_advance(&w->ring, count);
@@ -260,7 +260,7 @@ int worker_run(struct worker *w) {
         }
         uint64_t before_ns = w->now_ns;
         note_backpressure(w);
-        int code = wait(w, next_ns);
+        int code = loop_wait(w, next_ns);
         if (code < 0)
             return code;
         read_clock(w);

@@ -37,7 +37,7 @@ struct probe {
     uint32_t tried, lied;
 };
 
-static void fill(struct probe *p) {
+static void probe_fill(struct probe *p) {
     uint32_t x = 0x9E3779B9u * ++p->round;
     for (uint32_t i = 0; i < SOURCE_BYTES / 4; i++) {
         x ^= x << 13;
@@ -104,7 +104,7 @@ static int holds(struct probe *p) {
 /* Odd multiples of the alignment, at page starts and inside pages, some of them
  * longer than a page: what packets leave behind. */
 static int takes_alignment(struct probe *p, uint32_t align) {
-    fill(p);
+    probe_fill(p);
     begin(p);
     piece(p, 0, p->write_align);
     uint32_t odd_count = LENGTH_MAX / align / 2 + 1;
@@ -114,7 +114,7 @@ static int takes_alignment(struct probe *p, uint32_t align) {
     int code = holds(p);
     if (code <= 0)
         return code;
-    fill(p);
+    probe_fill(p);
     begin(p);
     piece(p, 0, p->write_align);
     for (uint32_t i = 0; i < 16; i++)
@@ -126,7 +126,7 @@ static int takes_alignment(struct probe *p, uint32_t align) {
 
 /* Whole pages from here and there: clean whatever the boundary is. */
 static int takes_pages(struct probe *p) {
-    fill(p);
+    probe_fill(p);
     begin(p);
     for (uint32_t i = 0; i < 16; i++)
         piece(p, (40 - 2 * i) * (uint64_t)PAGE, PAGE);
@@ -138,7 +138,7 @@ static int takes_count(struct probe *p, uint32_t count, uint32_t align, uint32_t
     uint64_t bytes = virt_mask ? PAGE : align > PIECE_BYTES_MIN ? align : PIECE_BYTES_MIN;
     uint64_t fit = PROBE_BYTES / bytes - 1;
     count = count < fit ? count : (uint32_t)fit;
-    fill(p);
+    probe_fill(p);
     begin(p);
     for (uint32_t i = 0; i + 1 < count; i++)
         piece(p, (i * (uint64_t)(virt_mask ? 2 * PAGE : PAGE)) % (SOURCE_BYTES / 2), bytes);
@@ -146,7 +146,7 @@ static int takes_count(struct probe *p, uint32_t count, uint32_t align, uint32_t
     return holds(p);
 }
 
-static int search(struct probe *p, struct probe_profile *out) {
+static int probe_search(struct probe *p, struct probe_profile *out) {
     int code = takes_pages(p);
     if (code <= 0)
         return code < 0 ? code : -EINVAL;
@@ -196,7 +196,7 @@ int probe_device(int fd, uint32_t write_align, struct probe_profile *out, struct
         return fault_set(fault, -code, "io_uring_setup", "ring of the device probe");
     code = prepare(&p, fault);
     if (code == 0) {
-        code = search(&p, out);
+        code = probe_search(&p, out);
         if (code < 0)
             fault_set(fault, -code, "write", "device probe");
     }

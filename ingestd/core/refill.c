@@ -50,7 +50,7 @@ static bool ring_is_full(const struct refill *r) {
     return r->tail_next - head == r->entry_count;
 }
 
-static void push(struct refill *r, uint32_t chunk) {
+static void refill_push(struct refill *r, uint32_t chunk) {
     struct abi_zcrx_refill_entry *e = &r->entries[r->tail_next++ & (r->entry_count - 1)];
     e->offset = (uint64_t)chunk << r->chunk_shift | r->token;
     e->bytes = 1u << r->chunk_shift;
@@ -67,7 +67,7 @@ static void push_later(struct refill *r, uint32_t chunk) {
 static void push_waiting(struct refill *r) {
     while (r->waiting_head != r->waiting_tail && !ring_is_full(r)) {
         uint32_t chunk = r->waiting_queue[r->waiting_head % r->chunk_count];
-        push(r, chunk);
+        refill_push(r, chunk);
         r->waiting_head += --r->waiting[chunk] == 0;
     }
     /* The queue is reset when empty, so that its counters never wrap unevenly. */
@@ -85,7 +85,7 @@ void refill_return(struct refill *r, uint64_t offset) {
     r->chunks_lent -= --r->outstanding[chunk] == 0;
     r->fragments_lent--;
     if (r->waiting_head == r->waiting_tail && !ring_is_full(r))
-        push(r, chunk);
+        refill_push(r, chunk);
     else
         push_later(r, chunk);
 }

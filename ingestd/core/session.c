@@ -142,7 +142,7 @@ void session_advanced(struct worker *w, struct flow *f) {
 
 /* --- Questions to Python -------------------------------------------------------- */
 
-static bool post(struct worker *w, struct flow *f) {
+static bool session_post(struct worker *w, struct flow *f) {
     struct session *s = f->session;
     struct question q = {
         .kind = s->question,
@@ -172,14 +172,14 @@ static bool post(struct worker *w, struct flow *f) {
 /* The flow is in no list linked by `idle` then, so that it can wait in this one. */
 static void ask(struct worker *w, struct flow *f, enum question_kind kind) {
     f->session->question = (uint8_t)kind;
-    if (w->unasked.count > 0 || !post(w, f))
+    if (w->unasked.count > 0 || !session_post(w, f))
         flow_idle_touch(&w->flows, &w->unasked, f);
 }
 
 static void ask_waiting(struct worker *w) {
     while (w->unasked.head != FLOW_NONE) {
         struct flow *f = &w->flows.flows[w->unasked.head];
-        if (!post(w, f))
+        if (!session_post(w, f))
             return;
         flow_idle_remove(&w->flows, &w->unasked, f);
         if (f->phase == FLOW_GONE)
@@ -194,7 +194,7 @@ void session_closed(struct worker *w, struct flow *f) {
 
 /* --- Hello ---------------------------------------------------------------------- */
 
-static void end(struct worker *w, struct flow *f, uint8_t reason, int error) {
+static void session_end(struct worker *w, struct flow *f, uint8_t reason, int error) {
     struct listener *l = listener_of(w, f);
     if (f->phase == FLOW_HELLO)
         flow_idle_remove(&w->flows, &l->greeting, f);
@@ -206,7 +206,7 @@ static void end(struct worker *w, struct flow *f, uint8_t reason, int error) {
 
 static void end_with(struct worker *w, struct flow *f, enum session_error error, uint8_t reason) {
     f->session->error = (uint8_t)error;
-    end(w, f, reason, 0);
+    session_end(w, f, reason, 0);
 }
 
 void session_begin(struct worker *w, struct flow *f) {
@@ -230,11 +230,11 @@ void session_begin(struct worker *w, struct flow *f) {
 static void hello_received(struct worker *w, struct flow *f, int result) {
     struct session *s = f->session;
     if (f->stop) {
-        end(w, f, f->reason, 0);
+        session_end(w, f, f->reason, 0);
     } else if (result == 0) {
-        end(w, f, CLOSE_REASON_PEER, engine_end_of_stream(f));
+        session_end(w, f, CLOSE_REASON_PEER, engine_end_of_stream(f));
     } else if (result < 0 && result != -EINTR && result != -EAGAIN) {
-        end(w, f, CLOSE_REASON_PEER, -result);
+        session_end(w, f, CLOSE_REASON_PEER, -result);
     } else {
         s->filled += result > 0 ? (uint32_t)result : 0;
         if (s->filled < SESSION_BLOCK_BYTES) {
@@ -252,7 +252,7 @@ static void hello_received(struct worker *w, struct flow *f, int result) {
 static void admit(struct worker *w, struct flow *f, const struct answer *a) {
     struct session *s = f->session;
     if (w->writer.failed || w->writer.exhausted) {
-        end(w, f, w->writer.failed ? CLOSE_REASON_NONE : CLOSE_REASON_STORE_FULL, 0);
+        session_end(w, f, w->writer.failed ? CLOSE_REASON_NONE : CLOSE_REASON_STORE_FULL, 0);
         return;
     }
     memcpy(f->id, a->flow, sizeof f->id);
@@ -385,13 +385,13 @@ bool session_goes_on(struct worker *w, struct flow *f) {
 static void tail_received(struct worker *w, struct flow *f, int result) {
     struct session *s = f->session;
     if (f->stop) {
-        end(w, f, f->reason, 0);
+        session_end(w, f, f->reason, 0);
     } else if (result > 0) {
         f->active_ns = w->now_ns;
         flow_idle_touch(&w->flows, &listener_of(w, f)->idle, f);
         s->filled += s->holding ? 0 : (uint32_t)result;
         if (s->holding || !s->stated)
-            end(w, f, CLOSE_REASON_LIMIT, 0);
+            session_end(w, f, CLOSE_REASON_LIMIT, 0);
         else if (s->filled == tail_bytes_max(s))
             end_with(w, f, SESSION_TOO_LONG, CLOSE_REASON_LENGTH);
         else
@@ -402,7 +402,7 @@ static void tail_received(struct worker *w, struct flow *f, int result) {
         int error = result < 0 ? -result : engine_end_of_stream(f);
         f->eof = error == 0;
         if (error != 0)
-            end(w, f, CLOSE_REASON_PEER, error);
+            session_end(w, f, CLOSE_REASON_PEER, error);
         else if (!judge_end(w, f))
             intake_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
     }
@@ -419,7 +419,7 @@ void session_received(struct worker *w, struct flow *f, int result) {
 bool session_stop(struct worker *w, struct flow *f) {
     if (f->phase != FLOW_ASKING)
         return false;
-    end(w, f, f->reason, 0);
+    session_end(w, f, f->reason, 0);
     return true;
 }
 

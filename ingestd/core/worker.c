@@ -78,7 +78,7 @@ int worker_add_listener(struct worker *w, const struct listener_settings *s) {
     return 0;
 }
 
-static int pin(struct worker *w) {
+static int worker_pin(struct worker *w) {
     cpu_set_t set;
     char object[32];
     if (w->settings.cpu < 0)
@@ -195,7 +195,7 @@ static int open_area(struct worker *w, uint32_t batch_count) {
 
 int worker_setup(struct worker *w) {
     uint32_t batch_count = w->settings.writes_in_flight_max + 1;
-    int code = pin(w);
+    int code = worker_pin(w);
     make_profile(w);
     code = code < 0 ? code : check_profile(w);
     code = code < 0 ? code : open_area(w, batch_count);

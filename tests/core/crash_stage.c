@@ -291,7 +291,7 @@ static void try_close(struct sender *s) {
     }
 }
 
-static void advance(struct sender *s) {
+static void stage_advance(struct sender *s) {
     const struct writer *x = &stage.w->writer;
     bool over = stage.started_count >= stage.flows_count || x->failed || x->exhausted;
     if (s->flow == NULL && !over)
@@ -347,7 +347,7 @@ static void turn(void) {
     batch_turn(w);
     for (uint32_t i = 0; i < stage.slots_count; i++)
         if (random_below(2))
-            advance(&stage.senders[random_below(stage.slots_count)]);
+            stage_advance(&stage.senders[random_below(stage.slots_count)]);
     if (random_below(50) == 0)
         batch_hurry(w);
     batch_turn(w);

@@ -66,7 +66,7 @@ static uint32_t offset_of(uint8_t kind, uint8_t value, uint32_t used) {
     }
 }
 
-static void step(struct plan_model *m, const uint8_t *data) {
+static void fuzz_step(struct plan_model *m, const uint8_t *data) {
     uint32_t left = length_of(data[1], data[2]);
     const uint32_t slack = data[4] < 128 ? 0 : data[4] * 33u;
     uint32_t offset = offset_of(data[1], data[3], m->arena_used);
@@ -116,7 +116,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
         if (at[0] >= 240)
             add_record(m, at);
         else
-            step(m, at);
+            fuzz_step(m, at);
     }
     model_finish(m);
     model_teardown(m);

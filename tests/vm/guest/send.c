@@ -331,7 +331,7 @@ static void learn_connection(struct crowd *c, struct flow *f) {
                 f->seed, f->bytes, f->local_port);
 }
 
-static void advance(struct crowd *c, unsigned index, uint32_t events) {
+static void send_advance(struct crowd *c, unsigned index, uint32_t events) {
     struct epoll_event wanted = {.events = EPOLLIN, .data.u32 = index};
     struct flow *f = &c->flows[index];
 
@@ -362,7 +362,7 @@ static time_t seconds_now(void) {
 
 static volatile sig_atomic_t ended;
 
-static void end(int signal) {
+static void send_end(int signal) {
     ended = signal;
 }
 
@@ -370,11 +370,11 @@ static void run(struct crowd *c) {
     struct epoll_event events[EVENTS_PER_TURN];
     time_t deadline = seconds_now() + c->options.seconds;
 
-    signal(SIGTERM, end); /* what is under way is still noted */
+    signal(SIGTERM, send_end); /* what is under way is still noted */
     while (c->open > 0 && seconds_now() < deadline && !ended) {
         int count = epoll_wait(c->epoll, events, EVENTS_PER_TURN, 1000);
         for (int index = 0; index < count; index++)
-            advance(c, events[index].data.u32, events[index].events);
+            send_advance(c, events[index].data.u32, events[index].events);
     }
     for (unsigned index = 0; index < c->options.flows; index++)
         if (!c->flows[index].over)
