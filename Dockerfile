@@ -22,7 +22,7 @@
 FROM debian:12-slim AS build
 RUN apt-get update \
  && apt-get install -y --no-install-recommends \
-      liburing-dev libisal-dev libsystemd-dev pkg-config gcc libc6-dev python3-dev python3-venv \
+      liburing-dev libisal-dev pkg-config gcc libc6-dev python3-dev python3-venv \
  && rm -rf /var/lib/apt/lists/*
 RUN python3 -m venv /usr/local/lib/ingestd
 WORKDIR /usr/src/ingestd
@@ -32,7 +32,7 @@ RUN /usr/local/lib/ingestd/bin/pip install --no-cache-dir .
 
 FROM debian:12-slim
 RUN apt-get update \
- && apt-get install -y --no-install-recommends liburing2 libisal2 libsystemd0 python3 \
+ && apt-get install -y --no-install-recommends liburing2 libisal2 python3 \
  && rm -rf /var/lib/apt/lists/* \
  && useradd --system --user-group --home-dir /var/lib/ingestd --create-home ingestd
 COPY --from=build /usr/local/lib/ingestd /usr/local/lib/ingestd

@@ -41,7 +41,6 @@ want_program gcc gcc
 want_program pkg-config pkg-config
 want_module liburing 2.3 liburing-dev
 want_module libisal 2.30 libisal-dev
-want_module libsystemd 239 libsystemd-dev
 printf '#include <stdlib.h>\n' | gcc -E -x c - >/dev/null 2>&1 || missing+=(libc6-dev)
 want_python
 if [ "${1:-}" = check ]; then

@@ -89,12 +89,39 @@ def test_watchdog(
     assert systemd.watchdog_timeout_s() == expected_s
 
 
-def test_journal_fields(monkeypatch: pytest.MonkeyPatch) -> None:
-    from systemd import journal
+def test_a_manager_that_does_not_read_is_not_waited_for(manager: socket.socket) -> None:
+    taken = 0
+    while systemd.notify("WATCHDOG=1"):
+        taken += 1
+        assert taken < 100_000
+    assert taken > 0
+    assert _received(manager) == ["WATCHDOG=1"]
+    assert systemd.notify("READY=1"), "there is room again"
 
-    sent: list[tuple[str, ...]] = []
-    monkeypatch.setattr(journal, "sendv", lambda *fields: sent.append(fields))
-    sink = systemd.journal_sink()
+
+def test_a_manager_in_the_abstract_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = f"ingestd-test-{os.getpid()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind("\0" + name)
+        sock.settimeout(5)
+        monkeypatch.setenv("NOTIFY_SOCKET", "@" + name)
+        assert systemd.notify_starting("recovering", 1.5)
+        assert _received(sock) == ["STATUS=recovering", "EXTEND_TIMEOUT_USEC=1500000"]
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
+    """A journal's socket and its path."""
+    path = str(tmp_path / "journal")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        sock.bind(path)
+        sock.settimeout(5)
+        yield sock, path
+
+
+def test_journal_fields(journal: tuple[socket.socket, str]) -> None:
+    sock, path = journal
+    sink = systemd.journal_sink(path=path)
     sink(
         {
             "event": "flow_sealed",
@@ -104,20 +131,38 @@ def test_journal_fields(monkeypatch: pytest.MonkeyPatch) -> None:
             "peer": "[::1]:4000",
         }
     )
-    sink({"event": "odd", "level": "unheard-of", "message": "odd"})
-    assert sent[0] == (
+    assert sock.recv(4096).decode().splitlines() == [
         "MESSAGE=flow_sealed bytes=7",
         "PRIORITY=6",
         "SYSLOG_IDENTIFIER=ingestd",
         "INGESTD_EVENT=flow_sealed",
         "INGESTD_BYTES=7",
         "INGESTD_PEER=[::1]:4000",
-    )
-    assert "PRIORITY=5" in sent[1]
+    ]
+    sink({"event": "odd", "level": "unheard-of", "message": "two\nlines", "name": "\udcff"})
+    data = sock.recv(4096)
+    assert data.startswith(b"MESSAGE\n" + (9).to_bytes(8, "little") + b"two\nlines\nPRIORITY=5\n")
+    assert data.endswith(b"INGESTD_NAME=\\udcff\n")
+
+
+def test_a_journal_entry_that_no_datagram_takes(journal: tuple[socket.socket, str]) -> None:
+    sock, path = journal
+    trace = "x" * 1_000_000
+    systemd.journal_sink(path=path)({"event": "big", "message": "big", "trace": trace})
+    data, fds, _, _ = socket.recv_fds(sock, 4096, 1)
+    assert data == b""
+    with os.fdopen(fds[0], "rb") as file:
+        assert os.pread(file.fileno(), 2_000_000, 0).endswith(f"INGESTD_TRACE={trace}\n".encode())
+        with pytest.raises(PermissionError):
+            os.ftruncate(file.fileno(), 0)
+
+
+def test_without_a_journal_nothing_happens(tmp_path: Path) -> None:
+    systemd.journal_sink(path=str(tmp_path / "none"))({"event": "test", "message": "a"})
 
 
 def test_journal_takes_it() -> None:
-    """The real call: without a journal it does nothing, with one it must not be refused."""
+    """The real one: where there is none it does nothing, and it must not refuse."""
     systemd.journal_sink()({"event": "test", "level": "debug", "message": "a\nb", "bytes": 1})
 
 
