@@ -7,11 +7,11 @@
 #include <assert.h>
 #include <errno.h>
 #include <string.h>
-#include <sys/random.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "answer.h"
+#include "flow_id.h"
 #include "worker.h"
 
 /* After an accept failed for want of descriptors or memory, others may give some back. */
@@ -22,23 +22,9 @@
 #define DISCARD_BYTES (1u << 20)
 #define DENIED_TOLD_NS 1000000000ull
 
-/* UUID version 7 (RFC 9562): 48 bits of Unix time in ms, then random bits. */
-static void make_id(struct worker *w, uint8_t id[16]) {
-    if (w->id_random_used == 0 || w->id_random_used + 10 > sizeof w->id_random) {
-        size_t have = 0;
-        while (have < sizeof w->id_random) {
-            ssize_t n = getrandom(w->id_random + have, sizeof w->id_random - have, 0);
-            have += n > 0 ? (size_t)n : 0;
-        }
-        w->id_random_used = 0;
-    }
-    uint64_t ms = worker_unix_ns(w) / 1000000;
-    for (int i = 0; i < 6; i++)
-        id[i] = (uint8_t)(ms >> (40 - 8 * i));
-    memcpy(id + 6, w->id_random + w->id_random_used, 10);
-    w->id_random_used += 10;
-    id[6] = (uint8_t)((id[6] & 0x0f) | 0x70);
-    id[8] = (uint8_t)((id[8] & 0x3f) | 0x80);
+static void make_id(struct worker *w, uint8_t id[FLOW_ID_BYTES]) {
+    flow_id_make(id, w->settings.store_uuid, worker_unix_ns(w) / 1000000,
+                 (uint8_t)w->settings.worker_index, w->flow_id_serial++);
 }
 
 static void note_peer(struct flow *f, const struct sockaddr_storage *peer) {

@@ -10,10 +10,19 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 
 #define RING_ENTRIES 4096u
 #define SEGMENT_BATCHES_MIN 16u
 #define RING_COMPLETIONS_MAX 65536u /* IORING_MAX_CQ_ENTRIES, io_uring/io_uring.h, Linux 6.1 */
+
+/* A restart begins elsewhere, so that a clock set back makes no id again. */
+static uint64_t worker_first_serial(void) {
+    uint64_t serial;
+    while (getrandom(&serial, sizeof serial, 0) != (ssize_t)sizeof serial)
+        continue; /* a signal came: random(7) */
+    return serial;
+}
 
 struct worker *worker_create(const struct worker_settings *s) {
     struct worker *w = calloc(1, sizeof *w);
@@ -22,6 +31,7 @@ struct worker *worker_create(const struct worker_settings *s) {
     w->settings = *s;
     w->engine = s->engine == ENGINE_ZCRX ? &engine_zcrx : &engine_recv;
     w->unasked = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
+    w->flow_id_serial = worker_first_serial();
     admission_open(&w->admission);
     if (mailbox_open(&w->mailbox, &w->fault) < 0) {
         worker_destroy(w);

@@ -87,8 +87,7 @@ struct worker {
     uint64_t session_serial;  /* of the session begun last */
     struct stats stats;
     struct histogram write_latency, flush_latency, ack_latency, commit_bytes;
-    uint8_t id_random[2048]; /* random bytes for flow ids, used up from the start */
-    uint32_t id_random_used;
+    uint64_t flow_id_serial; /* of the id made next */
 };
 
 struct worker *worker_create(const struct worker_settings *s);

@@ -16,8 +16,6 @@ its own that only reads.
 from __future__ import annotations
 
 import json
-import os
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +24,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ingestd.daemon.eventlog import hello_failure
+from ingestd.daemon.flow_ids import new_flow_id
 from ingestd.daemon.flow_index import Known, known_of
 from ingestd.daemon.hello import (
     Refusal,
@@ -151,12 +150,6 @@ class Admission:
                 assert question.kind == self._core.NOTE_ENDED, question.kind
                 self._on_end(worker, question)
 
-    def note_opened(self, worker: WorkerThread, event: Event) -> None:
-        """Keep the id of a flow of another protocol: no sender may choose it as new."""
-        index = self._indexes.get(worker.store_name)
-        if index is not None and not self._doors[event.listener_index].is_ingest:
-            index.note_other(event.flow)
-
     def note_failed(self, worker: WorkerThread, event: Event) -> None:
         """Count a connection that ended before its hello was decided on."""
         name = self._doors[event.listener_index].name
@@ -186,7 +179,7 @@ class Admission:
             return
         assert isinstance(hello, Hello)
         key = hello.key if door.keys is not None else None
-        flow = flow_id(hello) or new_flow_id()
+        flow = flow_id(hello) or new_flow_id(worker.store.superblock.store_uuid)
         self._decide(_Candidate(worker, question, hello, flow, key))
 
     @staticmethod
@@ -427,11 +420,3 @@ def _find_flow(path: str, flow: bytes) -> Known | None:
     with read_image(path) as image:
         found = [known_of(entry) for entry in image.flows if entry.flow_id == flow]
     return found[0] if found else None
-
-
-def new_flow_id() -> bytes:
-    """Return a UUID of version 7 (RFC 9562): 48 bits of Unix time in ms, then random bits."""
-    value = bytearray((time.time_ns() // 1_000_000).to_bytes(6, "big") + os.urandom(10))
-    value[6] = value[6] & 0x0F | 0x70
-    value[8] = value[8] & 0x3F | 0x80
-    return bytes(value)

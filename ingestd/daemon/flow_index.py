@@ -2,29 +2,29 @@
 """Which flows a store holds already, and where those that were interrupted go on.
 
 Invariants:
- - A flow that is in the store is never taken for a new one: of every flow at
-   least 8 bytes of its id are kept, in order, to be searched.
- - Details are kept of the DETAILS_MAX flows of protocol `ingest` used last; of
-   others the store itself is asked.
+ - A flow that is in the store is never taken for a new one: one of protocol `raw` is
+   known by its id alone, and every other id is in the filter, or has its details here.
+ - Details are kept of DETAILS_MAX flows of protocol `ingest`: those used last, and of
+   these the interrupted ones before the sealed; of others the store itself is asked.
+ - The memory is bounded, however many flows were ever seen.
 
 Owned by the main thread.
 """
 
 from __future__ import annotations
 
-from array import array
-from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Iterable
-from heapq import merge
+from heapq import nlargest
 from typing import TYPE_CHECKING, Final, NamedTuple
+
+from ingestd.daemon.flow_ids import is_raw_id
+from ingestd.daemon.id_filter import IdFilter
 
 if TYPE_CHECKING:
     from ingestd.store.flows import Flow
 
 DETAILS_MAX: Final = 65536
-# New ids are sorted in when there are so many of them, or an eighth of all.
-UNSORTED_MIN: Final = 4096
 STATE_SEALED: Final = "sealed"
 PROTOCOL_INGEST: Final = "ingest"
 
@@ -40,48 +40,37 @@ class Known(NamedTuple):
     is_resumable: bool = True  # False: it came by another protocol
 
 
-class _Ids:
-    """A set of flow ids in 8 bytes each; an id that is not in it may seem to be, by chance."""
-
-    def __init__(self, ids: Iterable[bytes] = ()) -> None:
-        self._sorted = array("Q", sorted(map(_tail, ids)))
-        self._fresh: set[int] = set()
-
-    def __contains__(self, flow: bytes) -> bool:
-        tail = _tail(flow)
-        at = bisect_left(self._sorted, tail)
-        return tail in self._fresh or (at < len(self._sorted) and self._sorted[at] == tail)
-
-    def add(self, flow: bytes) -> None:
-        self._fresh.add(_tail(flow))
-        if len(self._fresh) >= max(UNSORTED_MIN, len(self._sorted) // 8):
-            self._sorted = array("Q", merge(self._sorted, sorted(self._fresh)))
-            self._fresh.clear()
-
-
-def _tail(flow: bytes) -> int:
-    return int.from_bytes(flow[8:], "big")  # of a UUID, the half that is random
+# Of a flow of protocol `raw` nothing more is needed, as nobody can go on with it.
+RAW: Final = Known(False, 0, 0, False, is_resumable=False)
 
 
 class FlowIndex:
     """The flows of one store; begins with those that were recovered."""
 
-    def __init__(self, flows: Iterable[Flow] = (), *, details_max: int = DETAILS_MAX) -> None:
-        self._details: OrderedDict[bytes, Known] = OrderedDict()
+    def __init__(
+        self, store_uuid: bytes, flows: Iterable[Flow] = (), *, details_max: int = DETAILS_MAX
+    ) -> None:
+        self._store_uuid = store_uuid
         self._details_max = details_max
-        others = []
+        # Each with the flow that was used last at its end.
+        self._sealed: OrderedDict[bytes, Known] = OrderedDict()
+        self._unsealed: OrderedDict[bytes, Known] = OrderedDict()
+        self._others = IdFilter()
+        flows = list(flows)
+        resumable = (flow for flow in flows if flow.protocol == PROTOCOL_INGEST)
+        for flow in reversed(nlargest(details_max, resumable, key=_use_of)):
+            self._put(flow.flow_id, known_of(flow))
         for flow in flows:
-            if flow.protocol == PROTOCOL_INGEST and len(self._details) < details_max:
-                self._details[flow.flow_id] = known_of(flow)
-            else:
-                others.append(flow.flow_id)
-        self._others = _Ids(others)
+            if self._get(flow.flow_id) is None and not is_raw_id(flow.flow_id, store_uuid):
+                self._others.add(flow.flow_id)
 
     def find(self, flow: bytes) -> Known | None:
         """Return what is known of a flow; None if it is not here, or only by its id."""
-        known = self._details.get(flow)
+        known = self._get(flow)
         if known is not None:
-            self._details.move_to_end(flow)
+            (self._sealed if known.is_sealed else self._unsealed).move_to_end(flow)
+        elif is_raw_id(flow, self._store_uuid):
+            return RAW
         return known
 
     def must_ask(self, flow: bytes) -> bool:
@@ -90,10 +79,11 @@ class FlowIndex:
 
     def note(self, flow: bytes, known: Known) -> None:
         """Keep the details of a flow; those used least may have to go."""
-        self._details[flow] = known
-        self._details.move_to_end(flow)
-        if len(self._details) > self._details_max:
-            gone, _ = self._details.popitem(last=False)
+        self._sealed.pop(flow, None)
+        self._unsealed.pop(flow, None)
+        self._put(flow, known)
+        if len(self._sealed) + len(self._unsealed) > self._details_max:
+            gone, _ = (self._sealed or self._unsealed).popitem(last=False)
             self._others.add(gone)
 
     def forget(self, flow: bytes) -> None:
@@ -101,14 +91,26 @@ class FlowIndex:
 
         Not where more of it may become durable still: the store cannot know that.
         """
-        known = self._details.get(flow)
+        known = self._get(flow)
         if known is not None and known.is_settled:
-            del self._details[flow]
+            del (self._sealed if known.is_sealed else self._unsealed)[flow]
             self._others.add(flow)
 
     def note_other(self, flow: bytes) -> None:
-        """Keep the id of a flow that cannot be resumed."""
+        """Keep only the id of a flow: the store is asked about it."""
         self._others.add(flow)
+
+    def _get(self, flow: bytes) -> Known | None:
+        return self._unsealed.get(flow) or self._sealed.get(flow)
+
+    def _put(self, flow: bytes, known: Known) -> None:
+        (self._sealed if known.is_sealed else self._unsealed)[flow] = known
+
+
+def _use_of(flow: Flow) -> tuple[bool, int]:
+    """What puts recovered flows in order: those that can go on, then those used last."""
+    last_sequence = max((span.segment_sequence for span in flow.spans), default=0)
+    return flow.state != STATE_SEALED, last_sequence
 
 
 def known_of(flow: Flow) -> Known:

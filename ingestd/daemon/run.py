@@ -189,9 +189,10 @@ class Daemon:
                 partial(self._is_failed, name),
                 self.wake,
             )
+            store_uuid = self._stores[name].superblock.store_uuid
             flows = self._stores[name].take_recovered_flows()
             if any(listener.protocol == "ingest" for _, listener in listeners_of(settings, name)):
-                self._flow_indexes[name] = FlowIndex(flows)
+                self._flow_indexes[name] = FlowIndex(store_uuid, flows)
             if self._stop_wanted_early():
                 return False
         engine = self._start_workers(engine, nic_undo, undo)
@@ -333,8 +334,6 @@ class Daemon:
             for event in worker.events():
                 if event.kind == self._core.EVENT_FLOW_ELSEWHERE:
                     self._hand_over(worker, event)
-                elif event.kind == self._core.EVENT_FLOW_OPENED:
-                    self._admission.note_opened(worker, event)
                 elif event.kind == self._core.EVENT_HELLO_FAILED:
                     self._admission.note_failed(worker, event)
                 elif event.kind == self._core.EVENT_STORE_FAILED:

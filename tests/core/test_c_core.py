@@ -17,6 +17,7 @@ PROGRAMS = {
     "test_buddy": (TESTS / "core" / "test_buddy.c",),
     "test_commit": (TESTS / "core" / "test_commit.c",),
     "test_flow": (TESTS / "core" / "test_flow.c",),
+    "test_flow_id": (TESTS / "core" / "test_flow_id.c",),
     "test_frame": (TESTS / "core" / "test_frame.c",),
     "test_network": (TESTS / "core" / "test_network.c",),
     "test_plan": (TESTS / "core" / "test_plan.c", MODEL),

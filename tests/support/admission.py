@@ -18,6 +18,9 @@ from support.fake_log import Recorder
 from support.ingest import hello_block
 
 FLOW = uuid.UUID("0192f0c1-2345-7890-abcd-ef0123456789")
+# Made by a worker of that store: tests/core/test_flow_id.c.
+RAW_FLOW = uuid.UUID("019368f4-2c00-7000-8000-000052f73650")
+STORE_UUID = bytes(range(16))
 SECRET = bytes(range(16))
 CHALLENGE = bytes(range(32))
 CORE = FakeCore
@@ -37,7 +40,7 @@ class FakeWorker:
     def __init__(self, index: int = 0, path: str = "") -> None:
         self.index = index
         self.name = f"data-{index}"
-        self.store = SimpleNamespace(path=path)
+        self.store = SimpleNamespace(path=path, superblock=SimpleNamespace(store_uuid=STORE_UUID))
         self.asked: list[Any] = []
         self.answers: dict[tuple[int, int], tuple[str, dict[str, Any]]] = {}
         self.ended: list[tuple[int, int]] = []  # told to end
@@ -97,7 +100,7 @@ class Gate:
     """An admission, its index and its workers."""
 
     def __init__(self, path: str = "") -> None:
-        self.index = FlowIndex()
+        self.index = FlowIndex(STORE_UUID)
         self.gate = FlowGate()
         self.log = Recorder()
         self.woken = 0

@@ -29,6 +29,7 @@ PURE_SOURCES: Final = tuple(
         "buddy.c",
         "commit.c",
         "flow.c",
+        "flow_id.c",
         "frame.c",
         "network.c",
         "plan.c",

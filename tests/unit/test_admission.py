@@ -16,10 +16,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ingestd.config.settings import ListenerSettings
-from ingestd.daemon.admission import UNLIMITED, Door, door, new_flow_id
+from ingestd.daemon.admission import UNLIMITED, Door, door
 from ingestd.daemon.flow_index import Known
-from support.admission import CORE, FLOW, SECRET, Gate
-from support.fake_core import Event
+from support.admission import CORE, FLOW, RAW_FLOW, SECRET, Gate
 from support.ingest import trailer_block
 from support.scene import wait_for
 from support.store_builder import Close, Extent, Open, StoreBuilder
@@ -53,12 +52,6 @@ def test_a_new_flow(gate: Gate) -> None:
     assert (terms["limit_bytes"], terms["is_stated"]) == (1000, False)
     _, (_, terms) = gate.hello(listener=1, bytes=1000)
     assert (terms["limit_bytes"], terms["is_stated"]) == (1000, True)
-
-
-def test_ids_are_made_in_order() -> None:
-    made = [new_flow_id() for _ in range(3)]
-    assert len(set(made)) == 3
-    assert all(uuid.UUID(bytes=one).version == 7 for one in made)
 
 
 def test_an_interrupted_flow_goes_on(gate: Gate) -> None:
@@ -118,13 +111,12 @@ def test_resume_needs_an_id(gate: Gate) -> None:
     assert gate.code(resume="auto") == "admit"
 
 
-def test_ids_of_other_protocols_are_not_given_twice(gate: Gate) -> None:
-    """Such flows are not in the index by their details: the store is asked."""
-    worker: Any = gate.workers[0]
-    gate.admission.note_opened(worker, Event(0, listener_index=3, flow=FLOW.bytes))  # type: ignore[arg-type]
-    assert gate.index.must_ask(FLOW.bytes)
-    gate.admission.note_opened(worker, Event(0, listener_index=0, flow=bytes(16)))  # type: ignore[arg-type]
-    assert not gate.index.must_ask(bytes(16))
+@pytest.mark.parametrize(
+    ("resume", "code"), [(False, "exists"), (True, "unknown_flow"), ("auto", "unknown_flow")]
+)
+def test_the_id_of_a_raw_flow_is_never_given_again(gate: Gate, resume: object, code: str) -> None:
+    """Though nobody has told of the flow yet, and none of its bytes may be in the store."""
+    assert gate.code(flow=str(RAW_FLOW), resume=resume) == code
 
 
 # --- Taking over ------------------------------------------------------------------------
@@ -260,7 +252,8 @@ def test_the_store_is_asked_about_a_flow_known_by_its_id(asked_gate: Gate) -> No
 
 
 def test_a_flow_that_only_seemed_to_be_there_begins(asked_gate: Gate) -> None:
-    other = uuid.UUID(bytes=bytes(8) + FLOW.bytes[8:])
+    other = uuid.UUID(int=9)
+    asked_gate.index.note_other(other.bytes)
     connection, answer = asked_gate.hello(flow=str(other), resume="auto")
     assert answer is None
     assert _settled(asked_gate, connection)[0] == "admit"

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import random
 
-from ingestd.daemon import flow_index
-from ingestd.daemon.flow_index import FlowIndex, Known, known_of
+from ingestd.daemon.flow_index import RAW, FlowIndex, Known, known_of
 from ingestd.store.flows import Flow
+from ingestd.store.segment import Span
+from support.admission import RAW_FLOW, STORE_UUID
 
 
 def a_flow(number: int, **fields: object) -> Flow:
@@ -41,7 +42,7 @@ def test_what_is_kept_of_a_recovered_flow() -> None:
 
 
 def test_flows_are_found_by_their_details_or_their_ids() -> None:
-    index = FlowIndex([a_flow(1), a_flow(2, protocol="raw")])
+    index = FlowIndex(STORE_UUID, [a_flow(1), a_flow(2, protocol="raw")])
     assert index.find(an_id(1)) == Known(False, 7, 15, True)
     assert index.find(an_id(2)) is None
     assert index.must_ask(an_id(2))
@@ -53,7 +54,7 @@ def test_flows_are_found_by_their_details_or_their_ids() -> None:
 
 
 def test_the_store_is_asked_about_what_was_forgotten() -> None:
-    index = FlowIndex([a_flow(1)])
+    index = FlowIndex(STORE_UUID, [a_flow(1)])
     index.note(an_id(2), Known(False, 5, 0, True, is_settled=False))
     for number in (1, 2, 3):
         index.forget(an_id(number))
@@ -63,8 +64,17 @@ def test_the_store_is_asked_about_what_was_forgotten() -> None:
     assert not index.must_ask(an_id(3))
 
 
+def test_a_raw_flow_is_known_by_its_id_alone() -> None:
+    index = FlowIndex(STORE_UUID, [a_flow(1, protocol="raw", flow_id=RAW_FLOW.bytes)])
+    assert index.find(RAW_FLOW.bytes) == RAW
+    assert not index.must_ask(RAW_FLOW.bytes), "there is no need to read the store"
+    # One that came by the other protocol, and bears the mark by chance, is itself.
+    index = FlowIndex(STORE_UUID, [a_flow(1, flow_id=RAW_FLOW.bytes)])
+    assert index.find(RAW_FLOW.bytes) == Known(False, 7, 15, True)
+
+
 def test_details_are_bounded_and_ids_are_not() -> None:
-    index = FlowIndex((a_flow(number) for number in range(20)), details_max=8)
+    index = FlowIndex(STORE_UUID, (a_flow(number) for number in range(20)), details_max=8)
     for number in range(20, 30):
         index.note(an_id(number), Known(False, number, 0, True))
     index.find(an_id(22))  # used: it stays longest
@@ -74,10 +84,32 @@ def test_details_are_bounded_and_ids_are_not() -> None:
     assert all(number in kept or index.must_ask(an_id(number)) for number in range(31))
 
 
-def test_many_ids_are_sorted_in() -> None:
-    count = 3 * flow_index.UNSORTED_MIN + 5
-    index = FlowIndex(a_flow(number, protocol="raw") for number in range(10))
-    for number in range(10, count):
-        index.note_other(an_id(number))
-    assert all(index.must_ask(an_id(number)) for number in range(count))
-    assert not any(index.must_ask(an_id(number)) for number in range(count, count + 1000))
+def a_span(sequence: int) -> Span:
+    return Span(b"", 0, sequence, 0, 7, 7, 0, 0, 0, 0, True)
+
+
+def test_after_a_start_the_flows_used_last_are_known_and_interrupted_ones_first() -> None:
+    """The flows come in the order in which they began, the oldest first."""
+    flows = [
+        a_flow(number, state="sealed" if number % 2 else "interrupted", spans=(a_span(number),))
+        for number in range(40)
+    ]
+    flows[0] = a_flow(0, spans=(a_span(1), a_span(99)))  # begun first, and gone on with last
+    index = FlowIndex(STORE_UUID, flows, details_max=25)
+    kept = {number for number in range(40) if index.find(an_id(number))}
+    assert kept == {*range(0, 40, 2), 39, 37, 35, 33, 31}
+    assert all(number in kept or index.must_ask(an_id(number)) for number in range(40))
+
+
+def test_sealed_flows_go_before_those_that_can_be_gone_on_with() -> None:
+    index = FlowIndex(STORE_UUID, details_max=4)
+    for number in range(4):
+        index.note(an_id(number), Known(False, 1, 0, True))
+    for number in range(4, 50):
+        index.note(an_id(number), Known(True, 1, 0, True))
+    assert all(index.find(an_id(number)) for number in range(4))
+    index.note(an_id(0), Known(True, 2, 0, True))  # it was gone on with, and is complete
+    index.note(an_id(50), Known(False, 1, 0, True))
+    assert index.find(an_id(0)) is None
+    assert index.must_ask(an_id(0))
+    assert all(index.find(an_id(number)) for number in (1, 2, 3, 50))
