@@ -67,6 +67,7 @@ class LogEvent(Enum):
         "one of the two superblocks was not valid; the other one was used",
     )
     RECOVERED = "recovered", "info", "what the scan of a store found after its last use"
+    AREA_CHOSEN = "area_chosen", "info", 'how large an area "auto" made, and what bounded it'
     WORKER_STARTED = "worker_started", "info", "a worker's thread runs; its CPU, area and profile"
     AREA_WITHOUT_HUGEPAGES = (
         "area_without_hugepages",
@@ -201,6 +202,7 @@ NEVER_SUPPRESSED: Final = frozenset(
         LogEvent.STORE_OPENED,
         LogEvent.SUPERBLOCK_DAMAGED,
         LogEvent.RECOVERED,
+        LogEvent.AREA_CHOSEN,
         LogEvent.WORKER_STARTED,
         LogEvent.AREA_WITHOUT_HUGEPAGES,
         LogEvent.LISTENING,

@@ -171,6 +171,9 @@ def _add_serve(commands: _Commands[_Parser]) -> None:
     )
     parser.add_argument("--metrics", metavar="HOST:PORT", help="address of the metrics endpoint")
     parser.add_argument("--engine", metavar="auto|recv|zcrx", help="how bytes come in")
+    parser.add_argument(
+        "--area", metavar="auto|SIZE", help="memory of each worker to receive into, such as 64MiB"
+    )
 
 
 def _add_readers(commands: _Commands[_Parser]) -> None:

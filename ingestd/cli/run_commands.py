@@ -24,6 +24,7 @@ def run_serve(arguments: Namespace) -> int:
         listen=arguments.listen,
         metrics=arguments.metrics,
         engine=arguments.engine,
+        area=arguments.area,
     )
     settings = load(arguments.config, overrides)
     from ingestd.daemon.run import serve

@@ -86,6 +86,8 @@ def _check_cpus(settings: Settings, cpus_online: frozenset[int]) -> Iterator[Pro
 
 def _check_areas(settings: Settings) -> Iterator[Problem]:
     for name, store in settings.store.items():
+        if store.area == "auto" or store.write_bytes_max == "auto":
+            continue  # the one is made to fit the other
         area_min = WRITES_PER_AREA_MIN * store.write_bytes_max
         if store.area < area_min:
             yield Problem(

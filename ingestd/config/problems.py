@@ -51,8 +51,7 @@ def describe(error: ValidationError, root: type[BaseModel]) -> list[Problem]:
 
 
 def _describe_one(detail: ErrorDetails, root: type[BaseModel]) -> Problem:
-    loc = detail["loc"]
-    kind = detail["type"]
+    loc, kind = _untagged(detail["loc"], root), detail["type"]
     key = ".".join(str(part) for part in loc)
     if loc and loc[-1] == "[key]":
         return Problem(f"{loc[0]}.{loc[1]}", f"is not a valid name: {_NAME_RULE}")
@@ -63,6 +62,12 @@ def _describe_one(detail: ErrorDetails, root: type[BaseModel]) -> Problem:
     if kind in ("model_type", "dict_type"):
         return Problem(key, _table_text(loc))
     return Problem(key, _value_text(detail, _field_at(loc, root)))
+
+
+def _untagged(loc: tuple[int | str, ...], root: type[BaseModel]) -> tuple[int | str, ...]:
+    """The place without the name of the kind, where a value may be of one of several."""
+    has_kinds = len(loc) > 1 and isinstance(loc[-2], str) and loc[-2] in _keys(loc, root)
+    return loc[:-1] if has_kinds and isinstance(loc[-1], str) else loc
 
 
 def _table_text(loc: tuple[int | str, ...]) -> str:
@@ -82,7 +87,7 @@ def _value_text(detail: ErrorDetails, field: FieldInfo | None) -> str:
         return str(context["error"])
     if kind in ("greater_than_equal", "less_than_equal") and field is not None:
         if _is_size(field):
-            value = exact_size(detail["input"])
+            value = exact_size(parse_size(detail["input"]))
         return f"must be {_limits(field)}, not {value}"
     if kind == "multiple_of":
         return f"must be a multiple of {context['multiple_of']}, not {value}"
@@ -108,23 +113,23 @@ def _shown(value: object) -> str:
 
 
 def _limits(field: FieldInfo) -> str:
-    low = next(m.ge for m in _metadata(field) if hasattr(m, "ge"))
-    high = next(m.le for m in _metadata(field) if hasattr(m, "le"))
+    low = next(m.ge for m in constraints(field) if hasattr(m, "ge"))
+    high = next(m.le for m in constraints(field) if hasattr(m, "le"))
     if _is_size(field):
         low, high = exact_size(low), exact_size(high)
     return f"between {low} and {high}"
 
 
 def _is_size(field: FieldInfo) -> bool:
-    return any(getattr(m, "func", None) is parse_size for m in field.metadata)
+    return any(getattr(m, "func", None) is parse_size for m in constraints(field))
 
 
-def _metadata(field: FieldInfo) -> Iterator[Any]:
-    """The limits of a field, or of the items of a field that is a list."""
+def constraints(field: FieldInfo) -> Iterator[Any]:
+    """The limits of a field, of the items of a list, or of the kinds that a value may be of."""
     yield from field.metadata
-    if get_origin(field.annotation) is tuple:
-        for constraint in get_args(get_args(field.annotation)[0])[1:]:
-            yield from constraint.metadata
+    for item in get_args(field.annotation):
+        for constraint in get_args(item)[1:]:
+            yield from getattr(constraint, "metadata", (constraint,))
 
 
 def _models(root: type[BaseModel]) -> Iterator[tuple[str, type[BaseModel], bool]]:

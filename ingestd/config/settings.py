@@ -28,9 +28,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PlainSerializer,
     PrivateAttr,
+    Tag,
     ValidationError,
 )
 
@@ -53,6 +55,8 @@ DEFAULT_NAME: Final = "default"
 NETWORKS_MAX: Final = 64  # of core/network.h
 STREAM_BYTES_MAX: Final = 2**63 - 1  # of a flow, as the store's format counts them
 RETAIN_S_MAX: Final = 315360000  # ten years
+AREA_BYTES_MIN: Final = 1 * MIB
+AUTO: Final = "auto"  # of an area or its writes: as large as fits, at the start
 DEVICELESS: Final = "none"  # engine.interface: zero-copy receive without a NIC, for tests
 
 # What SIGHUP may change under a running daemon; "*" stands for any name.
@@ -107,6 +111,16 @@ def _power_of_two(number: int) -> int:
 PowerOfTwo = AfterValidator(_power_of_two)
 
 
+def _kind_of_size(value: object) -> str:
+    return "auto" if value == AUTO else "size"
+
+
+Automatic = Annotated[Literal["auto"], Tag("auto")]
+# Which of the two a value is meant to be is told by the value, so that what is wrong
+# with a size is said of a size.
+SizeOrAuto = Discriminator(_kind_of_size)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -122,8 +136,15 @@ class StoreSettings(_Section):
     checksum: Literal["auto", "crc32c", "none"] = "auto"
     workers: int = Field(default=1, ge=1, le=WORKERS_COUNT_MAX)
     cpus: tuple[Cpu, ...] = Field(default=(), max_length=WORKERS_COUNT_MAX, strict=False)
-    area: Size = Field(default=256 * MIB, ge=1 * MIB, le=1 * GIB, multiple_of=4096)
-    write_bytes_max: Size = Field(default=4 * MIB, ge=64 * KIB, le=16 * MIB, multiple_of=4096)
+    area: Annotated[
+        Annotated[Size, Field(ge=AREA_BYTES_MIN, le=1 * GIB, multiple_of=4096), Tag("size")]
+        | Automatic,
+        SizeOrAuto,
+    ] = AUTO
+    write_bytes_max: Annotated[
+        Annotated[Size, Field(ge=64 * KIB, le=16 * MIB, multiple_of=4096), Tag("size")] | Automatic,
+        SizeOrAuto,
+    ] = AUTO
     writes_in_flight_max: int = Field(default=16, ge=1, le=256)
     flows_max: int = Field(default=16384, ge=1, le=262144)
     flush_interval_s: float = Field(default=0.05, ge=0.001, le=60)
@@ -231,6 +252,7 @@ class Overrides:
     listen: str | None = None
     metrics: str | None = None
     engine: str | None = None
+    area: str | None = None
 
 
 # Field of Overrides, which is the flag's name too -> the key that it sets.
@@ -292,7 +314,7 @@ def _read_toml(path: str) -> dict[str, Any]:
 def _apply(overrides: Overrides, tables: dict[str, Any]) -> dict[str, str]:
     """Put the flags into the tables; return dotted key -> flag for those that were given."""
     flags: dict[str, str] = {}
-    for name, keys in _OVERRIDE_KEYS.items():
+    for name, keys in _override_keys(tables):
         value = getattr(overrides, name)
         if value is None:
             continue
@@ -305,6 +327,14 @@ def _apply(overrides: Overrides, tables: dict[str, Any]) -> dict[str, str]:
             table[keys[-1]] = value
             flags[".".join(keys)] = f"--{name}"
     return flags
+
+
+def _override_keys(tables: dict[str, Any]) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Each flag's name and the key that it sets; the area is that of every store there is."""
+    yield from _OVERRIDE_KEYS.items()
+    stores = tables.get("store")
+    for name in stores if isinstance(stores, dict) and stores else (DEFAULT_NAME,):
+        yield "area", ("store", name, "area")
 
 
 def _name_stores(settings: Settings) -> Settings:

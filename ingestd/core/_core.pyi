@@ -101,6 +101,25 @@ def device_profile(fd: int) -> DeviceProfile: ...
 def kernel_features() -> dict[str, bool]:
     """What the running kernel's io_uring offers, e.g. writev_fixed, zcrx; asked, not derived."""
 
+def locked_bytes(
+    *,
+    segment_bytes: int,
+    block_bytes: int,
+    mem_align: int,
+    write_align: int,
+    virt_mask: int,
+    iovecs_max: int,
+    area_bytes: int,
+    write_bytes_max: int,
+    writes_in_flight_max: int,
+    engine: int,
+) -> int:
+    """What a worker of these settings registers with its ring, and thus locks, bytes.
+
+    The area, the worker's own part behind it, and with engine zcrx the area once more.
+    0 where the area is too small for the rest of the settings.
+    """
+
 class Worker:
     """One worker. Every argument is a keyword; sizes in bytes, times in ns.
 

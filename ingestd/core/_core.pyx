@@ -9,7 +9,7 @@ import errno
 from collections import namedtuple
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
-from libc.stdint cimport int32_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
 cdef extern from "fault.h" nogil:
@@ -182,6 +182,7 @@ cdef extern from "worker.h" nogil:
     void worker_destroy(worker *w)
     int worker_add_listener(worker *w, const listener_settings *s)
     int worker_setup(worker *w)
+    int64_t worker_locked_bytes(const worker_settings *s)
     int worker_run(worker *w)
 
 cdef extern from "probe.h" nogil:
@@ -294,6 +295,17 @@ def kernel_features():
             raise CoreFault(-code, "io_uring_setup", "ring to ask the kernel")
         features[feature_name(i).decode()] = code > 0
     return features
+
+
+def locked_bytes(*, segment_bytes, block_bytes, mem_align, write_align, virt_mask, iovecs_max,
+                 area_bytes, write_bytes_max, writes_in_flight_max, engine):
+    cdef worker_settings s
+    memset(&s, 0, sizeof(s))
+    s.segment_bytes, s.block_bytes, s.area_bytes = segment_bytes, block_bytes, area_bytes
+    s.mem_align, s.write_align, s.virt_mask = mem_align, write_align, virt_mask
+    s.iovecs_max, s.write_bytes_max = iovecs_max, write_bytes_max
+    s.writes_in_flight_max, s.engine = writes_in_flight_max, engine
+    return max(0, worker_locked_bytes(&s))
 
 
 cdef class Worker:

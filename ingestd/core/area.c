@@ -6,6 +6,7 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <stdbool.h>
 #include <sys/mman.h>
 
 #ifndef MADV_POPULATE_WRITE
@@ -16,43 +17,56 @@ static uint64_t round_up(uint64_t value, uint64_t unit) {
     return (value + unit - 1) / unit * unit;
 }
 
-/* Hugepages set aside by the operator come first; without them the kernel is
- * asked for transparent ones, which it may or may not have. */
-static uint8_t *area_map(struct area *a) {
-    int flags = MAP_PRIVATE | MAP_ANONYMOUS;
-    void *p = mmap(NULL, a->mapping_bytes, PROT_READ | PROT_WRITE,
-                   flags | MAP_HUGETLB | MAP_POPULATE, -1, 0);
-    if (p != MAP_FAILED) {
+static uint8_t *area_map(uint64_t bytes, int more_flags) {
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | more_flags;
+    void *p = mmap(NULL, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    return p == MAP_FAILED ? NULL : p;
+}
+
+/* Every page is touched here and now: one that the machine or a control group denies
+ * is an error code, not a signal later (madvise(2), MADV_POPULATE_WRITE). */
+static bool area_populate(uint8_t *p, uint64_t bytes) {
+    if (madvise(p, bytes, MADV_POPULATE_WRITE) == 0)
+        return true;
+    int code = errno == EFAULT ? ENOMEM : errno; /* EFAULT: a touch would be a SIGBUS */
+    munmap(p, bytes);
+    errno = code;
+    return false;
+}
+
+/* Hugepages set aside by the operator come first; without them, or where a control
+ * group grants none, the kernel is asked for transparent ones, which it may have. */
+static uint8_t *area_take(struct area *a) {
+    uint8_t *p = area_map(a->mapping_bytes, MAP_HUGETLB);
+    if (p != NULL && area_populate(p, a->mapping_bytes)) {
         a->hugepage_bytes = a->mapping_bytes;
         return p;
     }
-    p = mmap(NULL, a->mapping_bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
-    if (p == MAP_FAILED)
+    p = area_map(a->mapping_bytes, 0);
+    if (p == NULL)
         return NULL;
     madvise(p, a->mapping_bytes, MADV_HUGEPAGE);
-    if (madvise(p, a->mapping_bytes, MADV_POPULATE_WRITE) != 0) {
-        int code = errno;
-        munmap(p, a->mapping_bytes);
-        errno = code;
-        return NULL;
-    }
-    return p;
+    return area_populate(p, a->mapping_bytes) ? p : NULL;
 }
 
-int area_open(struct area *a, uint64_t slots_bytes, uint64_t slot_bytes_max, uint64_t own_bytes,
-              struct fault *fault) {
+uint64_t area_mapping_bytes(const struct area_parts *parts) {
+    return round_up(parts->slots_bytes + round_up(parts->own_bytes, AREA_PAGE_BYTES),
+                    AREA_HUGEPAGE_BYTES);
+}
+
+int area_open(struct area *a, const struct area_parts *parts, struct fault *fault) {
     char object[64];
-    a->slots_bytes = slots_bytes;
-    a->own_bytes = round_up(own_bytes, AREA_PAGE_BYTES);
-    a->mapping_bytes = round_up(slots_bytes + a->own_bytes, AREA_HUGEPAGE_BYTES);
+    a->slots_bytes = parts->slots_bytes;
+    a->own_bytes = round_up(parts->own_bytes, AREA_PAGE_BYTES);
+    a->mapping_bytes = area_mapping_bytes(parts);
     snprintf(object, sizeof object, "area of %llu bytes", (unsigned long long)a->mapping_bytes);
     if (a->mapping_bytes > AREA_MAPPING_BYTES_MAX)
         return fault_set(fault, E2BIG, "mmap", object);
-    a->base = area_map(a);
+    a->base = area_take(a);
     if (a->base == NULL)
         return fault_set(fault, errno, "mmap", object);
-    a->own = a->base + slots_bytes;
-    int code = buddy_init(&a->slots, slots_bytes, slot_bytes_max);
+    a->own = a->base + a->slots_bytes;
+    int code = buddy_init(&a->slots, a->slots_bytes, parts->slot_bytes_max);
     if (code < 0)
         return fault_set(fault, -code, "calloc", "slot table of the area");
     return 0;

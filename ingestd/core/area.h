@@ -31,9 +31,17 @@ struct area {
     struct buddy slots;
 };
 
+struct area_parts {
+    uint64_t slots_bytes;    /* what flows borrow */
+    uint64_t slot_bytes_max; /* a power of two */
+    uint64_t own_bytes;      /* the worker's part */
+};
+
+/* What an area of these parts maps, and thus registers with the ring. */
+uint64_t area_mapping_bytes(const struct area_parts *parts);
+
 /* Returns 0 or -errno with the fault set. */
-int area_open(struct area *a, uint64_t slots_bytes, uint64_t slot_bytes_max, uint64_t own_bytes,
-              struct fault *fault);
+int area_open(struct area *a, const struct area_parts *parts, struct fault *fault);
 void area_close(struct area *a);
 
 /* Takes page-aligned bytes of the worker's own part; aborts when there are too few. */

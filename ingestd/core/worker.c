@@ -139,6 +139,10 @@ static int register_memory(struct worker *w) {
     return 0;
 }
 
+static uint32_t batch_count(const struct worker_settings *s) {
+    return s->writes_in_flight_max + 1; /* one is filled meanwhile */
+}
+
 static void make_profile(struct worker *w) {
     const struct worker_settings *s = &w->settings;
     bool zcrx = s->engine == ENGINE_ZCRX;
@@ -185,34 +189,56 @@ static uint32_t bounce_bytes(const struct worker *w) {
     return (uint32_t)((least + most + AREA_PAGE_BYTES - 1) / AREA_PAGE_BYTES * AREA_PAGE_BYTES);
 }
 
-static int open_area(struct worker *w, uint32_t batch_count) {
+/* What the area comes to: slots, and behind them the worker's own part. */
+static int area_parts(struct worker *w, struct area_parts *out) {
     const struct worker_settings *s = &w->settings;
     w->batches.bounce_bytes = bounce_bytes(w);
-    uint64_t own = batch_pool_own_bytes(batch_count, w->batches.bounce_bytes) +
-                   writer_own_bytes(s->segment_bytes, s->block_bytes);
-    uint64_t slot_bytes_max = power_of_two_below(w->batches.payload_bytes_max);
-    if (slot_bytes_max < SLOT_BYTES_MIN || s->area_bytes < 2 * slot_bytes_max)
+    out->slot_bytes_max = power_of_two_below(w->batches.payload_bytes_max);
+    if (out->slot_bytes_max < SLOT_BYTES_MIN || s->area_bytes < 2 * out->slot_bytes_max)
         return fault_set(&w->fault, EINVAL, "area", "area too small for write_bytes_max");
-    uint64_t slots = s->area_bytes / slot_bytes_max * slot_bytes_max;
+    out->slots_bytes = s->area_bytes / out->slot_bytes_max * out->slot_bytes_max;
+    out->own_bytes = batch_pool_own_bytes(batch_count(s), w->batches.bounce_bytes) +
+                     writer_own_bytes(s->segment_bytes, s->block_bytes);
     if (s->engine == ENGINE_ZCRX)
-        own += zcrx_relief_bytes(slots);
-    int code = area_open(&w->area, slots, slot_bytes_max, own, &w->fault);
+        out->own_bytes += zcrx_relief_bytes(out->slots_bytes);
+    return 0;
+}
+
+static int open_area(struct worker *w) {
+    struct area_parts parts;
+    int code = area_parts(w, &parts);
+    code = code < 0 ? code : area_open(&w->area, &parts, &w->fault);
     STAT_SET(w, area_bytes, w->area.slots_bytes);
     STAT_SET(w, area_free_bytes, w->area.slots_bytes);
     STAT_SET(w, area_hugepage_bytes, w->area.hugepage_bytes);
     return code;
 }
 
+int64_t worker_locked_bytes(const struct worker_settings *s) {
+    struct worker *w = calloc(1, sizeof *w);
+    struct area_parts parts;
+    if (w == NULL)
+        return -ENOMEM;
+    w->settings = *s;
+    make_profile(w);
+    int64_t bytes = area_parts(w, &parts);
+    if (bytes == 0)
+        bytes = (int64_t)area_mapping_bytes(&parts) +
+                (int64_t)(s->engine == ENGINE_ZCRX ? parts.slots_bytes : 0);
+    free(w);
+    return bytes;
+}
+
 int worker_setup(struct worker *w) {
-    uint32_t batch_count = w->settings.writes_in_flight_max + 1;
+    uint32_t count = batch_count(&w->settings);
     int code = worker_pin(w);
     make_profile(w);
     code = code < 0 ? code : check_profile(w);
-    code = code < 0 ? code : open_area(w, batch_count);
+    code = code < 0 ? code : open_area(w);
     code = code < 0 ? code : open_ring(w);
     code = code < 0 ? code : register_memory(w);
-    code = code < 0 ? code : batch_pool_open(w, batch_count);
-    code = code < 0 ? code : device_open(w, batch_count + 3 * SEGMENTS_LIVE_MAX);
+    code = code < 0 ? code : batch_pool_open(w, count);
+    code = code < 0 ? code : device_open(w, count + 3 * SEGMENTS_LIVE_MAX);
     code = code < 0 ? code : writer_open(w);
     w->flows_at_once_max = w->settings.flows_max;
     code = code < 0 ? code : w->engine->open(w);

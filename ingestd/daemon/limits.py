@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the kernel lets this process have: locked memory and descriptors.
 
-Invariants: what is asked of the kernel is only read, but for the soft limit of
-descriptors, which is raised up to the hard one. Owned by the main thread.
+Invariants: what is asked of the kernel is only read, but for the soft limits of
+descriptors and locked memory, which are raised up to the hard ones. Owned by the
+main thread.
 """
 
 from __future__ import annotations
 
+import os
+import pwd
 import resource
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -48,14 +51,21 @@ def locked_memory_limit() -> int | None:
     """Return the bytes that may be locked, or None where there is no limit for us.
 
     io_uring counts registered buffers against RLIMIT_MEMLOCK of the user, for
-    all its processes together, unless CAP_IPC_LOCK is effective.
+    all its processes together, unless CAP_IPC_LOCK is effective. The hard limit
+    is what counts, as raise_locked_limit() gets the soft one there.
     """
-    soft, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
-    if soft == resource.RLIM_INFINITY:
+    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    if hard == resource.RLIM_INFINITY:
         return None
     if has_capability(STATUS_PATH.read_text(encoding="ascii", errors="replace"), CAP_IPC_LOCK):
         return None
-    return soft
+    return hard
+
+
+def raise_locked_limit() -> None:
+    """Raise the soft limit of locked memory to the hard one, which anybody may."""
+    _, hard = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (hard, hard))
 
 
 def check_locked_memory(needs: list[LockedNeed], limit_bytes: int | None) -> None:
@@ -74,13 +84,38 @@ def check_locked_memory(needs: list[LockedNeed], limit_bytes: int | None) -> Non
 
 
 def memlock_advice(needed_bytes: int | None) -> str:
-    """Return how to get more locked memory, as the end of a sentence."""
-    kib = "unlimited" if needed_bytes is None else str(-(-needed_bytes // 1024))
-    size = "" if needed_bytes is None else f" for {full_size(needed_bytes)}"
+    """Return how to get by with locked memory, as the end of a sentence.
+
+    needed_bytes: what the areas lock in all, where that is known. The limit that is
+    named is never below the one in force: where that would do, somebody else of the
+    same user has the rest, as it counts all processes of a user together.
+    """
+    limit_bytes = locked_memory_limit()
+    wanted_bytes = needed_bytes
+    others = ""
+    if needed_bytes is not None and limit_bytes is not None and needed_bytes <= limit_bytes:
+        wanted_bytes = limit_bytes + needed_bytes
+        others = "stop what else of this user has locked memory, or "
+    kib = "unlimited" if wanted_bytes is None else str(-(-wanted_bytes // 1024))
+    size = "" if wanted_bytes is None else f" for {full_size(wanted_bytes)}"
+    smaller = 'make the stores\' area smaller, or leave it at "auto"'
+    if os.geteuid() == 0:
+        return (
+            f"{others}set LimitMEMLOCK=infinity in the systemd unit, or `ulimit -l {kib}`{size}"
+            f" in the shell that starts ingestd, or {smaller}"
+        )
     return (
-        f"set LimitMEMLOCK=infinity in the systemd unit, or `ulimit -l {kib}`{size}"
-        " in the shell that starts ingestd, or make the stores' area smaller"
+        f"{others}{smaller}; only root can raise the limit{size}: by LimitMEMLOCK=infinity in the"
+        f' systemd unit, or a line "{_user_name()} hard memlock {kib}" in'
+        " /etc/security/limits.conf, which counts from the next login on"
     )
+
+
+def _user_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:  # a user without an entry, as containers have
+        return str(os.geteuid())
 
 
 def raise_descriptor_limit(needed_count: int) -> int:

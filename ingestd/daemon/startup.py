@@ -18,25 +18,29 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from ingestd.address import Address
+from ingestd.daemon.area import (
+    HUGEPAGE_BYTES,
+    AreaPlan,
+    bounds_now,
+    locked_bytes_min,
+    locked_of,
+    plan_areas,
+)
 from ingestd.daemon.limits import (
     LockedNeed,
     check_locked_memory,
     locked_memory_limit,
     raise_descriptor_limit,
+    raise_locked_limit,
 )
 from ingestd.daemon.listen import open_listener
-from ingestd.daemon.worker import (
-    HUGEPAGE_BYTES,
-    Core,
-    WorkerThread,
-    locked_bytes,
-    store_profile,
-)
+from ingestd.daemon.worker import Core, WorkerThread, store_profile
 from ingestd.log import Log, LogEvent
-from ingestd.sizes import short_size
+from ingestd.sizes import exact_size, short_size
 
 if TYPE_CHECKING:
     from ingestd.config.settings import ListenerSettings, Settings
+    from ingestd.daemon.direct_io import DirectProfile
     from ingestd.daemon.engine import EngineChoice, ZcrxQueue
     from ingestd.store.serving import RecoverySummary, ServedStore
 
@@ -62,9 +66,10 @@ class StoreOpener(Protocol):
 def check_limits(settings: Settings, log: Log, engine: EngineChoice) -> None:
     """Raise ResourceError where locked memory is short; get the descriptors that are needed."""
     needs = [
-        LockedNeed(name, store.workers, locked_bytes(store, is_zcrx=engine.kind == "zcrx"))
+        LockedNeed(name, store.workers, locked_bytes_min(store, is_zcrx=engine.kind == "zcrx"))
         for name, store in settings.store.items()
     ]
+    raise_locked_limit()
     check_locked_memory(needs, locked_memory_limit())
     needed_count = DESCRIPTORS_OWN_COUNT + sum(
         store.workers * min(store.flows_max, _connections_max(settings, name))
@@ -163,8 +168,10 @@ def start_workers(
     zcrx_queue: the rx queue of a store's worker of that index, if it has one.
     """
     undo.callback(stop_workers, workers)
+    profiles = {name: store_profile(core, store.fd, store.path) for name, store in stores.items()}
+    is_zcrx = any(zcrx_queue(name, 0) is not None for name in stores)
+    areas = _plan_areas(settings, stores, profiles, core, log, is_zcrx=is_zcrx)
     for name, store in stores.items():
-        profile = store_profile(core, store.fd, store.path)
         for index in range(settings.store[name].workers):
             worker = WorkerThread(
                 core,
@@ -172,7 +179,8 @@ def start_workers(
                 settings.store[name],
                 store_name=name,
                 index=index,
-                profile=profile,
+                profile=profiles[name],
+                area=areas[name],
                 on_end=on_end,
                 zcrx=zcrx_queue(name, index),
             )
@@ -181,6 +189,38 @@ def start_workers(
     for worker in workers:
         worker.wait_ready()
         _log_worker(worker, settings, log)
+
+
+def _plan_areas(
+    settings: Settings,
+    stores: Mapping[str, ServedStore],
+    profiles: Mapping[str, DirectProfile],
+    core: Core,
+    log: Log,
+    *,
+    is_zcrx: bool,
+) -> dict[str, AreaPlan]:
+    """Decide each store's area, and log what "auto" came to."""
+    locked = {
+        name: locked_of(
+            core, settings.store[name], store.superblock, profiles[name], is_zcrx=is_zcrx
+        )
+        for name, store in stores.items()
+    }
+    limit_bytes = locked_memory_limit()
+    areas = plan_areas(settings.store, locked, limit_bytes, bounds_now(limit_bytes))
+    for name, area in areas.items():
+        if area.reason:
+            log.emit(
+                LogEvent.AREA_CHOSEN,
+                store=name,
+                area=exact_size(area.area_bytes),
+                write_bytes_max=exact_size(area.write_bytes_max),
+                locked=exact_size(area.locked_bytes),
+                workers=settings.store[name].workers,
+                reason=area.reason,
+            )
+    return areas
 
 
 def _log_worker(worker: WorkerThread, settings: Settings, log: Log) -> None:
@@ -196,7 +236,7 @@ def _log_worker(worker: WorkerThread, settings: Settings, log: Log) -> None:
         store=worker.store_name,
         worker=worker.index,
         cpu=store.cpus[worker.index] if store.cpus else "any",
-        area=short_size(store.area),
+        area=short_size(worker.area.area_bytes),
         hugepages=short_size(hugepage_bytes),
         mem_align=worker.profile.mem_align,
         write_align=worker.profile.write_align,
@@ -208,7 +248,7 @@ def _log_worker(worker: WorkerThread, settings: Settings, log: Log) -> None:
             LogEvent.AREA_WITHOUT_HUGEPAGES,
             store=worker.store_name,
             worker=worker.index,
-            way_out=f"raise vm.nr_hugepages by {locked_bytes(store) // HUGEPAGE_BYTES}"
+            way_out=f"raise vm.nr_hugepages by {worker.area.locked_bytes // HUGEPAGE_BYTES}"
             " for each worker, to save the kernel work",
         )
 

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from ingestd.config.settings import ListenerSettings, StoreSettings
     from ingestd.core._core import CoreFault, DeviceProfile, Event, Question
     from ingestd.core._core import Worker as CoreWorker
+    from ingestd.daemon.area import AreaPlan
     from ingestd.daemon.engine import ZcrxQueue
     from ingestd.store.serving import ServedStore
 
 SETUP_TIMEOUT_S: Final = 60.0
 NS_PER_S: Final = 1_000_000_000
-HUGEPAGE_BYTES: Final = 2 * 1024 * 1024  # AREA_HUGEPAGE_BYTES of core/area.h
 LISTENERS_MAX: Final = 16  # of core/intake.h
 PROTOCOLS: Final = {"raw": 1, "ingest": 2}  # record_open.protocol of core/format.h
 
@@ -69,6 +69,7 @@ class Core(Protocol):
     QUESTION_HELLO: int
     QUESTION_TRAILER: int
     NOTE_ENDED: int
+    ENGINE_RECV: int
     ENGINE_ZCRX: int
     HISTOGRAM_BOUNDS_NS: tuple[int, ...]
     HISTOGRAM_BOUNDS_BYTES: tuple[int, ...]
@@ -77,6 +78,20 @@ class Core(Protocol):
 
     def device_profile(self, fd: int) -> DeviceProfile: ...
     def kernel_features(self) -> dict[str, bool]: ...
+    def locked_bytes(
+        self,
+        *,
+        segment_bytes: int,
+        block_bytes: int,
+        mem_align: int,
+        write_align: int,
+        virt_mask: int,
+        iovecs_max: int,
+        area_bytes: int,
+        write_bytes_max: int,
+        writes_in_flight_max: int,
+        engine: int,
+    ) -> int: ...
 
 
 def load_core() -> Core:
@@ -135,6 +150,7 @@ class WorkerThread:
         store_name: str,
         index: int,
         profile: DirectProfile,
+        area: AreaPlan,
         on_end: Callable[[], None],
         zcrx: ZcrxQueue | None = None,
     ) -> None:
@@ -146,6 +162,7 @@ class WorkerThread:
         self._core = core
         self._settings = settings
         self.profile = profile
+        self.area = area
         self._on_end = on_end
         self.zcrx = zcrx
         self._worker: CoreWorker | None = None
@@ -365,7 +382,7 @@ class WorkerThread:
             self.error = fault_to_error(
                 fault,
                 f"worker {self.name}",
-                locked_bytes(self._settings, is_zcrx=self.zcrx is not None),
+                self.area.locked_bytes,
                 self.zcrx.interface if self.zcrx else "",
             )
         except MemoryError:
@@ -394,8 +411,8 @@ class WorkerThread:
             iovecs_max=profile.iovecs_max,
             worker_index=self.index,
             cpu=settings.cpus[self.index] if settings.cpus else -1,
-            area_bytes=settings.area,
-            write_bytes_max=settings.write_bytes_max,
+            area_bytes=self.area.area_bytes,
+            write_bytes_max=self.area.write_bytes_max,
             writes_in_flight_max=settings.writes_in_flight_max,
             flows_max=settings.flows_max,
             flush_interval_ns=int(settings.flush_interval_s * NS_PER_S),
@@ -421,14 +438,3 @@ class WorkerThread:
             "refill_entries": self.zcrx.refill_entries,
             "queue_retry_ns": int(self.zcrx.queue_retry_s * NS_PER_S),
         }
-
-
-def locked_bytes(settings: StoreSettings, *, is_zcrx: bool = False) -> int:
-    """Return what one worker of a store registers with its ring at most, bytes.
-
-    The area holds everything that is registered; its mapping is rounded up to
-    whole hugepages (core/area.h). Zero-copy receive registers it twice, to
-    receive into and to write from, and each counts.
-    """
-    area_bytes = -(-settings.area // HUGEPAGE_BYTES) * HUGEPAGE_BYTES
-    return 2 * area_bytes if is_zcrx else area_bytes

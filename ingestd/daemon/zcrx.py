@@ -16,10 +16,11 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any, Final
 
 from ingestd.address import ANY_HOST, Address
+from ingestd.daemon.area import locked_bytes_min
 from ingestd.daemon.engine import EngineChoice, ZcrxQueue, choose_engine
 from ingestd.daemon.limits import LockedNeed, locked_memory_limit
 from ingestd.daemon.readiness import kernel_findings, locked_finding, own_status, privilege_findings
-from ingestd.daemon.worker import WorkerThread, locked_bytes
+from ingestd.daemon.worker import WorkerThread
 from ingestd.errors import IngestdError
 from ingestd.finding import Finding, failures
 from ingestd.log import Log, LogEvent
@@ -161,7 +162,7 @@ def machine_findings(settings: Settings, features: Mapping[str, bool]) -> list[F
     """Return what is to be said of kernel, privileges and locked memory."""
     engine, status = settings.engine, own_status()
     needs = [
-        LockedNeed(name, store.workers, locked_bytes(store, is_zcrx=True))
+        LockedNeed(name, store.workers, locked_bytes_min(store, is_zcrx=True))
         for name, store in settings.store.items()
     ]
     return [

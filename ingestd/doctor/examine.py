@@ -14,10 +14,11 @@ from typing import Final
 
 from ingestd.config.settings import Settings
 from ingestd.daemon import zcrx
+from ingestd.daemon.area import area_bytes_at_most
 from ingestd.daemon.direct_io import DirectProfile
 from ingestd.daemon.engine import choose_engine
 from ingestd.daemon.readiness import MEMINFO_PATH, hugepage_finding
-from ingestd.daemon.worker import Core, device_profile, kernel_features, locked_bytes
+from ingestd.daemon.worker import Core, device_profile, kernel_features
 from ingestd.doctor.room import Room, room_finding, room_of
 from ingestd.doctor.storage import storage_findings
 from ingestd.errors import EngineError, IngestdError
@@ -80,7 +81,9 @@ def examine(
 
 
 def _machine(settings: Settings, core: Core) -> list[Finding]:
-    needed_bytes = sum(store.workers * locked_bytes(store) for store in settings.store.values())
+    needed_bytes = sum(
+        store.workers * area_bytes_at_most(store) for store in settings.store.values()
+    )
     meminfo = MEMINFO_PATH.read_text(encoding="ascii")
     try:
         findings = zcrx.machine_findings(settings, kernel_features(core))
@@ -147,8 +150,9 @@ def _ring(settings: Settings, state: NicState) -> Iterator[Finding]:
         return
     posted_bytes = state.rings.rx * settings.engine.rx_buf
     for name, store in settings.store.items():
-        text = f"{state.rings.rx} buffers take {posted_bytes} of {store.area} bytes of an area"
-        if posted_bytes <= store.area * RING_PART_MAX:
+        area_bytes = area_bytes_at_most(store)
+        text = f"{state.rings.rx} buffers take {posted_bytes} of {area_bytes} bytes of an area"
+        if posted_bytes <= area_bytes * RING_PART_MAX:
             yield Finding(f"rx ring, store {name}", "ok", text)
         else:
             yield Finding(

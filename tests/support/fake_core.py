@@ -117,6 +117,11 @@ class FakeCore:
         self.fail_if_asked("kernel_features")
         return dict(self.features)
 
+    def locked_bytes(self, *, area_bytes: int, write_bytes_max: int, **_: int) -> int:
+        """The area and some more, in whole hugepages; 0 where it holds no two writes."""
+        page_bytes = 2 * 1024 * 1024
+        return -(-area_bytes // page_bytes) * page_bytes if area_bytes >= 2 * write_bytes_max else 0
+
     def fail_if_asked(self, place: str) -> None:
         if place in self.faults:
             raise self.faults[place]

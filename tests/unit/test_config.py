@@ -324,7 +324,7 @@ def test_effective_toml_reads_back_to_the_same(
 def test_effective_toml_names_every_option(toml: Any) -> None:
     settings = toml(DOCUMENTED.read_text(encoding="utf-8"))
     again = tomllib.loads(effective_toml(settings))
-    assert again["store"]["default"]["area"] == "256MiB"
+    assert again["store"]["default"]["area"] == "auto"
     assert again["listener"]["default"]["store"] == "default"
     assert toml(effective_toml(settings)) == settings
 

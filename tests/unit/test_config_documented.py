@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from ingestd.config import settings as config
+from ingestd.config.problems import constraints
 from ingestd.config.settings import Settings, load
 from ingestd.sizes import exact_size
 
@@ -92,7 +93,8 @@ def test_documented_limits_are_those_of_the_models() -> None:
     text, told = DOCUMENTED.read_text(encoding="utf-8"), 0
     for _, model in _sections():
         for name, field in model.model_fields.items():
-            limits = {type(m).__name__: m for m in field.metadata}
+            is_list = get_origin(field.annotation) is tuple
+            limits = {type(m).__name__: m for m in ([] if is_list else constraints(field))}
             block = re.search(rf"((?:^#.*\n)+)#?{name} = ", text, re.MULTILINE)
             if not {"Ge", "Le"} <= limits.keys() or block is None:
                 continue

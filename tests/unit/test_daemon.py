@@ -61,6 +61,7 @@ def test_a_life(scene: Scene, manager: Callable[[], list[str]]) -> None:
         "engine_chosen",
         "store_opened",
         "recovered",
+        "area_chosen",
         "worker_started",
         "area_without_hugepages",
         "listening",

@@ -13,6 +13,7 @@ import pytest
 
 from ingestd.config.settings import StoreSettings
 from ingestd.daemon import direct_io, limits, worker
+from ingestd.daemon.area import locked_bytes_min
 from ingestd.daemon.direct_io import complete_profile, virt_boundary_mask
 from ingestd.daemon.limits import (
     LockedNeed,
@@ -71,9 +72,33 @@ def test_locked_memory_is_told_in_numbers() -> None:
 
 
 def test_what_a_worker_locks_is_whole_hugepages() -> None:
-    assert worker.locked_bytes(StoreSettings(path="x", area=4 * MIB)) == 4 * MIB
-    assert worker.locked_bytes(StoreSettings(path="x", area=4 * MIB + 4096)) == 6 * MIB
-    assert worker.locked_bytes(StoreSettings(path="x", area=4 * MIB), is_zcrx=True) == 8 * MIB
+    assert locked_bytes_min(StoreSettings(path="x", area=4 * MIB)) == 4 * MIB
+    assert locked_bytes_min(StoreSettings(path="x", area=4 * MIB + 4096)) == 6 * MIB
+    assert locked_bytes_min(StoreSettings(path="x", area=4 * MIB), is_zcrx=True) == 8 * MIB
+    assert locked_bytes_min(StoreSettings(path="x")) == 2 * MIB, "auto can be as small as this"
+
+
+@pytest.mark.parametrize("uid", [0, 1000])
+def test_advice_never_names_a_limit_below_the_one_in_force(
+    uid: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where what is needed is less, other processes of the user have the rest."""
+    monkeypatch.setattr(limits, "locked_memory_limit", lambda: 8 * MIB)
+    monkeypatch.setattr(limits.os, "geteuid", lambda: uid)
+    text = limits.memlock_advice(4 * MIB)
+    assert "12288" in text
+    assert "stop what else of this user has locked memory" in text
+    assert ("only root can raise" in text) is (uid != 0)
+    assert "20480" in limits.memlock_advice(20 * MIB)
+    assert "stop what else" not in limits.memlock_advice(20 * MIB)
+
+
+def test_the_soft_limit_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_to: list[tuple[int, int]] = []
+    monkeypatch.setattr(limits.resource, "getrlimit", lambda _: (1 * MIB, 8 * MIB))
+    monkeypatch.setattr(limits.resource, "setrlimit", lambda _, pair: set_to.append(pair))
+    limits.raise_locked_limit()
+    assert set_to == [(8 * MIB, 8 * MIB)]
 
 
 @pytest.mark.parametrize(

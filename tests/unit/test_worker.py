@@ -15,6 +15,7 @@ import pytest
 
 from ingestd.config.settings import ListenerSettings, StoreSettings
 from ingestd.daemon import faults, worker
+from ingestd.daemon.area import AreaPlan
 from ingestd.daemon.direct_io import DirectProfile
 from ingestd.daemon.faults import fault_to_error
 from ingestd.daemon.pump import Pump
@@ -59,6 +60,7 @@ class Bench:
             store_name="data",
             index=index,
             profile=PROFILE,
+            area=AreaPlan(64 * MIB, 4 * MIB, 66 * MIB, ""),
             on_end=lambda: self.ends.append(threading.get_ident()),
         )
 
