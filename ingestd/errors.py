@@ -68,6 +68,11 @@ class StoreBusyError(StoreError):
 
     exit_code = 7
 
+    def __init__(self, message: str, *, is_lasting: bool = False) -> None:
+        """`is_lasting`: of a mount, say, for the end of which it makes no sense to wait."""
+        super().__init__(message)
+        self.is_lasting = is_lasting
+
 
 class UnsafeDeviceError(StoreError):
     """Formatting would destroy a mounted, partitioned or otherwise used device."""

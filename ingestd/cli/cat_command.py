@@ -8,20 +8,21 @@ never the output. Owned by the main thread.
 from __future__ import annotations
 
 import os
+import secrets
 import stat
 import sys
 from argparse import Namespace
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ingestd.cli.output import note, progress_bar, write_all
-from ingestd.errors import UsageError
-from ingestd.identity import identity
+from ingestd.errors import SystemCallError, UsageError
 from ingestd.sizes import full_size
 
 if TYPE_CHECKING:
     from ingestd.store.flows import Flow
+    from ingestd.store.layers import Layer
 
 PROGRESS_BYTES_MIN: Final = 64 * 1024 * 1024
 
@@ -42,7 +43,7 @@ def run_cat(arguments: Namespace) -> int:
         pieces = read_flow(image, flow, offset, arguments.length)
         length = _length(flow, offset, arguments.length)
         with (
-            _open_output(arguments) as output,
+            _open_output(arguments, image.device.layers) as output,
             progress_bar(flow.flow, length, wanted=_is_bar_wanted(output, length)) as advance,
         ):
             for piece in pieces:
@@ -62,23 +63,91 @@ def _length(flow: Flow, offset: int, length_max: int | None) -> int:
 
 
 @contextmanager
-def _open_output(arguments: Namespace) -> Iterator[_Output]:
+def _open_output(arguments: Namespace, layers: Sequence[Layer]) -> Iterator[_Output]:
+    """What standard output is, or the file of -o, which is whole and durable behind this.
+
+    The file gets its name last, so that no failure leaves half of a flow, nor less than
+    there was. Raises UsageError if it is the store, or part of what the store lies on.
+    """
     path: str | None = arguments.output
     if path is None:
         if sys.stdout is None:
             raise UsageError("standard output is closed: name a file with -o")
         yield _Output(sys.stdout.fileno(), "standard output")
         return
-    if identity(path) == identity(arguments.store):
-        raise UsageError(f"-o {path}: is the store itself: name another file")
     try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise UsageError(f"-o {path}: cannot be opened: {error.strerror}") from None
+        status = os.stat(path)  # noqa: PTH116 - beside os.open below
+    except FileNotFoundError:
+        status = None
+    except (OSError, ValueError) as error:
+        raise UsageError(f"-o {path}: cannot be opened: {_reason(error)}") from None
+    if status is not None:
+        _refuse_store(path, layers)
+    if status is None or stat.S_ISREG(status.st_mode):
+        with _new_file(path, status) as output:
+            yield output
+        return
+    # A device, a pipe or a terminal is written to as it is; a device that is in use is not.
+    flags = os.O_WRONLY | os.O_CLOEXEC | (os.O_EXCL if stat.S_ISBLK(status.st_mode) else 0)
+    fd = _open(path, flags)
     try:
         yield _Output(fd, path)
+        if stat.S_ISBLK(status.st_mode):
+            os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def _refuse_store(path: str, layers: Sequence[Layer]) -> None:
+    """Look at what is there without opening it for more than that."""
+    from ingestd.store.streams import is_output_of
+
+    fd = _open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if is_output_of(fd, layers):
+            raise UsageError(
+                f"-o {path}: is the store itself, or what it lies on: name another file"
+            )
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _new_file(path: str, old: os.stat_result | None) -> Iterator[_Output]:
+    """A file beside `path` that takes its place once all is written, with the old one's mode."""
+    target = os.path.realpath(path)
+    beside = f"{target}.{secrets.token_hex(4)}.part"
+    fd = _open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, path)
+    try:
+        try:
+            if old is not None:
+                os.fchmod(fd, stat.S_IMODE(old.st_mode))
+            yield _Output(fd, path)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(beside, target)  # noqa: PTH104 - as os.open above
+    except OSError as error:
+        raise SystemCallError(f"-o {path}: cannot be written: {error.strerror}") from None
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(beside)  # noqa: PTH108 - as os.open above
+    directory = _open(os.path.dirname(target), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)  # noqa: PTH120
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def _open(path: str, flags: int, name: str | None = None) -> int:
+    try:
+        return os.open(path, flags, 0o666)
+    except (OSError, ValueError) as error:
+        raise UsageError(f"-o {name or path}: cannot be opened: {_reason(error)}") from None
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return error.strerror or str(error) if isinstance(error, OSError) else str(error)
 
 
 def _is_bar_wanted(output: _Output, length: int) -> bool:

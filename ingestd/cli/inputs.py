@@ -6,6 +6,8 @@ Invariant: nothing is read ahead. No state; any thread may call.
 
 from __future__ import annotations
 
+import os
+import stat
 import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -17,14 +19,30 @@ STANDARD_INPUT: Final = "-"
 
 
 def open_input(path: str) -> AbstractContextManager[BinaryIO]:
-    """Open a file, or what STANDARD_INPUT stands for. Raises UsageError."""
+    """Open a file, or what STANDARD_INPUT stands for. Raises UsageError.
+
+    A file that standard output goes to would grow by what is told of sending it.
+    """
     if path == STANDARD_INPUT:
         return nullcontext(standard_input())
     try:
+        if _is_standard_output(path):
+            raise UsageError(f"{path}: standard output goes to this file: send it to another")
         return Path(path).open("rb", buffering=0)
     except OSError as error:
         hint = "; --protocol ingest sends what is in it" if Path(path).is_dir() else ""
         raise UsageError(f"{path}: cannot be opened: {error.strerror}{hint}") from None
+
+
+def _is_standard_output(path: str) -> bool:
+    there = Path(path).stat()
+    if sys.stdout is None or not stat.S_ISREG(there.st_mode):
+        return False
+    try:
+        here = os.fstat(sys.stdout.fileno())
+    except OSError:
+        return False
+    return (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino)
 
 
 def standard_input() -> BinaryIO:

@@ -28,6 +28,11 @@ def run_serve(arguments: Namespace) -> int:
     )
     settings = load(arguments.config, overrides)
     from ingestd.daemon.run import serve
+    from ingestd.store.streams import refuse_streams_to
+
+    # Before the log has its first line.
+    for store in settings.store.values():
+        refuse_streams_to(store.path)
 
     return serve(settings)
 

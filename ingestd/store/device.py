@@ -5,8 +5,8 @@ Invariants: everything is read and written with O_DIRECT through page-aligned
 memory, so that the page cache neither shows old bytes nor keeps new ones from
 the device; offsets and lengths given to the kernel are multiples of
 `align_bytes`. A Device may be read by several threads at once: each has a
-buffer of its own. The daemon's lock is flock(LOCK_EX) on its open file;
-readers never hold a lock for longer than it takes to ask.
+buffer of its own. Who may write is told by claim.py; readers never hold a lock for
+longer than it takes to ask. No store is opened by a process whose output goes to it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,12 @@ from ingestd.errors import (
     StoreDamagedError,
     StoreError,
 )
+from ingestd.store.claim import is_claimed, take_claim
+from ingestd.store.holder import forget_holder, new_holder, write_holder
+from ingestd.store.layers import layers_of
 from ingestd.store.layout import BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, Bytes, round_up
+from ingestd.store.safety import BlockDevice
+from ingestd.store.streams import refuse_streams
 
 READ_BYTES_MAX: Final = 8 * 1024 * 1024
 # A reader that asks whether the store is served holds a shared lock for a moment.
@@ -49,10 +54,16 @@ class Device:
         self.is_block = is_block
         self.size_bytes: int = os.lseek(fd, 0, os.SEEK_END)
         self.align_bytes = _align_bytes(path, fd, is_block)
+        self.layers = layers_of(fd, path)
+        self.claims: list[int] = []  # descriptors of what lies below, which close() closes
+        self.token = b""  # of the holder record that this opening wrote
         self._buffers = threading.local()
 
     def close(self) -> None:
         """Close the file, and with it drop every lock on it; a second call does nothing."""
+        forget_holder(self.token)
+        while self.claims:
+            os.close(self.claims.pop())
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
@@ -127,22 +138,17 @@ class Device:
             ) from None
 
     def lock(self) -> None:
-        """Take the daemon's lock; raises StoreBusyError if it is held right now: open_locked()."""
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise StoreBusyError(
-                f"{self.path} is in use by another process: stop the daemon that serves it"
-            ) from None
+        """Claim the store; raises StoreBusyError if somebody has it right now: open_locked()."""
+        take_claim(self)
+
+    def announce(self, store_uuid: bytes) -> None:
+        """Tell in the store who holds it; lock() comes before. Raises StoreError."""
+        self.token = new_holder()
+        write_holder(self, store_uuid)
 
     def is_served(self) -> bool:
-        """Tell whether a daemon holds the store right now."""
-        try:
-            fcntl.flock(self.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        fcntl.flock(self.fd, fcntl.LOCK_UN)
-        return False
+        """Tell whether a daemon holds the store right now, by whatever name of it."""
+        return is_claimed(self)
 
     def _buffer(self, size: int) -> memoryview:
         """This thread's page-aligned memory, grown to at least `size` bytes."""
@@ -175,10 +181,12 @@ def open_device(path: str, *, write: bool = False, exclusive: bool = False) -> D
     with _naming(path):
         fd = os.open(path, flags)
     try:
-        return Device(path, fd, is_block=stat.S_ISBLK(mode))
+        device = Device(path, fd, is_block=stat.S_ISBLK(mode))
+        refuse_streams(path, device.layers)
     except BaseException:
         os.close(fd)
         raise
+    return device
 
 
 def open_locked(
@@ -189,17 +197,17 @@ def open_locked(
 ) -> Device:
     """Open a store for writing and lock it, so that nobody else writes to it.
 
-    What is held is waited for, up to `wait_s`; `on_wait` is called once with that,
-    as soon as it is more than a reader that holds it. Errors as of open_device();
-    StoreBusyError also if the lock is not given up.
+    What is held is waited for, up to `wait_s`, but for a mount; `on_wait` is called once
+    with that, as soon as it is more than a reader that holds it. Errors as of
+    open_device(); StoreBusyError also if the lock is not given up.
     """
     started_s = time.monotonic()
     while True:
         try:
             return _try_locked(path)
-        except StoreBusyError:
+        except StoreBusyError as error:
             waited_s = time.monotonic() - started_s
-            if waited_s >= wait_s:
+            if error.is_lasting or waited_s >= wait_s:
                 raise
         if on_wait is not None and waited_s >= READER_WAIT_S:
             on_wait(wait_s)
@@ -238,6 +246,10 @@ def _opening_error(path: str, error: OSError) -> StoreError:
             f"{path} cannot be opened: {error.strerror};"
             " run as a user who may, or change its owner or mode"
         )
+    if error.errno == errno.EBUSY and (by := _mounts(path)):
+        return StoreBusyError(
+            f"{path} is mounted on {', '.join(by)}: unmount it first", is_lasting=True
+        )
     if error.errno in (errno.EBUSY, errno.ETXTBSY):
         return StoreBusyError(
             f"{path} is held by another process, a mount or a device made from it: release it first"
@@ -248,6 +260,14 @@ def _opening_error(path: str, error: OSError) -> StoreError:
             " on a block device or on a file system such as ext4 or XFS"
         )
     return StoreError(f"{path} cannot be opened: {error.strerror}")
+
+
+def _mounts(path: str) -> list[str]:
+    with contextlib.suppress(OSError, StoreError):
+        status = os.stat(path)  # noqa: PTH116 - as in open_device()
+        if stat.S_ISBLK(status.st_mode):
+            return BlockDevice(status.st_rdev).mounts()
+    return []
 
 
 def logical_block_bytes(fd: int) -> int:

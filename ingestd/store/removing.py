@@ -89,8 +89,8 @@ class _Removal:
         """Do it all, if the store can be had."""
         try:
             device = open_locked(self._path, wait_s=0)
-        except StoreBusyError:
-            if time.monotonic() >= self._deadline_s:
+        except StoreBusyError as error:
+            if error.is_lasting or time.monotonic() >= self._deadline_s:
                 raise
             return False
         with device:
@@ -101,6 +101,7 @@ class _Removal:
     def _remove(self, device: Device) -> None:
         superblock = read_superblock(device).superblock
         check_store(device, superblock)
+        device.announce(superblock.store_uuid)
         # A daemon may have died before its flush: what is read must be there for good.
         device.sync()
         upkeep = Upkeep(

@@ -233,6 +233,7 @@ def _recover(device: Device, expected_uuid: str | None) -> ServedStore:
     device.sync()
     image = image_of(device, reading, live=False, thorough=True)
     superblock = raised(reading.superblock, _next_generation(device, reading, image.segments))
+    device.announce(superblock.store_uuid)
     write_superblocks(device, superblock)
     again = [_write_again(device, superblock, segment) for segment in image.segments]
     if any(again):

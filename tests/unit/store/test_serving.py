@@ -375,10 +375,10 @@ def test_a_crash_at_any_step_of_the_recovery_loses_nothing(path: Path, torn: boo
     with crash_at(10**6, torn) as log:
         open_for_serving(str(path)).close()
     steps = list(log)
-    # Flush first, then the superblocks one after the other; then header and batch that nobody
-    # knows to be safe, then the segments.
+    # Flush first, then who holds the store, then the superblocks one after the other; then
+    # header and batch that nobody knows to be safe, then the segments.
     superblocks, again = ["write", "flush", "write", "flush"], ["write", "write", "flush"]
-    assert steps == ["flush", *superblocks, *again, "write", "write", "flush"]
+    assert steps == ["flush", "write", *superblocks, *again, "write", "write", "flush"]
     for step in range(len(steps)):
         builder.save(path)
         with crash_at(step, torn), pytest.raises(Crash):
