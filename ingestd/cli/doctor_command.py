@@ -44,9 +44,10 @@ def _settings(arguments: Namespace) -> Settings:
     if not by_flags:
         raise UsageError("name a configuration (-c FILE), or --store PATH and --interface IF")
     stores = {"default": {"path": arguments.store}} if arguments.store else {}
-    engine: dict[str, Any] = {"kind": "zcrx"}
+    engine: dict[str, Any] = {}  # as serve with the same flags has it: "auto"
     if arguments.interface:
-        engine |= {"interface": arguments.interface, "queues": _last_queue(arguments.interface)}
+        queues = _last_queue(arguments.interface)
+        engine = {"kind": "zcrx", "interface": arguments.interface, "queues": queues}
     return Settings.model_validate({"store": stores, "engine": engine})
 
 

@@ -145,7 +145,9 @@ class StoreSettings(_Section):
         Annotated[Size, Field(ge=64 * KIB, le=16 * MIB, multiple_of=4096), Tag("size")] | Automatic,
         SizeOrAuto,
     ] = AUTO
-    writes_in_flight_max: int = Field(default=16, ge=1, le=256)
+    writes_in_flight_max: Annotated[
+        Annotated[int, Field(ge=1, le=256), Tag("size")] | Automatic, SizeOrAuto
+    ] = AUTO
     flows_max: int = Field(default=16384, ge=1, le=262144)
     flush_interval_s: float = Field(default=0.05, ge=0.001, le=60)
     commit_interval_s: float = Field(default=0.2, ge=0.001, le=60)

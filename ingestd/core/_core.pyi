@@ -112,11 +112,12 @@ def locked_bytes(
     area_bytes: int,
     write_bytes_max: int,
     writes_in_flight_max: int,
+    flows_max: int,
     engine: int,
 ) -> int:
-    """What a worker of these settings registers with its ring, and thus locks, bytes.
+    """What a worker of these settings locks, bytes.
 
-    The area, the worker's own part behind it, and with engine zcrx the area once more.
+    The area, the worker's own part behind it, the ring, and with engine zcrx the area once more.
     0 where the area is too small for the rest of the settings.
     """
 

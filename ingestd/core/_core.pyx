@@ -298,13 +298,13 @@ def kernel_features():
 
 
 def locked_bytes(*, segment_bytes, block_bytes, mem_align, write_align, virt_mask, iovecs_max,
-                 area_bytes, write_bytes_max, writes_in_flight_max, engine):
+                 area_bytes, write_bytes_max, writes_in_flight_max, flows_max, engine):
     cdef worker_settings s
     memset(&s, 0, sizeof(s))
     s.segment_bytes, s.block_bytes, s.area_bytes = segment_bytes, block_bytes, area_bytes
     s.mem_align, s.write_align, s.virt_mask = mem_align, write_align, virt_mask
     s.iovecs_max, s.write_bytes_max = iovecs_max, write_bytes_max
-    s.writes_in_flight_max, s.engine = writes_in_flight_max, engine
+    s.writes_in_flight_max, s.flows_max, s.engine = writes_in_flight_max, flows_max, engine
     return max(0, worker_locked_bytes(&s))
 
 

@@ -37,7 +37,8 @@ static bool area_populate(uint8_t *p, uint64_t bytes) {
 /* Hugepages set aside by the operator come first; without them, or where a control
  * group grants none, the kernel is asked for transparent ones, which it may have. */
 static uint8_t *area_take(struct area *a) {
-    uint8_t *p = area_map(a->mapping_bytes, MAP_HUGETLB);
+    bool is_huge = a->mapping_bytes % AREA_HUGEPAGE_BYTES == 0;
+    uint8_t *p = is_huge ? area_map(a->mapping_bytes, MAP_HUGETLB) : NULL;
     if (p != NULL && area_populate(p, a->mapping_bytes)) {
         a->hugepage_bytes = a->mapping_bytes;
         return p;
@@ -50,8 +51,8 @@ static uint8_t *area_take(struct area *a) {
 }
 
 uint64_t area_mapping_bytes(const struct area_parts *parts) {
-    return round_up(parts->slots_bytes + round_up(parts->own_bytes, AREA_PAGE_BYTES),
-                    AREA_HUGEPAGE_BYTES);
+    uint64_t bytes = parts->slots_bytes + round_up(parts->own_bytes, AREA_PAGE_BYTES);
+    return round_up(bytes, bytes < AREA_HUGE_BYTES_MIN ? AREA_PAGE_BYTES : AREA_HUGEPAGE_BYTES);
 }
 
 int area_open(struct area *a, const struct area_parts *parts, struct fault *fault) {

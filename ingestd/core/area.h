@@ -17,6 +17,8 @@
 
 #define AREA_PAGE_BYTES 4096u
 #define AREA_HUGEPAGE_BYTES (2u * 1024u * 1024u)
+/* A smaller mapping has nothing to gain from hugepages, and is not rounded up to them. */
+#define AREA_HUGE_BYTES_MIN (16u * 1024u * 1024u)
 /* One fixed buffer holds at most 1 GiB (Linux 6.18: 2 GiB gives EFAULT). */
 #define AREA_MAPPING_BYTES_MAX (1024u * 1024u * 1024u)
 

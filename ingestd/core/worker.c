@@ -14,6 +14,7 @@
 
 #define RING_ENTRIES 4096u
 #define SEGMENT_BATCHES_MIN 16u
+#define RING_AREA_BYTES 512u
 #define RING_COMPLETIONS_MAX 65536u /* IORING_MAX_CQ_ENTRIES, io_uring/io_uring.h, Linux 6.1 */
 
 /* A restart begins elsewhere, so that a clock set back makes no id again. */
@@ -108,6 +109,22 @@ static uint32_t power_of_two_below(uint64_t value) {
     return power;
 }
 
+static uint32_t ring_completions(const struct worker_settings *s) {
+    /* What is under way is bounded by the flows, and by the memory for their bytes. */
+    uint64_t by_flows = 4ull * s->flows_max + 2 * RING_ENTRIES;
+    uint64_t by_area = s->area_bytes / RING_AREA_BYTES + 2 * RING_ENTRIES;
+    uint64_t count = time_min(time_min(by_flows, by_area), RING_COMPLETIONS_MAX);
+    return power_of_two_below(count);
+}
+
+/* What the ring itself locks: newer kernels count it like registered memory (Linux 6.14,
+ * io_uring/memmap.c). Both queues with their heads, and the entries for submission. */
+static uint64_t ring_bytes(const struct worker_settings *s) {
+    uint64_t completion = s->engine == ENGINE_ZCRX ? 32 : 16;
+    uint64_t heads = 2 * AREA_PAGE_BYTES + RING_ENTRIES * sizeof(uint32_t);
+    return heads + ring_completions(s) * completion + RING_ENTRIES * sizeof(struct io_uring_sqe);
+}
+
 static int open_ring(struct worker *w) {
     struct io_uring_params p = {
         .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQSIZE |
@@ -115,9 +132,7 @@ static int open_ring(struct worker *w) {
     };
     if (w->settings.engine == ENGINE_ZCRX)
         p.flags |= IORING_SETUP_CQE32;
-    p.cq_entries = power_of_two_below(4ull * w->settings.flows_max + 2 * RING_ENTRIES);
-    if (p.cq_entries > RING_COMPLETIONS_MAX)
-        p.cq_entries = RING_COMPLETIONS_MAX;
+    p.cq_entries = ring_completions(&w->settings);
     int code = io_uring_queue_init_params(RING_ENTRIES, &w->ring, &p);
     if (code < 0)
         return fault_set(&w->fault, -code, "io_uring_setup", "worker's ring");
@@ -223,8 +238,8 @@ int64_t worker_locked_bytes(const struct worker_settings *s) {
     make_profile(w);
     int64_t bytes = area_parts(w, &parts);
     if (bytes == 0)
-        bytes = (int64_t)area_mapping_bytes(&parts) +
-                (int64_t)(s->engine == ENGINE_ZCRX ? parts.slots_bytes : 0);
+        bytes = (int64_t)(area_mapping_bytes(&parts) + ring_bytes(s) +
+                          (s->engine == ENGINE_ZCRX ? parts.slots_bytes : 0));
     free(w);
     return bytes;
 }

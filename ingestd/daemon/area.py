@@ -17,7 +17,13 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ingestd.config.checks import WRITES_PER_AREA_MIN
 from ingestd.config.settings import AREA_BYTES_MIN, AUTO, MIB, StoreSettings
-from ingestd.daemon.limits import LockedNeed, check_locked_memory, memlock_advice
+from ingestd.daemon.limits import (
+    CAP_IPC_LOCK,
+    LockedNeed,
+    check_locked_memory,
+    has_capability,
+    memlock_advice,
+)
 from ingestd.errors import ConfigError, ResourceError
 from ingestd.sizes import exact_size
 
@@ -27,10 +33,12 @@ if TYPE_CHECKING:
     from ingestd.store.superblock import Superblock
 
 HUGEPAGE_BYTES: Final = 2 * MIB  # AREA_HUGEPAGE_BYTES of core/area.h
+HUGE_AREA_BYTES_MIN: Final = 16 * MIB  # AREA_HUGE_BYTES_MIN of core/area.h
 AREA_AUTO_BYTES_MAX: Final = 256 * MIB
 AREA_LOCKED_BYTES_MAX: Final = 1024 * MIB  # AREA_MAPPING_BYTES_MAX of core/area.h
 WRITE_BYTES_MIN: Final = 64 * 1024  # the least of write_bytes_max
 WRITE_AUTO_BYTES_MAX: Final = 4 * MIB
+WRITES_AUTO_MAX: Final = 16
 # Writes that an area of automatic size holds: some fill, some are written, some flushed.
 WRITES_PER_AREA: Final = 8
 # The rest is for the process itself, for socket buffers and for everybody else.
@@ -49,16 +57,18 @@ class Bound(NamedTuple):
 
 
 class AreaPlan(NamedTuple):
-    """What each worker of one store gets, and locks; bytes."""
+    """What each worker of one store gets, and locks; bytes, but for the number of writes."""
 
     area_bytes: int
     write_bytes_max: int
+    writes_in_flight_max: int
     locked_bytes: int
     reason: str  # "" where the size was stated
 
 
-# What one worker locks with an area and writes of these sizes; 0: they do not go together.
-LockedOf = Callable[[int, int], int]
+# What one worker locks with an area, writes of a size, and so many of them in flight; 0:
+# they do not go together.
+LockedOf = Callable[[int, int, int], int]
 
 
 def auto_write_bytes(area_bytes: int) -> int:
@@ -69,20 +79,27 @@ def auto_write_bytes(area_bytes: int) -> int:
     return write_bytes
 
 
-def _write_bytes(settings: StoreSettings, area_bytes: int) -> int:
-    stated = settings.write_bytes_max
-    return auto_write_bytes(area_bytes) if stated == AUTO else stated
+def plan_of(
+    settings: StoreSettings, area_bytes: int, locked: LockedOf, reason: str = ""
+) -> AreaPlan:
+    """Return the plan for an area of this size, with what else is automatic made to fit."""
+    write_bytes, writes = settings.write_bytes_max, settings.writes_in_flight_max
+    if isinstance(write_bytes, str):
+        write_bytes = auto_write_bytes(area_bytes)
+    if isinstance(writes, str):
+        writes = max(1, min(WRITES_AUTO_MAX, area_bytes // write_bytes))
+    locked_bytes = locked(area_bytes, write_bytes, writes)
+    return AreaPlan(area_bytes, write_bytes, writes, locked_bytes, reason)
 
 
 def locked_bytes_min(settings: StoreSettings, *, is_zcrx: bool = False) -> int:
     """Return the least that one worker of a store locks, before its store is known, bytes.
 
-    The area, in whole hugepages (core/area.h). Zero-copy receive registers it twice, to
-    receive into and to write from, and each counts. The worker's own part comes on top.
+    Zero-copy receive registers the area twice, to receive into and to write from, and each
+    counts. The worker's own part and its ring come on top.
     """
     stated = AREA_BYTES_MIN if settings.area == AUTO else settings.area
-    area_bytes = -(-stated // HUGEPAGE_BYTES) * HUGEPAGE_BYTES
-    return 2 * area_bytes if is_zcrx else area_bytes
+    return 2 * stated if is_zcrx else stated
 
 
 def area_bytes_at_most(settings: StoreSettings) -> int:
@@ -100,7 +117,7 @@ def locked_of(
 ) -> LockedOf:
     """Return what tells, for one store, how much a worker locks."""
 
-    def ask(area_bytes: int, write_bytes_max: int) -> int:
+    def ask(area_bytes: int, write_bytes_max: int, writes_in_flight_max: int) -> int:
         return core.locked_bytes(
             segment_bytes=superblock.segment_bytes,
             block_bytes=superblock.block_bytes,
@@ -110,7 +127,8 @@ def locked_of(
             iovecs_max=profile.iovecs_max,
             area_bytes=area_bytes,
             write_bytes_max=write_bytes_max,
-            writes_in_flight_max=settings.writes_in_flight_max,
+            writes_in_flight_max=writes_in_flight_max,
+            flows_max=settings.flows_max,
             engine=core.ENGINE_ZCRX if is_zcrx else core.ENGINE_RECV,
         )
 
@@ -151,34 +169,33 @@ def plan_areas(
 
 
 def _stated_plan(name: str, settings: StoreSettings, area_bytes: int, locked: LockedOf) -> AreaPlan:
-    write_bytes = _write_bytes(settings, area_bytes)
-    locked_bytes = locked(area_bytes, write_bytes)
-    if locked_bytes == 0:
+    plan = plan_of(settings, area_bytes, locked)
+    if plan.locked_bytes == 0:
         raise ConfigError(
             f'store "{name}": an area of {exact_size(area_bytes)} is too small for writes of'
-            f" {exact_size(write_bytes)} on this store: make it larger, or the writes smaller"
+            f" {exact_size(plan.write_bytes_max)} on this store: make it larger, or the writes"
+            " smaller"
         )
-    if locked_bytes > AREA_LOCKED_BYTES_MAX:
+    if plan.locked_bytes > AREA_LOCKED_BYTES_MAX:
         raise ConfigError(
             f'store "{name}": an area of {exact_size(area_bytes)} and the worker\'s own part behind'
-            f" it come to {exact_size(locked_bytes)}, and one registered buffer holds at most 1GiB:"
-            " make area or writes_in_flight_max smaller"
+            f" it come to {exact_size(plan.locked_bytes)}, and one registered buffer holds at most"
+            " 1GiB: make area or writes_in_flight_max smaller"
         )
-    return AreaPlan(area_bytes, write_bytes, locked_bytes, "")
+    return plan
 
 
 def _auto_plan(name: str, settings: StoreSettings, locked: LockedOf, share: Bound) -> AreaPlan:
     """Take the largest area that fits a worker's share."""
     smallest_bytes = 0
     for area_bytes in _sizes():
-        write_bytes = _write_bytes(settings, area_bytes)
-        if area_bytes < WRITES_PER_AREA_MIN * write_bytes:
+        reason = share.reason if area_bytes < AREA_AUTO_BYTES_MAX else "the most of auto"
+        plan = plan_of(settings, area_bytes, locked, reason)
+        if area_bytes < WRITES_PER_AREA_MIN * plan.write_bytes_max:
             break
-        locked_bytes = locked(area_bytes, write_bytes)
-        if 0 < locked_bytes <= share.bytes_count:
-            reason = share.reason if area_bytes < AREA_AUTO_BYTES_MAX else "the most of auto"
-            return AreaPlan(area_bytes, write_bytes, locked_bytes, reason)
-        smallest_bytes = locked_bytes or smallest_bytes
+        if 0 < plan.locked_bytes <= share.bytes_count:
+            return plan
+        smallest_bytes = plan.locked_bytes or smallest_bytes
     room = exact_size(max(0, share.bytes_count) // 1024 * 1024)
     raise ResourceError(
         f'store "{name}": area = "auto" finds room for {room} for each worker ({share.reason}),'
@@ -216,7 +233,7 @@ def pinned_by_others(proc: Path) -> int:
     """Return the bytes that other processes of this user have pinned, as /proc shows them.
 
     RLIMIT_MEMLOCK counts registered buffers by user (io_uring_register(2)); VmPin of
-    proc_pid_status(5) is the same count by process.
+    proc_pid_status(5) is the same count by process. Who has CAP_IPC_LOCK is not counted.
     """
     own_uid, total = os.getuid(), 0
     for entry in proc.iterdir():
@@ -227,8 +244,9 @@ def pinned_by_others(proc: Path) -> int:
         except OSError:
             continue  # it has ended meanwhile, or is hidden from us
         fields = dict(line.partition(":")[::2] for line in status.splitlines())
-        if fields.get("Uid", "").split()[:1] == [str(own_uid)]:
-            total += int(fields.get("VmPin", "0").split()[0]) * 1024
+        is_own = fields.get("Uid", "").split()[:1] == [str(own_uid)]
+        if is_own and "VmPin" in fields and not has_capability(status, CAP_IPC_LOCK):
+            total += int(fields["VmPin"].split()[0]) * 1024
     return total
 
 

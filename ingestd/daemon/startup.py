@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from ingestd.address import Address
 from ingestd.daemon.area import (
+    HUGE_AREA_BYTES_MIN,
     HUGEPAGE_BYTES,
     AreaPlan,
     bounds_now,
@@ -243,7 +244,7 @@ def _log_worker(worker: WorkerThread, settings: Settings, log: Log) -> None:
         virt_mask=worker.profile.virt_mask,
         **queue,
     )
-    if hugepage_bytes == 0:
+    if hugepage_bytes == 0 and worker.area.area_bytes >= HUGE_AREA_BYTES_MIN:
         log.emit(
             LogEvent.AREA_WITHOUT_HUGEPAGES,
             store=worker.store_name,

@@ -90,6 +90,7 @@ class Core(Protocol):
         area_bytes: int,
         write_bytes_max: int,
         writes_in_flight_max: int,
+        flows_max: int,
         engine: int,
     ) -> int: ...
 
@@ -413,7 +414,7 @@ class WorkerThread:
             cpu=settings.cpus[self.index] if settings.cpus else -1,
             area_bytes=self.area.area_bytes,
             write_bytes_max=self.area.write_bytes_max,
-            writes_in_flight_max=settings.writes_in_flight_max,
+            writes_in_flight_max=self.area.writes_in_flight_max,
             flows_max=settings.flows_max,
             flush_interval_ns=int(settings.flush_interval_s * NS_PER_S),
             commit_interval_ns=int(settings.commit_interval_s * NS_PER_S),

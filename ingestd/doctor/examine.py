@@ -73,6 +73,10 @@ def examine(
         report.sections[f"store {name}"] = [*findings, room_finding(store, room)]
         if state is not None and profile is not None:
             report.ratios |= _ratios(settings, name, state, profile)
+        if profile is None:  # no engine writes without direct I/O
+            report.reason = report.reason or failures(findings)[0].text
+    if report.reason:
+        return report
     try:
         report.engine, report.reason = choose_engine(settings.engine, failures(report.findings))
     except EngineError as error:

@@ -14,12 +14,12 @@ from ingestd.core import _core
 from ingestd.daemon.area import (
     AREA_AUTO_BYTES_MAX,
     Bound,
-    auto_write_bytes,
     bounds_now,
     cgroup_bounds,
     locked_of,
     pinned_by_others,
     plan_areas,
+    plan_of,
 )
 from ingestd.daemon.direct_io import DirectProfile
 from ingestd.errors import ConfigError, ResourceError
@@ -62,11 +62,12 @@ def test_it_fits_what_is_left_and_uses_most_of_it(profile: DirectProfile, room_m
     plan = plan_areas(
         {"a": settings}, {"a": locked}, None, [*PLENTY, Bound(room_bytes, "a limit")]
     )["a"]
-    assert plan.locked_bytes == locked(plan.area_bytes, plan.write_bytes_max) <= room_bytes
+    assert plan == plan_of(settings, plan.area_bytes, locked, "a limit")
+    assert 0 < plan.locked_bytes <= room_bytes
     assert plan.area_bytes >= 4 * plan.write_bytes_max
     assert plan.reason == "a limit"
     larger = plan.area_bytes * 10 // 9 // 4096 * 4096 + 4096
-    assert locked(larger, auto_write_bytes(larger)) > room_bytes
+    assert plan_of(settings, larger, locked).locked_bytes > room_bytes
 
 
 def test_workers_and_stores_share_what_is_left() -> None:
@@ -107,7 +108,7 @@ def test_a_stated_size_of_writes_stays() -> None:
 
 def test_zero_copy_receive_registers_the_area_twice() -> None:
     settings = store()
-    once, twice = real(settings)(64 * MIB, MIB), real(settings, zcrx=True)(64 * MIB, MIB)
+    once, twice = real(settings)(64 * MIB, MIB, 16), real(settings, zcrx=True)(64 * MIB, MIB, 16)
     assert twice >= once + 64 * MIB
 
 
@@ -138,9 +139,11 @@ def test_control_groups_of_both_versions(tmp_path: Path) -> None:
 
 
 def test_what_others_of_the_user_have_pinned(tmp_path: Path) -> None:
-    for number, (uid, kib) in enumerate([(os.getuid(), 12), (os.getuid(), 30), (4711, 99)]):
+    own, all_capabilities = os.getuid(), "000001ffffffffff"
+    others = [(own, 12, "0"), (own, 30, "0"), (4711, 99, "0"), (own, 500, all_capabilities)]
+    for number, (uid, kib, capabilities) in enumerate(others):
         (tmp_path / str(999_999_000 + number)).mkdir()
-        text = f"Name:\tx\nUid:\t{uid}\t0\t0\t0\nVmPin:\t      {kib} kB\n"
+        text = f"Uid:\t{uid}\t0\t0\t0\nVmPin:\t      {kib} kB\nCapEff:\t{capabilities}\n"
         (tmp_path / str(999_999_000 + number) / "status").write_text(text)
     (tmp_path / str(os.getpid())).mkdir()
     (tmp_path / "999999100").mkdir()  # it has ended: no status

@@ -87,6 +87,30 @@ def test_ratio_by_mtu(bench: Bench, mtu: int, ratio: float) -> None:
     assert bench.examine().ratios == {"data, IPv4": ratio}
 
 
+def test_a_store_that_cannot_be_written_to_stops_every_engine(bench: Bench) -> None:
+    def refuse(path: str) -> DirectProfile:
+        raise NotAStoreError(f"{path} cannot be opened for direct I/O")
+
+    bench.engine = {"kind": "recv"}
+    report = examine(
+        bench.settings, bench.core, lambda _: bench.nic.read(), refuse, lambda _: Room(8, 8)
+    )
+    assert report.engine == "none"
+    assert "cannot be opened for direct I/O" in report.reason
+
+
+def test_without_an_interface_it_is_what_serve_does(
+    tmp_path: Path, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`serve --store` runs engine recv; so the doctor must not say that it would not start."""
+    store = tmp_path / "store"
+    format_store(
+        str(store), size_bytes=16 * MIB, segment_bytes=None, zero=False, label="", force=False
+    )
+    assert main(["doctor", "--store", str(store)]) == EngineError.exit_code
+    assert "serve would run engine recv" in capsys.readouterr().out
+
+
 def test_not_ready(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zcrx, "own_status", lambda: CAP_NONE)
     report = bench.examine()

@@ -71,11 +71,10 @@ def test_locked_memory_is_told_in_numbers() -> None:
     assert "`ulimit -l 10240`" in text
 
 
-def test_what_a_worker_locks_is_whole_hugepages() -> None:
+def test_the_least_that_a_worker_locks() -> None:
     assert locked_bytes_min(StoreSettings(path="x", area=4 * MIB)) == 4 * MIB
-    assert locked_bytes_min(StoreSettings(path="x", area=4 * MIB + 4096)) == 6 * MIB
     assert locked_bytes_min(StoreSettings(path="x", area=4 * MIB), is_zcrx=True) == 8 * MIB
-    assert locked_bytes_min(StoreSettings(path="x")) == 2 * MIB, "auto can be as small as this"
+    assert locked_bytes_min(StoreSettings(path="x")) == MIB, "auto can be as small as this"
 
 
 @pytest.mark.parametrize("uid", [0, 1000])

@@ -60,7 +60,7 @@ class Bench:
             store_name="data",
             index=index,
             profile=PROFILE,
-            area=AreaPlan(64 * MIB, 4 * MIB, 66 * MIB, ""),
+            area=AreaPlan(64 * MIB, 4 * MIB, 16, 66 * MIB, ""),
             on_end=lambda: self.ends.append(threading.get_ident()),
         )
 
