@@ -118,6 +118,16 @@ class LogEvent(Enum):
         "error",
         "the device refused to give up the oldest segment; the store now counts as full",
     )
+    CLOCK_SET = (
+        "clock_set",
+        "warning",
+        "the machine's clock was set; terms of flows go by the former time for a while",
+    )
+    FLOWS_MISDATED = (
+        "flows_misdated",
+        "warning",
+        "flows ended when they cannot have; their terms count from when they were seen",
+    )
     FLOW_REMOVED = "flow_removed", "info", "a flow is gone for good; how much it was, and why"
     REMOVAL_REFUSED = (
         "removal_refused",

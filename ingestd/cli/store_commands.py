@@ -7,6 +7,7 @@ Owned by the main thread.
 
 from __future__ import annotations
 
+import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable
@@ -62,25 +63,34 @@ def _geometry(superblock: Superblock) -> list[tuple[str, object]]:
 
 def run_ls(arguments: Namespace) -> int:
     """List the flows, oldest first."""
+    from ingestd.store.dating import floor_ns, is_misdated
     from ingestd.store.image import read_image
 
     with read_image(arguments.store) as image:
         _tell_warnings(image.warnings)
+        now_ns = time.time_ns()
+        floor = floor_ns(image.superblock, now_ns)
+        shown = [(flow, is_misdated(flow, floor, now_ns)) for flow in image.flows]
         if arguments.json:
-            for flow in image.flows:
-                print_json(flow.as_dict())
+            for flow, misdated in shown:
+                print_json({**flow.as_dict(), "misdated": misdated})
         else:
-            print_table(_COLUMNS, [_row(flow) for flow in image.flows], _FLUSH_RIGHT)
+            print_table(_COLUMNS, [_row(*item) for item in shown], _FLUSH_RIGHT)
+            if misdated_count := sum(misdated for _, misdated in shown):
+                note(
+                    f"{misdated_count} of {len(shown)} flows, marked with ?, began or ended when"
+                    " they cannot have: the clock was wrong then, or is now"
+                )
     return 0
 
 
-def _row(flow: Flow) -> tuple[str, ...]:
+def _row(flow: Flow, misdated: bool) -> tuple[str, ...]:
     return (
         flow.flow,
         flow.state,
         short_size(flow.bytes),
         _bytes_text(flow),
-        short_time(flow.started),
+        short_time(flow.started) + ("?" if misdated else ""),
         flow.name or "-",
         flow.peer or "-",
     )

@@ -19,6 +19,7 @@ from ingestd.sizes import exact_size
 if TYPE_CHECKING:
     from ingestd.config.settings import Settings
 
+RETAIN_S_MIN: Final = 1.0
 LISTENERS_PER_STORE_MAX: Final = 16  # LISTENERS_MAX of core/intake.h
 INGEST_KEYS: Final = ("hello_timeout_s", "ack_interval_s", "flow_bytes_max", "key_file")
 WRITES_PER_AREA_MIN: Final = 4  # one fills, one is written, one is flushed, one to spare
@@ -34,6 +35,7 @@ def crosscheck(settings: Settings, cpus_online: frozenset[int]) -> list[Problem]
         *_check_areas(settings),
         *_check_addresses(settings),
         *_check_protocols(settings),
+        *_check_retention(settings),
         *_check_paths(settings),
         *_check_engine(settings),
     ]
@@ -119,6 +121,16 @@ def _check_protocols(settings: Settings) -> Iterator[Problem]:
                     f"listener.{name}.{key}",
                     f'needs protocol = "ingest": {listener.protocol} has no such thing',
                 )
+
+
+def _check_retention(settings: Settings) -> Iterator[Problem]:
+    """A term that no flow could outlive would let go of all at once."""
+    for name, listener in settings.listener.items():
+        if 0 < listener.retain_for_s < RETAIN_S_MIN:
+            yield Problem(
+                f"listener.{name}.retain_for_s",
+                f"must be {RETAIN_S_MIN:g} or more, or 0 to keep flows for ever",
+            )
 
 
 def _check_paths(settings: Settings) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ thread; the keepers have threads of their own.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ def retentions_of(settings: Settings, store_name: str) -> dict[str, Retention]:
     """Return what is to be kept of a store's ended flows, by listener; others keep all."""
     return {
         name: Retention(
-            for_ns=int(listener.retain_for_s * NS_PER_S) or None,
+            for_ns=math.ceil(listener.retain_for_s * NS_PER_S) or None,
             bytes_count=listener.retain_bytes or None,
         )
         for name, listener in listeners_of(settings, store_name)

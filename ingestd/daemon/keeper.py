@@ -5,6 +5,7 @@ It has a thread of its own for each store, which waits for the device and logs
 nothing; what there is to tell, the main thread fetches. Invariants:
  - A flow is claimed at the gate before its removal is written; where that fails
    the claim stays, as nobody knows then what is written.
+ - Of a flow that was fed since the reading of the store began, nothing that was read counts.
  - The store is read only when there is cause, and never for more than a part of
    the time.
  - A store that failed is left alone.
@@ -12,7 +13,6 @@ nothing; what there is to tell, the main thread fetches. Invariants:
 
 from __future__ import annotations
 
-import math
 import signal
 import threading
 import time
@@ -21,16 +21,17 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from ingestd.daemon.space import segment_fields
+from ingestd.daemon.terms import Terms
 from ingestd.errors import StoreError
 from ingestd.log import LogEvent
 from ingestd.store.flows import STATE_OPEN
 from ingestd.store.freeing import REASON_REMOVED, Freeable
 from ingestd.store.requests import Request, RequestState
-from ingestd.store.retention import NS_PER_S, Retention, expired_flows
 
 if TYPE_CHECKING:
     from ingestd.daemon.flow_gate import FlowGate
     from ingestd.store.image import StoreImage
+    from ingestd.store.retention import Retention
     from ingestd.store.serving import ServedStore
 
 TURN_INTERVAL_S: Final = 1.0
@@ -39,8 +40,6 @@ SWEEP_PAUSE_TIMES: Final = 20
 REQUEST_PAUSE_TIMES: Final = 1
 # A segment may get its footer a little later than the grant that it shows by.
 SWEEPS_AFTER_CHANGE: Final = 3
-# Of a term that has come, so small a part of it may pass before the store is read.
-TERM_STEPS: Final = 1000
 # Who lists the store meanwhile may have seen the first segment of a flow before it went.
 DROP_DELAY_S: Final = 60.0
 ANSWER_TRIES: Final = 50
@@ -68,7 +67,7 @@ class Keeper:
         self._store = store
         self._upkeep = store.upkeep
         self._gate = gate
-        self._retentions = retentions
+        self._terms = Terms(retentions, self._tell)
         self._is_failed = is_failed
         self._on_error = on_error
         self._stop = threading.Event()
@@ -81,7 +80,6 @@ class Keeper:
         self._answered_at_s: dict[int, float] = {}  # by token of a request
         self._next_answer_s = 0.0
         self._next_sweep_s = 0.0
-        self._next_term_s = 0.0
         self._granted_count = 0
         self._sweeps_left = 1
         self._is_broken = False
@@ -129,16 +127,18 @@ class Keeper:
             self._tell(LogEvent.UPKEEP_FAILED, error=str(error))
 
     def _turn(self, now_s: float) -> None:
+        self._terms.look()
         asked = self._asked(now_s) if now_s >= self._next_answer_s else []
         self._let_go(now_s)
         is_due = now_s >= self._next_sweep_s and self._has_cause()
         if not asked and not is_due:
             return
-        image = self._upkeep.scan()
-        took_s = time.monotonic() - now_s
-        if asked:
-            self._answer(image, asked)
-        self._sweep(image)
+        with self._gate.image():
+            image = self._upkeep.scan()
+            took_s = time.monotonic() - now_s
+            if asked:
+                self._answer(image, asked)
+            self._sweep(image)
         end_s = time.monotonic()
         self._next_answer_s = end_s + REQUEST_PAUSE_TIMES * took_s
         self._next_sweep_s = end_s + max(TURN_INTERVAL_S, SWEEP_PAUSE_TIMES * took_s)
@@ -149,9 +149,9 @@ class Keeper:
         if granted_count != self._granted_count:
             self._granted_count = granted_count
             self._sweeps_left = SWEEPS_AFTER_CHANGE
-        if self._retentions and time.monotonic() >= self._next_term_s:
+        if self._terms.is_due():
             return True
-        return self._sweeps_left > 0 and bool(self._upkeep.removed or self._retentions)
+        return self._sweeps_left > 0 and bool(self._upkeep.removed or self._terms)
 
     def _tell(self, event: LogEvent, **fields: Any) -> None:
         if len(self._news) < NEWS_COUNT_MAX:
@@ -209,7 +209,7 @@ class Keeper:
     def _sweep(self, image: StoreImage) -> None:
         """Give back what nothing keeps any more."""
         self._sweeps_left = max(0, self._sweeps_left - 1)
-        expired = self._expired(image)
+        expired = self._terms.expired(image)
         swept = self._upkeep.sweep(image, expired, self._gate.claim, self._gate.release)
         for item in swept.freed:
             self._tell_freed(item)
@@ -218,20 +218,6 @@ class Keeper:
         now_s = time.monotonic()
         for flow in swept.gone:
             self._gone_since_s.setdefault(flow, now_s)
-
-    def _expired(self, image: StoreImage) -> frozenset[bytes]:
-        """The flows past their term; note when to look again."""
-        if not self._retentions:
-            return frozenset()
-        now_ns = time.time_ns()
-        expired = expired_flows(image.flows, image.segments, self._retentions, now_ns)
-        self._next_term_s = math.inf
-        if terms := [r.for_ns for r in self._retentions.values() if r.for_ns is not None]:
-            # What ends from now on cannot be past its term before that.
-            wait_ns = min(terms) if expired.next_ns is None else expired.next_ns - now_ns
-            wait_ns = max(min(wait_ns, min(terms)), min(terms) // TERM_STEPS)
-            self._next_term_s = time.monotonic() + wait_ns / NS_PER_S
-        return expired.flows
 
     def _tell_freed(self, item: Freeable) -> None:
         segment, flows = item.segment, sorted(item.flows)

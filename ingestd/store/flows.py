@@ -68,7 +68,8 @@ class Flow:
     why it was interrupted; None also where no CLOSE record came to be, as after
     a crash. What a reader needs is in `spans`. `bytes` and `durable_bytes` count
     from the flow's beginning, though only those from `first_offset` on are there.
-    `ended_ns` is 0 as long as it is not over, and where no CLOSE record tells.
+    `started_ns` and `ended_ns` are Unix times; the former is 0 where no OPEN record is left, the
+    latter as long as it is not over, and where no CLOSE record tells.
     """
 
     flow: str
@@ -87,6 +88,7 @@ class Flow:
     flow_id: FlowId = b""
     spans: tuple[Span, ...] = ()
     first_offset: int = 0
+    started_ns: int = 0
     ended_ns: int = 0
 
     def as_dict(self) -> dict[str, str | int | bool | dict[str, str] | None]:
@@ -297,6 +299,7 @@ def _flow(flow_id: FlowId, part: _Parts, prefix: _Prefix, *, may_go_on: bool) ->
         flow_id=flow_id,
         spans=tuple(prefix.spans),
         first_offset=prefix.first,
+        started_ns=opens[0].row.started_ns if opens else 0,
         ended_ns=close.ended_ns if close and state != STATE_OPEN else 0,
     )
 

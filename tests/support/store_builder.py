@@ -22,7 +22,7 @@ from ingestd.store import layout
 from ingestd.store.layout import round_up, sealed
 
 MIB: Final = 1024 * 1024
-CREATED_NS: Final = 1_700_000_000_123_456_789
+CREATED_NS: Final = 1_767_312_000_123_456_789
 SECOND_NS: Final = 1_000_000_000
 EXTENT_ALIGN: Final = 512
 

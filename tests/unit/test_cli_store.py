@@ -139,7 +139,23 @@ def test_ls_json_is_a_flow_a_line(image: MadeUpImage, capsys: Capture) -> None:
     assert list(lines[0]) == [
         "flow", "name", "peer", "listener", "state", "bytes", "durable_bytes", "started",
         "ended", "checksum", "first_offset", "head_overwritten", "labels", "protocol", "reason",
+        "misdated",
     ]  # fmt: skip
+    assert not any(line["misdated"] for line in lines)
+
+
+@pytest.mark.parametrize("wrong_ns", [60 * 10**9, 10**18, 4 * 10**18])
+def test_ls_marks_what_is_dated_as_it_cannot_be(
+    image: MadeUpImage, capsys: Capture, wrong_ns: int
+) -> None:
+    image.flows[1] = replace(image.flows[1], ended_ns=wrong_ns)
+    assert main(["ls", image.path, "--json"]) == 0
+    shown = [json.loads(line)["misdated"] for line in capsys.readouterr().out.splitlines()]
+    assert shown == [False, True]
+    assert main(["ls", image.path]) == 0
+    captured = capsys.readouterr()
+    assert [line.count("Z?") for line in captured.out.splitlines()] == [0, 0, 1]
+    assert "1 of 2 flows, marked with ?," in captured.err
 
 
 def test_name_from_the_network_cannot_steer_the_terminal(

@@ -415,3 +415,10 @@ def test_what_only_protocol_ingest_has(toml: Any, line: str) -> None:
     with pytest.raises(ConfigError, match='needs protocol = "ingest": raw has no such thing'):
         toml(MINIMAL + line + "\n")
     assert toml(MINIMAL + line + '\nprotocol = "ingest"\n').listener["x"].protocol == "ingest"
+
+
+@pytest.mark.parametrize("text", ["1e-10", "0.999"])
+def test_a_term_that_lets_go_of_all_at_once_is_none(toml: Any, text: str) -> None:
+    with pytest.raises(ConfigError, match="retain_for_s: must be 1 or more, or 0 to keep flows"):
+        toml(MINIMAL + f"retain_for_s = {text}\n")
+    assert toml(MINIMAL + "retain_for_s = 1\n").listener["x"].retain_for_s == 1

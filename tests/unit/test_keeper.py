@@ -12,17 +12,26 @@ import pytest
 from ingestd.daemon import keeper as keeper_module
 from ingestd.daemon.flow_gate import FlowGate
 from ingestd.daemon.keeper import Keeper
+from ingestd.daemon.term_clock import Reading, TermClock
+from ingestd.daemon.terms import Terms
 from ingestd.errors import StoreError
 from ingestd.log import LogEvent
 from ingestd.store.device import Device, open_device
-from ingestd.store.image import read_image
+from ingestd.store.image import StoreImage, read_image
 from ingestd.store.removing import remove_flows
 from ingestd.store.requests import REQUESTS_MAX, Request, RequestBox, RequestState
 from ingestd.store.retention import Retention
 from ingestd.store.segment import SegmentState
 from ingestd.store.serving import ServedStore, open_for_serving
 from ingestd.store.upkeep import Upkeep
-from support.store_builder import Close, Extent, Open, SegmentWriter, StoreBuilder
+from support.store_builder import (
+    SECOND_NS,
+    Close,
+    Extent,
+    Open,
+    SegmentWriter,
+    StoreBuilder,
+)
 
 ONE, TWO, OPEN, ABSENT = (bytes([number]) * 16 for number in (0x11, 0x22, 0x33, 0x44))
 
@@ -314,20 +323,138 @@ def test_a_flow_over_several_segments_is_removed_first(stage: Stage) -> None:
         assert image.segments[first.index].state is SegmentState.FREE
 
 
-def test_it_looks_again_when_a_term_has_come(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+class Machine:
+    """Its clocks, which stand still but where a test sets them."""
+
+    def __init__(self, wall_ns: int) -> None:
+        self.wall_ns = wall_ns
+        self.boot_ns = 0
+
+    def run(self, seconds: int) -> None:
+        self.wall_ns += seconds * SECOND_NS
+        self.boot_ns += seconds * SECOND_NS
+
+    def keeper(self, stage: Stage, retention: Retention) -> Keeper:
+        """One that goes by these clocks."""
+        keeper = stage.make_keeper({"data": retention})
+        clock = TermClock(lambda: Reading(self.wall_ns, self.boot_ns))
+        keeper._terms = Terms({"data": retention}, keeper._tell, clock)
+        return keeper
+
+
+def last_end_ns(stage: Stage) -> int:
     with read_image(str(stage.path)) as image:
-        ends = {flow.flow_id: flow.ended_ns for flow in image.flows}
+        return max(flow.ended_ns for flow in image.flows)
+
+
+def test_it_looks_again_when_a_term_has_come(stage: Stage) -> None:
+    machine = Machine(last_end_ns(stage))
     scans_count = stage.scans_count
-    now_ns = ends[ONE]
-    monkeypatch.setattr(keeper_module.time, "time_ns", lambda: now_ns)
-    keeper = stage.make_keeper({"data": Retention(for_ns=1_000_000_000)})
+    keeper = machine.keeper(stage, Retention(for_ns=100 * SECOND_NS))
     for _ in range(3):
         keeper.turn()
     assert stage.scans_count == scans_count + 1, "it knows when the next is due"
-    now_ns += 1_000_000_000
-    keeper._next_term_s = 0.0
+    machine.run(100)
+    keeper._terms._next_s = 0.0
     keeper.turn()
-    assert [event for event, _ in keeper.take_news()] == [LogEvent.SEGMENT_FREED]
+    news = [event for event, _ in keeper.take_news()]
+    assert news == [LogEvent.SEGMENT_FREED, LogEvent.SEGMENT_FREED]
+
+
+def test_a_clock_that_is_set_lets_nothing_go(stage: Stage) -> None:
+    """Ten years ahead: neither at once, nor in the hour that follows."""
+    machine = Machine(last_end_ns(stage))
+    keeper = machine.keeper(stage, Retention(for_ns=7200 * SECOND_NS))
+    keeper.turn()
+    machine.wall_ns += 315_360_000 * SECOND_NS
+    for _ in range(3):
+        keeper._terms._next_s = 0.0
+        keeper.turn()
+        machine.run(1000)
+    ((event, fields),) = keeper.take_news()
+    assert (event, fields["step_s"]) == (LogEvent.CLOCK_SET, 315_360_000.0)
+    machine.run(3600)
+    keeper._terms._next_s = 0.0
+    keeper.turn()
+    assert [event for event, _ in keeper.take_news()] == 2 * [LogEvent.SEGMENT_FREED]
+
+
+@pytest.mark.parametrize("years", [-50, 50])
+def test_flows_that_cannot_be_dated_so_are_told_of_and_go_by_what_was_seen(
+    stage: Stage, years: int
+) -> None:
+    machine = Machine(last_end_ns(stage) - years * 31_536_000 * SECOND_NS)
+    keeper = machine.keeper(stage, Retention(for_ns=100 * SECOND_NS))
+    for _ in range(2):
+        keeper._terms._next_s = 0.0
+        keeper.turn()
+    news = keeper.take_news()
+    if years < 0:
+        assert news == [], "to be sure that the clock is right takes an hour"
+    else:
+        ((event, fields),) = news
+        assert (event, fields["count"]) == (LogEvent.FLOWS_MISDATED, 2)
+    machine.run(50)
+    keeper._terms._next_s = 0.0
+    keeper.turn()
+    assert keeper.take_news() == []
+    machine.run(50)
+    keeper._terms._next_s = 0.0
+    keeper.turn()
+    assert [event for event, _ in keeper.take_news()] == 2 * [LogEvent.SEGMENT_FREED]
+
+
+# --- What happens while the store is read ------------------------------------------------
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_a_flow_that_was_gone_on_with_while_the_store_was_read_stays(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, is_asked: bool
+) -> None:
+    """It is whole and durable in segments that were not looked at, and no connection has it now."""
+    scan = Upkeep.scan
+
+    def slow(upkeep: Upkeep) -> StoreImage:
+        image = scan(upkeep)
+        assert stage.gate.begin(ONE)
+        segment = stage.begin()
+        segment.batch(Open(ONE), Extent(ONE, b"more"), Close(ONE))
+        segment.close()
+        stage.put(segment)
+        stage.gate.end(ONE)
+        return image
+
+    monkeypatch.setattr(Upkeep, "scan", slow)
+    keeper = stage.make_keeper({} if is_asked else {"data": Retention(for_ns=1)})
+    if is_asked:
+        stage.ask(ONE)
+    keeper.turn()
+    assert stage.answers() == ([RequestState.IN_USE] if is_asked else [])
+    with read_image(str(stage.path)) as image:
+        assert image.find(ONE.hex()).bytes == 5004
+    assert ONE not in stage.store.upkeep.removed
+    assert stage.gate.begin(ONE), "it was not claimed"
+
+
+def test_a_flow_that_ended_while_the_store_was_read_stays(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was fed when the reading began."""
+    scan = Upkeep.scan
+
+    def slow(upkeep: Upkeep) -> StoreImage:
+        stage.gate.end(ONE)
+        return scan(upkeep)
+
+    assert stage.gate.begin(ONE)
+    monkeypatch.setattr(Upkeep, "scan", slow)
+    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
+    keeper.turn()
+    assert not stage.gate.is_removed(ONE)
+    monkeypatch.setattr(Upkeep, "scan", scan)
+    keeper._terms._next_s = 0.0
+    keeper.turn()
+    assert stage.gate.is_removed(ONE), "the next reading knows of its end"
 
 
 def test_too_much_news_is_counted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
