@@ -7,6 +7,7 @@
  * so both sides take rules_lock.
  */
 #include <linux/etherdevice.h>
+#include <linux/jhash.h>
 #include <net/ipv6.h>
 
 #include "zcsim.h"
@@ -38,14 +39,31 @@ static bool zc_rule_matches(const struct ethtool_rx_flow_spec *rule, const struc
 	return false;
 }
 
+/*
+ * Of addresses and ports, as a card's hash is: a connection keeps its queue. The packet's own hash
+ * would not do, as it is the sender's socket's, which Linux draws anew at each retransmission
+ * time-out (net.core.txrehash).
+ */
+static u32 zc_hash(struct sk_buff *skb, const struct zc_flow *flow)
+{
+	u32 ports = (__force u32)flow->source_port << 16 | (__force u32)flow->dest_port;
+
+	if (flow->is_tcp4)
+		return jhash_3words((__force u32)flow->source4, (__force u32)flow->dest4, ports, 0);
+	if (flow->is_tcp6)
+		return jhash_3words(ipv6_addr_hash(&flow->source6), ipv6_addr_hash(&flow->dest6),
+				    ports, 0);
+	return skb_get_hash(skb);
+}
+
 /* The rx queue a packet goes to: by the first rule that matches, else by RSS. */
 unsigned int zc_steer(struct zc_device *zc, struct sk_buff *skb)
 {
-	unsigned int slot = skb_get_hash(skb) % ZC_INDIR_SIZE;
-	unsigned int queue, rule;
+	unsigned int queue, rule, slot;
 	struct zc_flow flow;
 
 	zc_dissect(skb, &flow);
+	slot = zc_hash(skb, &flow) % ZC_INDIR_SIZE;
 	spin_lock(&zc->rules_lock);
 	queue = zc->indir[0][slot];
 	for_each_set_bit(rule, zc->rules_used, ZC_RULES_MAX) {
