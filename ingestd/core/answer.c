@@ -5,6 +5,7 @@
 #include "answer.h"
 
 #include <assert.h>
+#include <errno.h>
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
@@ -14,10 +15,23 @@ struct refusal {
     const char *text;
 };
 
-static struct refusal refusal_for(uint8_t reason, int store_errno) {
+/* It was we who could not go on: what a sender can make of it depends on why. */
+static const char *text_of_receiver(int error) {
+    switch (error) {
+    case EFAULT:
+        return "the connection's packets came by another receive queue: send again";
+    case ENOBUFS:
+    case ENOMEM:
+        return "the receiver had no room for what came: send again later";
+    default:
+        return "the receiver could not go on with the connection: send again";
+    }
+}
+
+static struct refusal refusal_for(const struct flow *f, int store_errno) {
     if (store_errno != 0)
         return (struct refusal){"store_failed", "the device failed: bytes counts what is safe"};
-    switch (reason) {
+    switch (f->reason) {
     case CLOSE_REASON_IDLE:
         return (struct refusal){"idle_timeout", "no byte came for idle_timeout_s"};
     case CLOSE_REASON_SHUTDOWN:
@@ -28,6 +42,8 @@ static struct refusal refusal_for(uint8_t reason, int store_errno) {
         return (struct refusal){"limit", "a limit of the listener was reached"};
     case CLOSE_REASON_REPLACED:
         return (struct refusal){"replaced", "a newer connection goes on with the flow"};
+    case CLOSE_REASON_RECEIVER:
+        return (struct refusal){"interrupted", text_of_receiver(f->error)};
     default:
         return (struct refusal){"interrupted", "the flow was ended before its end"};
     }
@@ -45,7 +61,7 @@ static struct refusal refusal_of_session(const struct flow *f, int store_errno) 
     case SESSION_NO_TRAILER:
         return (struct refusal){"trailer", "the trailer that the hello had announced is not there"};
     default:
-        return refusal_for(f->reason, store_errno);
+        return refusal_for(f, store_errno);
     }
 }
 
@@ -72,7 +88,7 @@ static int format_receipt(const struct flow *f, const char *id, char *line, size
 
 static int format_refusal(const struct flow *f, const char *id, int store_errno, char *line,
                           size_t capacity) {
-    struct refusal r = refusal_for(f->reason, store_errno);
+    struct refusal r = refusal_for(f, store_errno);
     /* Where the device failed, only bytes prove that the store knows the flow at all. */
     bool known = f->opened && (store_errno == 0 || f->durable_bytes > 0);
     bool whole = known && f->durable_bytes == f->received_bytes;

@@ -16,7 +16,7 @@ void engine_finish(struct worker *w, struct flow *f) {
     if (f->stop)
         intake_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, 0);
     else if (f->error)
-        intake_end(w, f, FLOW_STATE_INTERRUPTED, CLOSE_REASON_PEER, f->error);
+        intake_end(w, f, FLOW_STATE_INTERRUPTED, engine_close_reason(f->error), f->error);
     else if (f->session == NULL || !session_goes_on(w, f))
         intake_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
 }

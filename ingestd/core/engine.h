@@ -10,6 +10,8 @@
 #ifndef INGESTD_ENGINE_H
 #define INGESTD_ENGINE_H
 
+#include <errno.h>
+
 #include "flow.h"
 #include "uring.h"
 
@@ -53,6 +55,28 @@ void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, st
  * bytes before it. Returns 0 for a FIN, else the errno that ended the stream. */
 int engine_end_of_stream(const struct flow *f);
 void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag);
+/* Why a flow ends by an errno of its receive (enum close_reason): for most of them we
+ * are the reason, and the sender, who is there, is told. */
+static inline uint8_t engine_close_reason(int error) {
+    switch (error) {
+    case ECONNRESET:
+    case ECONNABORTED:
+    case ECONNREFUSED:
+    case EPIPE:
+    case ENOTCONN:
+    case ETIMEDOUT:
+    case EHOSTDOWN:
+    case EHOSTUNREACH:
+    case ENETDOWN:
+    case ENETRESET:
+    case ENETUNREACH:
+    case ENOPROTOOPT: /* what ICMP tells of a peer that is no more: ip(7), tcp(7) */
+    case EPROTO:
+        return CLOSE_REASON_PEER;
+    default:
+        return CLOSE_REASON_RECEIVER;
+    }
+}
 /* Whether it is the session that gets what is received now. */
 static inline bool engine_receives_block(const struct flow *f) {
     return f->phase == FLOW_HELLO || f->phase == FLOW_TAIL;

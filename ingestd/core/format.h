@@ -179,6 +179,7 @@ enum close_reason {
     CLOSE_REASON_REPLACED = 6,   /* a newer connection took the flow over */
     CLOSE_REASON_CHECKSUM = 7,   /* the sender's checksum did not match, or did not come */
     CLOSE_REASON_LENGTH = 8,     /* the sender sent fewer or more bytes than it had stated */
+    CLOSE_REASON_RECEIVER = 9,   /* it was we who could not go on receiving */
 };
 
 #define CLOSE_HAS_CRC32C 1u        /* in head.flags: crc32c is known */

@@ -200,13 +200,19 @@ void intake_closed(struct worker *w, struct flow *f) {
         send_answer(w, f);
 }
 
+/* The one place that lets a flow be sealed: all that was received of its payload is
+ * with batches. Else bytes were given up, by the engine or with a batch that the
+ * full store could not take. */
+static void judge_seal(const struct worker *w, struct flow *f) {
+    if (f->state != FLOW_STATE_SEALED || f->stored_bytes == f->received_bytes)
+        return;
+    f->state = FLOW_STATE_INTERRUPTED;
+    f->reason = w->writer.exhausted ? CLOSE_REASON_STORE_FULL : CLOSE_REASON_RECEIVER;
+}
+
 bool intake_retry_close(struct worker *w, struct flow *f) {
     assert(f->phase == FLOW_CLOSING);
-    if (f->state == FLOW_STATE_SEALED && f->stored_bytes != f->received_bytes) {
-        /* Bytes were given up with a batch that the full store could not take. */
-        f->state = FLOW_STATE_INTERRUPTED;
-        f->reason = CLOSE_REASON_STORE_FULL;
-    }
+    judge_seal(w, f);
     bool nothing = f->state == FLOW_STATE_INTERRUPTED && !f->opened;
     if (nothing || w->writer.speechless) {
         f->state = FLOW_STATE_INTERRUPTED;
@@ -248,7 +254,8 @@ void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason,
     f->error = error;
     f->phase = FLOW_CLOSING;
     flow_idle_remove(&w->flows, &w->listeners[f->listener].idle, f);
-    bool nothing = state == FLOW_STATE_INTERRUPTED && !f->opened;
+    judge_seal(w, f);
+    bool nothing = f->state == FLOW_STATE_INTERRUPTED && !f->opened;
     if (w->writer.failed) {
         close_unsealed(w, f);
     } else if (nothing) {

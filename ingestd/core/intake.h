@@ -4,6 +4,7 @@
  *
  * accept -> engine receives -> intake_end() -> CLOSE record -> commit ->
  * receipt -> close. Owned by the worker's thread. Invariants:
+ *  - A flow is sealed only with every byte of its payload that was received.
  *  - A sealed flow's receipt is sent only after its CLOSE record is committed.
  *  - A connection that never sent a byte and never half-closed leaves nothing
  *    in the store.

@@ -234,7 +234,7 @@ static void hello_received(struct worker *w, struct flow *f, int result) {
     } else if (result == 0) {
         session_end(w, f, CLOSE_REASON_PEER, engine_end_of_stream(f));
     } else if (result < 0 && result != -EINTR && result != -EAGAIN) {
-        session_end(w, f, CLOSE_REASON_PEER, -result);
+        session_end(w, f, engine_close_reason(-result), -result);
     } else {
         s->filled += result > 0 ? (uint32_t)result : 0;
         if (s->filled < SESSION_BLOCK_BYTES) {

@@ -32,6 +32,7 @@ _REASONS: Final = {
     layout.CLOSE_REASON_REPLACED: "replaced",
     layout.CLOSE_REASON_CHECKSUM: "checksum",
     layout.CLOSE_REASON_LENGTH: "length",
+    layout.CLOSE_REASON_RECEIVER: "receiver",
 }
 # enum session_error of core/session.h: what can end a connection before it is a flow.
 _HELLO_TIMEOUT: Final = 1

@@ -66,10 +66,13 @@ class Code(StrEnum):
     TOO_LONG = "too_long"  # more bytes than stated
     TOO_SHORT = "too_short"  # fewer bytes than stated
     REPLACED = "replaced"  # a newer connection goes on with the flow
+    INTERRUPTED = "interrupted"  # the receiver could not go on
 
 
 # A sender may come back by itself after these; after all others somebody has to do something.
-PASSING_CODES: Final = frozenset({Code.BUSY, Code.SHUTDOWN, Code.IDLE_TIMEOUT, Code.HELLO_TIMEOUT})
+PASSING_CODES: Final = frozenset(
+    {Code.BUSY, Code.SHUTDOWN, Code.IDLE_TIMEOUT, Code.HELLO_TIMEOUT, Code.INTERRUPTED}
+)
 
 
 @dataclass(frozen=True)

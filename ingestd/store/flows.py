@@ -28,6 +28,7 @@ from ingestd.store.layout import (
     CLOSE_REASON_LIMIT,
     CLOSE_REASON_NONE,
     CLOSE_REASON_PEER,
+    CLOSE_REASON_RECEIVER,
     CLOSE_REASON_REPLACED,
     CLOSE_REASON_SHUTDOWN,
     CLOSE_REASON_STORE_FULL,
@@ -53,6 +54,7 @@ REASONS: Final = {
     CLOSE_REASON_REPLACED: "replaced",
     CLOSE_REASON_CHECKSUM: "checksum",
     CLOSE_REASON_LENGTH: "length",
+    CLOSE_REASON_RECEIVER: "receiver",
 }
 
 FlowId: TypeAlias = bytes

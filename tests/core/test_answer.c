@@ -4,6 +4,7 @@
  */
 #include "answer.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "harness.h"
@@ -104,6 +105,27 @@ static void every_error_has_a_code(void) {
     }
 }
 
+/* Where we are the reason, the text says what happened, and that it may be tried again. */
+static void our_own_errors_say_what_happened(void) {
+    static const struct {
+        int error;
+        const char *text;
+    } cases[] = {{EFAULT, "receive queue"}, {ENOBUFS, "had no room"}, {EINVAL, "could not go on"}};
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        struct session s = {0};
+        struct flow f = a_flow(&s);
+        f.state = FLOW_STATE_INTERRUPTED;
+        f.reason = CLOSE_REASON_RECEIVER;
+        f.error = cases[i].error;
+        CHECK(answer_last(&f, 0, line, sizeof line) > 0);
+        CHECK(strstr(line, "\"code\": \"interrupted\", ") != NULL);
+        CHECK(strstr(line, cases[i].text) != NULL);
+        CHECK(answer_format(&f, 0, line, sizeof line) > 0);
+        CHECK(strstr(line, "\"error\": \"interrupted\", ") != NULL);
+        CHECK(strstr(line, cases[i].text) != NULL);
+    }
+}
+
 static void what_python_worded_goes_out_as_it_is(void) {
     struct session s = {.error = SESSION_REFUSED, .text = "{}\n", .text_bytes = 3};
     struct flow f = a_flow(&s);
@@ -116,9 +138,13 @@ static void what_python_worded_goes_out_as_it_is(void) {
 
 int main(void) {
     static const struct harness_test tests[] = {
-        TEST(a_greeting_has_a_challenge), TEST(accepted_tells_where_to_go_on),
-        TEST(durable_is_one_number),      TEST(sealed_has_both_checksums),
-        TEST(every_error_has_a_code),     TEST(what_python_worded_goes_out_as_it_is),
+        TEST(a_greeting_has_a_challenge),
+        TEST(accepted_tells_where_to_go_on),
+        TEST(durable_is_one_number),
+        TEST(sealed_has_both_checksums),
+        TEST(every_error_has_a_code),
+        TEST(what_python_worded_goes_out_as_it_is),
+        TEST(our_own_errors_say_what_happened),
     };
     return harness_run(tests, sizeof tests / sizeof tests[0]);
 }
