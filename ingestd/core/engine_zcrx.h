@@ -5,12 +5,17 @@
  * Owned by the worker's thread. Invariants:
  *  - Every fragment that the kernel delivered is with a batch, in a flow's
  *    list of pending ones, or given back.
+ *  - Receives pause before the table of fragments is used up: all that the completion
+ *    queue can bring in a turn finds a place.
+ *  - Receive buffers of flows add up to half of the area at most; a connection that
+ *    waits to be accepted has two packets' worth.
  *  - Batches hold at most half of the chunks, so that the NIC is never starved
  *    by writes alone; what waits beyond is copied out (reason `pressure`).
  */
 #ifndef INGESTD_ENGINE_ZCRX_H
 #define INGESTD_ENGINE_ZCRX_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "buddy.h"
@@ -26,9 +31,6 @@ struct zcrx_fragment {
     uint32_t next;
 };
 
-/* Which buffers the listeners have; they are opened after the engine. */
-enum zcrx_listeners { ZCRX_LISTENERS_NEW, ZCRX_LISTENERS_OPEN, ZCRX_LISTENERS_FULL };
-
 struct zcrx {
     uint32_t id; /* the kernel's, of this interface queue */
     uint32_t rx_buf_len;
@@ -36,7 +38,11 @@ struct zcrx {
     uint8_t *region;
     uint64_t region_bytes;
     struct abi_zcrx_stats *kernel_stats; /* NULL where the kernel has none */
-    enum zcrx_listeners listeners;
+    bool listeners_set;                  /* they are opened after the engine */
+    uint32_t buffers_for; /* flows that half of the area is shared among; a power of two */
+    uint32_t probes;      /* starved flows that try again without a sign of free chunks ... */
+    uint64_t probe_ns;    /* ... at this time */
+    bool table_low;       /* receives have been paused for want of fragments */
     struct refill refill;
     struct zcrx_fragment *fragments;
     uint32_t fragment_count;

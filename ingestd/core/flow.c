@@ -106,6 +106,26 @@ void flow_wait(struct flow_table *t, struct flow *f, enum flow_queue queue, uint
         list_append(t, &t->waiting[queue], f->index, at);
 }
 
+void flow_wait_in_order(struct flow_table *t, struct flow *f, enum flow_queue queue,
+                        uint64_t since_ns) {
+    struct flow_list *l = &t->waiting[queue];
+    flow_wait(t, f, queue, since_ns);
+    uint32_t next = l->head;
+    while (next != f->index && t->flows[next].since_ns <= since_ns)
+        next = t->flows[next].wait.next;
+    if (next == f->index)
+        return;
+    list_remove(t, l, f->index, offsetof(struct flow, wait));
+    struct flow_link *behind = &t->flows[next].wait;
+    f->wait = (struct flow_link){.next = next, .prev = behind->prev};
+    if (behind->prev == FLOW_NONE)
+        l->head = f->index;
+    else
+        t->flows[behind->prev].wait.next = f->index;
+    behind->prev = f->index;
+    l->count++;
+}
+
 struct flow *flow_first(const struct flow_table *t, enum flow_queue queue) {
     uint32_t head = t->waiting[queue].head;
     return head == FLOW_NONE ? NULL : &t->flows[head];

@@ -84,6 +84,7 @@ struct flow {
     /* engine zcrx: fragments that no batch could take yet */
     uint32_t fragment_head, fragment_tail;
     bool armed;           /* its multishot receive is under way */
+    uint64_t starved_ns;  /* it was served as starved, since when it had waited; 0: and got bytes */
     uint64_t bound_bytes; /* it ends at so many received_bytes; UINT64_MAX: not by itself */
 
     /* engine recv: the slot it borrows */
@@ -129,6 +130,9 @@ void flow_give(struct flow_table *t, struct flow *f);
 
 /* Moves a flow to the tail of a wait queue, out of the one it is in. */
 void flow_wait(struct flow_table *t, struct flow *f, enum flow_queue queue, uint64_t since_ns);
+/* The same, behind those only that wait as long or longer. */
+void flow_wait_in_order(struct flow_table *t, struct flow *f, enum flow_queue queue,
+                        uint64_t since_ns);
 struct flow *flow_first(const struct flow_table *t, enum flow_queue queue);
 
 /* Lists linked by `idle`. A listener's idle queue: least recently active first. */

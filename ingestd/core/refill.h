@@ -50,5 +50,9 @@ void refill_share(struct refill *r, uint64_t offset);
 void refill_return(struct refill *r, uint64_t offset);
 /* Shows the kernel what was given back; returns how many entries are new to it. */
 uint32_t refill_publish(struct refill *r);
+/* How many entries were shown to the kernel that it has not read yet. */
+static inline uint32_t refill_lying(const struct refill *r) {
+    return __atomic_load_n(r->tail, __ATOMIC_RELAXED) - __atomic_load_n(r->head, __ATOMIC_ACQUIRE);
+}
 
 #endif

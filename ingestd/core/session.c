@@ -339,9 +339,31 @@ static uint32_t tail_bytes_max(const struct session *s) {
     return s->stated && s->trailer ? SESSION_BLOCK_BYTES + 1 : 1;
 }
 
+/* More came than may: why the flow ends. */
+static void end_beyond(struct worker *w, struct flow *f) {
+    if (f->session->holding || !f->session->stated)
+        session_end(w, f, CLOSE_REASON_LIMIT, 0);
+    else
+        end_with(w, f, SESSION_TOO_LONG, CLOSE_REASON_LENGTH);
+}
+
 static void receive_tail(struct worker *w, struct flow *f) {
     f->phase = FLOW_TAIL;
-    w->engine->receive_block(w, f);
+    if (f->session->beyond)
+        end_beyond(w, f);
+    else
+        w->engine->receive_block(w, f);
+}
+
+void session_take_beyond(struct flow *f, const uint8_t *data, uint32_t bytes) {
+    struct session *s = f->session;
+    assert(s != NULL && s->admitted && bytes > 0);
+    uint32_t room = s->stated && s->trailer ? SESSION_BLOCK_BYTES - s->filled : 0;
+    s->beyond = s->beyond || bytes > room;
+    if (s->beyond)
+        return;
+    memcpy(s->block + s->filled, data, bytes);
+    s->filled += bytes;
 }
 
 struct session_room session_room(struct session *s) {
@@ -390,19 +412,15 @@ static void tail_received(struct worker *w, struct flow *f, int result) {
         f->active_ns = w->now_ns;
         flow_idle_touch(&w->flows, &listener_of(w, f)->idle, f);
         s->filled += s->holding ? 0 : (uint32_t)result;
-        if (s->holding || !s->stated)
-            session_end(w, f, CLOSE_REASON_LIMIT, 0);
-        else if (s->filled == tail_bytes_max(s))
-            end_with(w, f, SESSION_TOO_LONG, CLOSE_REASON_LENGTH);
-        else
-            receive_tail(w, f);
+        s->beyond = s->holding || s->filled == tail_bytes_max(s);
+        receive_tail(w, f);
     } else if (result == -EINTR || result == -EAGAIN || result == -ECANCELED) {
         receive_tail(w, f);
     } else {
         int error = result < 0 ? -result : engine_end_of_stream(f);
         f->eof = error == 0;
         if (error != 0)
-            session_end(w, f, CLOSE_REASON_PEER, error);
+            session_end(w, f, engine_close_reason(error), error);
         else if (!judge_end(w, f))
             intake_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
     }

@@ -55,6 +55,7 @@ struct session {
     bool sending;      /* a line is under way */
     bool last_line;    /* ... and it is the last one */
     bool mute;         /* sending has failed: nothing more is said */
+    bool beyond;       /* more came than its room can have */
     bool accepted_due; /* the line that the sender waits for before it sends payload */
     bool has_sender_crc;
     uint8_t question; /* enum question_kind that waits for room, or 0 */
@@ -102,6 +103,9 @@ void session_replace(struct worker *w, uint32_t flow_index, uint64_t serial);
 /* The engine has received all payload, up to the limit or the end, and handed it
  * over. True: the session goes on with what follows, and ends the flow itself. */
 bool session_goes_on(struct worker *w, struct flow *f);
+/* Bytes that came behind the payload with its last ones, as the kernel did not keep to
+ * the receive's bound: they are the first of what follows. */
+void session_take_beyond(struct flow *f, const uint8_t *data, uint32_t bytes);
 /* The flow is to end now. True: it has ended, as nothing of it was being received. */
 bool session_stop(struct worker *w, struct flow *f);
 /* Whether the last SESSION_BLOCK_BYTES received are not to be stored yet. */

@@ -20,9 +20,15 @@
 void zcrx_block_delivered(struct worker *w, struct flow *f, uint64_t offset, uint32_t bytes) {
     struct session_room room = session_room(f->session);
     uint32_t came = f->session->came;
-    assert(bytes <= room.bytes - came); /* the receive is bounded by the room */
-    memcpy(room.at + came, w->area.base + offset, bytes);
-    f->session->came = came + bytes;
+    uint32_t taken = (uint32_t)time_min(bytes, room.bytes - came);
+    memcpy(room.at + came, w->area.base + offset, taken);
+    f->session->came = came + taken;
+    /* The receive is bounded by the room; a kernel that does not keep to it is not believed.
+     * Behind a trailer that is too much in any case; behind a hello it would be payload. */
+    if (taken < bytes && f->phase == FLOW_HELLO)
+        f->error = EOVERFLOW;
+    else if (taken < bytes)
+        f->session->beyond = true;
     refill_delivered(&w->zcrx.refill, offset);
     refill_return(&w->zcrx.refill, offset);
 }
@@ -32,7 +38,9 @@ bool zcrx_block_ended(struct worker *w, struct flow *f, int result) {
     if (came == 0 && result == -ENOMEM && !f->stop)
         return false;
     f->session->came = 0;
-    if (came > 0) /* what has ended the receive will end the next one, if it lasts */
+    if (f->error != 0)
+        session_received(w, f, -f->error);
+    else if (came > 0) /* what has ended the receive will end the next one, if it lasts */
         session_received(w, f, (int)came);
     else
         session_received(w, f, result == -ENOSPC || result == -ENOMEM ? -EAGAIN : result);

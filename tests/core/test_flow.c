@@ -50,6 +50,28 @@ static void waiting_is_first_come_first_served(void) {
     flow_table_destroy(&t);
 }
 
+/* Who had its turn and got nothing goes on waiting at its place. */
+static void waiting_goes_on_at_the_same_place(void) {
+    struct flow_table t;
+    flow_table_init(&t, CAPACITY);
+    struct flow *a = taken(&t), *b = taken(&t), *c = taken(&t);
+    flow_wait_in_order(&t, a, QUEUE_STARVED, 1);
+    flow_wait_in_order(&t, b, QUEUE_STARVED, 2);
+    flow_wait_in_order(&t, c, QUEUE_STARVED, 3);
+    flow_wait(&t, a, QUEUE_NONE, 4);
+    flow_wait(&t, b, QUEUE_NONE, 4);
+    flow_wait_in_order(&t, a, QUEUE_STARVED, 1);
+    flow_wait_in_order(&t, b, QUEUE_STARVED, 2); /* into the middle */
+    struct flow *const order[] = {a, b, c};
+    for (int i = 0; i < 3; i++) {
+        CHECK(flow_first(&t, QUEUE_STARVED) == order[i]);
+        flow_wait(&t, order[i], QUEUE_NONE, 5);
+    }
+    CHECK_EQUAL(t.waiting[QUEUE_STARVED].count, 0);
+    CHECK_EQUAL(t.waiting[QUEUE_STARVED].tail, FLOW_NONE);
+    flow_table_destroy(&t);
+}
+
 static void the_least_active_flow_is_first(void) {
     struct flow_table t;
     struct flow_list idle = {FLOW_NONE, FLOW_NONE, 0};
@@ -127,7 +149,7 @@ static void only_bytes_prove_a_flow_of_a_failed_store(void) {
 }
 
 static void every_reason_fits_its_line(void) {
-    for (uint8_t reason = 0; reason <= CLOSE_REASON_LENGTH; reason++) {
+    for (uint8_t reason = 0; reason <= CLOSE_REASON_RECEIVER; reason++) {
         struct flow f = {.opened = reason % 2, .state = FLOW_STATE_INTERRUPTED, .reason = reason};
         f.durable_bytes = UINT64_MAX;
         CHECK(strstr(answer(&f, 0), f.opened ? "\"interrupted\"" : "\"refused\"") != NULL);
@@ -136,10 +158,15 @@ static void every_reason_fits_its_line(void) {
 
 int main(void) {
     static const struct harness_test tests[] = {
-        TEST(a_full_table_gives_nothing),       TEST(waiting_is_first_come_first_served),
-        TEST(the_least_active_flow_is_first),   TEST(a_receipt_is_one_line_of_json),
-        TEST(a_failed_store_never_says_sealed), TEST(every_reason_fits_its_line),
-        TEST(flows_with_news_are_told_in_turn), TEST(only_bytes_prove_a_flow_of_a_failed_store),
+        TEST(a_full_table_gives_nothing),
+        TEST(waiting_is_first_come_first_served),
+        TEST(waiting_goes_on_at_the_same_place),
+        TEST(the_least_active_flow_is_first),
+        TEST(a_receipt_is_one_line_of_json),
+        TEST(a_failed_store_never_says_sealed),
+        TEST(every_reason_fits_its_line),
+        TEST(flows_with_news_are_told_in_turn),
+        TEST(only_bytes_prove_a_flow_of_a_failed_store),
     };
     return harness_run(tests, sizeof tests / sizeof tests[0]);
 }

@@ -7,6 +7,8 @@
  */
 #include "zcrx_stage.h"
 
+#include <errno.h>
+
 #include "harness.h"
 
 #define KIB 1024u
@@ -176,6 +178,121 @@ static void ingest_slow_writes_and_few_chunks(void) {
     stage_close();
 }
 
+/* --- A table of fragments that is too small for what comes --------------------------- */
+
+/* Slow writes, many small fragments: some flow's next one finds no place. It may not go on
+ * receiving, and it may not be sealed; with those that had room all is well. */
+static void lost_fragments(bool ingest, enum stage_kind kind) {
+    const struct stage_shape shape = {.ingest = ingest,
+                                      .one_kind = true,
+                                      .first_kind = kind,
+                                      .flows_count = 8,
+                                      .packet_bytes = 1448,
+                                      .odd_of = 4,
+                                      .shares_chunks = true,
+                                      .stream_bytes = 300 * KIB,
+                                      .slow_of = 400,
+                                      .table_count = 24};
+    uint32_t lost_count = 0;
+    stage_open(&shape);
+    CHECK(stage_run());
+    if (stage.wrong != NULL)
+        printf("%s\n", stage.wrong);
+    CHECK(stage.wrong == NULL);
+    for (uint32_t i = 0; i < stage.shape.flows_count; i++) {
+        const struct stage_sender *s = &stage.senders[i];
+        CHECK_EQUAL(s->sealed, s->error == 0);
+        if (s->error == 0) {
+            CHECK_EQUAL(s->handed, s->payload_bytes);
+            continue;
+        }
+        lost_count++;
+        CHECK_EQUAL(s->error, ENOBUFS);
+        CHECK(s->handed < s->payload_bytes);
+        /* It is cancelled at once; what has come by then is let go. */
+        CHECK(s->delivered - s->head_bytes - s->handed < 100 * KIB);
+    }
+    CHECK(lost_count > 0);
+    CHECK_EQUAL(stage.w->zcrx.refill.fragments_lent, 0);
+    CHECK_EQUAL(stage.w->zcrx.fragments_pending, 0);
+    stage_close();
+}
+
+static void lost_fragments_of_raw(void) {
+    lost_fragments(false, STAGE_OPEN);
+}
+
+static void lost_fragments_of_a_stated_length(void) {
+    lost_fragments(true, STAGE_STATED);
+}
+
+static void lost_fragments_before_a_trailer(void) {
+    lost_fragments(true, STAGE_TRAILER);
+    lost_fragments(true, STAGE_HELD_TRAILER);
+}
+
+/* Where it is known how much a turn can bring, receives pause before the table is full. */
+static void no_fragment_is_lost(bool ingest) {
+    run(&(const struct stage_shape){.ingest = ingest,
+                                    .flows_count = 16,
+                                    .packet_bytes = 700,
+                                    .odd_of = 4,
+                                    .shares_chunks = true,
+                                    .stream_bytes = 200 * KIB,
+                                    .slow_of = 2000,
+                                    .turn_completions_max = 16,
+                                    .table_count = 32});
+    CHECK(stage.table_low_count > 0);
+    for (uint32_t i = 0; i < stage.shape.flows_count; i++)
+        CHECK_EQUAL(stage.senders[i].error, 0);
+    stage_close();
+}
+
+static void receives_pause_for_the_table(void) {
+    no_fragment_is_lost(false);
+    no_fragment_is_lost(true);
+}
+
+/* --- Kernels that go beyond a receive's bound --------------------------------------- */
+
+CASE(beyond_the_bound, INGEST, .packet_bytes = 1448, .ignores_bounds = true)
+CASE(beyond_the_bound_large_fragments, INGEST, .packet_bytes = 8948, .shares_chunks = true,
+     .chunk_shift = 16, .chunk_count = 64, .merged_max = 16, .ignores_bounds = true)
+CASE(beyond_the_bound_too_much, INGEST, .packet_bytes = 1448, .excess_bytes = 5000,
+     .ignores_bounds = true)
+
+/* --- Chunks of the area's free list ------------------------------------------------- */
+
+/* What is copied takes no chunk that lies in the refill ring: several areas' worth of it. */
+static void by_copy(void) {
+    run(&(const struct stage_shape){.by_copy = true, .chunk_count = 64, .packet_bytes = 1448});
+    CHECK(stage.armed_count > stage.shape.flows_count);
+    stage_close();
+}
+
+/* No write is ever complete, and no chunk comes back: flows do not all try again and again. */
+static void starved_flows_wait(void) {
+    const struct stage_shape shape = {.by_copy = true,
+                                      .flows_count = 16,
+                                      .chunk_count = 8,
+                                      .packet_bytes = 1448,
+                                      .slow_of = UINT32_MAX};
+    stage_open(&shape);
+    struct buddy *relief =
+        &stage.w->zcrx.relief; /* nothing is copied out: who has a chunk keeps it */
+    while (relief->free_bytes > 0)
+        buddy_take(relief, buddy_order(relief, relief->total_bytes / 4));
+    stage_steps(200000);
+    uint64_t armed = stage.armed_count, since_ns = stage.w->now_ns;
+    stage_steps(200000);
+    CHECK(stage.wrong == NULL);
+    CHECK(stage.w->flows.waiting[QUEUE_STARVED].count > 5);
+    uint64_t milliseconds = (stage.w->now_ns - since_ns) / 1000000;
+    CHECK(stage.armed_count > armed);
+    CHECK(stage.armed_count - armed <= 2 * milliseconds);
+    stage_close();
+}
+
 int main(void) {
     static const struct harness_test tests[] = {
         TEST(packets_of_1448),
@@ -212,6 +329,15 @@ int main(void) {
         TEST(silent_in_a_hello),
         TEST(silent_behind_payload),
         TEST(ingest_slow_writes_and_few_chunks),
+        TEST(lost_fragments_of_raw),
+        TEST(lost_fragments_of_a_stated_length),
+        TEST(lost_fragments_before_a_trailer),
+        TEST(receives_pause_for_the_table),
+        TEST(beyond_the_bound),
+        TEST(beyond_the_bound_large_fragments),
+        TEST(beyond_the_bound_too_much),
+        TEST(by_copy),
+        TEST(starved_flows_wait),
     };
     stage_seed();
     return harness_run(tests, sizeof tests / sizeof tests[0]);

@@ -81,8 +81,8 @@ static void drop_reference(uint32_t chunk) {
         post_chunk(chunk);
 }
 
-static void take_refill_entries(void) {
-    for (uint32_t most = random_below(32); most > 0 && stage.head != stage.tail; most--) {
+void stage_take_refill_entries(uint32_t most) {
+    for (; most > 0 && stage.head != stage.tail; most--) {
         uint64_t offset = stage.entries[stage.head++ % 64].offset & ABI_ZCRX_OFFSET_MASK;
         drop_reference((uint32_t)(offset >> stage.shape.chunk_shift));
     }
@@ -182,9 +182,13 @@ static void complete(struct flow *f, int result, uint32_t flags, uint64_t offset
 static void deliver(struct flow *f) {
     static const int troubles[] = {-ENOSPC, -ENOMEM, -ENOSPC, -EINTR};
     struct stage_sender *s = &stage.senders[f->index];
-    if (!f->armed)
+    const struct stage_shape *t = &stage.shape;
+    if (!f->armed ||
+        (t->turn_completions_max != 0 && stage.turn_completions == t->turn_completions_max))
         return;
-    if (s->cancelled && random_below(3) == 0) {
+    stage.turn_completions++;
+    bool submitted = t->turn_completions_max != 0 && s->cancelled_ns < stage.w->now_ns;
+    if (s->cancelled && (submitted || random_below(3) == 0)) {
         complete(f, -ECANCELED, 0, 0);
         return;
     }
@@ -197,12 +201,16 @@ static void deliver(struct flow *f) {
     if (s->count == 0) {
         if (s->laid == stream_bytes(s))
             complete(f, 0, 0, 0);
+        else if (t->by_copy && stage.posted_count == 0)
+            complete(f, -ENOMEM, 0, 0);
         else if (trouble)
             complete(f, troubles[random_below(4)], 0, 0);
         return;
     }
     struct stage_fragment next = s->queued[s->first];
-    if (next.bytes > s->bound_bytes) { /* the rest stays in the socket, on the same chunk */
+    bool keeps_to_it = !t->ignores_bounds || s->tag == TAG_BLOCK;
+    if (next.bytes > s->bound_bytes &&
+        keeps_to_it) { /* the rest stays in the socket, on the same chunk */
         next.bytes = (uint32_t)s->bound_bytes;
         s->queued[s->first].offset += next.bytes;
         s->queued[s->first].bytes -= next.bytes;
@@ -212,7 +220,7 @@ static void deliver(struct flow *f) {
         s->count--;
     }
     if (s->bound_bytes != UINT64_MAX)
-        s->bound_bytes -= next.bytes;
+        s->bound_bytes -= time_min(s->bound_bytes, next.bytes);
     s->delivered += next.bytes;
     /* A completion that says "no more" may bring bytes as well. */
     complete(f, (int)next.bytes, trouble ? 0 : IORING_CQE_F_MORE, next.offset);
@@ -278,12 +286,21 @@ static void open_flow(uint32_t i) {
         s->head_bytes = SESSION_BLOCK_BYTES;
         s->tail_bytes = s->trailer ? SESSION_BLOCK_BYTES : 0;
         s->base_bytes = random_below(2) * 1000003ull;
-        s->waits = random_below(2) != 0;
+        s->waits = random_below(2) != 0 || shape->ignores_bounds;
         session_begin(stage.w, f);
     } else {
         engine_zcrx.start(stage.w, f);
     }
     stage_submit();
+}
+
+/* The table is made for less than what comes. */
+static void cut_table(struct worker *w) {
+    struct zcrx *z = &w->zcrx;
+    if (stage.shape.table_count > z->fragment_count)
+        abort();
+    z->fragment_count = stage.shape.table_count;
+    z->fragments[z->fragment_count - 1].next = FLOW_NONE;
 }
 
 void stage_open(const struct stage_shape *wanted) {
@@ -306,8 +323,11 @@ void stage_open(const struct stage_shape *wanted) {
     w->batches.payload_bytes_max = STAGE_PAYLOAD_BYTES_MAX;
     w->engine = &engine_zcrx;
     w->now_ns = 1;
+    w->ring.cq.ring_entries = shape->turn_completions_max;
     if (flow_table_init(&w->flows, STAGE_FLOWS_MAX) != 0 || engine_zcrx.open(w) != 0)
         abort();
+    if (shape->table_count != 0)
+        cut_table(w);
     for (uint32_t i = 0; i < STAGE_BATCHES; i++) {
         stage.batches[i].header = pages(STAGE_HEADER_BYTES);
         stage.batches[i].bounce = pages(STAGE_BOUNCE_BYTES);
@@ -341,7 +361,9 @@ static void end_some_flow(uint32_t i) {
 
 static void turn(void) {
     stage.w->now_ns += TURN_NS;
+    stage.turn_completions = 0;
     engine_zcrx.turn(stage.w);
+    stage.table_low_count += stage.w->zcrx.table_low;
     stage_submit();
     if (stage.shape.ingest && random_below(4) == 0)
         stage_answer();
@@ -356,6 +378,8 @@ static bool is_over(void) {
     for (uint32_t i = 0; i < STAGE_BATCHES; i++)
         if (stage.batches[i].under_way || stage.batches[i].piece_count > 0)
             return false;
+    if (stage.shape.by_copy)
+        stage_take_refill_entries(UINT32_MAX);
     return stage.posted_count == stage.shape.chunk_count;
 }
 
@@ -374,7 +398,8 @@ bool stage_steps(uint32_t steps) {
             if (b->under_way)
                 complete_batch(b);
         }
-        take_refill_entries();
+        if (!stage.shape.by_copy)
+            stage_take_refill_entries(random_below(32));
         if (random_below(4) == 0)
             turn();
         if (random_below(50) == 0)

@@ -54,6 +54,12 @@ struct stage_shape {
     uint32_t silent_at;              /* so many bytes are sent and no more; 0: all */
     uint64_t hello_timeout_ns;       /* (a day) */
     uint64_t flush_interval_ns;      /* (a day) */
+    uint32_t table_count;            /* fragments that the engine has room for (as it likes) */
+    uint32_t turn_completions_max;   /* what one turn brings at most (whatever it is) */
+    bool ignores_bounds;             /* payload comes in whole fragments, as before Linux 7.3.3;
+                                      * no sender sends it before it is accepted */
+    bool by_copy;                    /* chunks come from the free list: of the refill ring nothing
+                                      * is read but by a flush */
 };
 
 struct stage_fragment {
@@ -67,9 +73,11 @@ struct stage_sender {
     uint64_t handed;    /* ... that batches took */
     struct stage_fragment queued[STAGE_QUEUED_MAX];
     uint32_t first, count; /* a ring */
-    bool cancelled;        /* its receive is to end with -ECANCELED */
+    bool cancelled;        /* its receive is to end with -ECANCELED ... */
+    uint64_t cancelled_ns; /* ... since then; where turns are bounded, it brings no more behind */
     bool over;             /* the engine ended the flow */
     bool sealed, stopped;  /* how; stopped: the stage wanted it */
+    int error;             /* the engine's own, by which it ended */
     bool stated, trailer;  /* as the hello says */
     bool waits;            /* sends payload only when it is accepted */
     bool accepted;
@@ -115,6 +123,8 @@ struct stage {
     uint64_t pressure_bytes, held_copied_bytes;
     uint32_t held_count_max; /* fragments that a flow had which was being received */
     uint64_t armed_count, ended_early_count, blocked_count;
+    uint64_t table_low_count; /* turns that found the table short of room */
+    uint32_t turn_completions;
     const char *wrong; /* the first thing that was */
 };
 
@@ -125,6 +135,8 @@ void stage_wrong(const char *what);
 void stage_check_bytes(const struct stage_piece *piece, const char *what);
 /* The kernel takes what was submitted. */
 void stage_submit(void);
+/* The kernel reads so many entries of the refill ring, if there are. */
+void stage_take_refill_entries(uint32_t most);
 /* Python answers what it was asked. */
 void stage_answer(void);
 

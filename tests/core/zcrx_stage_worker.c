@@ -54,10 +54,10 @@ int engine_end_of_stream(const struct flow *f) {
 }
 
 void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag) {
-    (void)w;
     if (!f->armed || tag != stage.senders[f->index].tag)
         stage_wrong("a receive is cancelled that is not there");
     stage.senders[f->index].cancelled = true;
+    stage.senders[f->index].cancelled_ns = w->now_ns;
 }
 
 void engine_finish(struct worker *w, struct flow *f) {
@@ -75,7 +75,8 @@ void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason,
     flow_idle_remove(&w->flows, &w->listeners[0].idle, f);
     s->over = f->ended = true;
     s->sealed = state == FLOW_STATE_SEALED;
-    if (error || f->armed || f->fragment_head != FLOW_NONE)
+    s->error = error;
+    if ((error && error != ENOBUFS) || f->armed || f->fragment_head != FLOW_NONE)
         stage_wrong("a flow ended with an error, or in the middle");
     if (s->sealed && s->handed != s->payload_bytes)
         stage_wrong("a flow was sealed without all of its bytes");
@@ -172,6 +173,8 @@ uint32_t zcrx_chunk_shift(const struct zcrx *z) {
 
 int zcrx_flush_refill(struct worker *w) {
     (void)w;
+    if (stage.shape.by_copy)
+        stage_take_refill_entries(UINT32_MAX);
     return 0;
 }
 
