@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parents[1]
 # `python -m pytest` puts the working directory before site-packages.
@@ -36,10 +37,42 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 SEED_VARIABLE = "INGESTD_TEST_SEED"
 
+# How long an example takes says more of the machine than of the code. Chance looks for new ones,
+# but not in continuous integration: what fails there must fail again.
+settings.register_profile(
+    "ingestd",
+    deadline=None,
+    derandomize=os.environ.get("CI") == "true",
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("ingestd")
+
+LEFT_OUT_COUNT = pytest.StashKey[int]()
+
 
 def pytest_report_header() -> str:
     """Say at the top which ingestd is under test."""
     return f"ingestd {ingestd.__version__} from {Path(ingestd.__file__).parent}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out, for an ordinary user, what only root may do: loop devices and mounts."""
+    left_out = [item for item in items if item.get_closest_marker("needs_root") is not None]
+    if os.geteuid() == 0 or not left_out:
+        return
+    config.stash[LEFT_OUT_COUNT] = len(left_out)
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item.get_closest_marker("needs_root") is None]
+
+
+def pytest_terminal_summary(
+    terminalreporter: pytest.TerminalReporter, config: pytest.Config
+) -> None:
+    """Say how many were left out, since nobody sees what did not run."""
+    count = config.stash.get(LEFT_OUT_COUNT, 0)
+    if count:
+        terminalreporter.write_line(f"{count} tests need root and were left out: run them as root")
 
 
 @pytest.fixture
@@ -69,7 +102,13 @@ def seed() -> int:
     return value
 
 
-@pytest.fixture(params=["file", "loop512", "loop4096"])
+@pytest.fixture(
+    params=[
+        "file",
+        pytest.param("loop512", marks=pytest.mark.needs_root),
+        pytest.param("loop4096", marks=pytest.mark.needs_root),
+    ]
+)
 def make_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[StoreMaker]:
     """A function that makes a store of a size: in a file, and on loop devices of both blocks."""
     with ExitStack() as stack:

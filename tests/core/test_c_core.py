@@ -9,6 +9,7 @@ import subprocess
 import pytest
 
 from support.native import CORE, PURE_SOURCES, SANITIZERS, TESTS, build_executable
+from support.patience import WAIT_S
 
 MODEL = TESTS / "core" / "plan_model.c"
 PROGRAMS = {
@@ -34,7 +35,6 @@ PROGRAMS = {
         CORE / "zcrx_pending.c",
     ),
 }
-RUN_TIMEOUT_S = 60
 
 
 def test_every_c_test_is_run() -> None:
@@ -46,9 +46,7 @@ def test_every_c_test_is_run() -> None:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_c_program(name: str) -> None:
     program = build_executable(name, [*PROGRAMS[name], *PURE_SOURCES], flags=SANITIZERS)
-    done = subprocess.run(
-        [program], capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=False
-    )
+    done = subprocess.run([program], capture_output=True, text=True, timeout=WAIT_S, check=False)
     said = done.stdout + done.stderr
     counts = re.search(r"^(\d+) passed, (\d+) failed$", done.stdout, re.MULTILINE)
     assert counts is not None, said

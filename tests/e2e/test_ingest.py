@@ -22,11 +22,11 @@ from ingestd.store.image import read_image
 from support.daemon import Daemon, format_store, run_ingestd
 from support.ingest import Ingest, checksum, data_of, stored, trailer_block, wait_for_event
 from support.observe import assert_clean, scrape
+from support.patience import WAIT_S
 from support.stores import MIB, write_config
 
 StartDaemon = Callable[..., Daemon]
 Serve = Callable[..., Daemon]
-WAIT_S = 30.0
 
 
 def test_a_new_flow_with_everything_stated(serve: Serve, seed: int) -> None:

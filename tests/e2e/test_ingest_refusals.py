@@ -26,12 +26,12 @@ from support.ingest import (
     wait_for_event,
 )
 from support.observe import scrape
+from support.patience import WAIT_S
 from support.refusal import serve_refusal
 from support.stores import write_config
 
 Serve = Callable[..., Daemon]
 SECRET = bytes(range(32))
-WAIT_S = 30.0
 STRANGERS_COUNT = 600  # of whom the log shows some only
 
 
@@ -246,7 +246,7 @@ def test_a_sender_that_vanishes_in_its_hello(serve: Serve) -> None:
 
 
 def test_an_idle_flow_is_interrupted_and_goes_on(serve: Serve, seed: int) -> None:
-    daemon, data = serve(idle_timeout_s=0.5), data_of(seed, 5000)
+    daemon, data = serve(idle_timeout_s=3.0), data_of(seed, 5000)
     for stated in ({}, {"bytes": len(data), "trailer": True}):
         with Ingest(daemon.address) as sender:
             sender.begin(**stated)

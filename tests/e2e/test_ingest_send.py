@@ -19,6 +19,7 @@ from ingestd.client import connect, load_key
 from support.daemon import PROGRAM, Daemon, format_store, run_ingestd
 from support.ingest import checksum, data_of, stored
 from support.observe import assert_clean, scrape, wait_until
+from support.patience import WAIT_S
 from support.stores import MIB, write_config
 
 Serve = Callable[..., Daemon]
@@ -98,7 +99,7 @@ def test_a_file_goes_on_after_a_kill(
             assert_clean(store)
             time.sleep(0.2)
             daemon.start()
-        output, errors = sender.communicate(timeout=120)
+        output, errors = sender.communicate(timeout=WAIT_S)
     finally:
         sender.kill()
         sender.wait()

@@ -103,6 +103,11 @@ def test_one_flow_longer_than_the_store(
     payload = Payload(seed, 50 * MIB)
     slow = SocketSender(daemon.address)
     slow.write(b"slow one")
+    # Else it might be taken behind some of the others, and its beginning not be the oldest.
+    wait_until(
+        lambda: [e for e in list_flows(daemon.store) if e["durable_bytes"] == len(b"slow one")],
+        "its beginning is in the store",
+    )
     sent = send(daemon.address, payload)
     assert_sealed(sent)
     slow.write(b", its end")

@@ -19,6 +19,7 @@ from ingestd.errors import FlowInUseError, FlowNotFoundError, StoreError
 from support.daemon import PROGRAM, Daemon, format_store, run_ingestd
 from support.ingest import Ingest, data_of, wait_for_event
 from support.observe import assert_clean, assert_stored, flow_of, list_flows, scrape, wait_until
+from support.patience import WAIT_S
 from support.payload import Payload
 from support.senders import SocketSender, assert_sealed, send
 from support.stores import MIB, StoreMaker, write_config
@@ -208,7 +209,7 @@ def test_removals_race_with_senders_that_come_back(serve: Callable[..., Daemon],
             wait_until(lambda r=resumer: r.durable_bytes or r.error, "it is fed")
         begun_s = time.monotonic()
         gone: set[str] = set()
-        while len(gone) < len(resumers) and time.monotonic() < begun_s + (3 if gone else 30):
+        while len(gone) < len(resumers) and time.monotonic() < begun_s + (3 if gone else WAIT_S):
             left = [resumer.flow for resumer in resumers if resumer.flow not in gone]
             wanted = choose.sample(left, choose.randint(1, min(3, len(left))))
             done = subprocess.run(
@@ -250,7 +251,7 @@ def test_a_daemon_that_comes_and_goes_meanwhile(serve: Callable[..., Daemon], se
             if choose.randrange(2):
                 time.sleep(choose.random() * 0.3)
             daemon.start()
-            out, errors = rm.communicate(timeout=60)
+            out, errors = rm.communicate(timeout=WAIT_S)
         assert rm.returncode == 0, errors
         assert out.startswith(f"flow {item.flow}: removed".encode())
         assert item.flow not in flows_of(daemon)

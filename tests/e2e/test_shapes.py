@@ -22,6 +22,7 @@ from support.observe import (
     list_flows,
     wait_until,
 )
+from support.patience import WAIT_S
 from support.payload import Payload
 from support.senders import SocketSender, assert_sealed, send, send_all
 from support.stores import MIB, StoreMaker, store_config, write_config
@@ -173,7 +174,7 @@ def test_ingestd_send(daemon: Daemon, seed: int, tmp_path: Path) -> None:
             [PROGRAM, "send", "-", "--to", target, "--json"],
             stdin=source,
             capture_output=True,
-            timeout=60,
+            timeout=WAIT_S,
             check=True,
         )
     again = json.loads(piped.stdout)
@@ -206,6 +207,6 @@ def test_half_close_is_what_ends_a_flow(daemon: Daemon) -> None:
     sender.sock.settimeout(0.5)
     with pytest.raises(TimeoutError):
         sender.sock.recv(1)
-    sender.sock.settimeout(20)
+    sender.sock.settimeout(WAIT_S)
     sender.sock.shutdown(socket.SHUT_WR)
     assert sender.answer()["bytes"] == 1

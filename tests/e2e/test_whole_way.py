@@ -12,15 +12,15 @@ import urllib.request
 from typing import Any
 
 from support.daemon import Daemon, run_ingestd
+from support.patience import WAIT_S
 
-END_TIMEOUT_S = 30.0
 POLL_INTERVAL_S = 0.05
 SIZES = (0, 1, 4095, 4096, 4097, 3 * 1024 * 1024 + 17)
 
 
 def _send(address: tuple[str, int], payload: bytes) -> dict[str, Any]:
     """Send as any tool would: connect, send, half-close, read one line until the end."""
-    with socket.create_connection(address, timeout=30) as sock:
+    with socket.create_connection(address, timeout=WAIT_S) as sock:
         sock.sendall(payload)
         sock.shutdown(socket.SHUT_WR)
         with sock.makefile("rb") as answer:
@@ -61,7 +61,7 @@ def _assert_readable(daemon: Daemon, receipts: list[dict[str, Any]], payloads: l
 
 
 def _wait_for_end_of_flow(daemon: Daemon) -> None:
-    limit = time.monotonic() + END_TIMEOUT_S
+    limit = time.monotonic() + WAIT_S
     while not daemon.events("flow_interrupted") and not daemon.events("flow_sealed"):
         assert time.monotonic() < limit, daemon.log_lines()
         time.sleep(POLL_INTERVAL_S)
@@ -69,7 +69,7 @@ def _wait_for_end_of_flow(daemon: Daemon) -> None:
 
 def test_a_lost_sender_leaves_an_interrupted_flow(daemon: Daemon) -> None:
     payload = bytes(range(256)) * 4096
-    with socket.create_connection(daemon.address, timeout=30) as sock:
+    with socket.create_connection(daemon.address, timeout=WAIT_S) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         sock.sendall(payload)
     _wait_for_end_of_flow(daemon)
@@ -84,7 +84,7 @@ def test_a_lost_sender_leaves_an_interrupted_flow(daemon: Daemon) -> None:
 def test_metrics_count_what_was_received(daemon: Daemon) -> None:
     receipt = _send(daemon.address, b"x" * 100_000)
     assert receipt["state"] == "sealed"
-    with urllib.request.urlopen(daemon.metrics_url, timeout=10) as answer:
+    with urllib.request.urlopen(daemon.metrics_url, timeout=WAIT_S) as answer:
         text = answer.read().decode()
     samples = dict(
         line.rsplit(" ", 1) for line in text.splitlines() if line and not line.startswith("#")

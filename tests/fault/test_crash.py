@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import random
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from support.observe import (
     scrape,
     wait_until,
 )
+from support.patience import WAIT_S
 from support.payload import Payload
 from support.senders import Receipt, Sent, SocketSender, assert_sealed, send
 from support.stores import MIB, StoreMaker, write_config
@@ -31,6 +31,8 @@ from support.stores import MIB, StoreMaker, write_config
 StartDaemon = Callable[..., Daemon]
 PIECE_BYTES = 64 * 1024
 DRAIN_S = 3.0
+# What ends by itself lasts longer on a busy machine; what would wait for ever is still seen.
+DRAIN_LATE_S = 60.0
 CRASHES = 2
 
 
@@ -41,20 +43,30 @@ class Load:
     daemon: Daemon
     seed: int
     size_max: int
+    bytes_max: int | None = None  # a fast disk must not fill the store, which is another story
+    begun_bytes: int = 0
     sealed: list[Sent] = field(default_factory=list)
     lost: dict[str, Payload] = field(default_factory=dict)  # by peer: no answer came
     told: list[tuple[Payload, Receipt]] = field(default_factory=list)  # another answer came
     ending: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def wait_sealed(self, count: int) -> None:
         """Wait until so many flows are sealed; more will be by then."""
         wait_until(lambda: len(self.sealed) >= count, f"{count} flows are sealed")
+
+    def _may_begin(self, size: int) -> bool:
+        with self._lock:
+            self.begun_bytes += size
+            return self.bytes_max is None or self.begun_bytes <= self.bytes_max
 
     def run(self, number: int) -> None:
         """One thread's work."""
         choose = random.Random(self.seed * 1000 + number)
         while not self.ending.is_set():
             payload = Payload(choose.getrandbits(63), choose.randint(0, self.size_max))
+            if not self._may_begin(payload.size):
+                return
             try:
                 sender = SocketSender(self.daemon.address)
             except OSError:
@@ -146,12 +158,12 @@ def _check_after_crash(store: Path, sealed: list[Sent], lost: dict[str, Payload]
 def test_sigterm_in_the_middle_of_64_flows(
     make_store: StoreMaker, start_daemon: StartDaemon, tmp_path: Path, seed: int, checksum: str
 ) -> None:
-    """It ends with 0 in time; every sender has an answer, and every answer is true."""
+    """Every sender has an answer, and every answer is true; a second one ends the rest."""
     store = make_store(256 * MIB)
     config = write_config(
         tmp_path / "c.toml",
         store={"default": {"checksum": checksum, "area": "32MiB"}},
-        daemon={"drain_timeout_s": DRAIN_S},
+        daemon={"drain_timeout_s": 10 * WAIT_S},
     )
     daemon = start_daemon(store, config=config, log=tmp_path / "daemon.log")
     payloads = [Payload(seed + number, MIB + number) for number in range(64)]
@@ -162,21 +174,18 @@ def test_sigterm_in_the_middle_of_64_flows(
     wait_until(
         lambda: scrape(daemon).total("ingestd_received_bytes_total") == halves, "halves are taken"
     )
-    stopping = threading.Thread(target=lambda: exit_codes.append(daemon.stop(DRAIN_S + 2)))
-    exit_codes: list[int] = []
-    begun_s = time.monotonic()
-    stopping.start()
+    daemon.process.terminate()
     wait_until(lambda: daemon.events("draining"), "the drain has begun")
     answers = []
-    # Half of them end their flows in time, the others never do.
+    # Half of them end their flows while there is time, the others never do.
     for payload, sender in list(zip(payloads, senders, strict=True))[::2]:
         sender.write(payload.data()[MIB // 2 :])
         answers.append((payload, sender.finish()))
+    assert daemon.process.poll() is None
+    daemon.process.terminate()
     for payload, sender in list(zip(payloads, senders, strict=True))[1::2]:
         answers.append((payload, sender.answer()))
-    stopping.join()
-    assert time.monotonic() - begun_s <= DRAIN_S + 2
-    assert exit_codes == [0]
+    assert daemon.process.wait(WAIT_S) == 0
     sealed = [Sent(payload, receipt) for payload, receipt in answers[:32]]
     for sent in sealed:
         assert_sealed(sent, has_checksum=checksum == "crc32c")
@@ -201,13 +210,11 @@ def test_sigterm_under_full_load(
         daemon={"drain_timeout_s": DRAIN_S},
     )
     daemon = start_daemon(store, config=config, log=tmp_path / "daemon.log")
-    load = Load(daemon, seed, MIB)
+    load = Load(daemon, seed, MIB, bytes_max=384 * MIB)
     with ThreadPoolExecutor(64) as pool:
         running = [pool.submit(load.run, number) for number in range(64)]
         load.wait_sealed(40)
-        begun_s = time.monotonic()
-        assert daemon.stop(DRAIN_S + 2) == 0
-        assert time.monotonic() - begun_s <= DRAIN_S + 2
+        assert daemon.stop(DRAIN_S + DRAIN_LATE_S) == 0
         load.ending.set()
     for result in running:
         result.result()
@@ -223,17 +230,18 @@ def test_sigterm_under_full_load(
     assert_clean(store)
 
 
-def test_second_sigterm_ends_the_drain(store_path: Path, start_daemon: StartDaemon) -> None:
+def test_second_sigterm_ends_the_drain(
+    store_path: Path, start_daemon: StartDaemon, tmp_path: Path
+) -> None:
     """Without it the open flow would be waited for."""
-    daemon = start_daemon(store_path)
+    config = write_config(tmp_path / "c.toml", daemon={"drain_timeout_s": 10 * WAIT_S})
+    daemon = start_daemon(store_path, config=config)
     sender = SocketSender(daemon.address)
     sender.write(b"x" * 5000)
     wait_until(lambda: list_flows(store_path), "the flow is there")
-    begun_s = time.monotonic()
     daemon.process.terminate()
     wait_until(lambda: daemon.events("draining"), "the drain has begun")
     assert daemon.stop() == 0
-    assert time.monotonic() - begun_s < 5
     receipt = sender.answer()
     assert receipt["error"] == "shutdown"
     assert receipt["bytes"] == 5000

@@ -129,7 +129,7 @@ def test_mixture(
         if ending == "kill":
             daemon.kill()
         else:
-            assert daemon.stop(2 + 3) == 0
+            assert daemon.stop() == 0
     for result in running:
         result.result()
     assert memory_bytes <= settings["workers"] * settings["area"] + RSS_BEYOND_AREA_MAX

@@ -25,6 +25,7 @@ from support.observe import (
     scrape,
     wait_until,
 )
+from support.patience import WAIT_S
 from support.payload import Payload
 from support.senders import SocketSender, assert_sealed, send
 from support.stores import MIB, StoreMaker, write_config
@@ -172,7 +173,7 @@ def test_sender_that_never_half_closes(
     store_path: Path, start_daemon: StartDaemon, tmp_path: Path, seed: int
 ) -> None:
     """After the idle time it is told what is durable; others do not notice."""
-    daemon = _start(start_daemon, store_path, tmp_path, idle_timeout_s=1.0)
+    daemon = _start(start_daemon, store_path, tmp_path, idle_timeout_s=3.0)
     payload = Payload(seed, 123_457)
     sender = SocketSender(daemon.address)
     sender.write(payload.data())
@@ -196,15 +197,15 @@ def test_slow_sender_is_not_idle(
     store_path: Path, start_daemon: StartDaemon, tmp_path: Path, seed: int
 ) -> None:
     """A byte now and then is enough, for longer than the idle time."""
-    daemon = _start(start_daemon, store_path, tmp_path, idle_timeout_s=1.0)
-    payload = Payload(seed, 6)
+    daemon = _start(start_daemon, store_path, tmp_path, idle_timeout_s=4.0)
+    payload = Payload(seed, 12)
     sender = SocketSender(daemon.address)
     for byte in payload.data():
         sender.write(bytes([byte]))
         sender.sock.settimeout(0.4)
         with pytest.raises(TimeoutError):
             sender.sock.recv(1)
-    sender.sock.settimeout(20)
+    sender.sock.settimeout(WAIT_S)
     assert sender.finish()["state"] == "sealed"
 
 
@@ -237,7 +238,7 @@ def test_sender_that_goes_on_after_the_idle_time(
     store_path: Path, start_daemon: StartDaemon, tmp_path: Path, seed: int
 ) -> None:
     """What comes after the answer is not taken, and the answer still arrives."""
-    daemon = _start(start_daemon, store_path, tmp_path, idle_timeout_s=0.4)
+    daemon = _start(start_daemon, store_path, tmp_path, idle_timeout_s=3.0)
     sender = SocketSender(daemon.address)
     sender.write(b"a" * 1000)
     wait_until(lambda: daemon.events("flow_interrupted"), "the flow is interrupted")
@@ -265,6 +266,6 @@ def test_more_connections_than_the_listener_takes(
     assert scrape(daemon).total("ingestd_flows", state="open") == 4
     assert scrape(daemon).total("ingestd_flows_total", outcome="opened") == 4
     first[0].reset()
-    fifth.sock.settimeout(20)
+    fifth.sock.settimeout(WAIT_S)
     assert fifth.finish()["bytes"] == 1
     assert daemon.process.poll() is None

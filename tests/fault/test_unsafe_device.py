@@ -29,6 +29,7 @@ def _content(device: Path) -> bytes:
     return device.read_bytes()
 
 
+@pytest.mark.needs_root
 def test_mounted_device_is_refused_even_by_force(device: Path, tmp_path: Path) -> None:
     make_ext4(device)
     with mounted(device, tmp_path / "mnt") as directory:
@@ -41,6 +42,7 @@ def test_mounted_device_is_refused_even_by_force(device: Path, tmp_path: Path) -
         assert (directory / "precious").read_text() == "still here"
 
 
+@pytest.mark.needs_root
 def test_store_on_a_mounted_device_is_not_served(device: Path, tmp_path: Path) -> None:
     """Serving opens a device for itself alone, whatever its bytes say."""
     run_ingestd("format", device)
@@ -53,6 +55,7 @@ def test_store_on_a_mounted_device_is_not_served(device: Path, tmp_path: Path) -
         serve_refusal(StoreBusyError, device)
 
 
+@pytest.mark.needs_root
 def test_partitioned_device(tmp_path: Path) -> None:
     with loop_device(tmp_path / "disk.img", DEVICE_BYTES, 512, "--partscan") as device:
         write_partition_table(device)
@@ -71,6 +74,7 @@ def test_partitioned_device(tmp_path: Path) -> None:
         run_ingestd("info", device)
 
 
+@pytest.mark.needs_root
 @pytest.mark.parametrize("program", ["mkfs.ext4 -q -F", "mkswap"])
 def test_foreign_signature(device: Path, program: str) -> None:
     run(*program.split(), device)
@@ -85,6 +89,7 @@ def test_foreign_signature(device: Path, program: str) -> None:
     assert run("wipefs", "--no-act", "--noheadings", device) == ""
 
 
+@pytest.mark.needs_root
 def test_store_is_not_formatted_over(device: Path) -> None:
     run_ingestd("format", device)
     before = _content(device)
@@ -95,6 +100,7 @@ def test_store_is_not_formatted_over(device: Path) -> None:
     assert _content(device) != before
 
 
+@pytest.mark.needs_root
 def test_served_device_is_not_formatted(device: Path, tmp_path: Path, seed: int) -> None:
     run_ingestd("format", device)
     with Daemon(device, log=tmp_path / "daemon.log"):
@@ -103,6 +109,7 @@ def test_served_device_is_not_formatted(device: Path, tmp_path: Path, seed: int)
         serve_refusal(StoreBusyError, device)
 
 
+@pytest.mark.needs_root
 def test_file_under_a_loop_device(tmp_path: Path) -> None:
     backing = tmp_path / "disk.img"
     with loop_device(backing, DEVICE_BYTES) as device:
@@ -137,6 +144,7 @@ def test_segment_size_that_is_no_multiple(tmp_path: Path) -> None:
         assert not path.exists()
 
 
+@pytest.mark.needs_root
 def test_sizes_too_small_and_too_large(tmp_path: Path) -> None:
     path = tmp_path / "store.img"
     assert "too small" in refusal(StoreError, "format", path, "--size", "1MiB")
@@ -150,6 +158,7 @@ def test_sizes_too_small_and_too_large(tmp_path: Path) -> None:
         refusal(StoreError, "format", device, "--size", str(DEVICE_BYTES + 4096))
 
 
+@pytest.mark.needs_root
 def test_device_whose_size_is_no_multiple_of_a_block(tmp_path: Path, seed: int) -> None:
     """An odd number of sectors: the last ones are left alone."""
     with loop_device(tmp_path / "disk.img", DEVICE_BYTES + 3 * 512) as device:

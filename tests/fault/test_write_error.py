@@ -145,6 +145,7 @@ def short_device(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
         yield device, directory
 
 
+@pytest.mark.needs_root
 @pytest.mark.parametrize("checksum", ["crc32c", "none"])
 def test_block_device_that_cannot_write(
     short_device: tuple[Path, Path],
@@ -172,6 +173,7 @@ def test_block_device_that_cannot_write(
     run_ingestd("verify", device)
 
 
+@pytest.mark.needs_root
 def test_a_device_that_is_gone_and_comes_back(
     start_daemon: StartDaemon, tmp_path: Path, seed: int
 ) -> None:
@@ -205,6 +207,7 @@ def test_a_device_that_is_gone_and_comes_back(
         run_ingestd("verify", device)
 
 
+@pytest.mark.needs_root
 def test_sessions_on_a_device_that_is_gone_go_on_when_it_is_back(
     start_daemon: StartDaemon, tmp_path: Path, seed: int
 ) -> None:

@@ -19,8 +19,8 @@ from typing import Any, Final, NamedTuple
 
 from support.crash_disk import Disk
 from support.native import CORE, PURE_SOURCES, SANITIZERS, TESTS, build_executable
+from support.patience import WAIT_S
 
-RUN_TIMEOUT_S: Final = 60
 HEAD: Final = struct.Struct("<IIQQQ")
 (FLOW, WRITE, DONE, FLUSH, FLUSHED, PLACED, DURABLE, ANSWER, ENDED) = range(1, 10)
 
@@ -47,7 +47,7 @@ def _run(*arguments: object) -> bytes:
     done = subprocess.run(
         [stage_program(), *map(str, arguments)],
         capture_output=True,
-        timeout=RUN_TIMEOUT_S,
+        timeout=WAIT_S,
         check=False,
     )
     command = " ".join(["crash_stage", *map(str, arguments)])

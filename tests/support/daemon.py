@@ -19,9 +19,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
-READY_TIMEOUT_S: Final = 30.0
-STOP_TIMEOUT_S: Final = 30.0
-COMMAND_TIMEOUT_S: Final = 60.0
+from support.patience import WAIT_S
+
 POLL_INTERVAL_S: Final = 0.02
 READY_EVENT: Final = "ready"
 
@@ -38,7 +37,7 @@ def free_port(host: str = "127.0.0.1") -> int:
 
 
 def run_ingestd(
-    *arguments: str | os.PathLike[str], code: int = 0, timeout_s: float = COMMAND_TIMEOUT_S
+    *arguments: str | os.PathLike[str], code: int = 0, timeout_s: float = WAIT_S
 ) -> subprocess.CompletedProcess[bytes]:
     """Run one command of ingestd to its end and assert its exit code."""
     result = subprocess.run(
@@ -132,7 +131,7 @@ class Daemon:
         return host.strip("[]"), int(port)
 
     def _wait_until_ready(self, starts_before: int) -> None:
-        limit = time.monotonic() + READY_TIMEOUT_S
+        limit = time.monotonic() + WAIT_S
         while len(self.events(READY_EVENT)) == starts_before:
             if self.process.poll() is not None or time.monotonic() > limit:
                 self.kill()
@@ -151,7 +150,7 @@ class Daemon:
         """Return the log's lines of one event."""
         return [line for line in self.log_lines() if line.get("event") == name]
 
-    def stop(self, timeout_s: float = STOP_TIMEOUT_S) -> int:
+    def stop(self, timeout_s: float = WAIT_S) -> int:
         """Ask the daemon to end by SIGTERM and return its exit code."""
         self.process.send_signal(signal.SIGTERM)
         try:

@@ -22,10 +22,10 @@ from ingestd.store.image import read_image
 from ingestd.store.reader import read_flow
 from support.daemon import Daemon
 from support.observe import wait_until
+from support.patience import WAIT_S
 from support.payload import Payload
 
 BLOCK_BYTES: Final = 4096
-TIMEOUT_S: Final = 60.0
 ZEROS: Final = "0" * 64
 Line = dict[str, Any]
 
@@ -59,7 +59,7 @@ class Ingest:
         self.sock = socket.socket(family)
         if receive_buffer_bytes:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
-        self.sock.settimeout(TIMEOUT_S)
+        self.sock.settimeout(WAIT_S)
         self.sock.connect(address)
         self.lines: list[Line] = []  # all that came
         self._rest = b""

@@ -19,7 +19,8 @@ from typing import Final, NoReturn
 
 import pytest
 
-COMMAND_TIMEOUT_S: Final = 60.0
+from support.patience import WAIT_S
+
 LOOP_SET_STATUS64: Final = 0x4C04
 LOOP_GET_STATUS64: Final = 0x4C05
 LOOP_INFO64_BYTES: Final = 232
@@ -40,7 +41,7 @@ def run(*command: str | Path) -> str:
         [str(word) for word in command],
         capture_output=True,
         text=True,
-        timeout=COMMAND_TIMEOUT_S,
+        timeout=WAIT_S,
         check=False,
     )
     assert result.returncode == 0, f"{command}: {result.stderr}"
@@ -51,7 +52,7 @@ def _attach(backing: Path, block_bytes: int, flags: tuple[str, ...]) -> Path:
     command = ["losetup", "--find", "--show", "--sector-size", str(block_bytes), *flags]
     try:
         found = subprocess.run(
-            [*command, str(backing)], capture_output=True, text=True, timeout=60, check=False
+            [*command, str(backing)], capture_output=True, text=True, timeout=WAIT_S, check=False
         )
     except FileNotFoundError:
         cannot("losetup is missing: apt-get install mount")
@@ -108,7 +109,7 @@ def mounted(device: Path, directory: Path) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        subprocess.run(["umount", "--lazy", str(directory)], timeout=60, check=False)
+        subprocess.run(["umount", "--lazy", str(directory)], timeout=WAIT_S, check=False)
 
 
 def make_ext4(device: Path) -> None:
@@ -123,7 +124,7 @@ def frozen(directory: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["fsfreeze", "--unfreeze", str(directory)], timeout=60, check=False)
+        subprocess.run(["fsfreeze", "--unfreeze", str(directory)], timeout=WAIT_S, check=False)
 
 
 def write_partition_table(device: Path, first_sector: int = 2048, sectors: int = 4096) -> None:
@@ -153,7 +154,7 @@ def tmpfs(directory: Path, size: str) -> Iterator[Path]:
     try:
         yield directory
     finally:
-        subprocess.run(["umount", "--lazy", str(directory)], timeout=60, check=False)
+        subprocess.run(["umount", "--lazy", str(directory)], timeout=WAIT_S, check=False)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
+from support.observe import wait_until
+
 MESSAGE_BYTES_MAX: Final = 65536
 
 
@@ -41,6 +43,13 @@ class NotifySocket:
     def _collect(self) -> None:
         while data := self._socket.recv(MESSAGE_BYTES_MAX):
             self.messages.append((time.monotonic(), data.decode().split("\n")))
+
+    def catch_up(self) -> None:
+        """Return when all that was sent before is among the messages: a socket keeps the order."""
+        mark = f"X_MARK={len(self.messages)}-{time.monotonic_ns()}"
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as marker:
+            marker.sendto(mark.encode(), str(self.path))
+        wait_until(lambda: self.times(mark), "the mark has come back")
 
     def times(self, line: str) -> list[float]:
         """When a line came; it may end in "=" to stand for any value."""

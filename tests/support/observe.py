@@ -18,19 +18,18 @@ from prometheus_client.parser import text_string_to_metric_families
 from ingestd.store.image import read_image
 from ingestd.store.reader import read_flow
 from support.daemon import PROGRAM, Daemon, run_ingestd
+from support.patience import WAIT_S
 from support.payload import Payload
 from support.senders import Receipt, Sent
 
 READ_BYTES: Final = 1024 * 1024
-WAIT_TIMEOUT_S: Final = 20.0
 POLL_INTERVAL_S: Final = 0.05
-SCRAPE_TIMEOUT_S: Final = 10.0
 MIB: Final = 1024 * 1024
 # What the daemon may use beside its area, whatever the load.
 RSS_BEYOND_AREA_MAX: Final = 64 * MIB
 
 
-def wait_until(holds: Callable[[], Any], what: str, timeout_s: float = WAIT_TIMEOUT_S) -> Any:
+def wait_until(holds: Callable[[], Any], what: str, timeout_s: float = WAIT_S) -> Any:
     """Return the first true value of holds(); fail when none comes in time."""
     limit = time.monotonic() + timeout_s
     while True:
@@ -61,7 +60,7 @@ class Metrics:
 
 def scrape(daemon: Daemon) -> Metrics:
     """Ask the daemon for its metrics."""
-    with urllib.request.urlopen(daemon.metrics_url, timeout=SCRAPE_TIMEOUT_S) as answer:
+    with urllib.request.urlopen(daemon.metrics_url, timeout=WAIT_S) as answer:
         return Metrics(answer.read().decode())
 
 

@@ -32,6 +32,8 @@ from typing import Any
 
 from crc32c import crc32c
 
+from support.patience import WAIT_S
+
 HOST = "127.0.0.1"
 BLOCK_BYTES = 4096
 HELLO_FIELDS = {"flow", "resume", "name", "labels", "bytes", "trailer", "key", "mac"}
@@ -134,12 +136,12 @@ class ProtocolServer:
 
     def join(self) -> None:
         for thread in self._threads:
-            thread.join(20)
+            thread.join(WAIT_S)
             assert not thread.is_alive()
 
     def _serve(self, connection: socket.socket) -> None:
         with connection:
-            connection.settimeout(20)
+            connection.settimeout(WAIT_S)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
                 _Connection(self, connection, self._lock, self._random).serve()
@@ -192,7 +194,7 @@ class _Connection:
         self._say(**{**greeting, **self._behaviour.greeting})
         hello = self._hello()
         if self._behaviour.meeting is not None:
-            self._behaviour.meeting.wait(20)
+            self._behaviour.meeting.wait(WAIT_S)
         with self._lock:
             if self._behaviour.refusals:
                 fields = dict(self._behaviour.refusals.pop(0))
@@ -377,6 +379,6 @@ def running(
         raise
     finally:
         server.close()
-        thread.join(20)
+        thread.join(WAIT_S)
     server.join()
     assert server.complaints == []

@@ -8,7 +8,8 @@ import signal
 import subprocess
 
 from ingestd.errors import IngestdError
-from support.daemon import COMMAND_TIMEOUT_S, PROGRAM
+from support.daemon import PROGRAM
+from support.patience import WAIT_S
 
 ERROR_PREFIX = "ingestd: error: "
 
@@ -28,7 +29,7 @@ def refusal(
         text=True,
     )
     try:
-        _, errors = process.communicate(timeout=COMMAND_TIMEOUT_S)
+        _, errors = process.communicate(timeout=WAIT_S)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGKILL)
         process.communicate()

@@ -26,8 +26,8 @@ from ingestd.log import Log
 from support.fake_core import FakeCore
 from support.fake_log import Recorder
 from support.fake_store import FakeOpener
+from support.patience import WAIT_S
 
-WAIT_S = 10.0
 ONE_STORE: dict[str, Any] = {
     "store": {"data": {"path": "/dev/made-up"}},
     "listener": {"in": {"address": "127.0.0.1:0"}},
@@ -125,12 +125,21 @@ class Scene:
         return store
 
 
+def _told_so_far(path: Path, told: list[str]) -> list[str]:
+    """What the reader has when a mark of ours comes out of the socket, which keeps the order."""
+    mark = f"mark {time.monotonic_ns()}"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as marker:
+        marker.sendto(mark.encode(), str(path))
+    wait_for(lambda: mark in told, "the mark")
+    return [message for message in told[: told.index(mark)] if not message.startswith("mark ")]
+
+
 @contextmanager
 def service_manager(path: Path) -> Iterator[Callable[[], list[str]]]:
     """Stand in for systemd at a socket.
 
     Yields a function that returns what was told so far, one message an item,
-    with its newlines as spaces.
+    with its newlines as spaces; nothing that was told before it is called is missing.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(path))
@@ -143,7 +152,7 @@ def service_manager(path: Path) -> Iterator[Callable[[], list[str]]]:
         # A thread of its own: the daemon blocks when nobody reads what it tells.
         reader = threading.Thread(target=read)
         reader.start()
-        yield lambda: list(told)
+        yield lambda: _told_so_far(path, told)
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as last:
             last.sendto(b"", str(path))
         reader.join()

@@ -19,9 +19,9 @@ from typing import Any, Final, Protocol
 
 import pytest
 
+from support.patience import WAIT_S
 from support.payload import Payload
 
-ANSWER_TIMEOUT_S: Final = 60.0
 LINE_BYTES_MAX: Final = 65536
 Address = tuple[str, int]
 Receipt = dict[str, Any]
@@ -54,7 +54,7 @@ class SocketSender:
     """A TCP socket of this process."""
 
     def __init__(self, address: Address, source: Address | None = None) -> None:
-        self.sock = socket.create_connection(address, ANSWER_TIMEOUT_S, source_address=source)
+        self.sock = socket.create_connection(address, WAIT_S, source_address=source)
 
     @property
     def peer(self) -> str:
@@ -103,7 +103,7 @@ class ProgramSender:
 
     def finish(self) -> Receipt:
         try:
-            line, errors = self.process.communicate(timeout=ANSWER_TIMEOUT_S)
+            line, errors = self.process.communicate(timeout=WAIT_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.communicate()
@@ -121,7 +121,7 @@ def socat_sender(address: Address) -> Sender:
     """-t: after its input's end, how long socat waits for the other side's."""
     host, port = address
     target = f"TCP6:[{host}]:{port}" if ":" in host else f"TCP4:{host}:{port}"
-    return ProgramSender("socat", "-t", str(int(ANSWER_TIMEOUT_S)), "-", target)
+    return ProgramSender("socat", "-t", str(int(WAIT_S)), "-", target)
 
 
 SENDERS: Final[dict[str, Callable[[Address], Sender]]] = {

@@ -29,6 +29,7 @@ from ingestd.cli import main
 from ingestd.cli.main import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, exit_codes
 from ingestd.cli.output import print_pairs, print_table, progress_bar, short_time
 from ingestd.errors import IngestdError
+from support.patience import WAIT_S
 
 FLOW = str(uuid.UUID(int=9))
 Capture = pytest.CaptureFixture[str]
@@ -263,7 +264,7 @@ def receiver() -> Iterator[int]:
         thread.start()
         yield server.getsockname()[1]
         server.shutdown(socket.SHUT_RDWR)
-        thread.join(10)
+        thread.join(WAIT_S)
 
 
 def _seal(connection: socket.socket) -> None:
@@ -296,7 +297,7 @@ def test_send_standard_input(receiver: int) -> None:
         "send", "-", "--to", f"127.0.0.1:{receiver}", "--json",
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
-        out, err = process.communicate(b"a" * 300_000, timeout=30)
+        out, err = process.communicate(b"a" * 300_000, timeout=WAIT_S)
     assert (process.returncode, err) == (0, b"")
     assert json.loads(out)["bytes"] == 300_000
 
@@ -331,14 +332,14 @@ def test_interrupt_from_the_keyboard_is_130_and_quiet(receiver: int) -> None:
         _wait_until_connected(process.pid, receiver)
         _wait_until_idle(process.pid)
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == EXIT_INTERRUPTED
+        assert process.wait(WAIT_S) == EXIT_INTERRUPTED
         assert process.stderr is not None
         assert process.stderr.read() == b""
 
 
 def _wait_until_connected(pid: int, port: int) -> None:
     """Until a socket of the process is connected: then its command runs."""
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + WAIT_S
     remote = f":{port:04X}"
     while time.monotonic() < deadline_s:
         rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()[1:]]
@@ -353,7 +354,7 @@ def _wait_until_connected(pid: int, port: int) -> None:
 
 def _wait_until_idle(pid: int) -> None:
     """Until the process waits for input: an interrupt in the middle of an import may get lost."""
-    deadline_s = time.monotonic() + 20
+    deadline_s = time.monotonic() + WAIT_S
     seen: list[list[str]] = []
     while time.monotonic() < deadline_s:
         # State, and the times used in user and in kernel mode: proc_pid_stat(5).
@@ -372,7 +373,7 @@ def test_reader_that_goes_away_is_quiet() -> None:
     read_fd, write_fd = os.pipe()
     os.close(read_fd)
     with _program("--help", stdout=write_fd, stderr=subprocess.PIPE) as process:
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=WAIT_S)
     os.close(write_fd)
     assert err == b""
     config = Path(__file__).parents[2] / "config" / "ingestd.toml"
@@ -381,7 +382,7 @@ def test_reader_that_goes_away_is_quiet() -> None:
     with _program(
         "check-config", "-c", str(config), stdout=write_fd, stderr=subprocess.PIPE
     ) as process:
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=WAIT_S)
     os.close(write_fd)
     assert (process.returncode, err) == (EXIT_BROKEN_PIPE, b"")
 
@@ -393,7 +394,7 @@ def test_output_in_another_script_needs_no_locale(tmp_path: Path) -> None:
         "check-config", "-c", str(config), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         variables={"PYTHONIOENCODING": "ascii"},
     ) as process:  # fmt: skip
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=WAIT_S)
     assert (process.returncode, err) == (0, b"")
     assert b"/var/\\u03a9" in out
 
@@ -404,7 +405,7 @@ def test_full_disk_under_the_output_is_told() -> None:
         Path("/dev/full").open("wb") as full,
         _program("check-config", "-c", str(config), stdout=full, stderr=subprocess.PIPE) as process,
     ):
-        _, err = process.communicate(timeout=30)
+        _, err = process.communicate(timeout=WAIT_S)
     assert process.returncode == errors.SystemCallError.exit_code
     assert "No space left on device" in _one_error(err.decode())
 
@@ -428,7 +429,7 @@ def test_commands_import_what_they_need_and_no_more(command: list[str]) -> None:
         capture_output=True,
         text=True,
         check=True,
-        timeout=30,
+        timeout=WAIT_S,
         env=_environment(),
     )
     assert heavy & set(result.stderr.splitlines()) <= allowed

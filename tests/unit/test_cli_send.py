@@ -21,13 +21,13 @@ import pytest
 
 from ingestd.cli.main import EXIT_INTERRUPTED, main
 from support.daemon import PROGRAM
+from support.patience import WAIT_S
 from support.payload import Payload
 from support.protocol_server import ProtocolServer, running
 
 FLOW = str(uuid.UUID(int=99))
 SECRET = "00112233445566778899aabbccddeeff"
 MIB = 1 << 20
-WAIT_S = 20.0
 Capture = pytest.CaptureFixture[str]
 
 
@@ -131,7 +131,7 @@ def test_pipe_is_kept_in_a_bounded_buffer(tmp_path: Path) -> None:
         running(drop_chance=0.03, receipts_lost=1) as server,
         _start(server, "-", "--buffer", "256KiB", "--json", stdin=subprocess.PIPE) as process,
     ):
-        out, err = process.communicate(payload.data(), timeout=60)
+        out, err = process.communicate(payload.data(), timeout=WAIT_S)
         assert process.returncode == 0, err
         assert bytes(server.only_flow().data) == payload.data()
     assert json.loads(out)["checksum"] == payload.checksum()

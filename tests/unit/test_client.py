@@ -21,6 +21,7 @@ import pytest
 from ingestd.client import send_stream
 from ingestd.errors import SenderError, SystemCallError
 from ingestd.protocol import LINE_BYTES_MAX, Receipt, ReceiptState, format_receipt
+from support.patience import WAIT_S
 
 FLOW = str(uuid.UUID(int=7))
 HOST = "127.0.0.1"
@@ -40,7 +41,7 @@ class MadeUpDaemon:
     def _run(self) -> None:
         connection, _ = self._listener.accept()
         with connection:
-            connection.settimeout(20)
+            connection.settimeout(WAIT_S)
             self._behave(self, connection)
 
     def receive_all(self, connection: socket.socket) -> None:
@@ -57,7 +58,7 @@ class MadeUpDaemon:
         try:
             yield self
         finally:
-            self._thread.join(20)
+            self._thread.join(WAIT_S)
             self._listener.close()
             assert not self._thread.is_alive()
 
@@ -181,7 +182,7 @@ def test_early_answer_is_noticed_while_the_input_is_silent() -> None:
 
     def feed(writer: BinaryIO) -> None:
         writer.write(b"x" * 10)
-        done.wait(20)
+        done.wait(WAIT_S)
 
     reader, thread = _pipe(feed)
     begun_s = time.monotonic()
@@ -192,7 +193,7 @@ def test_early_answer_is_noticed_while_the_input_is_silent() -> None:
             pytest.raises(SenderError, match="store_full"),
         ):
             send_stream(reader, HOST, daemon.port)
-        assert time.monotonic() - begun_s < 15
+        assert time.monotonic() - begun_s < WAIT_S
     finally:
         done.set()
         thread.join()
@@ -259,7 +260,7 @@ def test_receipt_that_never_comes() -> None:
 
     def behave(daemon: MadeUpDaemon, connection: socket.socket) -> None:
         daemon.receive_all(connection)
-        done.wait(20)
+        done.wait(WAIT_S)
 
     with MadeUpDaemon(behave).running() as daemon:
         with pytest.raises(SenderError, match=r"no receipt within 0\.2 s"):
@@ -310,7 +311,7 @@ def test_killed_sender_resets_the_connection() -> None:
         assert sender.stdin is not None
         sender.stdin.write(b"half of it")
         sender.stdin.flush()
-        deadline_s = time.monotonic() + 20
+        deadline_s = time.monotonic() + WAIT_S
         while not daemon.received and time.monotonic() < deadline_s:
             time.sleep(0.01)
         sender.kill()

@@ -17,13 +17,13 @@ import pytest
 
 from ingestd.client import FlowWriter, Key, connect
 from ingestd.errors import SenderError, SystemCallError, UsageError
+from support.patience import WAIT_S
 from support.payload import Payload
 from support.protocol_server import ProtocolServer, running
 
 FLOW = str(uuid.UUID(int=77))
 SECRET = b"0123456789abcdef"
 MIB = 1 << 20
-WAIT_S = 20.0
 
 
 def _wait_until(condition: Callable[[], bool]) -> None:
@@ -304,12 +304,12 @@ def test_loss_and_return_are_told() -> None:
 
 def test_flow_with_nothing_to_send_stays_away_until_it_has() -> None:
     with running() as server:
-        with connect(server.address, retry_s=0.5) as flow:
+        with connect(server.address, retry_s=3.0) as flow:
             flow.write(b"a")
             _wait_until(lambda: flow.durable_offset == 1)
             server.drop_all()
             _wait_until(lambda: server.counts["drops"] == 1)
-            time.sleep(0.6)  # more than retry_s: nothing was lacking all that time
+            time.sleep(3.5)  # more than retry_s: nothing was lacking all that time
             assert server.counts["connections"] == 1
             flow.write(b"b")
         assert bytes(server.only_flow().data) == b"ab"

@@ -15,6 +15,7 @@ from ingestd.address import Address
 from ingestd.client.link import Link, LinkLost
 from ingestd.errors import SenderError
 from ingestd.protocol.lines import Durable, Sealed, format_line
+from support.patience import WAIT_S
 
 HOST = "127.0.0.1"
 FLOW = "0192f0c1-2b3c-7def-8000-123456789abc"
@@ -102,7 +103,7 @@ def test_lines_in_pieces_and_together() -> None:
         assert link.line() is None
         text = format_line(Durable(5))
         peer.sendall(text[:7])
-        assert link.wait(wants_to_send=False, timeout_s=5)
+        assert link.wait(wants_to_send=False, timeout_s=WAIT_S)
         assert link.line() is None
         peer.sendall(text[7:] + b'{"type": "later"}\n' + format_line(sealed))
         assert link.next_line("line", 5) == Durable(5)

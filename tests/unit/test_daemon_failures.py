@@ -29,7 +29,8 @@ from ingestd.errors import (
 )
 from support.fake_core import CoreFault
 from support.fake_store import FakeOpener, recovery
-from support.scene import ONE_STORE, TWO_STORES, WAIT_S, Scene, service_manager, wait_for
+from support.patience import WAIT_S
+from support.scene import ONE_STORE, TWO_STORES, Scene, service_manager, wait_for
 
 
 @pytest.fixture

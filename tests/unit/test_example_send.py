@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from support.patience import WAIT_S
 from support.payload import Payload
 from support.protocol_server import running
 
@@ -25,7 +26,7 @@ def _run(*arguments: str, key: str = "") -> subprocess.CompletedProcess[str]:
         [sys.executable, "-I", str(EXAMPLE), *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WAIT_S,
         check=False,
         env={**os.environ, "INGEST_KEY": key},
     )

@@ -14,6 +14,7 @@ from ingestd.address import Address, parse_address
 from ingestd.daemon import listen
 from ingestd.daemon.listen import ListenerSockets, bind_problem, open_listener
 from ingestd.errors import ListenError
+from support.patience import WAIT_S
 
 
 def _has_ipv6() -> bool:
@@ -52,8 +53,8 @@ def test_one_worker_gets_the_real_port(opened: ExitStack) -> None:
     ((sock,),) = sockets.per_worker
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) == 0
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
-    with socket.create_connection(address, timeout=5):
-        sock.settimeout(5)
+    with socket.create_connection(address, timeout=WAIT_S):
+        sock.settimeout(WAIT_S)
         sock.accept()[0].close()
 
 
@@ -63,7 +64,7 @@ def test_workers_share_one_port_and_the_connections(opened: ExitStack) -> None:
     assert len(_ports(sockets)) == 1
     accepted = [0, 0, 0]
     for _ in range(60):
-        opened.enter_context(socket.create_connection(sockets.addresses[0], timeout=5))
+        opened.enter_context(socket.create_connection(sockets.addresses[0], timeout=WAIT_S))
     for index, (sock,) in enumerate(sockets.per_worker):
         sock.setblocking(False)
         while True:
@@ -92,7 +93,7 @@ def test_a_port_in_time_wait_is_free(opened: ExitStack) -> None:
     """A daemon that restarts binds its port again at once."""
     first = open_listener("in", parse_address("127.0.0.1:0"), 1)
     address = first.addresses[0]
-    client = socket.create_connection(address, timeout=5)
+    client = socket.create_connection(address, timeout=WAIT_S)
     served, _ = first.per_worker[0][0].accept()
     served.close()  # first to close: the TIME-WAIT is the server's
     client.close()
@@ -125,9 +126,9 @@ def test_any_is_one_socket_for_both_families(opened: ExitStack) -> None:
     port = sockets.addresses[0].port
     assert str(sockets.addresses[0]) == f"[::]:{port}"
     assert sockets.note == ""
-    sock.settimeout(5)
+    sock.settimeout(WAIT_S)
     for host in ("127.0.0.1", "::1"):
-        with socket.create_connection((host, port), timeout=5):
+        with socket.create_connection((host, port), timeout=WAIT_S):
             sock.accept()[0].close()
 
 
@@ -135,7 +136,7 @@ def test_any_is_one_socket_for_both_families(opened: ExitStack) -> None:
 def test_an_ipv6_address_leaves_ipv4_alone(opened: ExitStack) -> None:
     port = _open(opened, "[::]:0").addresses[0].port
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(("127.0.0.1", port), timeout=5)
+        socket.create_connection(("127.0.0.1", port), timeout=WAIT_S)
 
 
 def test_any_without_ipv6_says_so(opened: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,7 +170,7 @@ def test_a_name_is_bound_at_all_its_addresses(
     assert len(_ports(sockets)) == 1
     for address in sockets.addresses:
         with socket.socket() as client:
-            client.settimeout(5)
+            client.settimeout(WAIT_S)
             client.connect(address)
 
 

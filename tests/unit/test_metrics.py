@@ -27,6 +27,7 @@ from ingestd.daemon.metrics_server import MetricsServer, start_metrics
 from ingestd.errors import ListenError
 from support.fake_core import FakeCore, counter_names
 from support.fake_store import MIB, FakeStore
+from support.patience import WAIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 REFUSED = {("data", "in", "unauthorised"): 3}
@@ -300,7 +301,7 @@ def server(collector: IngestdCollector) -> Iterator[MetricsServer]:
 def _get(server: MetricsServer, path: str = "/metrics", accept: str = "*/*") -> Any:
     url = f"http://{server.addresses[0]}{path}"
     return urllib.request.urlopen(
-        urllib.request.Request(url, headers={"Accept": accept}), timeout=5
+        urllib.request.Request(url, headers={"Accept": accept}), timeout=WAIT_S
     )
 
 
@@ -331,7 +332,7 @@ def test_a_silent_client_does_not_stop_the_others(
     from ingestd.daemon import metrics_server
 
     monkeypatch.setattr(metrics_server._Handler, "timeout", 0.1)
-    with socket.create_connection(server.addresses[0], timeout=5), _get(server) as answer:
+    with socket.create_connection(server.addresses[0], timeout=WAIT_S), _get(server) as answer:
         assert answer.status == 200
 
 
@@ -344,7 +345,7 @@ def test_closed_is_closed(collector: IngestdCollector) -> None:
     server = start_metrics(parse_address("127.0.0.1:0"), collector)
     server.close()
     with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(server.addresses[0], timeout=5)
+        socket.create_connection(server.addresses[0], timeout=WAIT_S)
 
 
 # --- Files that use the names -----------------------------------------------------------

@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from support.patience import WAIT_S
+
 ROOT = Path(__file__).resolve().parents[2]
 SETUP = ROOT / "scripts" / "setup-debian.sh"
 PRINTED_LINE = re.compile(r"^    apt-get install (?:--no-install-recommends )?(.*)$", re.MULTILINE)
@@ -36,7 +38,7 @@ def _setup(path: str, *arguments: str, python: str) -> subprocess.CompletedProce
         env={"PATH": path, "PYTHON": python},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WAIT_S,
         check=False,
     )
 
@@ -66,7 +68,7 @@ def test_setup_says_nothing_where_nothing_is_missing() -> None:
         env={"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin", "PYTHON": sys.executable},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WAIT_S,
         check=False,
     )
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
@@ -88,7 +90,7 @@ def _requirements(*extras: str) -> list[str]:
         [sys.executable, str(script), str(pyproject), *extras],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=WAIT_S,
         check=True,
     ).stdout.splitlines()
 

@@ -16,6 +16,7 @@ import pytest
 
 from ingestd import systemd
 from ingestd.config.settings import DaemonSettings
+from support.patience import WAIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 UNIT = ROOT / "systemd" / "ingestd.service"
@@ -26,7 +27,7 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.
     """A service manager's socket."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(tmp_path / "notify"))
-        sock.settimeout(5)
+        sock.settimeout(WAIT_S)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
         yield sock
 
@@ -103,7 +104,7 @@ def test_a_manager_in_the_abstract_namespace(monkeypatch: pytest.MonkeyPatch) ->
     name = f"ingestd-test-{os.getpid()}"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind("\0" + name)
-        sock.settimeout(5)
+        sock.settimeout(WAIT_S)
         monkeypatch.setenv("NOTIFY_SOCKET", "@" + name)
         assert systemd.notify_starting("recovering", 1.5)
         assert _received(sock) == ["STATUS=recovering", "EXTEND_TIMEOUT_USEC=1500000"]
@@ -115,7 +116,7 @@ def journal(tmp_path: Path) -> Iterator[tuple[socket.socket, str]]:
     path = str(tmp_path / "journal")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(path)
-        sock.settimeout(5)
+        sock.settimeout(WAIT_S)
         yield sock, path
 
 

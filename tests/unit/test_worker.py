@@ -30,8 +30,8 @@ from ingestd.errors import (
 )
 from support.fake_core import CoreFault, FakeCore
 from support.fake_store import MIB, FakeStore
+from support.patience import WAIT_S
 
-WAIT_S = 10.0
 PROFILE = DirectProfile(4, 512, 4095, 1024)
 
 

@@ -173,6 +173,7 @@ def loop(tmp_path: Path) -> Iterator[str]:
         yield str(device)
 
 
+@pytest.mark.needs_root
 def test_a_block_device_is_served_exclusively(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(serving, "HELD_WAIT_S", 0.3)
     with open_for_serving(loop) as store:
@@ -192,6 +193,7 @@ def test_a_block_device_is_served_exclusively(loop: str, monkeypatch: pytest.Mon
         os.close(holder)
 
 
+@pytest.mark.needs_root
 def test_a_block_device_that_is_given_up_meanwhile_is_served(loop: str) -> None:
     """Told once, and not before it is clear that no reader holds it."""
     holder = os.open(loop, os.O_RDONLY | os.O_EXCL)

@@ -255,6 +255,7 @@ def loop(tmp_path: Path) -> Iterator[Path]:
         yield device
 
 
+@pytest.mark.needs_root
 def test_a_block_device(loop: Path, tmp_path: Path) -> None:
     made = make(loop, None, force=False)
     assert (made.store_bytes, made.block_bytes) == (16 * MIB, 4096)
@@ -269,6 +270,7 @@ def test_a_block_device(loop: Path, tmp_path: Path) -> None:
         make(tmp_path / "backing.img", None, force=True)
 
 
+@pytest.mark.needs_root
 def test_a_block_device_of_large_blocks_and_odd_size(tmp_path: Path) -> None:
     with loop_device(tmp_path / "b.img", 16 * MIB + 4096, 4096) as device:
         assert make(device, None).store_bytes == 16 * MIB + 4096
@@ -276,6 +278,7 @@ def test_a_block_device_of_large_blocks_and_odd_size(tmp_path: Path) -> None:
         assert make(device, None).store_bytes == 16 * MIB
 
 
+@pytest.mark.needs_root
 def test_a_mounted_block_device(loop: Path, tmp_path: Path) -> None:
     make_ext4(loop)
     with (
@@ -288,6 +291,7 @@ def test_a_mounted_block_device(loop: Path, tmp_path: Path) -> None:
     make(loop, None, force=True)
 
 
+@pytest.mark.needs_root
 def test_a_partitioned_block_device(loop: Path, tmp_path: Path) -> None:
     write_partition_table(loop)
     partition = Path(f"{loop}p1")
@@ -307,6 +311,7 @@ def test_a_partitioned_block_device(loop: Path, tmp_path: Path) -> None:
         assert image.superblock == made
 
 
+@pytest.mark.needs_root
 def test_a_claimed_block_device(loop: Path) -> None:
     holder = os.open(loop, os.O_RDONLY | os.O_EXCL)
     try:
