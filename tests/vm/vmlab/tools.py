@@ -7,6 +7,7 @@ program never sees the host's C library, and the host's programs never see the f
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from vmlab.errors import VmError, VmUnavailableError
@@ -45,15 +46,15 @@ def search_path() -> str:
     return ":".join([*have, *(directory for directory in SBIN if directory not in have)])
 
 
-def missing_host_programs() -> dict[str, str]:
-    """Return {program: package} of what the lab needs and the host has not."""
+def missing_host_programs(programs: Mapping[str, str] = HOST_PROGRAMS) -> dict[str, str]:
+    """Return {program: package} of what is needed and the host has not."""
     path = search_path()
-    return {p: k for p, k in HOST_PROGRAMS.items() if not shutil.which(p, path=path)}
+    return {p: k for p, k in programs.items() if not shutil.which(p, path=path)}
 
 
-def install_host_programs() -> None:
+def install_host_programs(programs: Mapping[str, str] = HOST_PROGRAMS) -> None:
     """Install what is missing from the host's own suite; VmUnavailableError if that fails."""
-    missing = missing_host_programs()
+    missing = missing_host_programs(programs)
     if not missing:
         return
     packages = sorted(set(missing.values()))
@@ -70,7 +71,7 @@ def install_host_programs() -> None:
         )
     except VmError as error:
         raise VmUnavailableError(f"could not {advice}: {error}") from error
-    missing = missing_host_programs()
+    missing = missing_host_programs(programs)
     if missing:
         raise VmUnavailableError(f"{', '.join(missing)} still missing after {advice}")
 
