@@ -211,7 +211,7 @@ def run_logged(
         try:
             return process.wait(timeout_s)
         except subprocess.TimeoutExpired:
-            output.write(f"\nfresh: took longer than {timeout_s:.0f} s\n".encode())
+            output.write(f"\nfresh: took longer than {timeout_s:g} s\n".encode())
             return EXIT_TIMEOUT
         finally:
             process.kill()

@@ -132,6 +132,13 @@ def run_all(options: argparse.Namespace) -> list[Outcome]:
             remove(options.cache / "roots")
 
 
+def summary(outcomes: Sequence[Outcome]) -> str:
+    """The closing line: how many passed, how many failed, and which."""
+    failed = [outcome.name for outcome in outcomes if outcome.exit_code != 0]
+    names = f" ({', '.join(failed)})" if failed else ""
+    return f"{len(outcomes) - len(failed)} passed, {len(failed)} failed{names}"
+
+
 def _git(*arguments: str) -> str:
     return subprocess.run(
         ["git", "-C", str(TREE), *arguments], capture_output=True, text=True, check=True
@@ -158,9 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except VmError as error:
         say(str(error))
         return 1
-    failed = [outcome.name for outcome in outcomes if outcome.exit_code != 0]
-    say(f"{len(outcomes) - len(failed)} passed, {len(failed)} failed")
-    return 1 if failed else 0
+    say(summary(outcomes))
+    return 1 if any(outcome.exit_code != 0 for outcome in outcomes) else 0
 
 
 if __name__ == "__main__":
