@@ -155,7 +155,21 @@ class LogEvent(Enum):
         "fewer segments are free than warn_free_percent asks for",
     )
     STORE_FULL = "store_full", "error", "no segment is free; flows that need one are refused"
-    STORE_FAILED = "store_failed", "error", "the device failed; nothing more is acknowledged"
+    STORE_FAILED = (
+        "store_failed",
+        "error",
+        "the device failed, or the store is gone; nothing more is acknowledged",
+    )
+    STORE_MOVED = (
+        "store_moved",
+        "warning",
+        "the path of a store leads elsewhere by now; it is served on, as long as it is open",
+    )
+    STORE_SPARSE = (
+        "store_sparse",
+        "warning",
+        "a store's file has not all of its space, and may find the file system full",
+    )
     WRITE_RETRIED = "write_retried", "warning", "a device write failed or fell short; tried again"
     BACKPRESSURE_STARTED = (
         "backpressure_started",
@@ -210,6 +224,7 @@ NEVER_SUPPRESSED: Final = frozenset(
         LogEvent.NIC_WARNING,
         LogEvent.STORE_HELD,
         LogEvent.STORE_OPENED,
+        LogEvent.STORE_SPARSE,
         LogEvent.SUPERBLOCK_DAMAGED,
         LogEvent.RECOVERED,
         LogEvent.AREA_CHOSEN,
@@ -359,9 +374,18 @@ def open_log(
 def _make_safe(_logger: Any, _method: str, event_dict: EventDict) -> EventDict:
     """Escape what could end a line or steer a terminal, wherever the text came from."""
     for key, value in event_dict.items():
-        if isinstance(value, str) and not value.isprintable():
-            event_dict[key] = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
+        event_dict[key] = _safe(value)
     return event_dict
+
+
+def _safe(value: Any) -> Any:
+    if isinstance(value, str):
+        if value.isprintable():
+            return value
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in value)
+    if isinstance(value, list | tuple):
+        return [_safe(item) for item in value]
+    return value
 
 
 class _JournalRenderer:

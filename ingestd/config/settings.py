@@ -19,6 +19,7 @@ import os
 import tomllib
 import uuid as uuid_module
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, Self
@@ -34,6 +35,8 @@ from pydantic import (
     PrivateAttr,
     Tag,
     ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
 )
 
 from ingestd.address import Address, parse_address
@@ -121,6 +124,18 @@ Automatic = Annotated[Literal["auto"], Tag("auto")]
 SizeOrAuto = Discriminator(_kind_of_size)
 
 
+def _as_path(value: object, check: ValidatorFunctionWrapHandler) -> object:
+    """Let a path be any bytes, as those of the command line are; check them as characters."""
+    if isinstance(value, str):
+        with suppress(UnicodeEncodeError):
+            value.encode()
+            return check(value)
+        with suppress(UnicodeEncodeError):
+            check(os.fsencode(value).decode("latin-1"))
+            return value
+    return check(value)
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -128,7 +143,11 @@ class _Section(BaseModel):
 class StoreSettings(_Section):
     """One store and the workers that write to it; sizes are per worker."""
 
-    path: str = Field(min_length=1, max_length=PATH_CHARS_MAX, pattern=r"\A[^\x00]*\z")
+    path: Annotated[
+        str,
+        Field(min_length=1, max_length=PATH_CHARS_MAX, pattern=r"\A[^\x00]*\z"),
+        WrapValidator(_as_path),
+    ]
     uuid: UuidText | None = None
     on_full: Literal["reject", "overwrite-oldest"] = "reject"
     warn_free_percent: float = Field(default=10, ge=0, le=90)

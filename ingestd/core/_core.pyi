@@ -12,6 +12,7 @@ COMMAND_SET_FLUSH_INTERVAL: Final[int]  # a: ns
 COMMAND_SET_COMMIT_INTERVAL: Final[int]  # a: ns
 COMMAND_SET_IDLE_TIMEOUT: Final[int]  # a: listener index, b: ns, 0: none
 COMMAND_ADOPT: Final[int]  # a: descriptor of a connection, b: listener index
+COMMAND_FAIL_STORE: Final[int]  # a: errno; nothing more is acknowledged
 COMMAND_END_FLOW: Final[int]  # a, b: a connection, which a newer one replaces; Note is to come
 
 EVENT_FLOW_OPENED: Final[int]
@@ -155,6 +156,7 @@ class Worker:
         rx_queue: int = 0,
         rx_buf_len: int = 0,  # asked for; 0: a page
         refill_entries: int = 4096,  # a power of two, at most 32768
+        store_bytes: int = 0,  # what a store file must have, looked at with each commit; 0: not
         queue_retry_ns: int = 0,  # how long a queue that is still held is asked for again
     ) -> None: ...
     def setup(self) -> None: ...

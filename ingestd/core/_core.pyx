@@ -34,6 +34,7 @@ cdef extern from "mailbox.h" nogil:
         _SET_IDLE_TIMEOUT "COMMAND_SET_IDLE_TIMEOUT"
         _ADOPT "COMMAND_ADOPT"
         _END_FLOW "COMMAND_END_FLOW"
+        _FAIL_STORE "COMMAND_FAIL_STORE"
         _FLOW_OPENED "EVENT_FLOW_OPENED"
         _FLOW_SEALED "EVENT_FLOW_SEALED"
         _FLOW_INTERRUPTED "EVENT_FLOW_INTERRUPTED"
@@ -141,6 +142,7 @@ cdef extern from "worker.h" nogil:
     struct worker_settings:
         int store_fd
         uint8_t store_uuid[16]
+        uint64_t store_bytes
         uint64_t segments_offset
         uint64_t segment_bytes
         uint32_t block_bytes
@@ -215,6 +217,7 @@ COMMAND_SET_COMMIT_INTERVAL = _SET_COMMIT_INTERVAL
 COMMAND_SET_IDLE_TIMEOUT = _SET_IDLE_TIMEOUT
 COMMAND_ADOPT = _ADOPT
 COMMAND_END_FLOW = _END_FLOW
+COMMAND_FAIL_STORE = _FAIL_STORE
 
 EVENT_FLOW_OPENED = _FLOW_OPENED
 EVENT_FLOW_SEALED = _FLOW_SEALED
@@ -316,14 +319,14 @@ cdef class Worker:
                  worker_index, int cpu, area_bytes, write_bytes_max, writes_in_flight_max,
                  flows_max, flush_interval_ns, commit_interval_ns, bint checksum, engine=0,
                  interface_index=0, rx_queue=0, rx_buf_len=0, refill_entries=4096,
-                 queue_retry_ns=0):
+                 queue_retry_ns=0, store_bytes=0):
         cdef worker_settings s
         if len(store_uuid) != 16 or self.w != NULL:
             raise ValueError("store_uuid has 16 bytes, and a worker is made once")
         memset(&s, 0, sizeof(s))
         memcpy(s.store_uuid, <const char *>store_uuid, 16)
         s.store_fd = store_fd
-        s.segments_offset = segments_offset
+        s.store_bytes, s.segments_offset = store_bytes, segments_offset
         s.segment_bytes = segment_bytes
         s.block_bytes = block_bytes
         s.mem_align = mem_align

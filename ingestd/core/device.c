@@ -7,6 +7,7 @@
 #include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 
 #include "worker.h"
 
@@ -82,6 +83,19 @@ void device_flush(struct worker *w) {
     w->device.flush_submitted_ns = w->now_ns;
 }
 
+int device_lost(const struct worker *w) {
+    struct stat s;
+    if (w->settings.store_bytes == 0)
+        return 0;
+    if (fstat(w->settings.store_fd, &s) != 0)
+        return errno;
+    if (!S_ISREG(s.st_mode))
+        return 0;
+    if (s.st_nlink == 0)
+        return EIDRM;
+    return (uint64_t)s.st_size < w->settings.store_bytes ? ENODATA : 0;
+}
+
 /* Behind a short write the rest is tried alone: it either goes or gives the
  * errno that says why. */
 static void skip_written(struct device_write *d, uint64_t written) {
@@ -119,7 +133,7 @@ void device_write_complete(struct worker *w, uint32_t index, int result) {
     w->device.in_flight--;
     w->device.batches_in_flight -= d->kind == DEVICE_BATCH;
     if (!whole)
-        writer_fail(w, code, false, d->offset);
+        writer_fail(w, code, FAILED_WRITE, d->offset);
     else
         STAT_ADD(w, written_bytes, d->bytes);
     uint64_t latency_ns = w->now_ns - d->submitted_ns;
@@ -134,7 +148,7 @@ void device_flush_complete(struct worker *w, int result) {
     assert(w->device.flush_in_flight);
     w->device.flush_in_flight = false;
     if (result < 0) {
-        writer_fail(w, -result, true, 0);
+        writer_fail(w, -result, FAILED_FLUSH, 0);
         return;
     }
     uint64_t latency_ns = w->now_ns - w->device.flush_submitted_ns;

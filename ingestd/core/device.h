@@ -57,6 +57,10 @@ void device_submit(struct worker *w, struct device_write *d);
 void device_submit_single(struct worker *w, struct device_write *d, void *data, uint64_t bytes,
                           uint64_t offset);
 void device_flush(struct worker *w);
+
+/* Why what is written can never be read again: EIDRM, the file was deleted;
+ * ENODATA, it was cut off; 0: it can. One fstat(2), no device is asked. */
+int device_lost(const struct worker *w);
 void device_write_complete(struct worker *w, uint32_t index, int result);
 void device_flush_complete(struct worker *w, int result);
 

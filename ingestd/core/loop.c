@@ -66,6 +66,9 @@ static void obey(struct worker *w, const struct command *c) {
     case COMMAND_END_FLOW:
         session_replace(w, (uint32_t)c->a, c->b);
         break;
+    case COMMAND_FAIL_STORE:
+        writer_fail(w, (int)c->a, FAILED_LOST, 0);
+        break;
     case COMMAND_ADOPT:
         intake_adopt(w, (uint32_t)c->b, (int)c->a);
         break;

@@ -31,6 +31,7 @@ enum command_kind {
     COMMAND_SET_IDLE_TIMEOUT = 7,
     COMMAND_ADOPT = 8,
     COMMAND_END_FLOW = 9,
+    COMMAND_FAIL_STORE = 10,
 };
 
 struct command {

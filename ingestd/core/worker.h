@@ -33,6 +33,7 @@ enum worker_engine { ENGINE_RECV = 0, ENGINE_ZCRX = 1 };
 struct worker_settings {
     int store_fd;
     uint8_t store_uuid[16];
+    uint64_t store_bytes; /* what a file must have to be the store; 0: not looked at */
     uint64_t segments_offset;
     uint64_t segment_bytes;
     uint32_t block_bytes;

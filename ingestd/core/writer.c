@@ -340,6 +340,12 @@ uint64_t writer_turn(struct worker *w) {
     if (x->failed)
         return TIME_NEVER;
     if (x->commit.flushing && !w->device.flush_in_flight && x->marks_in_flight == 0) {
+        /* Of a file that was deleted or cut off, all writes succeed. */
+        int code = device_lost(w);
+        if (code != 0) {
+            writer_fail(w, code, FAILED_LOST, 0);
+            return TIME_NEVER;
+        }
         commit_done(&x->commit, w->now_ns);
         STAT_ADD(w, commits, 1);
         acknowledge(w);
@@ -371,12 +377,13 @@ static void drop_acks(struct worker *w) {
         w->flows.flows[x->acks[x->ack_head++ % ACKS_MAX].flow].acks_pending--;
 }
 
-void writer_fail(struct worker *w, int code, bool in_flush, uint64_t offset) {
+void writer_fail(struct worker *w, int code, enum store_failure what, uint64_t offset) {
+    assert(code > 0);
     if (w->writer.failed)
         return;
     w->writer.failed = code;
     STAT_SET(w, store_errno, code);
-    worker_event(w, EVENT_STORE_FAILED, NULL, code, in_flush, offset);
+    worker_event(w, EVENT_STORE_FAILED, NULL, code, (int)what, offset);
     drop_acks(w);
     batch_abandon(w);
     intake_interrupt_all(w, CLOSE_REASON_NONE, true);

@@ -90,7 +90,10 @@ bool writer_is_idle(const struct worker *w);
 void writer_write_done(struct worker *w, struct device_write *d);
 void writer_flush_done(struct worker *w);
 
-/* The device failed: nothing is acknowledged any more and all flows are told. */
-void writer_fail(struct worker *w, int code, bool in_flush, uint64_t offset);
+/* What failed: of the device, or that the store itself is not there any more. */
+enum store_failure { FAILED_WRITE = 0, FAILED_FLUSH = 1, FAILED_LOST = 2 };
+
+/* The store failed: nothing is acknowledged any more and all flows are told. */
+void writer_fail(struct worker *w, int code, enum store_failure what, uint64_t offset);
 
 #endif

@@ -13,6 +13,8 @@ import stat
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ingestd.store.device import direct_align_bytes
+
 SYSFS_DEVICES: Final = Path("/sys/dev/block")
 # One writev takes UIO_MAXIOV of them (include/uapi/linux/uio.h); what a device
 # takes less, the block layer splits.
@@ -41,6 +43,17 @@ def complete_profile(
         known = virt_boundary_mask(fd, sysfs)
         virt_mask = mmap.PAGESIZE - 1 if known is None else known
     return DirectProfile(mem_align, write_align, virt_mask, IOVECS_MAX)
+
+
+def assumed_profile(path: str, fd: int) -> DirectProfile:
+    """Return the profile of an open store of which the kernel says nothing (tmpfs, btrfs, NFS).
+
+    Whole blocks in whole blocks of memory, of the size that it reads: what everything takes
+    that takes direct I/O at all. Raises StoreError where nothing does.
+    """
+    is_block = stat.S_ISBLK(os.fstat(fd).st_mode)
+    align_bytes = max(direct_align_bytes(path, fd, is_block), mmap.PAGESIZE)
+    return DirectProfile(align_bytes, align_bytes, 0, IOVECS_MAX)
 
 
 def virt_boundary_mask(fd: int, sysfs: Path = SYSFS_DEVICES) -> int | None:

@@ -37,7 +37,25 @@ _REASONS: Final = {
 # enum session_error of core/session.h: what can end a connection before it is a flow.
 _HELLO_TIMEOUT: Final = 1
 _BACKPRESSURE_CAUSES: Final = {1: "area", 2: "device"}
-_WHAT_FAILED: Final = {0: "write", 1: "flush"}
+_IS_LOST: Final = 2
+_WHAT_FAILED: Final = {0: "write", 1: "flush", _IS_LOST: "store"}  # store_failure of core/writer.h
+# Of store/loss.py and of the file system below a store file that is not preallocated (any more).
+_LOSSES: Final = {errno.EIDRM, errno.ENODATA, errno.ESTALE}
+_NO_SPACE: Final = (
+    "make room on the file system of the store's file (df), and give the file its space back"
+    " (fallocate --keep-size --length SIZE FILE)"
+)
+_STORE_ADVICE: Final = {
+    errno.EIDRM: "the store's file was deleted: restore it from a copy or format a new one",
+    errno.ENODATA: "the store was cut off: give its file or device its size back and run"
+    " ingestd verify",
+    errno.ESTALE: "another process took the store, or overwrote its first MiB: find who writes to"
+    " it and run ingestd verify",
+    errno.ENOSPC: _NO_SPACE,
+    errno.EDQUOT: f"{_NO_SPACE}, as the quota is used up",
+}
+_SAFE: Final = "acknowledged is safe"
+_LOST: Final = "nothing was acknowledged since, what came before may be lost"
 
 _Fields = dict[str, Any]
 
@@ -152,9 +170,15 @@ def _store_failed(event: Event) -> tuple[LogEvent, _Fields]:
     return LogEvent.STORE_FAILED, {
         "error": errno_text(event.code),
         "failed": _WHAT_FAILED.get(event.detail, str(event.detail)),
-        "store_offset": event.bytes_count,
-        "way_out": "look at the device (dmesg, smartctl), then restart: acknowledged is safe",
+        **({} if event.detail == _IS_LOST else {"store_offset": event.bytes_count}),
+        "way_out": store_failed_advice(event.code),
     }
+
+
+def store_failed_advice(code: int) -> str:
+    """Return what there is to be done about a store that failed with an errno."""
+    advice = _STORE_ADVICE.get(code, "look at the device (dmesg, smartctl)")
+    return f"{advice}, then restart: {_LOST if code in _LOSSES else _SAFE}"
 
 
 def _backpressure(event: Event) -> tuple[LogEvent, _Fields]:

@@ -9,19 +9,21 @@ thread; the keepers have threads of their own.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from ingestd.daemon.flow_gate import FlowGate
 from ingestd.daemon.keeper import Keeper
 from ingestd.daemon.space import SpaceWatch
 from ingestd.daemon.startup import listeners_of
+from ingestd.daemon.store_watch import StoreWatch
 from ingestd.log import Log
 from ingestd.store.retention import NS_PER_S, Retention
 
 if TYPE_CHECKING:
     from ingestd.config.settings import Settings
     from ingestd.daemon.flow_index import FlowIndex
+    from ingestd.daemon.worker import WorkerThread
     from ingestd.store.serving import ServedStore
 
 
@@ -40,12 +42,16 @@ def retentions_of(settings: Settings, store_name: str) -> dict[str, Retention]:
 class Housekeeping:
     """All stores: add() each, start(), tick(), close()."""
 
-    def __init__(self, indexes: Mapping[str, FlowIndex], log: Log) -> None:
+    def __init__(
+        self, indexes: Mapping[str, FlowIndex], workers: Sequence[WorkerThread], log: Log
+    ) -> None:
         self.gates: dict[str, FlowGate] = {}
         self._indexes = indexes
+        self._workers = workers
         self._log = log
         self._watches: list[SpaceWatch] = []
         self._keepers: dict[str, Keeper] = {}
+        self._store_watches: dict[str, StoreWatch] = {}
 
     def add(
         self,
@@ -59,6 +65,7 @@ class Housekeeping:
         self.gates[name] = FlowGate(store.upkeep.removed)
         retentions = retentions_of(settings, name)
         self._keepers[name] = Keeper(name, store, self.gates[name], retentions, is_failed, on_error)
+        self._store_watches[name] = StoreWatch(name, store, self._workers, self._log, on_error)
         percent = settings.store[name].warn_free_percent
         watch = SpaceWatch(name, store, percent, self._log, self._forgetter(name))
         self._watches.append(watch)
@@ -72,18 +79,25 @@ class Housekeeping:
         return forget
 
     def start(self) -> None:
-        """Let the keepers begin."""
+        """Let the keepers and watches begin."""
+        for watch in self._store_watches.values():
+            watch.start()
         for keeper in self._keepers.values():
             keeper.start()
 
     def close(self) -> None:
-        """End the keepers, and log what they did last."""
+        """End all of them, and log what the keepers did last."""
+        for watch in self._store_watches.values():
+            watch.close()
         for keeper in self._keepers.values():
             keeper.close()
         self._tell_news()
 
     def error(self) -> tuple[str, BaseException] | None:
-        """Return what ended a keeper, a bug, and its name."""
+        """Return what ended a keeper or a watch, a bug, and its name."""
+        for name, watch in self._store_watches.items():
+            if watch.error is not None:
+                return f"watch-{name}", watch.error
         for name, keeper in self._keepers.items():
             if keeper.error is not None:
                 return f"keeper-{name}", keeper.error

@@ -31,7 +31,7 @@ from ingestd.config.settings import diff, log_target
 from ingestd.daemon import zcrx
 from ingestd.daemon.admission import Admission, door
 from ingestd.daemon.engine import EngineChoice, fall_back
-from ingestd.daemon.eventlog import EventLog, errno_text
+from ingestd.daemon.eventlog import EventLog, errno_text, store_failed_advice
 from ingestd.daemon.flow_index import FlowIndex
 from ingestd.daemon.housekeeping import Housekeeping
 from ingestd.daemon.keys import reread_keys
@@ -123,7 +123,7 @@ class Daemon:
         self._listener_names: list[str] = []
         self._pump: Pump | None = None
         self._flow_indexes: dict[str, FlowIndex] = {}
-        self._housekeeping = Housekeeping(self._flow_indexes, log)
+        self._housekeeping = Housekeeping(self._flow_indexes, self._workers, log)
         self._failed_stores: set[str] = set()
         self._late_workers: set[str] = set()
         self._events_dropped_count = 0
@@ -424,6 +424,7 @@ class Daemon:
                     store=worker.store_name,
                     worker=worker.index,
                     error=errno_text(shot["store_errno"]),
+                    way_out=store_failed_advice(shot["store_errno"]),
                 )
 
     def _loops_turn(self) -> bool:

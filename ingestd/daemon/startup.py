@@ -134,6 +134,13 @@ def open_store(
         segments_free=store.segments_free_count,
     )
     _log_recovery(name, store.recovery, log)
+    if missing_bytes := store.missing_bytes:
+        log.emit(
+            LogEvent.STORE_SPARSE,
+            store=name,
+            missing=short_size(missing_bytes),
+            way_out=f"fallocate --keep-size --length {superblock.store_bytes} {store.path}",
+        )
     return store
 
 

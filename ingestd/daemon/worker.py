@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from ingestd.daemon.direct_io import DirectProfile, complete_profile
+from ingestd.daemon.direct_io import DirectProfile, assumed_profile, complete_profile
 from ingestd.daemon.faults import fault_to_error
 from ingestd.errors import ListenError, NotAStoreError, ResourceError, SystemCallError
 
@@ -51,6 +51,7 @@ class Core(Protocol):
     COMMAND_SET_IDLE_TIMEOUT: int
     COMMAND_ADOPT: int
     COMMAND_END_FLOW: int
+    COMMAND_FAIL_STORE: int
     EVENT_FLOW_OPENED: int
     EVENT_FLOW_SEALED: int
     EVENT_FLOW_INTERRUPTED: int
@@ -123,10 +124,15 @@ def device_profile(path: str) -> DirectProfile:
 
 
 def store_profile(core: Core, fd: int, path: str) -> DirectProfile:
-    """Return what direct I/O on an open store takes. Raises what fault_to_error() makes."""
+    """Return what direct I/O on an open store takes, assumed where the kernel does not tell.
+
+    Raises what fault_to_error() makes, or StoreError.
+    """
     try:
         alignments = core.device_profile(fd)
     except core.CoreFault as fault:
+        if fault.errno == errno.EOPNOTSUPP:
+            return assumed_profile(path, fd)
         raise fault_to_error(fault, path) from None
     return complete_profile(alignments.mem_align, alignments.write_align, fd)
 
@@ -299,6 +305,10 @@ class WorkerThread:
         """Interrupt a connection's flow, as a newer one goes on; False: the box is full."""
         return self._post(self._core.COMMAND_END_FLOW, *connection)
 
+    def fail_store(self, code: int) -> bool:
+        """Acknowledge nothing more, for the reason of an errno; False: the box is full."""
+        return not self.alive() or self._post(self._core.COMMAND_FAIL_STORE, code)
+
     def grant_segments(self) -> int:
         """Give the worker the segments it wants, or tell it once that there are none.
 
@@ -403,6 +413,7 @@ class WorkerThread:
         return self._core.Worker(
             store_fd=self.store.fd,
             store_uuid=superblock.store_uuid,
+            store_bytes=superblock.store_bytes,
             segments_offset=superblock.segments_offset,
             segment_bytes=superblock.segment_bytes,
             block_bytes=superblock.block_bytes,

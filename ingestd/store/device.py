@@ -53,7 +53,7 @@ class Device:
         self.fd = fd
         self.is_block = is_block
         self.size_bytes: int = os.lseek(fd, 0, os.SEEK_END)
-        self.align_bytes = _align_bytes(path, fd, is_block)
+        self.align_bytes = direct_align_bytes(path, fd, is_block)
         self.layers = layers_of(fd, path)
         self.claims: list[int] = []  # descriptors of what lies below, which close() closes
         self.token = b""  # of the holder record that this opening wrote
@@ -279,8 +279,11 @@ def logical_block_bytes(fd: int) -> int:
     return int(struct.unpack("i", answer)[0])
 
 
-def _align_bytes(path: str, fd: int, is_block: bool) -> int:
-    """The unit of offsets and lengths: at least BLOCK_BYTES_MIN, asked of the kernel."""
+def direct_align_bytes(path: str, fd: int, is_block: bool) -> int:
+    """Return the unit of offsets and lengths: at least BLOCK_BYTES_MIN, asked of the kernel.
+
+    Raises StoreError where no size that the format allows can be read.
+    """
     if is_block:
         align_bytes = max(BLOCK_BYTES_MIN, logical_block_bytes(fd))
         if align_bytes > BLOCK_BYTES_MAX:

@@ -29,6 +29,7 @@ from ingestd.store.layout import (
     SEQUENCE_COUNTER_MAX,
     sequence_of,
 )
+from ingestd.store.loss import is_elsewhere, loss_of, missing_bytes
 from ingestd.store.recycle import Overwritten, Recycler
 from ingestd.store.segment import SegmentImage, SegmentState
 from ingestd.store.superblock import (
@@ -103,6 +104,19 @@ class ServedStore:
     def fd(self) -> int:
         """Open for reading and writing with O_DIRECT; -1 once closed."""
         return self._device.fd
+
+    def loss(self) -> int | None:
+        """Return why the store is not there any more, an errno of loss.py; None: it is."""
+        return loss_of(self._device, self.superblock)
+
+    @property
+    def missing_bytes(self) -> int:
+        """How much of a store file has no space on its file system."""
+        return missing_bytes(self._device, self.superblock)
+
+    def is_elsewhere(self) -> bool:
+        """Tell whether `path` leads to something else by now, or to nothing."""
+        return is_elsewhere(self._device)
 
     @property
     def path(self) -> str:

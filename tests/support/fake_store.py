@@ -67,6 +67,12 @@ class FakeStore:
             created_ns=0,
         )
 
+    def loss(self) -> int | None:
+        return None
+
+    def is_elsewhere(self) -> bool:
+        return False
+
     @property
     def segments_free_count(self) -> int:
         return self.segments_count - self.taken_count
@@ -75,6 +81,7 @@ class FakeStore:
         flows, self.flows = self.flows, []
         return flows
 
+    missing_bytes: int = 0
     is_overwriting: bool = False
     overwriting_error: StoreError | None = None
 

@@ -163,9 +163,20 @@ def test_the_profile_of_a_store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     monkeypatch.setattr(direct_io, "SYSFS_DEVICES", tmp_path)
     with (tmp_path / "store").open("wb") as file:
         assert store_profile(core, file.fileno(), "store")[:2] == (512, 512)
-        core.faults["device_profile"] = CoreFault(errno.EOPNOTSUPP, "statx", "store")
+        core.faults["device_profile"] = CoreFault(errno.EIO, "statx", "store")
         with pytest.raises(SystemCallError, match="store: statx for store failed"):
             store_profile(core, file.fileno(), "store")
+
+
+def test_the_profile_of_a_store_of_which_the_kernel_says_nothing(tmp_path: Path) -> None:
+    """Whole blocks, of the size that can be read."""
+    core = FakeCore()
+    core.faults["device_profile"] = CoreFault(errno.EOPNOTSUPP, "statx", "store")
+    (tmp_path / "store").write_bytes(bytes(65536))
+    with (tmp_path / "store").open("rb+") as file:
+        mem_align, write_align, virt_mask, _ = store_profile(core, file.fileno(), "store")
+    assert (mem_align, virt_mask) == (write_align, 0)
+    assert mem_align >= resource.getpagesize()
 
 
 def test_device_profile_of_a_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
