@@ -181,6 +181,8 @@ def open_device(path: str, *, write: bool = False, exclusive: bool = False) -> D
     with _naming(path):
         fd = os.open(path, flags)
     try:
+        if stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFMT(mode):
+            raise StoreError(f"{path} was replaced while it was opened: try it again")
         device = Device(path, fd, is_block=stat.S_ISBLK(mode))
         refuse_streams(path, device.layers)
     except BaseException:

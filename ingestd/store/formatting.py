@@ -31,8 +31,9 @@ from ingestd.errors import (
 from ingestd.sizes import full_size
 from ingestd.store.device import READ_BYTES_MAX, Device, aligned_memory, open_locked
 from ingestd.store.geometry import Geometry, check_store_bytes, plan_geometry
+from ingestd.store.layers import loops_over
 from ingestd.store.layout import SEGMENTS_OFFSET, round_up
-from ingestd.store.safety import BlockDevice, Signature, loop_devices_of, signatures
+from ingestd.store.safety import BlockDevice, Signature, signatures
 from ingestd.store.superblock import (
     LABEL_BYTES_MAX,
     Superblock,
@@ -41,6 +42,9 @@ from ingestd.store.superblock import (
 )
 
 FILE_MODE: Final = 0o640
+# Of a block device without a known signature, so much is looked at in so many places.
+SAMPLE_BYTES: Final = 64 * 1024
+SAMPLE_COUNT: Final = 64
 _BLKRRPART: Final = 0x125F  # linux/fs.h: read the partition table again
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -86,11 +90,10 @@ def format_store(
     status = _status(path)
     if status is None:
         return _format_new_file(path, wish)
-    if stat.S_ISBLK(status.st_mode):
-        _refuse_used_block_device(path, status.st_rdev)
-    elif stat.S_ISREG(status.st_mode):
-        _refuse_used_file(path)
+    _refuse_used(path, status)
     with open_locked(path) as device:
+        # What was opened may not be what was looked at: only this counts.
+        _refuse_used(path, os.fstat(device.fd))
         return _format_existing(device, wish)
 
 
@@ -114,20 +117,29 @@ def _format_new_file(path: str, wish: _Wish) -> Superblock:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     except OSError as error:
         raise StoreError(f"{path} cannot be created: {error.strerror}") from None
-    os.close(fd)
+    made = os.fstat(fd)
     try:
         with open_locked(path) as device:
+            if not _is_same(os.fstat(device.fd), made):
+                raise StoreError(f"{path} was replaced while it was made: format it again")
             superblock = _format_file(device, wish, wish.size_bytes)
         _sync_directory(path)
     except BaseException:
         with contextlib.suppress(OSError):
-            os.unlink(path)  # noqa: PTH108 - beside os.open above
+            if _is_same(os.stat(path), made):  # noqa: PTH116 - beside os.open above
+                os.unlink(path)  # noqa: PTH108 - beside os.open above
         raise
+    finally:
+        os.close(fd)
     return superblock
 
 
+def _is_same(one: os.stat_result, other: os.stat_result) -> bool:
+    return (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino)
+
+
 def _format_existing(device: Device, wish: _Wish) -> Superblock:
-    found = signatures(device.path) if device.size_bytes else []
+    found = signatures(device.path, device.fd) if device.size_bytes else []
     if not wish.force:
         _refuse_contents(device, found)
     if not device.is_block:
@@ -233,6 +245,13 @@ def _erase(device: Device, signature: Signature) -> None:
     device.write(first, bytes(block))
 
 
+def _refuse_used(path: str, status: os.stat_result) -> None:
+    if stat.S_ISBLK(status.st_mode):
+        _refuse_used_block_device(path, status.st_rdev)
+    elif stat.S_ISREG(status.st_mode):
+        _refuse_used_file(path, (status.st_dev, status.st_ino))
+
+
 def _refuse_used_block_device(path: str, device_number: int) -> None:
     """Raise UnsafeDeviceError for what not even force overrides."""
     block_device = BlockDevice(device_number)
@@ -244,10 +263,11 @@ def _refuse_used_block_device(path: str, device_number: int) -> None:
         )
 
 
-def _refuse_used_file(path: str) -> None:
-    if loops := loop_devices_of(path):
+def _refuse_used_file(path: str, key: tuple[int, int]) -> None:
+    if loops := loops_over(key):
+        names = ", ".join(name for name, _ in loops)
         raise UnsafeDeviceError(
-            f"{path} is attached to {', '.join(loops)}: detach it first, or format that device"
+            f"{path} is attached to {names}: detach it first, or format that device"
         )
 
 
@@ -274,6 +294,26 @@ def _refuse_contents(device: Device, found: list[Signature]) -> None:
         raise UnsafeDeviceError(
             f"{path} exists and is not empty: give --force to destroy its contents"
         )
+    if device.is_block and (at := _data_at(device)) is not None:
+        raise UnsafeDeviceError(
+            f"{path} is not blank, at byte {at} to begin with, though nothing known is on it: give"
+            " --force to destroy what it holds"
+        )
+
+
+def _data_at(device: Device) -> int | None:
+    """Where a look at the beginning, the end and places between finds what somebody wrote.
+
+    An erased device reads as zeros, or as ones.
+    """
+    step = max(SAMPLE_BYTES, device.size_bytes // SAMPLE_COUNT // SAMPLE_BYTES * SAMPLE_BYTES)
+    last = max(0, device.size_bytes - SAMPLE_BYTES) // SAMPLE_BYTES * SAMPLE_BYTES
+    places: list[int] = [*range(0, SEGMENTS_OFFSET, SAMPLE_BYTES), *range(step, last, step), last]
+    for at in places:
+        data = device.read(at, SAMPLE_BYTES)
+        if data.count(0) != len(data) and data.count(0xFF) != len(data):
+            return at
+    return None
 
 
 def _signature_text(signature: Signature) -> str:

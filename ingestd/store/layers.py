@@ -153,26 +153,35 @@ def loops_over(key: tuple[int, int], sysfs: Path = SYSFS) -> list[tuple[str, int
 
 def _loop_status(number: int, fd: int | None, sysfs: Path) -> tuple[int, int, int, int, int] | None:
     """Device, inode, device number (of a block device), offset and limit of what is below."""
-    opened = None
+    opened = _open_loop(number, sysfs) if fd is None else None
+    asked = opened if fd is None else fd
+    if asked is None:
+        return None
     try:
-        if fd is None:
-            link = sysfs / "dev" / "block" / f"{os.major(number)}:{os.minor(number)}"
-            if not (link / "loop").exists():
-                return None
-            node = f"/dev/{link.resolve().name}"
-            opened = os.open(node, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-            if os.fstat(opened).st_rdev != number:
-                return None
-        answer = fcntl.ioctl(
-            fd if fd is not None else opened or 0, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64.size)
-        )
+        answer = fcntl.ioctl(asked, _LOOP_GET_STATUS64, bytes(_LOOP_INFO64.size))
     except OSError:
-        return None  # no loop device, one without a file, or one that we may not open
+        return None  # no loop device, or one without a file
     finally:
         if opened is not None:
             os.close(opened)
     device, inode, rdevice, offset, limit, *_ = _LOOP_INFO64.unpack(answer)
     return _decoded(device), inode, _decoded(rdevice), offset, limit
+
+
+def _open_loop(number: int, sysfs: Path) -> int | None:
+    """Open a loop device by its usual node; None if it is none, or may not be opened."""
+    directory = sysfs / "dev" / "block" / f"{os.major(number)}:{os.minor(number)}"
+    if not (directory / "loop").exists():
+        return None
+    try:
+        node = f"/dev/{directory.resolve().name}"
+        fd = os.open(node, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    if os.fstat(fd).st_rdev != number:
+        os.close(fd)
+        return None
+    return fd
 
 
 def _decoded(number: int) -> int:

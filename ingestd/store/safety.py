@@ -94,24 +94,11 @@ class BlockDevice:
         return found
 
 
-def loop_devices_of(path: str, sysfs: Path = SYSFS) -> list[str]:
-    """Return the loop devices that stand on a file."""
-    wanted = str(Path(path).resolve())
-    found = []
-    for backing in sorted((sysfs / "class" / "block").glob("loop*/loop/backing_file")):
-        try:
-            text = backing.read_text(encoding="utf-8", errors="replace").rstrip("\n")
-        except OSError:
-            continue  # detached since it was listed
-        if text == wanted:
-            found.append(backing.parent.parent.name)
-    return found
-
-
-def signatures(path: str) -> list[Signature]:
+def signatures(path: str, fd: int | None = None) -> list[Signature]:
     """Return the signatures that wipefs of util-linux finds on a block device or file.
 
-    Raises StoreError if it cannot be run or does not answer.
+    It looks at what `fd` is open on, wherever the path leads by then. Raises StoreError
+    if it cannot be run or does not answer.
     """
     program = shutil.which("wipefs", path="/usr/sbin:/sbin:/usr/bin:/bin")
     if program is None:
@@ -119,10 +106,15 @@ def signatures(path: str) -> list[Signature]:
             f"wipefs was not found, so that it cannot be seen what {path} carries: install"
             " util-linux"
         )
-    command = [program, "--json", "--no-act", "--output", "OFFSET,LENGTH,TYPE,LABEL", path]
+    command = [program, "--json", "--no-act", "--output", "OFFSET,LENGTH,TYPE,LABEL"]
+    command.append(path if fd is None else f"/proc/self/fd/{fd}")
     try:
         done = subprocess.run(  # noqa: S603 - a fixed program, and no shell
-            command, capture_output=True, timeout=WIPEFS_TIMEOUT_S, check=False
+            command,
+            capture_output=True,
+            timeout=WIPEFS_TIMEOUT_S,
+            check=False,
+            pass_fds=() if fd is None else (fd,),
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise StoreError(f"wipefs could not look at {path}: {error}") from None

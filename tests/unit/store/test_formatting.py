@@ -15,6 +15,7 @@ import pytest
 
 from ingestd.errors import NotAStoreError, StoreBusyError, StoreError, UnsafeDeviceError
 from ingestd.store import formatting
+from ingestd.store.device import Device
 from ingestd.store.geometry import default_segment_bytes, plan_geometry
 from ingestd.store.image import read_image
 from ingestd.store.safety import BlockDevice, signatures
@@ -364,3 +365,64 @@ def test_no_wipefs_is_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(StoreError, match="install util-linux"):
         make(path, force=True)
     assert path.read_bytes() == b"x" * 8192
+
+
+@pytest.mark.parametrize("at_byte", [4096, 900 * KIB, 33 * MIB, 64 * MIB - 512])
+def test_unknown_data_on_a_device_wants_force(tmp_path: Path, at_byte: int) -> None:
+    """No signature that wipefs knows: a volume in a format of somebody's own, or encrypted."""
+    with loop_device(tmp_path / "disk.img", 64 * MIB) as device:
+        with device.open("r+b") as file:
+            file.seek(at_byte)
+            file.write(b"precious" * 8)
+        before = device.read_bytes()
+        with pytest.raises(UnsafeDeviceError, match="not blank.*--force"):
+            make(device, None)
+        assert device.read_bytes() == before
+        make(device, None, force=True)
+
+
+def test_an_erased_device_is_blank(tmp_path: Path) -> None:
+    """Flash that was erased may read as ones."""
+    with loop_device(tmp_path / "disk.img", 8 * MIB) as device:
+        device.write_bytes(b"\xff" * (8 * MIB))
+        make(device, None)
+
+
+def test_what_is_opened_is_what_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that leads elsewhere by the time that it is opened: nothing there is touched."""
+    with loop_device(tmp_path / "disk.img", 64 * MIB) as device:
+        make_ext4(device)
+        before = device.read_bytes()
+        link = tmp_path / "link"
+        (tmp_path / "empty").touch()
+        link.symlink_to(tmp_path / "empty")
+        opened = formatting.open_locked
+
+        def swapped(path: str) -> Device:
+            link.unlink()
+            link.symlink_to(device)
+            return opened(path)
+
+        monkeypatch.setattr(formatting, "open_locked", swapped)
+        with pytest.raises(UnsafeDeviceError, match="ext4"):
+            make(link, 8 * MIB)
+        assert device.read_bytes() == before
+
+
+def test_a_new_file_that_was_replaced_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.img"
+    opened = formatting.open_locked
+
+    def replaced(name: str) -> Device:
+        path.unlink()
+        path.write_bytes(b"somebody else's")
+        return opened(name)
+
+    monkeypatch.setattr(formatting, "open_locked", replaced)
+    with pytest.raises(StoreError, match="was replaced while it was made"):
+        make(path)
+    assert path.read_bytes() == b"somebody else's"
