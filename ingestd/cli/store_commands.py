@@ -151,10 +151,10 @@ def _info_object(image: StoreImage, profile: DirectProfile) -> dict[str, Any]:
 
 
 def _flow_counts(image: StoreImage) -> dict[str, int]:
-    from ingestd.store.flows import STATE_INTERRUPTED, STATE_OPEN, STATE_SEALED
+    from ingestd.store.flows import STATES
 
     counts = Counter(flow.state for flow in image.flows)
-    return {state: counts[state] for state in (STATE_OPEN, STATE_SEALED, STATE_INTERRUPTED)}
+    return {state: counts[state] for state in STATES}
 
 
 def _info_pairs(image: StoreImage, profile: DirectProfile) -> list[tuple[str, object]]:

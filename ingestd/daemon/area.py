@@ -83,11 +83,12 @@ def plan_of(
     settings: StoreSettings, area_bytes: int, locked: LockedOf, reason: str = ""
 ) -> AreaPlan:
     """Return the plan for an area of this size, with what else is automatic made to fit."""
-    write_bytes, writes = settings.write_bytes_max, settings.writes_in_flight_max
+    write_bytes = settings.write_bytes_max
     if isinstance(write_bytes, str):
         write_bytes = auto_write_bytes(area_bytes)
-    if isinstance(writes, str):
-        writes = max(1, min(WRITES_AUTO_MAX, area_bytes // write_bytes))
+    stated = settings.writes_in_flight_max
+    held = min(max(area_bytes // write_bytes, 1), WRITES_AUTO_MAX)
+    writes = held if isinstance(stated, str) else stated
     locked_bytes = locked(area_bytes, write_bytes, writes)
     return AreaPlan(area_bytes, write_bytes, writes, locked_bytes, reason)
 

@@ -116,8 +116,13 @@ def _use_of(flow: Flow) -> tuple[bool, int]:
 def known_of(flow: Flow) -> Known:
     """Return what an index keeps of a flow that was read from a store."""
     crc = int(flow.checksum.rpartition(":")[2], 16) if flow.checksum else 0
-    is_crc_known = flow.checksum is not None or flow.bytes == 0
+    # Of a damaged flow, the checksum is that of all of its bytes, and not all are there.
+    is_crc_known = (flow.checksum is not None and not flow.missing) or flow.resume_bytes == 0
     is_resumable = flow.protocol == PROTOCOL_INGEST
     return Known(
-        flow.state == STATE_SEALED, flow.bytes, crc, is_crc_known, is_resumable=is_resumable
+        flow.state == STATE_SEALED,
+        flow.resume_bytes,
+        crc if is_crc_known and flow.resume_bytes else 0,
+        is_crc_known,
+        is_resumable=is_resumable,
     )

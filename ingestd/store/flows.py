@@ -2,7 +2,9 @@
 """Flows, put together from the spans and events of all segments.
 
 Invariants: a flow's bytes are [first_offset, bytes), which its spans cover
-without a hole, durable up to durable_bytes. first_offset is 0 but for flows
+without a hole, durable up to durable_bytes; only where a segment is damaged may
+bytes be missing in between or at the end, and the flow says which (state
+`damaged`). first_offset is 0 but for flows
 whose first bytes went with segments given up on purpose. What lay
 behind a hole when a generation ended is never joined to later bytes: the next
 generation's sender went on at the hole, perhaps with other bytes. And where a
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
@@ -37,11 +39,13 @@ from ingestd.store.layout import (
     generation_of,
 )
 from ingestd.store.records import CloseEvent, Event, OpenEvent
-from ingestd.store.segment import SegmentImage, Span
+from ingestd.store.segment import SegmentImage, SegmentState, Span
 
 STATE_OPEN: Final = "open"
 STATE_SEALED: Final = "sealed"
 STATE_INTERRUPTED: Final = "interrupted"
+STATE_DAMAGED: Final = "damaged"  # bytes are missing, and a damaged segment may have had them
+STATES: Final = (STATE_OPEN, STATE_SEALED, STATE_INTERRUPTED, STATE_DAMAGED)
 
 PROTOCOLS: Final = {1: "raw", 2: "ingest"}
 REASONS: Final = {
@@ -65,13 +69,14 @@ class Flow:
     """One flow as the store shows it.
 
     `flow` is the UUID in text, `peer` "1.2.3.4:5" or "[::1]:5", `state` one of
-    open, sealed, interrupted; times are RFC 3339 in UTC; `checksum` is
+    open, sealed, interrupted, damaged; times are RFC 3339 in UTC; `checksum` is
     "crc32c:" and eight hexadecimal digits of all of its bytes. `reason` tells
     why it was interrupted; None also where no CLOSE record came to be, as after
     a crash. What a reader needs is in `spans`. `bytes` and `durable_bytes` count
     from the flow's beginning, though only those from `first_offset` on are there.
     `started_ns` and `ended_ns` are Unix times; the former is 0 where no OPEN record is left, the
-    latter as long as it is not over, and where no CLOSE record tells.
+    latter as long as it is not over, and where no CLOSE record tells. `missing` are the
+    ranges [from, to) of bytes that a damaged flow lacks, in order.
     """
 
     flow: str
@@ -92,8 +97,14 @@ class Flow:
     first_offset: int = 0
     started_ns: int = 0
     ended_ns: int = 0
+    missing: tuple[tuple[int, int], ...] = ()
 
-    def as_dict(self) -> dict[str, str | int | bool | dict[str, str] | None]:
+    @property
+    def resume_bytes(self) -> int:
+        """The byte at which a sender resumes: behind all that follows without a hole."""
+        return self.missing[0][0] if self.missing else self.bytes
+
+    def as_dict(self) -> dict[str, object]:
         """Return what a listing shows of a flow, in its order."""
         return {
             "flow": self.flow,
@@ -111,6 +122,7 @@ class Flow:
             "labels": self.labels,
             "protocol": self.protocol,
             "reason": self.reason,
+            "missing": [list(pair) for pair in self.missing],
         }
 
 
@@ -167,12 +179,13 @@ class _Prefix:
     has_crc32c: bool = True
     crc: int = 0
     hole: tuple[int, int] | None = None
+    missing: list[tuple[int, int]] = field(default_factory=list)
     overlap: tuple[int, int] | None = None
     broken_chain_at: int | None = None
 
 
 def assemble(
-    segments: Iterable[SegmentImage], *, generation: int, live: bool, freed_sequence: int = 0
+    segments: Sequence[SegmentImage], *, generation: int, live: bool, freed_sequence: int = 0
 ) -> tuple[list[Flow], list[Anomaly]]:
     """Return the flows in the order in which they began, and what is odd about them.
 
@@ -180,6 +193,7 @@ def assemble(
     that flows of this generation may go on. `freed_sequence`: the highest of a
     segment that was given up on purpose; what lay in it is no loss.
     """
+    has_damage = any(segment.state is SegmentState.DAMAGED for segment in segments)
     parts: defaultdict[FlowId, _Parts] = defaultdict(_Parts)
     for segment in sorted(segments, key=lambda s: s.sequence):
         segment_generation = segment.generation
@@ -194,8 +208,9 @@ def assemble(
     flows, anomalies = [], []
     for flow_id, part in parts.items():
         part.sort_events()
-        prefix = _prefix(part, generation, freed_sequence)
         may_go_on = live and part.generation >= generation
+        over_holes = has_damage and not may_go_on
+        prefix = _prefix(part, generation, freed_sequence, over_holes=over_holes)
         flow = _flow(flow_id, part, prefix, may_go_on=may_go_on)
         flows.append(flow)
         anomalies += _damages(flow, part, prefix)
@@ -205,8 +220,14 @@ def assemble(
     return flows, anomalies
 
 
-def _prefix(part: _Parts, generation: int, freed_sequence: int) -> _Prefix:
-    """Join spans from the first byte that may be there, one generation after the other."""
+def _prefix(
+    part: _Parts, generation: int, freed_sequence: int, *, over_holes: bool = False
+) -> _Prefix:
+    """Join spans from the first byte that may be there, one generation after the other.
+
+    `over_holes`: a damaged segment may have had what is not there, so that a hole is
+    noted as missing and what lies behind it is kept.
+    """
     prefix = _behind_head(part) if freed_sequence else _Prefix()
     of_generation: dict[int, list[Span]] = {}
     for span in part.spans:
@@ -220,12 +241,31 @@ def _prefix(part: _Parts, generation: int, freed_sequence: int) -> _Prefix:
         for span in group:
             if span.first_offset > prefix.end:
                 prefix.hole = prefix.hole or (prefix.end, span.first_offset)
-                break
+                if not over_holes:
+                    break
+                _skip(prefix, span)
             if span.first_offset < prefix.end:
                 prefix.overlap = prefix.overlap or (span.first_offset, prefix.end)
                 continue
             _join(prefix, span, span.end_offset if number < generation else span.durable_end)
+    if over_holes:
+        _note_end(part, prefix)
     return prefix
+
+
+def _skip(prefix: _Prefix, span: Span) -> None:
+    """Go over a hole to the span behind it; no checksum of the whole is known any more."""
+    prefix.missing.append((prefix.end, span.first_offset))
+    prefix.end, prefix.crc, prefix.has_crc32c = span.first_offset, span.crc_before, False
+
+
+def _note_end(part: _Parts, prefix: _Prefix) -> None:
+    """Where the flow was sealed with more bytes than are there, the end is missing."""
+    last = part.events[-1].row if part.events else None
+    is_seal = isinstance(last, RecordCloseRow) and last.state == FLOW_STATE_SEALED
+    if isinstance(last, RecordCloseRow) and is_seal and last.stream_bytes > prefix.end:
+        prefix.missing.append((prefix.end, last.stream_bytes))
+        prefix.end, prefix.has_crc32c = last.stream_bytes, False
 
 
 def _behind_head(part: _Parts) -> _Prefix:
@@ -262,6 +302,7 @@ def _cut(prefix: _Prefix, end: int) -> None:
     prefix.end = end
     prefix.first = min(prefix.first, end)
     prefix.durable_end = min(prefix.durable_end, end)
+    prefix.missing = [(first, min(last, end)) for first, last in prefix.missing if first < end]
     prefix.crc = kept[-1].crc_after if kept else 0
     if not kept:
         prefix.has_crc32c, prefix.broken_chain_at = True, None
@@ -303,11 +344,14 @@ def _flow(flow_id: FlowId, part: _Parts, prefix: _Prefix, *, may_go_on: bool) ->
         first_offset=prefix.first,
         started_ns=opens[0].row.started_ns if opens else 0,
         ended_ns=close.ended_ns if close and state != STATE_OPEN else 0,
+        missing=tuple(prefix.missing),
     )
 
 
 def _state(close: RecordCloseRow | None, prefix: _Prefix, *, may_go_on: bool) -> str:
     """The state that the flow's last event leaves it in; `close` is that event, if a CLOSE."""
+    if prefix.missing:
+        return STATE_DAMAGED
     if close and close.state == FLOW_STATE_SEALED and close.stream_bytes == prefix.end:
         return STATE_SEALED
     if close and close.state != FLOW_STATE_SEALED:
@@ -355,7 +399,11 @@ def _damages(flow: Flow, part: _Parts, prefix: _Prefix) -> list[Anomaly]:
 
 
 def _losses(flow: Flow, part: _Parts, prefix: _Prefix) -> list[Anomaly]:
-    """What a crash leaves behind where nothing had been acknowledged."""
+    """What a crash leaves behind where nothing had been acknowledged; or what damage took."""
+    if prefix.missing:
+        ranges = ", ".join(f"{first} to {last}" for first, last in prefix.missing)
+        text = f"of its {prefix.end} bytes, {ranges} are missing: a damaged segment had them"
+        return [Anomaly(flow.flow, text, is_damage=True)]
     found = []
     if prefix.hole:
         found.append(

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
-from ingestd.errors import FlowNotFoundError
+from ingestd.errors import FlowNotFoundError, UsageError
 from ingestd.store.device import Device, open_device
 from ingestd.store.flows import Anomaly, Flow, assemble
 from ingestd.store.freed import read_freed
@@ -30,6 +30,7 @@ from ingestd.store.superblock import Superblock, SuperblockReading, read_superbl
 SCAN_THREADS: Final = 8
 SCAN_TRIES: Final = 3
 CANDIDATES_MAX: Final = 5
+ID_DIGITS: Final = 32
 
 
 @dataclass(slots=True)
@@ -62,9 +63,10 @@ class StoreImage:
     def find(self, prefix: str) -> Flow:
         """Return the one flow whose id begins with `prefix`, dashes and case aside.
 
-        Raises FlowNotFoundError if there is none, or more than one.
+        Raises UsageError if that is no beginning of an id, FlowNotFoundError if there
+        is no such flow, or more than one.
         """
-        wanted = prefix.strip().replace("-", "").lower()
+        wanted = id_prefix(prefix)
         found = [flow for flow in self.flows if flow.flow_id.hex().startswith(wanted)]
         if not found:
             raise FlowNotFoundError(
@@ -88,6 +90,24 @@ class StoreImage:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def id_prefix(text: str, digits_min: int = 1) -> str:
+    """Return the hexadecimal digits with which an id begins. Raises UsageError.
+
+    An empty text is the beginning of every id, and is what a script's variable that
+    was never set would name.
+    """
+    wanted = text.strip().replace("-", "").lower()
+    if not wanted:
+        raise UsageError("a flow is named by its id, and this one is empty: ingestd ls shows ids")
+    if len(wanted) > ID_DIGITS or not set(wanted) <= set("0123456789abcdef"):
+        raise UsageError(f"{text!r:.60} is not the beginning of a flow's id: ingestd ls shows ids")
+    if len(wanted) < digits_min:
+        raise UsageError(
+            f"{text!r} is too short to name a flow by: write {digits_min} or more digits of its id"
+        )
+    return wanted
 
 
 def read_image(path: str, *, thorough: bool = False) -> StoreImage:

@@ -80,7 +80,10 @@ def _join(pieces: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _read(image: StoreImage, flow: Flow, start: int, end: int) -> Iterator[bytes]:
+    lacking = next((gap for gap in flow.missing if gap[1] > start and gap[0] < end), None)
     for span in flow.spans:
+        if lacking and span.first_offset >= lacking[1]:
+            break
         if span.end_offset > start and span.first_offset < end:
             reader = _SpanReader(image, flow, span, start, end)
             try:
@@ -88,6 +91,12 @@ def _read(image: StoreImage, flow: Flow, start: int, end: int) -> Iterator[bytes
             except StoreDamagedError:
                 reader.check_life()
                 raise
+    if lacking:
+        raise StoreDamagedError(
+            f"flow {flow.flow} of {image.path} lacks its bytes {lacking[0]} to {lacking[1]}, which"
+            f" a damaged segment had: what lies around them is read with an offset and a length,"
+            f" such as --offset {lacking[1]}; ingestd verify {image.path} names the segment"
+        )
 
 
 @dataclass(slots=True)

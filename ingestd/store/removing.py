@@ -25,13 +25,15 @@ from ingestd.store.device import Device, open_device, open_locked
 from ingestd.store.flows import Flow
 from ingestd.store.freed import Freer
 from ingestd.store.freeing import REASON_REMOVED
-from ingestd.store.image import StoreImage, read_image
+from ingestd.store.image import StoreImage, id_prefix, read_image
 from ingestd.store.requests import REQUESTS_MAX, Request, RequestBox, RequestState
 from ingestd.store.superblock import check_store, read_superblock
 from ingestd.store.upkeep import Upkeep
 
 # The daemon looks for requests once a second, and reads the store's footers to decide.
 ANSWER_TIMEOUT_S: Final = 30.0
+# What cannot be undone is not done because of a typing mistake.
+REMOVAL_DIGITS_MIN: Final = 8
 POLL_INTERVAL_S: Final = 0.1
 WITHDRAW_TRIES: Final = 3
 
@@ -61,10 +63,13 @@ def remove_flows(
 ) -> RemovalReport:
     """Remove flows, each named by its id or the first characters of it.
 
-    Raises StoreBusyError if a process that is no daemon holds the store for
-    `timeout_s`, NotAStoreError, StoreDamagedError or StoreError; what concerns one flow
-    is in the report.
+    Raises UsageError, before anything is removed, if one of them is no id, or less than
+    REMOVAL_DIGITS_MIN digits of one; StoreBusyError if a process that is no daemon
+    holds the store for `timeout_s`, NotAStoreError, StoreDamagedError or StoreError;
+    what concerns one flow is in the report.
     """
+    for name in wanted:
+        id_prefix(name, REMOVAL_DIGITS_MIN)
     removal = _Removal(path, wanted, timeout_s)
     while not removal.alone() and not removal.by_daemon():
         time.sleep(POLL_INTERVAL_S)

@@ -69,17 +69,26 @@ class VerifyReport:
     bytes_without_checksum: int = 0
     findings: list[Finding] = field(default_factory=list)
     findings_omitted: int = 0
+    damages: int = 0  # findings of that severity, those that are not kept included
 
     def add(self, finding: Finding) -> None:
-        """Keep a finding, or only count it where there are too many to read."""
-        if len(self.findings) < FINDINGS_MAX:
-            self.findings.append(finding)
-        else:
+        """Keep a finding, or only count it where there are too many to read.
+
+        Damage takes the place of a doubt, so that doubts never hide it.
+        """
+        is_damage = finding.severity == DAMAGE
+        kept_damages = min(self.damages, FINDINGS_MAX)
+        self.damages += is_damage
+        if len(self.findings) == FINDINGS_MAX:
             self.findings_omitted += 1
+            if not is_damage or kept_damages == FINDINGS_MAX:
+                return
+            self.findings.pop()  # a doubt: all damage stands before them
+        self.findings.insert(kept_damages if is_damage else len(self.findings), finding)
 
     @property
     def is_damaged(self) -> bool:
-        """Whether a finding is more than a doubt."""
+        """Whether a finding is more than a doubt; if one is, one of these is kept."""
         return any(finding.severity == DAMAGE for finding in self.findings)
 
     def as_dict(self) -> dict[str, object]:

@@ -21,6 +21,7 @@ from ingestd.cli.cat_command import PROGRESS_BYTES_MIN
 from ingestd.daemon.direct_io import DirectProfile
 from ingestd.errors import FlowNotFoundError, StoreDamagedError, UsageError
 from ingestd.store.flows import Flow
+from ingestd.store.layers import layers_of
 from ingestd.store.superblock import Superblock
 from ingestd.store.verify import DAMAGE, DOUBT, Finding, VerifyReport
 
@@ -64,6 +65,8 @@ class MadeUpImage:
 
     def __init__(self, path: str, flows: list[Flow]) -> None:
         self.path = path
+        with open(path, "rb") as file:
+            self.device = SimpleNamespace(layers=layers_of(file.fileno(), path))
         self.flows = flows
         self.removed: list[Flow] = []
         self.superblock = SUPERBLOCK
@@ -140,7 +143,7 @@ def test_ls_json_is_a_flow_a_line(image: MadeUpImage, capsys: Capture) -> None:
     assert list(lines[0]) == [
         "flow", "name", "peer", "listener", "state", "bytes", "durable_bytes", "started",
         "ended", "checksum", "first_offset", "head_overwritten", "labels", "protocol", "reason",
-        "misdated",
+        "missing", "misdated",
     ]  # fmt: skip
     assert not any(line["misdated"] for line in lines)
 
@@ -285,7 +288,7 @@ def test_info(image: MadeUpImage, capsys: Capture) -> None:
     assert told["segments"] == "7 of 8 MiB (8388608 bytes)"
     assert told["in use"] == "5 free, 1 open, 1 closed, 0 damaged segments"
     assert told["free"] == "40 MiB (41943040 bytes)"
-    assert told["flows"] == "0 open, 1 sealed, 1 interrupted"
+    assert told["flows"] == "0 open, 1 sealed, 1 interrupted, 0 damaged"
     assert "removed" not in told
     assert "aligned to 4, writes to 512 bytes, boundary 4096" in told["direct I/O"]
 

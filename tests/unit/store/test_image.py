@@ -67,6 +67,7 @@ def test_a_sealed_flow_shows_everything(path: Path) -> None:
             "labels": {"a": "1", "b": "x=y"},
             "protocol": "raw",
             "reason": None,
+            "missing": [],
         }
         assert image.segments[2].state is SegmentState.CLOSED
         assert bytes_of(image, FLOW) == b"x" * 5000 + b"y" * 70000

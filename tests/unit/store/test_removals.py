@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.errors import FlowNotFoundError, StoreBusyError, StoreError
+from ingestd.errors import FlowNotFoundError, StoreBusyError, StoreError, UsageError
 from ingestd.store import removing
 from ingestd.store.device import open_device, open_locked
 from ingestd.store.freed import read_freed
@@ -166,7 +166,7 @@ def test_any_bytes_make_a_table(path: Path, seed: int) -> None:
 
 
 def test_a_flow_alone_in_its_segment_gives_it_back(path: Path) -> None:
-    report = remove_flows(str(path), ["1111"])
+    report = remove_flows(str(path), ["11111111"])
     ((flow, size, error),) = report.outcomes
     assert (flow.replace("-", ""), size, error) == (ONE.hex(), 5000, None)
     assert (report.segments_freed_count, report.is_served) == (1, False)
@@ -181,7 +181,7 @@ def test_a_flow_alone_in_its_segment_gives_it_back(path: Path) -> None:
 
 
 def test_what_lies_beside_a_kept_flow_waits_for_it(path: Path) -> None:
-    assert remove_flows(str(path), ["22"]).segments_freed_count == 1
+    assert remove_flows(str(path), ["22222222"]).segments_freed_count == 1
     assert states(path) == ["closed", "free", "closed", "free"]
     assert shown(path) == {ONE, THREE}
     with read_image(str(path)) as image:
@@ -192,23 +192,31 @@ def test_what_lies_beside_a_kept_flow_waits_for_it(path: Path) -> None:
     with open_for_serving(str(path)) as store:
         assert {flow.flow_id for flow in store.take_recovered_flows()} == {ONE, THREE}
         assert store.upkeep.removed == {TWO}
-    assert remove_flows(str(path), ["33"]).segments_freed_count == 1
+    assert remove_flows(str(path), ["33333333"]).segments_freed_count == 1
     assert states(path) == ["closed", "free", "free", "free"]
     assert changed(path, lambda _: None).flows == set()
 
 
 def test_unknown_flows_do_not_keep_others(path: Path) -> None:
-    report = remove_flows(str(path), ["ffff", "1111", "11", ""])
+    report = remove_flows(str(path), ["ffffffff", "11111111", "1111-11111"])
     kinds = [type(outcome.error) for outcome in report.outcomes]
-    # "" is too short to name one, and both others name the same.
-    assert kinds == [FlowNotFoundError, FlowNotFoundError, type(None)]
+    # The last two name the same.
+    assert kinds == [FlowNotFoundError, type(None)]
     assert shown(path) == {TWO, THREE}
+
+
+@pytest.mark.parametrize("name", ["", " ", "-", "1", "1111111", "0x111111", "x" * 8, "1" * 33])
+def test_what_is_no_name_removes_nothing(path: Path, name: str) -> None:
+    """Such as a script's variable that was never set: nor are those beside it removed."""
+    with pytest.raises(UsageError, match="id"):
+        remove_flows(str(path), ["22222222", name])
+    assert shown(path) == {ONE, TWO, THREE}
 
 
 def test_a_store_that_somebody_holds_but_no_daemon_answers(path: Path) -> None:
     with open_device(str(path)) as holder:
         fcntl.flock(holder.fd, fcntl.LOCK_EX)
-        report = remove_flows(str(path), ["11"], timeout_s=0.3)
+        report = remove_flows(str(path), ["11111111"], timeout_s=0.3)
     ((_, _, error),) = report.outcomes
     assert isinstance(error, StoreBusyError)
     assert "did not answer in time" in str(error)
@@ -231,7 +239,7 @@ def test_the_holder_goes_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         sleep(seconds)
 
     monkeypatch.setattr(removing.time, "sleep", one_step)
-    report = remove_flows(str(path), ["11", "33"])
+    report = remove_flows(str(path), ["11111111", "33333333"])
     assert [outcome.error for outcome in report.outcomes] == [None, None]
     assert (report.is_served, report.segments_freed_count) == (False, 1)
     assert shown(path) == {TWO}
