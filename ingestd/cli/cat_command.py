@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ingestd.cli.output import note, progress_bar, write_all
+from ingestd.cli.streams import is_stdout_closed
 from ingestd.errors import SystemCallError, UsageError
 from ingestd.sizes import full_size
 
@@ -71,7 +72,7 @@ def _open_output(arguments: Namespace, layers: Sequence[Layer]) -> Iterator[_Out
     """
     path: str | None = arguments.output
     if path is None:
-        if sys.stdout is None:
+        if is_stdout_closed():
             raise UsageError("standard output is closed: name a file with -o")
         yield _Output(sys.stdout.fileno(), "standard output")
         return

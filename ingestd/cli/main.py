@@ -9,7 +9,7 @@ Owned by the main thread.
 from __future__ import annotations
 
 import argparse
-import io
+import difflib
 import os
 import re
 import sys
@@ -25,6 +25,7 @@ from ingestd.cli.rm_command import run_rm
 from ingestd.cli.run_commands import run_check_config, run_serve
 from ingestd.cli.send_command import run_send
 from ingestd.cli.store_commands import run_format, run_info, run_ls
+from ingestd.cli.streams import secure_standard_streams
 from ingestd.cli.verify_command import run_verify
 from ingestd.errors import EngineError, IngestdError, ResourceError, SystemCallError, UsageError
 from ingestd.sizes import parse_size
@@ -34,6 +35,7 @@ EXIT_BROKEN_PIPE: Final = 141  # as a shell shows SIGPIPE
 
 _LABEL_BYTES_MAX: Final = 64
 _COUNT_MAX: Final = 65536
+_INVALID_CHOICE: Final = re.compile(r"invalid choice: '[\w-]+' \(choose from .*\)")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -41,19 +43,26 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
-        self.exit(UsageError.exit_code, f"ingestd: error: {message}\n")
+        self.exit(UsageError.exit_code, f"ingestd: error: {message}{_hint(message)}\n")
+
+
+def _hint(message: str) -> str:
+    """What to add to a message of argparse, which knows no way out."""
+    if message.endswith("required: COMMAND"):
+        return "; ingestd --help lists the commands"
+    if (found := _INVALID_CHOICE.search(message)) is None:
+        return ""
+    given, *choices = re.findall(r"[\w-]+", found[0].removeprefix("invalid choice: "))
+    near = difflib.get_close_matches(given, [c for c in choices if c not in ("choose", "from")], 1)
+    return f'; did you mean "{near[0]}"?' if near else ""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return the exit code of the process."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # names may be in any script
+    secure_standard_streams()
     try:
-        arguments = build_parser().parse_args(argv)
-        command: Callable[[argparse.Namespace], int] = arguments.command
-        code = command(arguments)
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        code = _run(argv)
+        sys.stdout.flush()
         return code
     except IngestdError as error:
         return _tell(error)
@@ -70,6 +79,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         _close_stdout()
 
 
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        arguments = build_parser().parse_args(argv)
+    except SystemExit:
+        sys.stdout.flush()  # help that nobody got is no success
+        raise
+    command: Callable[[argparse.Namespace], int] = arguments.command
+    return command(arguments)
+
+
 def _tell(error: IngestdError) -> int:
     for sentence in str(error).split("\n"):
         print(f"ingestd: error: {sentence}", file=sys.stderr)
@@ -79,10 +98,11 @@ def _tell(error: IngestdError) -> int:
 def _close_stdout() -> None:
     """Flush, and where nobody takes it, see that the interpreter does not try again."""
     try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
+        sys.stdout.flush()
     except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC), sys.stdout.fileno())
+        null_fd = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+        os.dup2(null_fd, sys.stdout.fileno())
+        os.close(null_fd)
 
 
 def exit_codes() -> dict[int, str]:

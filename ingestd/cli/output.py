@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
+from ingestd.cli.streams import wait_for_room
 from ingestd.errors import SystemCallError
 from ingestd.sizes import short_size
 
@@ -157,5 +158,7 @@ def write_all(fd: int, piece: Any, name: str) -> None:
             left = left[os.write(fd, left) :]
         except BrokenPipeError:
             raise
+        except BlockingIOError:  # somebody who has the same pipe made it so
+            wait_for_room(fd)
         except OSError as error:
             raise SystemCallError(f"{name}: cannot be written: {error.strerror}") from None
