@@ -115,6 +115,11 @@ class SenderError(IngestdError):
 
     exit_code = 14
 
+    def __init__(self, text: str, *, code: str | None = None, checksum: str | None = None) -> None:
+        super().__init__(text)
+        self.code = code  # of the listener's error line, if there was one
+        self.checksum = checksum  # that of the flow that the listener has, with code `sealed`
+
 
 class SystemCallError(IngestdError):
     """A system call failed in a way that no other class describes."""

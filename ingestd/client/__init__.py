@@ -22,9 +22,10 @@ from typing import BinaryIO, Final
 
 from ingestd.address import Address, parse_address
 from ingestd.client.backlog import Backlog, BufferBacklog, FileBacklog
-from ingestd.client.flow import FlowWriter, NotifyFn, Terms
+from ingestd.client.flow import FlowWriter
 from ingestd.client.key import Key, load_key
 from ingestd.client.raw import send_stream
+from ingestd.client.terms import NotifyFn, Terms
 from ingestd.errors import UsageError
 from ingestd.protocol.blocks import Hello, Resume, format_hello
 from ingestd.protocol.fields import BYTES_COUNT_MAX
@@ -42,6 +43,7 @@ __all__ = [
 
 BUFFER_BYTES_MAX: Final = 64 * 1024 * 1024
 RETRY_S: Final = 300.0
+CONNECT_RETRY_S: Final = 10.0  # a mistyped address is told soon, a daemon that restarts is awaited
 STALL_TIMEOUT_S: Final = 120.0
 
 
@@ -58,9 +60,10 @@ def connect(
     from_start: bool = False,
     checksum: bool = True,
     buffer_bytes_max: int = BUFFER_BYTES_MAX,
-    retry_s: float = RETRY_S,
+    retry_s: float | None = None,
     stall_timeout_s: float = STALL_TIMEOUT_S,
     notify: NotifyFn | None = None,
+    wait: bool = True,
 ) -> FlowWriter:
     """Begin a flow, or go on with one, at a listener of protocol `ingest`.
 
@@ -85,14 +88,14 @@ def connect(
     buffer_bytes_max: memory for what is written and not durable yet; full, write()
     waits: no more than this is sent from one commit of the store to the next.
 
-    retry_s: how long a lost connection is tried again without progress. The first is
-    tried once, but again where the listener said that what is in the way will pass.
+    retry_s: how long a connection is tried again, be it lost or the first, without
+    progress. None: 300 s, but 10 s for the first.
     stall_timeout_s: a connection over which nothing moves for so long counts as lost.
-    notify: given a sentence, on the flow's own thread, when a connection is lost and
-    when the flow goes on.
+    notify: given a sentence, on the flow's own thread, when a connection is lost or back.
+    wait: False: return before a listener has accepted the flow; see await_start().
 
     Raises SenderError if no listener accepts the flow, UsageError for an argument that
-    cannot be meant, SystemCallError if the source cannot be read.
+    cannot be meant, ResourceError if a thread, descriptors or memory are short.
     """
     backlog = _backlog(source, bytes_total, buffer_bytes_max, has_checksum=checksum)
     bytes_total = backlog.end if backlog.is_whole else bytes_total
@@ -106,12 +109,14 @@ def connect(
         bytes_total=bytes_total,
         has_trailer=checksum and bytes_total is not None,
         is_from_start=from_start,
-        retry_s=retry_s,
+        retry_s=RETRY_S if retry_s is None else retry_s,
+        connect_retry_s=CONNECT_RETRY_S if retry_s is None else retry_s,
         stall_timeout_s=stall_timeout_s,
         notify=notify or (lambda _: None),
     )
     _check_texts(terms)
-    return _started(FlowWriter(terms, backlog))
+    writer = FlowWriter(terms, backlog)
+    return _started(writer) if wait else writer
 
 
 def _started(writer: FlowWriter) -> FlowWriter:

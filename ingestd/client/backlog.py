@@ -20,7 +20,8 @@ from typing import Final, Protocol
 
 from crc32c import crc32c
 
-from ingestd.errors import SenderError, SystemCallError
+from ingestd.errors import ResourceError, SenderError, SystemCallError
+from ingestd.sizes import full_size
 
 READ_BYTES_MAX: Final = 1024 * 1024
 
@@ -42,13 +43,21 @@ class Backlog(Protocol):
     def release(self, offset: int) -> None:
         """Forget the bytes before it: they are durable."""
 
+    def free(self) -> None:
+        """Give the memory back: nothing will be sent any more."""
+
 
 class BufferBacklog:
-    """A ring of memory, taken once."""
+    """A ring of memory, taken once. Raises ResourceError if there is not so much."""
 
     def __init__(self, capacity: int, *, has_checksum: bool) -> None:
         assert capacity > 0, capacity
-        self._ring = memoryview(mmap.mmap(-1, capacity))  # zeroed page by page, when first used
+        try:
+            self._ring = memoryview(mmap.mmap(-1, capacity))  # zeroed page by page, when used
+        except (OSError, OverflowError, ValueError):
+            raise ResourceError(
+                f"no memory for a buffer of {full_size(capacity)}: ask for a smaller one"
+            ) from None
         self._begin = 0
         self._is_begun = False
         self.is_whole = False
@@ -88,6 +97,9 @@ class BufferBacklog:
     def release(self, offset: int) -> None:
         self._begin = max(self._begin, offset)
 
+    def free(self) -> None:
+        self._ring = memoryview(b"")
+
 
 class FileBacklog:
     """A file that can be read at any place: nothing of it is kept but what is being sent."""
@@ -95,7 +107,7 @@ class FileBacklog:
     def __init__(self, fd: int, name: str, size: int, *, has_checksum: bool) -> None:
         self._fd = fd
         self._name = name
-        self._buffer = bytearray(READ_BYTES_MAX)
+        self._buffer = bytearray()  # taken at the first read
         self._chunk = memoryview(b"")
         self._chunk_offset = 0
         self.is_whole = True
@@ -127,8 +139,14 @@ class FileBacklog:
     def release(self, offset: int) -> None:
         """Nothing is kept."""
 
+    def free(self) -> None:
+        self._buffer = bytearray()
+        self._chunk = memoryview(b"")
+
     def _read(self, offset: int, count_max: int) -> None:
         """Read at most count_max bytes into the chunk, and count those that are new."""
+        if not self._buffer:
+            self._buffer = bytearray(min(self.end, READ_BYTES_MAX))
         room = memoryview(self._buffer)[: min(count_max, READ_BYTES_MAX)]
         try:
             count = os.preadv(self._fd, [room], offset)

@@ -19,15 +19,13 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Mapping
 from types import TracebackType
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, Self
 
-from ingestd.address import Address
 from ingestd.client.backlog import Backlog, BufferBacklog
-from ingestd.client.key import Key
 from ingestd.client.link import Link, LinkLost
-from ingestd.errors import SenderError
+from ingestd.client.terms import Terms, bytes_of, in_the_tree, plain
+from ingestd.errors import ResourceError, SenderError, UsageError
 from ingestd.protocol.blocks import Hello, Resume, Trailer, format_hello, format_trailer
 from ingestd.protocol.lines import (
     PASSING_CODES,
@@ -44,29 +42,13 @@ from ingestd.protocol.lines import (
 from ingestd.protocol.receipt import Receipt, ReceiptState
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0
+QUIET_S: Final = 1.0  # a listener that has not greeted by then may speak raw, which is told
 PUT_BYTES_MAX: Final = 1024 * 1024  # under the lock
 RETRY_DELAY_S: Final = 0.1  # at most, before the second attempt; doubled for each further one
 RETRY_DELAY_S_MAX: Final = 10.0
 
-NotifyFn = Callable[[str], None]
+_ASK_RAW: Final = ": if that is a listener of protocol raw, send with --protocol raw"
 _delay = random.SystemRandom().uniform
-
-
-class Terms(NamedTuple):
-    """What the caller asked for; connect() documents it."""
-
-    address: Address
-    flow: str
-    resume: Resume
-    name: str | None
-    labels: Mapping[str, str]
-    key: Key | None
-    bytes_total: int | None
-    has_trailer: bool
-    is_from_start: bool
-    retry_s: float
-    stall_timeout_s: float
-    notify: NotifyFn
 
 
 class _Aborted(Exception):
@@ -85,17 +67,26 @@ class FlowWriter:
         self._terms = terms
         self._backlog = backlog
         self._changed = threading.Condition()
-        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        try:
+            self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        except OSError as error:
+            raise ResourceError(f"flow {terms.flow}: cannot begin: {error.strerror}") from None
         self._start_offset: int | None = None  # None until a listener accepted the flow
         self._position = 0  # of write(), while it is given bytes that are durable already
         self._sent_offset = self._durable_offset = 0
-        self._is_closing = self._is_aborted = False
+        self._is_closing = self._is_aborted = self._was_sealed = False
         self._receipt: Receipt | None = None
         self._error: BaseException | None = None
+        self._begun_s = time.monotonic()
         self._outage_begun_s: float | None = None
         self._attempts_count = 0
         self._thread = threading.Thread(target=self._run, name="ingestd-flow", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # the limit of threads, or of memory
+            os.close(self._wake_fd)
+            backlog.free()
+            raise ResourceError(f"flow {terms.flow}: cannot begin: {error}") from None
 
     @property
     def flow(self) -> str:
@@ -116,6 +107,11 @@ class FlowWriter:
     def durable_offset(self) -> int:
         """All bytes before it are on stable media, by word of the daemon."""
         return self._durable_offset
+
+    @property
+    def was_sealed(self) -> bool:
+        """Whether the store had the whole flow, sealed, before this writer sent anything."""
+        return self._was_sealed
 
     @property
     def receipt(self) -> Receipt | None:
@@ -142,15 +138,23 @@ class FlowWriter:
             self._changed.wait_for(lambda: self._start_offset is not None or self._is_over())
             self._check()
 
-    def write(self, data: bytes | bytearray | memoryview) -> None:
+    def write(self, data: Any) -> None:
         """Take bytes; wait while the buffer is full. They are sent in the background.
 
-        Raises SenderError as soon as the flow cannot go on, also with no data.
+        data: any object with a buffer, of any shape and element; also an empty one. It
+        may be changed once write() returns. Gaps between elements are not sent.
+
+        Raises SenderError as soon as the flow cannot go on, also with no data; UsageError
+        behind close(), where the flow has a source, and for what has no buffer.
         """
         backlog = self._backlog
-        assert isinstance(backlog, BufferBacklog), "a flow with a source reads that by itself"
-        assert not self._is_closing, "the flow is closed"
-        left = self._without_durable(memoryview(data).cast("B"), backlog)
+        with self._changed:
+            self._check()
+        if not isinstance(backlog, BufferBacklog):
+            raise UsageError(f"flow {self.flow}: has a source, which it reads by itself")
+        if self._is_closing:
+            raise UsageError(f"flow {self.flow}: is closed: nothing can be written any more")
+        left = self._without_durable(bytes_of(data), backlog)
         total = self._terms.bytes_total
         if total is not None and backlog.end + len(left) > total:
             raise SenderError(f"flow {self.flow}: was to have {total} bytes: more are written")
@@ -232,6 +236,7 @@ class FlowWriter:
             if self._wake_fd >= 0:
                 os.close(self._wake_fd)
                 self._wake_fd = -1
+                self._backlog.free()
 
     # What follows runs on the flow's own thread.
 
@@ -242,7 +247,7 @@ class FlowWriter:
             return
         except BaseException as error:  # whatever it is, whoever waits must be told
             with self._changed:
-                self._error = error
+                self._error = in_the_tree(error)
                 self._changed.notify_all()
             return
         with self._changed:
@@ -262,17 +267,17 @@ class FlowWriter:
         """Wait before the next attempt: longer each time, never in step with other senders."""
         terms, now_s = self._terms, time.monotonic()
         self._raise_if_aborted()
-        if self._start_offset is None and not lost.is_passing:
-            raise SenderError(f"{terms.address}: {lost}")
+        is_first = self._start_offset is None and not lost.is_passing
+        if is_first and lost.is_shortage:
+            raise ResourceError(f"{terms.address}: {lost}")
+        retry_s = terms.connect_retry_s if is_first else terms.retry_s
+        begun_s = self._outage_begun_s or (self._begun_s if is_first else now_s)
+        if now_s - begun_s >= retry_s:
+            raise SenderError(f"{terms.address}: {self._why_given_up(lost, is_first)}")
         if self._outage_begun_s is None:
-            self._outage_begun_s = now_s
+            self._outage_begun_s = begun_s
             self._attempts_count = 0
-            terms.notify(f"flow {terms.flow}: {lost}: trying again for {terms.retry_s:g} s")
-        if now_s - self._outage_begun_s >= terms.retry_s:
-            raise SenderError(
-                f"{terms.address}: {lost}: gave up after {terms.retry_s:g} s;"
-                f" {self._durable_offset} bytes of flow {terms.flow} are durable, resume it later"
-            )
+            terms.notify(f"flow {terms.flow}: {lost}: trying again for {retry_s:g} s")
         delay_s_max = min(RETRY_DELAY_S * 2**self._attempts_count, RETRY_DELAY_S_MAX)
         self._attempts_count = min(self._attempts_count + 1, 30)
         with self._changed:
@@ -282,6 +287,16 @@ class FlowWriter:
                 self._changed.wait_for(self._has_work)  # it can stay away, for as long as it likes
                 self._outage_begun_s = time.monotonic()
         self._raise_if_aborted()
+
+    def _why_given_up(self, lost: LinkLost, is_first: bool) -> str:
+        terms = self._terms
+        if not is_first:
+            return (
+                f"{lost}: gave up after {terms.retry_s:g} s;"
+                f" {self._durable_offset} bytes of flow {terms.flow} are durable, resume it later"
+            )
+        tried = f": gave up after {terms.connect_retry_s:g} s" if terms.connect_retry_s else ""
+        return f"{lost}{tried}{_ASK_RAW if lost.is_silent else ''}"
 
     def _has_work(self) -> bool:
         return self._is_aborted or self._is_closing or self._backlog.end > self._durable_offset
@@ -293,6 +308,8 @@ class FlowWriter:
     def _open(self, link: Link) -> Receipt | None:
         """Greet and be accepted; return a receipt if the flow turns out to be sealed."""
         address = self._terms.address
+        if not link.wait(wants_to_send=False, timeout_s=QUIET_S) and self._start_offset is None:
+            self._terms.notify(f"{address}: has not greeted so far{_ASK_RAW}")
         greeting = link.next_line("hello of protocol ingest", HANDSHAKE_TIMEOUT_S)
         if isinstance(greeting, Refusal):
             return self._heed_refusal(greeting)
@@ -432,7 +449,7 @@ class FlowWriter:
 
     def _heed_refusal(self, refusal: Refusal) -> Receipt | None:
         """Raise what the code asks for; but a flow that is sealed as it should be is a receipt."""
-        address, text = self._terms.address, _plain(f"{refusal.code}: {refusal.text}")
+        address, text = self._terms.address, plain(f"{refusal.code}: {refusal.text}")
         if refusal.code in PASSING_CODES:
             raise LinkLost(text, is_passing=True)
         may_be_ours = self._start_offset is not None or self._terms.resume is not False
@@ -443,10 +460,13 @@ class FlowWriter:
             and refusal.bytes == self._length()
         ):
             self._backlog.start(refusal.bytes)
+            self._was_sealed = self._start_offset is None
             return self._judge(self.flow, refusal.bytes, True, refusal.checksum, None)
         raise SenderError(
             f"{address}: {text}; {max(refusal.durable, self._durable_offset)} bytes"
-            f" of flow {self.flow} are durable"
+            f" of flow {self.flow} are durable",
+            code=refusal.code,
+            checksum=refusal.checksum,
         )
 
     def _length(self) -> int | None:
@@ -470,13 +490,11 @@ class FlowWriter:
             problem = f"says {checksum}, but what was sent has {ours}"
         if problem is not None:
             raise SenderError(
-                f"{self._terms.address}: the receipt of flow {self.flow} {problem}: do not trust it"
+                f"{self._terms.address}: the receipt of flow {self.flow} {problem}:"
+                " do not trust it",
+                code=Code.SEALED if self._was_sealed else None,
+                checksum=checksum,
             )
         with self._changed:
             self._durable_offset = self._sent_offset = count
         return Receipt(flow, count, True, ReceiptState.SEALED, checksum, sender_checksum=stated)
-
-
-def _plain(text: str) -> str:
-    """The daemon's words, made safe for a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)

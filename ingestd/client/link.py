@@ -13,6 +13,7 @@ Owned by one flow's own thread.
 
 from __future__ import annotations
 
+import encodings.idna  # noqa: F401 # look-ups need it, perhaps when descriptors have run out
 import errno
 import os
 import select
@@ -35,6 +36,7 @@ KEEPALIVE: Final = (
     (socket.TCP_KEEPINTVL, 10),
     (socket.TCP_KEEPCNT, 3),
 )
+SHORTAGES: Final = (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS)
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)  # close() sends RST
 _LINGER_OFF: Final = struct.pack("ii", 0, 0)
@@ -43,9 +45,18 @@ _LINGER_OFF: Final = struct.pack("ii", 0, 0)
 class LinkLost(Exception):
     """The connection is gone or was refused for now; the text says how."""
 
-    def __init__(self, text: str, *, is_passing: bool = False) -> None:
+    def __init__(
+        self,
+        text: str,
+        *,
+        is_passing: bool = False,
+        is_silent: bool = False,
+        is_shortage: bool = False,
+    ) -> None:
         super().__init__(text)
         self.is_passing = is_passing  # the daemon itself said that it will pass
+        self.is_silent = is_silent  # it is there, but has not greeted
+        self.is_shortage = is_shortage  # of something on this machine
 
 
 class Link:
@@ -120,7 +131,7 @@ class Link:
         while (line := self.line()) is None:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0 or not self.wait(wants_to_send=False, timeout_s=left_s):
-                raise LinkLost(f"no {what} within {timeout_s:g} s")
+                raise LinkLost(f"no {what} within {timeout_s:g} s", is_silent=True)
         return line
 
     def _connect(self) -> socket.socket:
@@ -139,8 +150,10 @@ class Link:
                         candidate.close()
                 if code == 0:
                     return candidate
-        except OSError as error:
-            raise LinkLost(f"cannot connect: {error.strerror or error}") from None
+        except (OSError, UnicodeError) as error:
+            text = getattr(error, "strerror", None) or error
+            is_shortage = isinstance(error, OSError) and error.errno in SHORTAGES
+            raise LinkLost(f"cannot connect: {text}", is_shortage=is_shortage) from None
         if code == errno.ETIMEDOUT:
             raise LinkLost(f"no answer within {CONNECT_TIMEOUT_S:g} s")
         raise LinkLost(f"cannot connect: {os.strerror(code)}")

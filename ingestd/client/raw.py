@@ -9,40 +9,72 @@ Invariants:
  - The daemon is listened to while sending: an early answer ends the sending
    and is told, rather than the broken pipe that follows it.
 
-One call owns its socket; calls on several threads do not meet.
+One call owns its socket; calls on several threads do not meet, but in a Stop.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import fcntl
 import os
 import select
 import socket
-import stat
 import struct
 import time
 from collections.abc import Callable
-from typing import BinaryIO, Final, Protocol
+from typing import BinaryIO, Final
 
 from ingestd.address import Address
-from ingestd.errors import SenderError, SystemCallError
+from ingestd.client.link import SHORTAGES
+from ingestd.client.raw_source import Source, source_of
+from ingestd.client.terms import NotifyFn
+from ingestd.errors import ResourceError, SenderError, SystemCallError
 from ingestd.protocol.fields import LINE_BYTES_MAX
-from ingestd.protocol.lines import Greeting, parse_line
+from ingestd.protocol.lines import Greeting, Refusal, parse_line
 from ingestd.protocol.receipt import Receipt, ReceiptState, parse_receipt
 from ingestd.sizes import full_size
 
 CONNECT_TIMEOUT_S: Final = 10.0
 RECEIPT_TIMEOUT_S: Final = 600.0
-SENDFILE_BYTES_MAX: Final = 4 * 1024 * 1024  # per call: between two looks for an answer
-READ_BYTES_MAX: Final = 1024 * 1024
+CONNECT_RETRY_S: Final = 10.0  # a mistyped address is told soon, a daemon that restarts is awaited
+RETRY_DELAY_S: Final = 0.1  # before the second attempt; doubled for each further one
+RETRY_DELAY_S_MAX: Final = 2.0
 
 _LINGER_RESET: Final = struct.pack("ii", 1, 0)  # close() sends RST
 _LINGER_OFF: Final = struct.pack("ii", 0, 0)
-_SENDFILE_UNFIT: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 ProgressFn = Callable[[int], None]
+
+
+class Greeted(Exception):
+    """The listener turned out to speak protocol `ingest`; never leaves this package's callers.
+
+    head: what was read of a source that cannot be read again; None: not kept.
+    """
+
+    def __init__(self, head: bytes | None) -> None:
+        super().__init__("the listener greets")
+        self.head = head
+
+
+class Stop:
+    """Ends the waits of other threads; once set, it stays so."""
+
+    def __init__(self) -> None:
+        self.is_set = False
+        try:
+            self.fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        except OSError as error:
+            raise ResourceError(f"cannot begin: {error.strerror}") from None
+
+    def set(self) -> None:
+        """Let every wait raise SenderError, now and later."""
+        self.is_set = True
+        os.eventfd_write(self.fd, 1)  # never read, so all see it
+
+    def check(self) -> None:
+        """Raise SenderError if it is set."""
+        if self.is_set:
+            raise SenderError("was aborted")
 
 
 def send_stream(
@@ -52,24 +84,124 @@ def send_stream(
     progress: ProgressFn | None = None,
     *,
     receipt_timeout_s: float = RECEIPT_TIMEOUT_S,
+    retry_s: float = CONNECT_RETRY_S,
 ) -> Receipt:
     """Send what is left of reader as one flow; return the receipt of the sealed flow.
 
     A reader with a file descriptor is read through that, so nothing of a pipe may
-    have been read ahead. progress is called with the bytes of each step.
+    have been read ahead. progress is called with the bytes of each step. Connecting is
+    tried again for retry_s; what broke later is not, as `raw` cannot go on.
 
     Raises SenderError when not everything was acknowledged, SystemCallError when
-    the reader cannot be read.
+    the reader cannot be read or became shorter, ResourceError if descriptors run out.
     """
     address = Address(host, port)
-    source = _source_of(reader)
-    with _connect(address) as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
-        sent_bytes, is_complete = _send(source, sock, progress or (lambda _: None))
-        line = _read_line(sock, receipt_timeout_s, address, sent_bytes)
+    try:
+        sock = open_connection(address, retry_s)
+        return send_over(sock, reader, address, progress, receipt_timeout_s=receipt_timeout_s)
+    except Greeted:
+        raise SenderError(
+            f"{address}: listens with protocol ingest: send with --protocol ingest"
+        ) from None
+
+
+def send_over(
+    sock: socket.socket,
+    reader: BinaryIO,
+    address: Address,
+    progress: ProgressFn | None = None,
+    *,
+    receipt_timeout_s: float = RECEIPT_TIMEOUT_S,
+    stop: Stop | None = None,
+    head_bytes_max: int = 0,
+) -> Receipt:
+    """The same over a connection of open_connection(), which it closes.
+
+    Raises Greeted, too. Of a reader that cannot be read again the first head_bytes_max
+    are kept for that; when there were more, a listener that greets is a SenderError.
+    """
+    with sock:
+        source = source_of(reader, head_bytes_max)
+        sent_bytes, is_complete = _send(source, sock, progress or (lambda _: None), stop)
+        line = _read_line(sock, receipt_timeout_s, address, sent_bytes, stop)
+        if is_greeting(line):
+            raise Greeted(source.head())
         receipt = _judge(line, address, sent_bytes, is_complete)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_OFF)
         return receipt
+
+
+def open_connection(
+    address: Address, retry_s: float, stop: Stop | None = None, notify: NotifyFn | None = None
+) -> socket.socket:
+    """Connect, trying again for retry_s. Closing what comes back resets the connection.
+
+    notify is told once that it is tried again. Raises SenderError, ResourceError.
+    """
+    deadline_s, delay_s = time.monotonic() + retry_s, RETRY_DELAY_S
+    while True:
+        if stop is not None:
+            stop.check()
+        try:
+            return _connect(address)
+        except SenderError as error:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                given_up = f": gave up after {retry_s:g} s" if retry_s else ""
+                raise SenderError(f"{error}{given_up}") from None
+            if notify is not None:
+                notify(f"{error}: trying again for {retry_s:g} s")
+                notify = None
+            _pause(min(delay_s, left_s), stop)
+            delay_s = min(delay_s * 2, RETRY_DELAY_S_MAX)
+
+
+def hears_greeting(sock: socket.socket, wait_s: float, stop: Stop | None = None) -> bool:
+    """Wait for a listener of protocol `ingest` to greet; what comes is left to be read."""
+    deadline_s = time.monotonic() + wait_s
+    while True:
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0 or not _is_readable(sock, left_s, stop):
+            return False
+        try:
+            head = sock.recv(LINE_BYTES_MAX, socket.MSG_PEEK)
+        except BlockingIOError:
+            continue
+        except OSError:
+            return False
+        line, newline, _ = head.partition(b"\n")
+        if newline or not head:
+            return is_greeting(line)
+        _pause(0.01, stop)  # half a line
+
+
+def is_greeting(line: bytes) -> bool:
+    """Tell whether a line is one that a listener of protocol `ingest` begins with."""
+    try:
+        return isinstance(parse_line(line), Greeting | Refusal)
+    except ValueError:
+        return False
+
+
+def _pause(seconds: float, stop: Stop | None) -> None:
+    if stop is None:
+        time.sleep(seconds)
+        return
+    poll = select.poll()
+    poll.register(stop.fd, select.POLLIN)
+    poll.poll(max(0.0, seconds) * 1000)
+    stop.check()
+
+
+def _is_readable(sock: socket.socket, timeout_s: float, stop: Stop | None) -> bool:
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    if stop is not None:
+        poll.register(stop.fd, select.POLLIN)
+    ready = dict(poll.poll(timeout_s * 1000))
+    if stop is not None:
+        stop.check()
+    return bool(ready)
 
 
 def _connect(address: Address) -> socket.socket:
@@ -77,109 +209,26 @@ def _connect(address: Address) -> socket.socket:
         sock = socket.create_connection(address, timeout=CONNECT_TIMEOUT_S)
     except TimeoutError:
         raise SenderError(f"{address}: no answer within {CONNECT_TIMEOUT_S:g} s") from None
-    except OSError as error:
-        raise SenderError(f"{address}: cannot connect: {error.strerror or error}") from None
+    except (OSError, UnicodeError) as error:
+        text = getattr(error, "strerror", None) or error
+        if isinstance(error, OSError) and error.errno in SHORTAGES:
+            raise ResourceError(f"{address}: cannot connect: {text}") from None
+        raise SenderError(f"{address}: cannot connect: {text}") from None
     sock.setblocking(False)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     return sock
 
 
-class _Source(Protocol):
-    """Where the bytes come from."""
-
-    input_fd: int | None  # to wait for before the next push(), None: push at once
-
-    def push(self, sock: socket.socket) -> int:
-        """Hand bytes to the socket; return how many, 0 at the end of the source."""
-
-
-class _FileSource:
-    """A regular file: the kernel moves the bytes, from the page cache to the socket."""
-
-    def __init__(self, fd: int, offset: int) -> None:
-        self.input_fd: int | None = None
-        self._fd = fd
-        self._offset = offset
-
-    def push(self, sock: socket.socket) -> int:
-        count = os.sendfile(sock.fileno(), self._fd, self._offset, SENDFILE_BYTES_MAX)
-        self._offset += count
-        return count
-
-
-class _StreamSource:
-    """Anything else: pipes, terminals, devices, objects in memory."""
-
-    def __init__(self, reader: BinaryIO, fd: int | None) -> None:
-        self._reader = reader
-        self._fd = fd
-        self._buffer = bytearray(READ_BYTES_MAX)
-        self._left = memoryview(b"")
-        self.input_fd = fd
-
-    def push(self, sock: socket.socket) -> int:
-        if not self._left:
-            self._left = self._read()
-        if not self._left:
-            return 0
-        self.input_fd = None  # as long as bytes are left
-        count = sock.send(self._left)
-        self._left = self._left[count:]
-        if not self._left:
-            self.input_fd = self._fd
-        return count
-
-    def _read(self) -> memoryview:
-        try:
-            if self._fd is None:
-                return memoryview(self._reader.read(READ_BYTES_MAX))
-            return memoryview(self._buffer)[: os.readv(self._fd, [self._buffer])]
-        except OSError as error:
-            name = getattr(self._reader, "name", "input")
-            raise SystemCallError(f"{name}: cannot be read: {error.strerror or error}") from None
-
-
-def _source_of(reader: BinaryIO) -> _Source:
-    try:
-        fd = reader.fileno()
-    except (OSError, AttributeError):  # io.UnsupportedOperation is an OSError
-        return _StreamSource(reader, None)
-    mode = os.fstat(fd).st_mode
-    if stat.S_ISFIFO(mode):
-        _widen(fd)
-    if not stat.S_ISREG(mode):
-        return _StreamSource(reader, fd)
-    offset = reader.tell()
-    if not _takes_sendfile(fd, offset):
-        os.lseek(fd, offset, os.SEEK_SET)
-        return _StreamSource(reader, fd)
-    return _FileSource(fd, offset)
-
-
-def _widen(pipe_fd: int) -> None:
-    """Let one read take more; a pipe that may not grow works all the same."""
-    with contextlib.suppress(OSError):
-        fcntl.fcntl(pipe_fd, fcntl.F_SETPIPE_SZ, READ_BYTES_MAX)
-
-
-def _takes_sendfile(fd: int, offset: int) -> bool:
-    """Ask the file system; those that make their files up, such as procfs, refuse."""
-    one, other = socket.socketpair()
-    with one, other:
-        try:
-            os.sendfile(one.fileno(), fd, offset, 1)
-        except OSError as error:
-            return error.errno not in _SENDFILE_UNFIT  # others show again, and are told then
-    return True
-
-
-def _send(source: _Source, sock: socket.socket, progress: ProgressFn) -> tuple[int, bool]:
+def _send(
+    source: Source, sock: socket.socket, progress: ProgressFn, stop: Stop | None
+) -> tuple[int, bool]:
     """Send until the source ends (then half-close) or the daemon speaks or goes.
 
     Returns the bytes sent, and whether they are all there are.
     """
     sent_bytes = 0
-    while not _is_answered(sock, source.input_fd):
+    while not _is_answered(sock, source.input_fd, stop):
         try:
             count = source.push(sock)
             if count == 0:
@@ -196,7 +245,7 @@ def _send(source: _Source, sock: socket.socket, progress: ProgressFn) -> tuple[i
     return sent_bytes, False
 
 
-def _is_answered(sock: socket.socket, input_fd: int | None) -> bool:
+def _is_answered(sock: socket.socket, input_fd: int | None, stop: Stop | None) -> bool:
     """Wait until bytes can be pushed, or until the daemon has spoken or gone: True."""
     poll = select.poll()
     if input_fd is None:
@@ -204,19 +253,23 @@ def _is_answered(sock: socket.socket, input_fd: int | None) -> bool:
     else:
         poll.register(sock, select.POLLIN)
         poll.register(input_fd, select.POLLIN)
+    if stop is not None:
+        poll.register(stop.fd, select.POLLIN)
     events = dict(poll.poll()).get(sock.fileno(), 0)
+    if stop is not None:
+        stop.check()
     return bool(events & (select.POLLIN | select.POLLHUP | select.POLLERR))
 
 
-def _read_line(sock: socket.socket, timeout_s: float, address: Address, sent_bytes: int) -> bytes:
+def _read_line(
+    sock: socket.socket, timeout_s: float, address: Address, sent_bytes: int, stop: Stop | None
+) -> bytes:
     """Return the daemon's line without its end, or all that came before the connection went."""
     line = bytearray()
     deadline_s = time.monotonic() + timeout_s
-    poll = select.poll()
-    poll.register(sock, select.POLLIN)
     while b"\n" not in line and len(line) <= LINE_BYTES_MAX:
         left_s = deadline_s - time.monotonic()
-        if left_s <= 0 or not poll.poll(left_s * 1000):
+        if left_s <= 0 or not _is_readable(sock, left_s, stop):
             raise SenderError(
                 f"{address}: no receipt within {timeout_s:g} s for {full_size(sent_bytes)}:"
                 " they may or may not be durable"
@@ -240,8 +293,6 @@ def _judge(line: bytes, address: Address, sent_bytes: int, is_complete: bool) ->
             f"{address}: the connection was lost after {full_size(sent_bytes)}"
             " without a receipt: how much of it is durable, ingestd ls tells on the receiving side"
         )
-    if _is_greeting(line):
-        raise SenderError(f"{address}: listens with protocol ingest: send with --protocol ingest")
     try:
         receipt = parse_receipt(line)
     except ValueError as error:
@@ -263,13 +314,6 @@ def _judge(line: bytes, address: Address, sent_bytes: int, is_complete: bool) ->
             f" but {sent_bytes} were sent: do not trust it"
         )
     return receipt
-
-
-def _is_greeting(line: bytes) -> bool:
-    try:
-        return isinstance(parse_line(line), Greeting)
-    except ValueError:
-        return False
 
 
 def _reason(receipt: Receipt) -> str:

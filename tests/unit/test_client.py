@@ -272,7 +272,7 @@ def test_nobody_listens() -> None:
     with socket.create_server((HOST, 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(SenderError, match=f"{HOST}:{port}: cannot connect: Connection refused"):
-        send_stream(io.BytesIO(b""), HOST, port)
+        send_stream(io.BytesIO(b""), HOST, port, retry_s=0)
 
 
 def test_input_that_fails_resets_the_connection() -> None:

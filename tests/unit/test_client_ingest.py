@@ -332,7 +332,7 @@ def test_nobody_listens() -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
     with pytest.raises(SenderError, match=f"127.0.0.1:{port}: cannot connect: Connection refused"):
-        connect(f"127.0.0.1:{port}")
+        connect(f"127.0.0.1:{port}", retry_s=0)
 
 
 def test_listener_that_goes_away_for_good() -> None:
