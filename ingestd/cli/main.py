@@ -229,7 +229,10 @@ def _add_rm(commands: _Commands[_Parser]) -> None:
 def _add_send(commands: _Commands[_Parser]) -> None:
     parser = _add(commands, "send", "send files or standard input as flows", run_send)
     parser.add_argument(
-        "files", metavar="FILE", nargs="+", help="file or directory to send; -: standard input"
+        "files",
+        metavar="FILE",
+        nargs="+",
+        help="file or directory to send, each file a flow; -: standard input",
     )
     parser.add_argument(
         "--to", metavar="HOST:PORT", type=_address, required=True, help="a listener"
@@ -237,12 +240,40 @@ def _add_send(commands: _Commands[_Parser]) -> None:
     parser.add_argument(
         "--protocol",
         choices=("raw", "ingest"),
-        help="what the listener speaks (default: raw, or ingest where an option below needs it)",
+        help="what the listener speaks (default: what it turns out to speak)",
     )
     parser.add_argument("--json", action="store_true", help="print receipts as JSON, one a line")
+    parser.add_argument(
+        "--parallel", metavar="N", type=_count, help="send so many flows at once (default: 1)"
+    )
+    parser.add_argument(
+        "--retry",
+        metavar="SECONDS",
+        type=_seconds,
+        help="how long to try to get a connection, the first or a lost one (default: 300, but 10"
+        " for the first while nobody answers)",
+    )
+    parser.add_argument(
+        "--state",
+        metavar="FILE",
+        help="note here what was acknowledged, and do not send it again while path, size and"
+        " time of change stay",
+    )
+    parser.add_argument(
+        "--buffer",
+        metavar="SIZE",
+        type=_size,
+        help="memory for what came from standard input and is not durable (default: 64MiB)",
+    )
     group = parser.add_argument_group("only with protocol ingest")
     group.add_argument(
         "--resume", metavar="FLOW", help="go on with a flow; standard input: from its first byte"
+    )
+    group.add_argument(
+        "--new",
+        action="store_true",
+        help="make new flows, also of files that are there already (by name, labels, size, time"
+        " of change and checksum)",
     )
     group.add_argument("--name", metavar="TEXT", help="name of the flow (default: the file's)")
     group.add_argument(
@@ -256,21 +287,6 @@ def _add_send(commands: _Commands[_Parser]) -> None:
     )
     group.add_argument("--key", metavar="NAME", help="pre-shared key that the listener knows")
     group.add_argument("--key-file", metavar="FILE", help="TOML file that has it under [key]")
-    group.add_argument(
-        "--parallel", metavar="N", type=_count, help="send so many flows at once (default: 1)"
-    )
-    group.add_argument(
-        "--buffer",
-        metavar="SIZE",
-        type=_size,
-        help="memory for what came from standard input and is not durable (default: 64MiB)",
-    )
-    group.add_argument(
-        "--retry",
-        metavar="SECONDS",
-        type=_seconds,
-        help="how long to try to get a lost connection back (default: 300)",
-    )
 
 
 def _add_check_config(commands: _Commands[_Parser]) -> None:

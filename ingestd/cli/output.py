@@ -54,15 +54,35 @@ def safe(text: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
+def show_line(text: str) -> None:
+    """Print a result and flush it; a progress bar makes room for it."""
+    _write_line(text, sys.stdout)
+    sys.stdout.flush()
+
+
+def show_json(value: object) -> None:
+    """The same for a line of JSON."""
+    show_line(json.dumps(value))
+
+
 def note(text: str) -> None:
     """Tell something beside the result; a progress bar makes room for it."""
-    line = f"ingestd: note: {safe(text)}"
+    _write_line(f"ingestd: note: {safe(text)}", sys.stderr)
+
+
+def tell_error(text: str) -> None:
+    """Tell an error that does not end the command, as main() tells those that do."""
+    _write_line(f"ingestd: error: {safe(text)}", sys.stderr)
+
+
+def _write_line(line: str, stream: TextIO) -> None:
+    """By one call, as several threads tell things; tqdm's, where it may draw."""
     if "tqdm" not in sys.modules:
-        print(line, file=sys.stderr)
+        stream.write(f"{line}\n")
         return
     from tqdm import tqdm
 
-    tqdm.write(line, file=sys.stderr)
+    tqdm.write(line, file=stream)
 
 
 def short_time(text: str | None) -> str:
@@ -83,7 +103,7 @@ def progress_bar(
 
     The function that comes out takes the bytes of each step.
     """
-    if not wanted or not _is_terminal(sys.stderr):
+    if not wanted or not is_terminal(sys.stderr):
         yield lambda _: None
         return
     with _bar(what, total_bytes) as bar:
@@ -100,7 +120,7 @@ def total_progress_bar(what: str) -> Iterator[Callable[[int, int], None]]:
 
     The function that comes out takes the bytes done and those to do, done included.
     """
-    if not _is_terminal(sys.stderr):
+    if not is_terminal(sys.stderr):
         yield lambda _, __: None
         return
     with _bar(what, None) as bar:
@@ -120,7 +140,7 @@ def sending_progress_bar(
 
     The function that comes out takes the bytes sent and the bytes durable, in all.
     """
-    if not _is_terminal(sys.stderr):
+    if not is_terminal(sys.stderr):
         yield lambda _, __: None
         return
     with _bar(what, total_bytes) as bar:
@@ -132,7 +152,8 @@ def sending_progress_bar(
         yield show
 
 
-def _is_terminal(stream: TextIO | None) -> bool:
+def is_terminal(stream: TextIO | None) -> bool:
+    """Tell whether somebody looks on."""
     return stream is not None and stream.isatty()
 
 

@@ -1,58 +1,55 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command that sends: files or standard input, by protocol `raw` or `ingest`.
+"""The command that sends: files, directories or standard input, each file a flow.
 
-Invariants: what cannot be meant is told before a byte is sent; the command
-succeeds only if there is a receipt for each flow. Owned by the main thread.
+Invariants: what cannot be meant is told before a byte is sent; each flow's receipt,
+or why there is none, is told as soon as it is known; the command succeeds only if
+there is a receipt for each flow. Owned by the main thread.
 """
 
 from __future__ import annotations
 
-import os
-import time
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from ingestd.address import ANY_HOST, Address
-from ingestd.cli.inputs import STANDARD_INPUT, bytes_ahead, open_input, standard_input
-from ingestd.cli.output import note, print_json, progress_bar, safe, sending_progress_bar
-from ingestd.errors import UsageError
+from ingestd.cli.inputs import STANDARD_INPUT, standard_input
+from ingestd.cli.output import note, safe, sending_progress_bar, show_json, show_line, tell_error
+from ingestd.errors import SystemCallError, UsageError
 from ingestd.sizes import full_size, short_size
 
 if TYPE_CHECKING:
     from ingestd.cli.sending import Job, Options
     from ingestd.protocol.receipt import Receipt
 
-FILES_COUNT_MAX: Final = 100_000
 PARALLEL_COUNT_MAX: Final = 256  # each has two threads
 
 # Options that protocol raw has no words for.
-_INGEST_OPTIONS: Final = (
-    "resume",
-    "name",
-    "labels",
-    "key",
-    "key_file",
-    "parallel",
-    "buffer",
-    "retry",
-)
+_INGEST_OPTIONS: Final = ("resume", "name", "labels", "key", "key_file")
 
 
 def run_send(arguments: Namespace) -> int:
     """Send, and print the receipts."""
     address = _receiver(arguments.to)
-    given = [name for name in _INGEST_OPTIONS if getattr(arguments, name) not in (None, [])]
-    if arguments.protocol == "raw" and given:
-        raise UsageError(f"--{_flag(given[0])}: needs --protocol ingest, which has a word for it")
-    if arguments.protocol == "ingest" or given:
-        return _send_ingest(arguments, address)
-    return _send_raw(arguments, address)
+    _check(arguments)
+    from ingestd.cli.send_flow import FlowSender
+    from ingestd.cli.send_input import check_inputs, inputs
+    from ingestd.cli.sending import Sending
 
-
-def _flag(name: str) -> str:
-    return {"labels": "label"}.get(name, name).replace("_", "-")
+    check_inputs(arguments.files)
+    is_one = len(arguments.files) == 1 and not Path(arguments.files[0]).is_dir()
+    options = _options(arguments, address)
+    told = _Told(arguments, options, is_one=is_one)
+    sending = Sending(inputs(arguments.files), FlowSender(options), arguments.parallel or 1)
+    what = arguments.files[0] if len(arguments.files) == 1 else f"{len(arguments.files)} files"
+    try:
+        with sending_progress_bar(what, _total_bytes(arguments.files)) as show:
+            sending.run(told.tell, show)
+    finally:
+        if options.state is not None:
+            options.state.close()
+    return told.exit_code()
 
 
 def _receiver(address: Address) -> Address:
@@ -61,50 +58,12 @@ def _receiver(address: Address) -> Address:
     return address
 
 
-def _send_raw(arguments: Namespace, address: Address) -> int:
-    from ingestd.client import send_stream
-
-    if len(arguments.files) > 1:
-        raise UsageError(f"{arguments.files[1]}: --protocol ingest sends several files, raw one")
-    (file,) = arguments.files
-    with open_input(file) as reader:
-        begun_s = time.monotonic()
-        with progress_bar(file, bytes_ahead(reader)) as advance:
-            receipt = send_stream(reader, address.host, address.port, advance)
-        seconds = time.monotonic() - begun_s
-    if arguments.json:
-        print_json(receipt.as_dict())
-    else:
-        print(_receipt_text(receipt, address, seconds))
-    return 0
-
-
-def _send_ingest(arguments: Namespace, address: Address) -> int:
-    from ingestd.cli.sending import progress, send_all
-
-    jobs = _jobs(arguments)
-    options = _options(arguments, address)
-    what = arguments.files[0] if len(jobs) == 1 else f"{len(jobs)} flows"
-    sizes = [job.size for job in jobs if job.size is not None]
-    total_bytes = sum(sizes) if len(sizes) == len(jobs) else None
-    try:
-        with sending_progress_bar(what, total_bytes) as show:
-            send_all(jobs, options, arguments.parallel or 1, show)
-            show(*progress(jobs))
-    finally:
-        for job in jobs:
-            _tell_way_out(job)
-    for job in jobs:
-        if job.receipt is not None:
-            _print_receipt(job, job.receipt, address, arguments.json, is_one=len(jobs) == 1)
-    _raise_errors(jobs)
-    return 0
-
-
-def _options(arguments: Namespace, address: Address) -> Options:
-    from ingestd.cli.sending import Options
-    from ingestd.client import BUFFER_BYTES_MAX, RETRY_S, load_key
-
+def _check(arguments: Namespace) -> None:
+    """Raise UsageError for options that contradict each other."""
+    for name in _INGEST_OPTIONS:
+        if arguments.protocol == "raw" and getattr(arguments, name) not in (None, []):
+            flag = {"labels": "label"}.get(name, name).replace("_", "-")
+            raise UsageError(f"--{flag}: needs --protocol ingest, which has a word for it")
     if (arguments.key is None) != (arguments.key_file is None):
         raise UsageError("--key and --key-file: give both, or none")
     keys = [key for key, _ in arguments.labels]
@@ -113,115 +72,152 @@ def _options(arguments: Namespace, address: Address) -> Options:
             raise UsageError(f"--label {key}=...: is given twice, and a flow can have it once")
     if arguments.buffer == 0:
         raise UsageError("--buffer 0: without memory nothing can be sent")
+    if (arguments.parallel or 1) > PARALLEL_COUNT_MAX:
+        raise UsageError(f"--parallel {arguments.parallel}: is more than {PARALLEL_COUNT_MAX}")
+    files = arguments.files
+    if files.count(STANDARD_INPUT) > 1:
+        raise UsageError("-: standard input can be sent once")
+    if STANDARD_INPUT in files:
+        standard_input()
+    for option in ("name", "resume"):
+        if getattr(arguments, option) is not None and (len(files) > 1 or Path(files[0]).is_dir()):
+            many = len(files) if len(files) > 1 else "a directory's"
+            raise UsageError(f"--{option}: is for one flow, but these are {many}")
+    _check_texts(files[0], arguments.name, dict(arguments.labels))
+
+
+def _check_texts(file: str, name: str | None, labels: Mapping[str, str]) -> None:
+    from ingestd.protocol.blocks import Hello, format_hello
+
+    try:
+        format_hello(Hello(name=name, labels=labels))
+    except ValueError as error:
+        raise UsageError(f"{safe(file)}: its flow cannot be described so: {error}") from None
+
+
+def _options(arguments: Namespace, address: Address) -> Options:
+    from ingestd.cli.send_state import SendState
+    from ingestd.cli.sending import Options
+    from ingestd.client import BUFFER_BYTES_MAX, load_key
+
+    needs_ingest = any(getattr(arguments, name) not in (None, []) for name in _INGEST_OPTIONS)
     return Options(
         address=address,
+        protocol=arguments.protocol or ("ingest" if needs_ingest else None),
         labels=dict(arguments.labels),
         key=None if arguments.key is None else load_key(arguments.key_file, arguments.key),
-        resume=arguments.resume,
+        name=arguments.name,
+        resume=_flow_id(arguments.resume),
+        is_new=arguments.new,
         buffer_bytes_max=arguments.buffer or BUFFER_BYTES_MAX,
-        retry_s=RETRY_S if arguments.retry is None else arguments.retry,
+        retry_s=arguments.retry,
+        state=None if arguments.state is None else SendState(arguments.state, address),
     )
 
 
-def _jobs(arguments: Namespace) -> list[Job]:
-    """Every file to send, those of directories in the order of their names."""
-    from ingestd.cli.sending import Job
+def _flow_id(text: str | None) -> str | None:
+    import uuid
 
-    jobs: list[Job] = []
-    for file in arguments.files:
-        for path, name, size in _files(file):
-            jobs.append(Job(path, name, size))
-            if len(jobs) > FILES_COUNT_MAX:
-                raise UsageError(f"{file}: more than {FILES_COUNT_MAX} files: send fewer at once")
-    if not jobs:
-        raise UsageError(f"{arguments.files[0]}: has no file to send")
-    for option in ("name", "resume"):
-        if len(jobs) > 1 and getattr(arguments, option) is not None:
-            raise UsageError(f"--{option}: is for one flow, but these are {len(jobs)}")
-    if arguments.files.count(STANDARD_INPUT) > 1:
-        raise UsageError("-: standard input can be sent once")
-    if (arguments.parallel or 1) > PARALLEL_COUNT_MAX:
-        raise UsageError(f"--parallel {arguments.parallel}: is more than {PARALLEL_COUNT_MAX}")
-    if arguments.name is not None:
-        jobs[0].name = arguments.name
-    _check_names(jobs, dict(arguments.labels))
-    return jobs
+    try:
+        return None if text is None else str(uuid.UUID(text))
+    except ValueError:
+        raise UsageError(f"--resume: flow: {text!r} is not a UUID") from None
 
 
-def _check_names(jobs: Sequence[Job], labels: Mapping[str, str]) -> None:
-    from ingestd.protocol.blocks import Hello, format_hello
-
-    for job in jobs:
+def _total_bytes(files: list[str]) -> int | None:
+    """Return how much there is to send, where that is known at once."""
+    total_bytes = 0
+    for file in files:
         try:
-            format_hello(Hello(name=job.name, labels=labels))
-        except ValueError as error:
-            raise UsageError(
-                f"{safe(job.path)}: its flow cannot be described so: {error}"
-            ) from None
+            status = None if file == STANDARD_INPUT else Path(file).stat()
+        except OSError:
+            return None
+        if status is None or not Path(file).is_file() or status.st_size == 0:
+            return None
+        total_bytes += status.st_size
+    return total_bytes
 
 
-def _files(file: str) -> Iterator[tuple[str, str | None, int | None]]:
-    """Yield path, name and size; a directory's files by their path from it on."""
-    if file == STANDARD_INPUT:
-        standard_input()
-        yield file, None, None
-        return
-    path = Path(file)
-    if not path.is_dir():
-        with open_input(file) as reader:
-            yield file, path.name, bytes_ahead(reader)
-        return
-    base = path.resolve().parent
-    for directory, names, leaves in os.walk(path, onerror=_raise_unreadable):
-        names.sort()
-        for leaf in sorted(leaves):
-            below = Path(directory, leaf)
-            if below.is_file():
-                yield str(below), _name_below(below, base), below.stat().st_size
+class _Told:
+    """What has been told of the flows that are finished, and what the exit code will be."""
+
+    def __init__(self, arguments: Namespace, options: Options, *, is_one: bool) -> None:
+        self._arguments = arguments
+        self._options = options
+        self._is_one = is_one
+        self._finished_count = 0
+        self._exit_code = 0
+        self._output_error: OSError | None = None
+
+    def exit_code(self) -> int:
+        """Return that of the first error. Raises what kept receipts from being shown."""
+        if self._output_error is not None:
+            raise SystemCallError(
+                f"standard output: cannot be written: {self._output_error.strerror}:"
+                " receipts are missing there; sending again shows them"
+            )
+        if self._finished_count == 0:
+            raise UsageError(f"{self._arguments.files[0]}: has no file to send")
+        return self._exit_code
+
+    def tell(self, job: Job, was_stopped: bool) -> None:
+        """Tell what became of a flow. BrokenPipeError passes, as nobody listens."""
+        self._finished_count += 1
+        if job.receipt is not None:
+            state = self._options.state
+            if state is not None and job.state_key is not None and not job.was_there:
+                state.add(job.state_key, job.path, job.receipt)
+            self._show(job, job.receipt)
+            return
+        _tell_durable(job, was_stopped and not self._is_one)
+        if job.error is not None and not was_stopped:
+            self._exit_code = self._exit_code or job.error.exit_code
+            path = "" if self._is_one or str(job.error).startswith(job.path) else f"{job.path}: "
+            tell_error(f"{path}{job.error}")
+
+    def _show(self, job: Job, receipt: Receipt) -> None:
+        if self._output_error is not None:
+            return
+        try:
+            if self._arguments.json:
+                told = {} if self._is_one else {"file": job.path}
+                there = {"already_there": True} if job.was_there else {}
+                show_json({**told, **receipt.as_dict(), **there})
             else:
-                note(f"{below}: is not a file: left out")
+                file = "" if self._is_one else f"{safe(job.path)}: "
+                show_line(file + _receipt_text(receipt, self._options.address, job))
+        except BrokenPipeError:
+            raise
+        except OSError as error:  # the others are sent all the same
+            self._output_error = error
 
 
-def _name_below(path: Path, base: Path) -> str:
-    return str(path.parent.resolve().relative_to(base) / path.name)
+def _tell_durable(job: Job, is_one_of_many: bool) -> None:
+    """Tell how much of a flow is durable, and how to go on, where not all of it is.
 
-
-def _raise_unreadable(error: OSError) -> None:
-    raise UsageError(f"{error.filename}: cannot be read: {error.strerror}")
-
-
-def _tell_way_out(job: Job) -> None:
-    """Tell how to go on with a flow of which something is durable, and not all."""
-    if job.writer is not None and job.receipt is None and job.writer.durable_offset > 0:
+    is_one_of_many: that were stopped, so that nothing else says that it was under way.
+    """
+    _, durable_bytes = job.progress()
+    if durable_bytes > 0:
+        note(f"{job.path}: {full_size(durable_bytes)} are durable: go on with --resume {job.flow}")
+    elif is_one_of_many and job.raw_sent_bytes is not None:
         note(
-            f"{job.path}: {full_size(job.writer.durable_offset)} are durable:"
-            f" go on with --resume {job.writer.flow}"
+            f"{job.path}: {full_size(job.raw_sent_bytes)} were sent by protocol raw, without a"
+            " receipt: how much of it is durable, ingestd ls tells on the receiving side"
         )
+    elif is_one_of_many:
+        note(f"{job.path}: nothing of it is durable")
 
 
-def _raise_errors(jobs: Sequence[Job]) -> None:
-    """Raise the first error, with the sentences of all."""
-    failed = [(job.path, job.error) for job in jobs if job.error is not None]
-    if not failed:
-        return
-    texts = [f"{path}: {error}" if len(jobs) > 1 else str(error) for path, error in failed]
-    raise type(failed[0][1])("\n".join(texts))
-
-
-def _print_receipt(
-    job: Job, receipt: Receipt, address: Address, as_json: bool, *, is_one: bool
-) -> None:
-    if as_json:
-        print_json({**({} if is_one else {"file": job.path}), **receipt.as_dict()})
-    else:
-        file = "" if is_one else f"{safe(job.path)}: "
-        print(file + _receipt_text(receipt, address, job.seconds))
-
-
-def _receipt_text(receipt: Receipt, address: Address, seconds: float) -> str:
-    rate = short_size(int(receipt.bytes / seconds)) if seconds > 0 else "?"
+def _receipt_text(receipt: Receipt, address: Address, job: Job) -> str:
     checksum = f", {receipt.checksum}" if receipt.checksum else ""
+    if job.was_there:
+        return (
+            f"{receipt.flow}: already there, durable at {address},"
+            f" {full_size(receipt.bytes)}{checksum}"
+        )
+    rate = short_size(int(receipt.bytes / job.seconds)) if job.seconds > 0 else "?"
     return (
         f"{receipt.flow}: sealed and durable at {address}, {full_size(receipt.bytes)}"
-        f" in {seconds:.1f} s, {rate}/s{checksum}"
+        f" in {job.seconds:.1f} s, {rate}/s{checksum}"
     )

@@ -69,6 +69,7 @@ class Behaviour:
     accepted: dict[str, Any] = field(default_factory=dict)  # put over the true answer
     greeting: dict[str, Any] = field(default_factory=dict)
     is_mute: bool = False  # never greets
+    greets_after_s: float = 0.0  # as a daemon does that has as many connections as it may
     piece_bytes_max: int = 1 << 16
     meeting: threading.Barrier | None = None  # connections that must be there at once
     pause_s: float = 0.0  # before each piece: back-pressure
@@ -191,6 +192,7 @@ class _Connection:
             "auth": "hmac-sha256" if self._server.keys else "none",
             "challenge": self._challenge.hex(),
         }
+        time.sleep(self._behaviour.greets_after_s)
         self._say(**{**greeting, **self._behaviour.greeting})
         hello = self._hello()
         if self._behaviour.meeting is not None:

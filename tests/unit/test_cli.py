@@ -86,8 +86,10 @@ def test_help_lists_the_exit_code_of_every_error(capsys: Capture) -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        ([], "the following arguments are required: COMMAND"),
+        ([], "the following arguments are required: COMMAND; ingestd --help lists"),
         (["lss"], "invalid choice: 'lss'"),
+        (["lss"], 'did you mean "ls"?'),
+        (["nic", "aply", "eth0"], 'did you mean "apply"?'),
         (["ls"], "required: STORE"),
         (["ls", "x", "--jso"], "unrecognized arguments: --jso"),
         (["send", "x"], "required: --to"),
@@ -306,10 +308,9 @@ def test_send_standard_input(receiver: int) -> None:
     ("arguments", "code", "problem"),
     [
         (["send", "none", "--to", "127.0.0.1:1"], 2, "none: cannot be opened: No such file"),
-        (["send", ".", "--to", "127.0.0.1:1"], 2, ".: cannot be opened: Is a directory"),
         (["send", "-", "--to", "*:1"], 2, "--to *:1: name one host and a port from 1 up"),
         (["send", "-", "--to", "127.0.0.1:0"], 2, "--to 127.0.0.1:0: name one host"),
-        (["send", "/dev/null", "--to", "127.0.0.1:1"], 14, "127.0.0.1:1: cannot connect"),
+        (["send", "/dev/null", "--to", "127.0.0.1:1", "--retry", "0"], 14, "1: cannot connect"),
     ],
 )
 def test_send_errors(

@@ -100,7 +100,7 @@ def test_directory_in_parallel(tmp_path: Path, capsys: Capture) -> None:
     captured = capsys.readouterr()
     receipts = [json.loads(line) for line in captured.out.splitlines()]
     files = [receipt["file"] for receipt in receipts]
-    assert files == sorted(str(tmp_path / name) for name in payloads)
+    assert sorted(files) == sorted(str(tmp_path / name) for name in payloads)
     assert all(receipt["state"] == "sealed" for receipt in receipts)
     assert f"{tmp_path}/d/pipe: is not a file: left out" in captured.err
 
@@ -258,7 +258,6 @@ def test_progress_shows_what_is_durable(tmp_path: Path) -> None:
         (["--resume", FLOW, "--protocol", "raw"], "--resume: needs --protocol ingest"),
         (["--label", "a=b", "--protocol", "raw"], "--label: needs --protocol ingest"),
         (["--key-file", "x", "--protocol", "raw"], "--key-file: needs --protocol ingest"),
-        (["other"], "other: --protocol ingest sends several files"),
         (["other", "--name", "n"], "--name: is for one flow, but these are 2"),
         (["other", "--resume", FLOW], "--resume: is for one flow, but these are 2"),
         (["-", "-", "--parallel", "2"], "-: standard input can be sent once"),
@@ -301,24 +300,3 @@ def test_options_that_are_none(arguments: list[str], problem: str, capsys: Captu
 def test_directory_without_files(tmp_path: Path, capsys: Capture) -> None:
     assert main(["send", str(tmp_path), "--to", "127.0.0.1:1", "--protocol", "ingest"]) == 2
     assert "has no file to send" in capsys.readouterr().err
-
-
-def test_file_whose_name_cannot_be_sent_is_told_before_anything_is_sent(
-    tmp_path: Path, capsys: Capture
-) -> None:
-    for name in (b"a", b"b\nc"):
-        (tmp_path / os.fsdecode(name)).write_bytes(b"x")
-    with running() as server:
-        assert _send(server, str(tmp_path)) == 2
-        assert server.counts["connections"] == 0
-    assert "b\\nc: its flow cannot be described so" in capsys.readouterr().err
-
-
-def test_raw_sender_is_told_that_the_listener_speaks_ingest(
-    tmp_path: Path, capsys: Capture
-) -> None:
-    file = _file(tmp_path / "f", Payload(8, 100))
-    with running() as server:
-        assert main(["send", file, "--to", server.address]) == 14
-        server.complaints.clear()
-    assert "send with --protocol ingest" in capsys.readouterr().err
