@@ -132,6 +132,8 @@ static struct batch *batch_for(struct worker *w, struct flow *f, uint32_t bytes)
     const struct batch_pool *p = &w->batches;
     /* A fragment may make three extents (head, body, tail), and a CLOSE may follow. */
     uint32_t records = 3 * sizeof(struct record_extent) + sizeof(struct record_close);
+    if (flow_is_behind(&w->flows, f, QUEUE_BLOCKED))
+        return NULL;        /* what room there is belongs to those who waited for it */
     if (f->session != NULL) /* its texts may be long: what they leave must do for the rest */
         records += sizeof(struct record_open) + RECORD_TEXT_BYTES_MAX;
     for (;;) {

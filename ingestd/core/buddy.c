@@ -75,10 +75,14 @@ uint64_t buddy_take(struct buddy *b, uint32_t order) {
     return (uint64_t)node * SLOT_BYTES_MIN;
 }
 
-void buddy_give(struct buddy *b, uint64_t offset, uint32_t order) {
+bool buddy_give(struct buddy *b, uint64_t offset, uint32_t order) {
     uint32_t node = (uint32_t)(offset / SLOT_BYTES_MIN);
     assert(offset % buddy_slot_bytes(order) == 0 && node < b->node_count);
     assert(!b->nodes[node].is_free && b->nodes[node].order == order);
+    if (b->nodes[node].shares > 0) {
+        b->nodes[node].shares--;
+        return false;
+    }
     b->free_bytes += buddy_slot_bytes(order);
     while (order < b->order_max) {
         uint32_t other = node ^ (1u << order);
@@ -89,6 +93,14 @@ void buddy_give(struct buddy *b, uint64_t offset, uint32_t order) {
         order++;
     }
     buddy_push(b, node, order);
+    return true;
+}
+
+void buddy_share(struct buddy *b, uint64_t offset) {
+    uint32_t node = (uint32_t)(offset / SLOT_BYTES_MIN);
+    assert(offset % SLOT_BYTES_MIN == 0 && node < b->node_count);
+    assert(!b->nodes[node].is_free && b->nodes[node].shares < UINT16_MAX);
+    b->nodes[node].shares++;
 }
 
 uint32_t buddy_order(const struct buddy *b, uint64_t bytes) {

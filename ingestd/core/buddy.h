@@ -11,6 +11,7 @@
 #ifndef INGESTD_BUDDY_H
 #define INGESTD_BUDDY_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #define SLOT_BYTES_MIN 16384u
@@ -21,6 +22,7 @@ struct buddy_node {
     uint32_t next, prev; /* in the free list of its order */
     uint8_t order;
     uint8_t is_free; /* 1: this node heads a free slot */
+    uint16_t shares; /* of the lent slot that it heads, beyond the first */
 };
 
 struct buddy {
@@ -39,7 +41,10 @@ void buddy_destroy(struct buddy *b);
 
 /* Offset of a slot of that order, or UINT64_MAX when none is free. */
 uint64_t buddy_take(struct buddy *b, uint32_t order);
-void buddy_give(struct buddy *b, uint64_t offset, uint32_t order);
+/* True: the slot is free now; false: others still have a share of it. */
+bool buddy_give(struct buddy *b, uint64_t offset, uint32_t order);
+/* One more has a share of a lent slot, which is free once all have given it back. */
+void buddy_share(struct buddy *b, uint64_t offset);
 
 /* Smallest order whose slot holds that many bytes, at most order_max. */
 uint32_t buddy_order(const struct buddy *b, uint64_t bytes);

@@ -12,7 +12,6 @@
 #include "worker.h"
 
 void engine_finish(struct worker *w, struct flow *f) {
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
     if (f->stop)
         intake_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, 0);
     else if (f->error)
@@ -29,9 +28,8 @@ void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, st
                 return;
             continue;
         }
-        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
         advance(w, f);
-        if (f->phase == FLOW_BLOCKED)
+        if (f->queue == QUEUE_BLOCKED)
             return;
     }
 }

@@ -47,7 +47,8 @@ extern const struct engine engine_recv;
 extern const struct engine engine_zcrx;
 
 /* Shared by the engines: ends a flow whose bytes are all with batches, and lets
- * flows that found no room try again in the order in which they came. */
+ * flows that found no room try again in the order in which they came. Who fails
+ * again keeps its place: advance() leaves it in QUEUE_BLOCKED. */
 void engine_finish(struct worker *w, struct flow *f);
 void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, struct flow *f));
 /* A receive returned 0. Whether that is the sender's FIN the socket's state tells:

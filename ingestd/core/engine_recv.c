@@ -8,7 +8,8 @@
  * a flow that fills slots gets larger ones and receives that wait for a whole
  * slot (MSG_WAITALL), which age ends. Owned by the worker's thread. Invariants:
  *  - A flow has at most one slot, and one receive or poll under way.
- *  - A slot is with a flow, with a batch, or free.
+ *  - A slot is with a flow, with a batch, or free; with both while a batch had room
+ *    for its first part only.
  */
 #include <assert.h>
 #include <errno.h>
@@ -74,39 +75,54 @@ static bool take_slot(struct worker *w, struct flow *f, uint32_t order) {
 static void slot_left_flow(struct worker *w, struct flow *f) {
     STAT_ADD(w, area_receiving_bytes, -buddy_slot_bytes(f->slot_order));
     f->slot_offset = UINT64_MAX;
-    f->slot_filled = f->slot_copied = 0;
+    f->slot_filled = f->slot_copied = f->slot_taken = 0;
 }
 
 static void give_slot(struct worker *w, struct flow *f) {
     if (f->slot_offset == UINT64_MAX)
         return;
-    buddy_give(&w->area.slots, f->slot_offset, f->slot_order);
+    if (!buddy_give(&w->area.slots, f->slot_offset, f->slot_order))
+        STAT_ADD(w, area_writing_bytes, buddy_slot_bytes(f->slot_order));
     slot_left_flow(w, f);
 }
 
 static void recv_release(struct worker *w, uint64_t hold) {
     uint32_t order = (uint32_t)(hold & HOLD_ORDER_MASK);
-    buddy_give(&w->area.slots, hold & ~HOLD_ORDER_MASK, order);
-    STAT_ADD(w, area_writing_bytes, -buddy_slot_bytes(order));
+    if (buddy_give(&w->area.slots, hold & ~HOLD_ORDER_MASK, order))
+        STAT_ADD(w, area_writing_bytes, -buddy_slot_bytes(order));
 }
 
-/* Hands the slot's bytes to a batch, and the slot with them. Where the last ones
- * may be a trailer, they stay behind, and are copied to the front of the next slot. */
+/* A batch took the first part of what is left in the slot, up to a page. The rest
+ * goes to another one: both read from the slot. */
+static void slot_taken_in_part(struct worker *w, struct flow *f, uint32_t bytes) {
+    buddy_share(&w->area.slots, f->slot_offset);
+    f->slot_taken += bytes;
+    f->slot_copied -= bytes < f->slot_copied ? bytes : f->slot_copied;
+}
+
+/* Hands the slot's bytes to batches, and the slot with them; false when some must
+ * wait. Where the last ones may be a trailer, they stay behind, and are copied to
+ * the front of the next slot. */
 static bool deliver(struct worker *w, struct flow *f) {
     uint64_t slot_bytes = buddy_slot_bytes(f->slot_order);
-    uint8_t *data = w->area.base + f->slot_offset;
-    uint32_t bytes = f->slot_filled;
+    uint32_t end = f->slot_filled;
     if (session_holds_back(f))
-        bytes -= session_hold(f->session, data, bytes);
-    if (bytes == 0) {
+        end -= session_hold(f->session, w->area.base + f->slot_offset, end);
+    if (end == 0) {
         give_slot(w, f);
         return true;
     }
-    uint32_t taken = batch_add(w, f, data, bytes, (uint32_t)(slot_bytes - bytes),
-                               f->slot_offset | f->slot_order);
-    if (taken == 0)
-        return false;
-    assert(taken == bytes); /* no slot is larger than a batch's payload */
+    for (;;) {
+        uint8_t *data = w->area.base + f->slot_offset + f->slot_taken;
+        uint32_t bytes = end - f->slot_taken;
+        uint32_t taken = batch_add(w, f, data, bytes, (uint32_t)(slot_bytes - end),
+                                   f->slot_offset | f->slot_order);
+        if (taken == bytes)
+            break;
+        if (taken == 0)
+            return false;
+        slot_taken_in_part(w, f, taken);
+    }
     STAT_ADD(w, area_writing_bytes, slot_bytes);
     slot_left_flow(w, f);
     return true;
@@ -131,9 +147,9 @@ static void recv_receive(struct worker *w, struct flow *f) {
                 pending += (int)f->session->filled;
             order = buddy_order(&w->area.slots, (uint64_t)pending);
         }
-        if (!take_slot(w, f, order)) {
+        if (flow_is_behind(&w->flows, f, QUEUE_STARVED) || !take_slot(w, f, order)) {
             f->phase = FLOW_STARVED;
-            flow_wait(&w->flows, f, QUEUE_STARVED, w->now_ns);
+            flow_keep_waiting(&w->flows, f, QUEUE_STARVED, w->now_ns);
             return;
         }
         if (session_holds_back(f))
@@ -149,7 +165,7 @@ static void recv_advance(struct worker *w, struct flow *f) {
     bool none = f->slot_filled == 0;
     if (!none && !f->drop && (over || full || f->flush_due) && !deliver(w, f)) {
         f->phase = FLOW_BLOCKED;
-        flow_wait(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
+        flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
         return;
     }
     if (over) {

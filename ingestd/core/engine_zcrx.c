@@ -202,15 +202,17 @@ static void zcrx_advance(struct worker *w, struct flow *f) {
     if (!(held ? zcrx_settle_held(w, f, all) : zcrx_settle(w, f))) {
         zcrx_pause(w, f, TAG_RECEIVE);
         f->phase = FLOW_BLOCKED;
-        flow_wait(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
+        flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
         return;
     }
-    flow_wait(&w->flows, f, f->fragment_head != FLOW_NONE ? QUEUE_DIRTY : QUEUE_NONE, w->now_ns);
     f->flush_due = false;
     if (over && !f->armed) {
         f->starved = false;
-        engine_finish(w, f);
-    } else if (f->armed) {
+        engine_finish(w, f); /* its CLOSE record may still wait, at the place that it has */
+        return;
+    }
+    flow_wait(&w->flows, f, f->fragment_head != FLOW_NONE ? QUEUE_DIRTY : QUEUE_NONE, w->now_ns);
+    if (f->armed) {
         f->phase = FLOW_RECEIVING;
     } else if (f->starved) {
         f->phase = FLOW_STARVED;

@@ -126,6 +126,17 @@ void flow_wait_in_order(struct flow_table *t, struct flow *f, enum flow_queue qu
     l->count++;
 }
 
+void flow_keep_waiting(struct flow_table *t, struct flow *f, enum flow_queue queue,
+                       uint64_t since_ns) {
+    if (f->queue != queue)
+        flow_wait(t, f, queue, since_ns);
+}
+
+bool flow_is_behind(const struct flow_table *t, const struct flow *f, enum flow_queue queue) {
+    uint32_t head = t->waiting[queue].head;
+    return head != FLOW_NONE && head != f->index;
+}
+
 struct flow *flow_first(const struct flow_table *t, enum flow_queue queue) {
     uint32_t head = t->waiting[queue].head;
     return head == FLOW_NONE ? NULL : &t->flows[head];

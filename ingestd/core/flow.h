@@ -41,7 +41,7 @@ enum flow_queue {
                     * back in chunks, ordered by when the last came */
     QUEUE_ARMED,   /* a receive waits in the kernel, ordered by when it was armed */
     QUEUE_STARVED, /* in the order in which they asked */
-    QUEUE_BLOCKED,
+    QUEUE_BLOCKED, /* in the order in which they found no room in a batch */
     QUEUE_LINGER,
     QUEUE_ANSWER, /* protocol ingest: the last line may find no room in the socket */
     QUEUES_COUNT
@@ -91,6 +91,7 @@ struct flow {
     uint32_t slot_order;
     uint32_t slot_filled;
     uint32_t slot_copied; /* of these, bytes that we copied to its front */
+    uint32_t slot_taken;  /* of these, bytes that a batch has, and a share of the slot */
     uint64_t slot_offset; /* UINT64_MAX: none */
 
     struct session *session; /* protocol ingest; else NULL */
@@ -133,6 +134,11 @@ void flow_wait(struct flow_table *t, struct flow *f, enum flow_queue queue, uint
 /* The same, behind those only that wait as long or longer. */
 void flow_wait_in_order(struct flow_table *t, struct flow *f, enum flow_queue queue,
                         uint64_t since_ns);
+/* The same, but it keeps its place and time if it stands in that queue already. */
+void flow_keep_waiting(struct flow_table *t, struct flow *f, enum flow_queue queue,
+                       uint64_t since_ns);
+/* Whether others wait in that queue that came before it. */
+bool flow_is_behind(const struct flow_table *t, const struct flow *f, enum flow_queue queue);
 struct flow *flow_first(const struct flow_table *t, enum flow_queue queue);
 
 /* Lists linked by `idle`. A listener's idle queue: least recently active first. */

@@ -260,8 +260,10 @@ void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason,
         close_unsealed(w, f);
     } else if (nothing) {
         intake_closed(w, f);
-    } else if (!batch_add_close(w, f)) {
-        flow_wait(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
+    } else if (batch_add_close(w, f)) {
+        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    } else {
+        flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
     }
 }
 

@@ -349,10 +349,12 @@ static void end_beyond(struct worker *w, struct flow *f) {
 
 static void receive_tail(struct worker *w, struct flow *f) {
     f->phase = FLOW_TAIL;
-    if (f->session->beyond)
+    if (f->session->beyond) {
         end_beyond(w, f);
-    else
-        w->engine->receive_block(w, f);
+        return;
+    }
+    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    w->engine->receive_block(w, f);
 }
 
 void session_take_beyond(struct flow *f, const uint8_t *data, uint32_t bytes) {
@@ -376,6 +378,7 @@ struct session_room session_room(struct session *s) {
 
 static void ask_trailer(struct worker *w, struct flow *f) {
     flow_idle_remove(&w->flows, &listener_of(w, f)->idle, f);
+    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
     f->phase = FLOW_ASKING;
     ask(w, f, QUESTION_TRAILER);
 }

@@ -158,6 +158,14 @@ static uint32_t batch_count(const struct worker_settings *s) {
     return s->writes_in_flight_max + 1; /* one is filled meanwhile */
 }
 
+/* Older kernels want every iovec to be a multiple of the logical block, and `recv`
+ * has nothing to gain from less: its slots are padded in place, up to an edge, which
+ * is one of the virtual boundary where the device has one. */
+static uint32_t recv_mem_align(const struct worker_settings *s) {
+    uint32_t align = s->mem_align > s->write_align ? s->mem_align : s->write_align;
+    return s->virt_mask >= align ? s->virt_mask + 1 : align;
+}
+
 static void make_profile(struct worker *w) {
     const struct worker_settings *s = &w->settings;
     bool zcrx = s->engine == ENGINE_ZCRX;
@@ -172,9 +180,7 @@ static void make_profile(struct worker *w) {
     w->batches.header_bytes_max = segment_header_bytes_max(s->segment_bytes, s->block_bytes);
     w->batches.holds_max = BATCH_HOLDS_MAX;
     w->batches.profile = (struct plan_profile){
-        /* Older kernels want every iovec to be a multiple of the logical block,
-         * and `recv` has nothing to gain from less: it pads in place. */
-        .mem_align = zcrx || s->mem_align > s->write_align ? s->mem_align : s->write_align,
+        .mem_align = zcrx ? s->mem_align : recv_mem_align(s),
         .block_bytes = s->block_bytes,
         .virt_mask = s->virt_mask,
         .iovecs_max = s->iovecs_max,

@@ -52,12 +52,25 @@ static uint64_t relief_slot(uint64_t hold) {
     return hold & ((1ull << RELIEF_ORDER_SHIFT) - 1);
 }
 
+/* Where in its relief slot a hold begins that names what a batch left of it. */
+static uint64_t relief_done(uint64_t hold) {
+    return relief_slot(hold) % buddy_slot_bytes(relief_order(hold));
+}
+
 void zcrx_let_go(struct worker *w, uint64_t hold) {
     if (zcrx_is_copied(hold)) {
-        buddy_give(&w->zcrx.relief, relief_slot(hold), relief_order(hold));
+        buddy_give(&w->zcrx.relief, relief_slot(hold) - relief_done(hold), relief_order(hold));
         return;
     }
     refill_return(&w->zcrx.refill, hold);
+}
+
+/* What is left of it goes to another batch, or waits: one more holder. */
+static void share(struct worker *w, uint64_t hold) {
+    if (zcrx_is_copied(hold))
+        buddy_share(&w->zcrx.relief, relief_slot(hold) - relief_done(hold));
+    else
+        refill_share(&w->zcrx.refill, hold);
 }
 
 static uint8_t *data_of(struct worker *w, uint64_t hold) {
@@ -69,18 +82,17 @@ static uint8_t *data_of(struct worker *w, uint64_t hold) {
 uint32_t zcrx_hand_over(struct worker *w, struct flow *f, uint64_t hold, uint32_t bytes) {
     bool copied = zcrx_is_copied(hold);
     /* A relief slot is ours to its end; behind a fragment may lie another one. */
-    uint32_t slack = copied ? (uint32_t)buddy_slot_bytes(relief_order(hold)) - bytes : 0;
+    uint64_t room = copied ? buddy_slot_bytes(relief_order(hold)) - relief_done(hold) : bytes;
+    uint32_t slack = (uint32_t)room - bytes;
     uint32_t done = 0;
     while (done < bytes) {
         uint64_t rest = hold + done;
-        uint32_t taken =
-            batch_add(w, f, data_of(w, rest), bytes - done, slack, copied ? hold : rest);
+        uint32_t taken = batch_add(w, f, data_of(w, rest), bytes - done, slack, rest);
         if (taken == 0)
             break;
-        assert(!copied || taken == bytes);
         done += taken;
         if (done < bytes)
-            refill_share(&w->zcrx.refill, rest);
+            share(w, rest);
     }
     return done;
 }
@@ -181,7 +193,7 @@ static uint32_t copy_run(struct worker *w, struct flow *f, uint32_t index, uint6
 
 /* Copies what a flow has waiting into relief slots, as long as there are some
  * and chunks are short, and gives the chunks back. What may be the flow's trailer
- * is left where it is: a slot goes to one batch whole. */
+ * is left where it is. */
 static void copy_out(struct worker *w, struct flow *f) {
     struct zcrx *z = &w->zcrx;
     uint32_t index = f->fragment_head;

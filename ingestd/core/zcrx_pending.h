@@ -5,8 +5,8 @@
  *
  * No system call. Owned by the worker's thread. Invariants:
  *  - A flow's list is in stream order, and what comes goes behind it.
- *  - A fragment that several batches share, or a batch and a list, has as many holders.
- *  - What is copied out goes to one batch whole, as its slot has one holder.
+ *  - What several batches share, or a batch and a list, has as many holders: a chunk
+ *    as well as a slot that was copied into.
  */
 #ifndef INGESTD_ZCRX_PENDING_H
 #define INGESTD_ZCRX_PENDING_H

@@ -64,6 +64,20 @@ static void slots_are_exclusive_and_come_back(void) {
     buddy_destroy(&b);
 }
 
+static void shared_slot_is_free_when_all_have_given_it_back(void) {
+    struct buddy b = {0};
+    CHECK_EQUAL(buddy_init(&b, TOTAL_BYTES, SLOT_BYTES_MAX), 0);
+    uint64_t offset = buddy_take(&b, 1);
+    buddy_share(&b, offset);
+    buddy_share(&b, offset);
+    CHECK(!buddy_give(&b, offset, 1));
+    CHECK(!buddy_give(&b, offset, 1));
+    CHECK_EQUAL(b.free_bytes, TOTAL_BYTES - buddy_slot_bytes(1));
+    CHECK(buddy_give(&b, offset, 1));
+    CHECK_EQUAL(b.free_bytes, TOTAL_BYTES);
+    buddy_destroy(&b);
+}
+
 static void order_is_the_smallest_that_holds(void) {
     struct buddy b = {0};
     buddy_init(&b, TOTAL_BYTES, SLOT_BYTES_MAX);
@@ -78,6 +92,7 @@ static void order_is_the_smallest_that_holds(void) {
 int main(void) {
     static const struct harness_test tests[] = {
         TEST(slots_are_exclusive_and_come_back),
+        TEST(shared_slot_is_free_when_all_have_given_it_back),
         TEST(order_is_the_smallest_that_holds),
     };
     random_seed();

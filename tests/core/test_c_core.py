@@ -17,6 +17,7 @@ PROGRAMS = {
     "test_answer": (TESTS / "core" / "test_answer.c",),
     "test_buddy": (TESTS / "core" / "test_buddy.c",),
     "test_commit": (TESTS / "core" / "test_commit.c",),
+    "test_engine": (TESTS / "core" / "test_engine.c", CORE / "engine.c"),
     "test_flow": (TESTS / "core" / "test_flow.c",),
     "test_flow_id": (TESTS / "core" / "test_flow_id.c",),
     "test_frame": (TESTS / "core" / "test_frame.c",),

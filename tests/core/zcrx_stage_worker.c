@@ -61,7 +61,6 @@ void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag) {
 }
 
 void engine_finish(struct worker *w, struct flow *f) {
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
     if (f->stop || f->error)
         intake_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, f->error);
     else if (f->session == NULL || !session_goes_on(w, f))
@@ -148,9 +147,8 @@ void stage_answer(void) {
 void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, struct flow *f)) {
     struct flow *f;
     while ((f = flow_first(&w->flows, QUEUE_BLOCKED)) != NULL) {
-        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
         advance(w, f);
-        if (f->phase == FLOW_BLOCKED)
+        if (f->queue == QUEUE_BLOCKED)
             return;
     }
 }

@@ -1,0 +1,87 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Flows that found no room keep their place (engine.c), whoever tries in between.
+ *
+ * What engine.c calls of the worker is played here.
+ */
+#include "harness.h"
+#include "worker.h"
+
+#define FLOWS 5
+
+static struct worker worker;
+static uint32_t room; /* how many flows find room yet */
+
+struct io_uring_sqe *worker_sqe(struct worker *w) {
+    static struct io_uring_sqe sqe;
+    (void)w;
+    return &sqe;
+}
+
+bool session_goes_on(struct worker *w, struct flow *f) {
+    (void)w, (void)f;
+    return false;
+}
+
+void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason, int error) {
+    (void)w, (void)f, (void)state, (void)reason, (void)error;
+}
+
+bool intake_retry_close(struct worker *w, struct flow *f) {
+    if (room == 0)
+        return false;
+    room--;
+    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    return true;
+}
+
+static void advance(struct worker *w, struct flow *f) {
+    if (flow_is_behind(&w->flows, f, QUEUE_BLOCKED) || room == 0) {
+        f->phase = FLOW_BLOCKED;
+        flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
+        return;
+    }
+    room--;
+    f->phase = FLOW_POLLING;
+    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+}
+
+static void check_order(uint32_t first) {
+    uint32_t index = worker.flows.waiting[QUEUE_BLOCKED].head;
+    for (uint32_t expected = first; expected < FLOWS; expected++) {
+        CHECK_EQUAL(index, expected);
+        index = worker.flows.flows[index].wait.next;
+    }
+    CHECK_EQUAL(index, FLOW_NONE);
+}
+
+static void who_waits_for_a_batch_keeps_its_place(void) {
+    CHECK_EQUAL(flow_table_init(&worker.flows, FLOWS), 0);
+    room = 0;
+    for (uint32_t i = 0; i < FLOWS; i++)
+        advance(&worker, flow_take(&worker.flows));
+    worker.flows.flows[1].phase = FLOW_CLOSING;
+    for (int turn = 0; turn < 3; turn++) {
+        engine_serve_blocked(&worker, advance);
+        check_order(0);
+    }
+    room = 1;
+    advance(&worker, &worker.flows.flows[3]); /* it may try, and does not overtake */
+    check_order(0);
+    engine_serve_blocked(&worker, advance);
+    check_order(1);
+    room = 2;
+    engine_serve_blocked(&worker, advance);
+    check_order(3);
+    room = FLOWS;
+    engine_serve_blocked(&worker, advance);
+    check_order(FLOWS);
+    flow_table_destroy(&worker.flows);
+}
+
+int main(void) {
+    static const struct harness_test tests[] = {
+        TEST(who_waits_for_a_batch_keeps_its_place),
+    };
+    return harness_run(tests, sizeof tests / sizeof tests[0]);
+}

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole workers on devices of every direct-I/O profile: what is stored is what was sent.
+
+Invariant: a profile changes how bytes are laid out, never which ones are stored; no mixture of
+lengths and pauses ends the worker.
+"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import product
+from pathlib import Path
+from typing import Final
+
+import pytest
+
+from support import profile_worker
+from support.daemon import format_store
+from support.observe import assert_clean, image_bytes
+from support.payload import Payload
+from support.senders import Address, Sent, SocketSender, assert_sealed
+
+PROFILES: Final = sorted(product((2, 4, 512, 4096), (512, 4096), (0, 4095)))
+NVME: Final = (4, 512, 4095)  # what PCIe NVMe says to Linux before 6.19
+ENDED_TIMEOUT_S: Final = 90.0
+SILENCE_S: Final = 0.1  # several times the worker's flush_interval_s
+# Around the edges of a block and of a page, and tails that end before one.
+LENGTHS: Final = (1, 3, 511, 513, 4095, 4097, 5000, 7681, 8191, 12289, 20000, 65537, 524289)
+
+
+@contextmanager
+def served(store: Path, profile: tuple[int, int, int]) -> Iterator[Address]:
+    """Serve a store by a worker with that profile; afterwards it must end well."""
+    command = [sys.executable, profile_worker.__file__, str(store), *map(str, profile)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            port = process.stdout.readline()
+            assert port, f"the worker did not start: {process.wait(ENDED_TIMEOUT_S)}"
+            yield "127.0.0.1", int(port)
+            process.stdin.close()
+            assert process.wait(ENDED_TIMEOUT_S) == 0
+        finally:
+            process.kill()
+
+
+def send_with_silences(address: Address, payloads: list[Payload]) -> list[Sent]:
+    """Send all at once, each in two parts with a silence between, so that slots leave part full."""
+    senders = [SocketSender(address) for _ in payloads]
+    for half in (0, 1):
+        for sender, payload in zip(senders, payloads, strict=True):
+            data = payload.data()
+            cut = (payload.size + 1) // 2
+            sender.write(data[cut:] if half else data[:cut])
+        time.sleep(SILENCE_S)
+    return [
+        Sent(payload, sender.finish()) for sender, payload in zip(senders, payloads, strict=True)
+    ]
+
+
+def assert_same(store: Path, sent: list[Sent]) -> None:
+    """Every flow is sealed, and is in the store byte by byte."""
+    for one in sent:
+        assert_sealed(one)
+    stored = image_bytes(store, [one.flow for one in sent])
+    for one in sent:
+        assert stored[one.flow] == one.payload.data(), one.payload
+    assert_clean(store)
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda p: "M{}-L{}-V{}".format(*p))
+def test_every_profile_stores_what_was_sent(
+    tmp_path: Path, profile: tuple[int, int, int], seed: int
+) -> None:
+    store = format_store(tmp_path / "store.img")
+    draw = random.Random(seed)
+    lengths = [*LENGTHS, *(draw.randrange(1, 40_000) for _ in range(40))]
+    with served(store, profile) as address:
+        sent = send_with_silences(address, [Payload(seed + n, n) for n in lengths])
+    assert_same(store, sent)
+
+
+def test_part_full_slots_on_a_disk_with_a_virtual_boundary(tmp_path: Path) -> None:
+    """Four connections send 5000 bytes each and fall silent, on NVMe as older kernels show it."""
+    store = format_store(tmp_path / "store.img")
+    payloads = [Payload(number, 5000) for number in range(4)]
+    with served(store, NVME) as address:
+        senders = [SocketSender(address) for _ in payloads]
+        for sender, payload in zip(senders, payloads, strict=True):
+            sender.write(payload.data())
+        time.sleep(SILENCE_S)
+        sent = [
+            Sent(payload, sender.finish())
+            for sender, payload in zip(senders, payloads, strict=True)
+        ]
+    assert_same(store, sent)
