@@ -110,14 +110,36 @@ static void skip_written(struct device_write *d, uint64_t written) {
     d->iov[0].iov_len -= written;
 }
 
-/* A device may refuse for a moment: a retry costs little, a failed store a night. */
-static bool retry(struct worker *w, struct device_write *d, int code) {
-    if (++d->tries >= DEVICE_TRIES_MAX || w->writer.failed)
-        return false;
+/* No other try could end differently. */
+static bool device_refuses_for_good(int code) {
+    return code == EINVAL || code == EBADF || code == EFAULT || code == EFBIG;
+}
+
+/* A device may refuse for a moment: a retry costs little, a failed store a night. Who
+ * stops the daemon is not kept waiting by it. */
+static bool device_may_retry(const struct worker *w, const struct device_write *d, int code) {
+    bool late = w->draining && w->now_ns >= w->drain_deadline_ns;
+    return d->tries + 1 < DEVICE_TRIES_MAX && !w->writer.failed && !late &&
+           !device_refuses_for_good(code);
+}
+
+static void device_pause(struct worker *w, struct device_write *d, int code) {
+    uint64_t pause_ns = DEVICE_PAUSE_NS_MIN << d->tries;
+    pause_ns = time_min(pause_ns, DEVICE_PAUSE_NS_MAX);
+    d->tries++;
+    d->pause.tv_sec = (long long)(pause_ns / 1000000000ull);
+    d->pause.tv_nsec = (long long)(pause_ns % 1000000000ull);
     STAT_ADD(w, write_retries, 1);
     worker_event(w, EVENT_WRITE_RETRIED, NULL, code, (int)d->tries, d->offset);
-    prepare(w, d);
-    return true;
+    struct io_uring_sqe *sqe = worker_sqe(w);
+    io_uring_prep_timeout(sqe, &d->pause, 0, 0);
+    sqe->user_data = uring_tag(TAG_RETRY, d->index);
+}
+
+void device_retry(struct worker *w, uint32_t index) {
+    struct device_write *d = &w->device.writes[index];
+    assert(index < w->device.write_count && d->in_flight);
+    prepare(w, d); /* also when the store has failed meanwhile: its completion says so */
 }
 
 void device_write_complete(struct worker *w, uint32_t index, int result) {
@@ -127,8 +149,10 @@ void device_write_complete(struct worker *w, uint32_t index, int result) {
     int code = result < 0 ? -result : EIO;
     if (!whole && result > 0 && (uint32_t)result % w->settings.write_align == 0)
         skip_written(d, (uint64_t)result);
-    if (!whole && retry(w, d, code))
+    if (!whole && device_may_retry(w, d, code)) {
+        device_pause(w, d, code);
         return;
+    }
     d->in_flight = false;
     w->device.in_flight--;
     w->device.batches_in_flight -= d->kind == DEVICE_BATCH;

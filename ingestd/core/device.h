@@ -4,7 +4,8 @@
  *
  * Owned by the worker's thread. Invariants:
  *  - A write that came back with an error, or what is left of a short one, is
- *    submitted again, at most DEVICE_TRIES_MAX times; then the store has failed.
+ *    submitted again after a pause, until it has been tried DEVICE_TRIES_MAX times;
+ *    then the store has failed.
  *  - A flush is never tried again: after a failed flush the kernel may have
  *    dropped what it could not write, and a second one would not say so.
  */
@@ -15,7 +16,14 @@
 #include <stdint.h>
 #include <sys/uio.h>
 
-#define DEVICE_TRIES_MAX 3u
+#include <linux/time_types.h>
+
+/* Pauses of 10 ms, doubled each time up to 1.28 s: 5.1 s in all, and what the device
+ * takes for its answers. A path of a multipath device is given up within 5 s
+ * (fast_io_fail_tmo, multipath.conf(5)), and another one is taken. */
+#define DEVICE_TRIES_MAX 11u
+#define DEVICE_PAUSE_NS_MIN 10000000ull
+#define DEVICE_PAUSE_NS_MAX 1280000000ull
 
 struct worker;
 
@@ -39,6 +47,7 @@ struct device_write {
     uint64_t offset;
     uint64_t bytes;
     uint64_t submitted_ns;
+    struct __kernel_timespec pause;
 };
 
 struct device {
@@ -62,6 +71,8 @@ void device_flush(struct worker *w);
  * ENODATA, it was cut off; 0: it can. One fstat(2), no device is asked. */
 int device_lost(const struct worker *w);
 void device_write_complete(struct worker *w, uint32_t index, int result);
+/* The pause before the next try of a write is over. */
+void device_retry(struct worker *w, uint32_t index);
 void device_flush_complete(struct worker *w, int result);
 
 #endif

@@ -79,6 +79,7 @@ struct flow *flow_take(struct flow_table *t) {
     assert(f->phase == FLOW_FREE);
     memset(f, 0, sizeof *f);
     f->index = (uint32_t)(f - t->flows);
+    f->fd = -1;
     f->slot_offset = UINT64_MAX;
     f->fragment_head = f->fragment_tail = FLOW_NONE;
     f->wait = f->idle = f->news = (struct flow_link){FLOW_NONE, FLOW_NONE};

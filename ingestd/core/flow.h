@@ -59,7 +59,7 @@ struct session;
 
 struct flow {
     uint8_t id[16];
-    int fd;
+    int fd; /* -1: closed, or another worker's */
     uint32_t index;
     uint8_t phase;
     uint8_t queue;
@@ -104,7 +104,7 @@ struct flow {
     uint32_t acks_pending; /* entries of the acknowledgement queue that name it */
     uint64_t started_ns;   /* Unix time */
     uint64_t since_ns;     /* since when it stands in its wait queue */
-    uint64_t active_ns;    /* last byte received */
+    uint64_t active_ns;    /* last byte received, in awake time (struct worker) */
     struct segment_span_ref span;
 
     struct flow_link wait, idle, news;

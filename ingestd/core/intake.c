@@ -6,7 +6,9 @@
 
 #include <assert.h>
 #include <errno.h>
+#include <netinet/tcp.h>
 #include <string.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -86,7 +88,7 @@ static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
     f->fd = fd;
     f->listener = (uint8_t)(l - w->listeners);
     f->started_ns = worker_unix_ns(w);
-    f->active_ns = w->now_ns;
+    f->active_ns = w->awake_ns;
     note_peer(f, &l->peer);
     make_id(w, f->id);
     f->checksummed = w->settings.checksum;
@@ -97,6 +99,8 @@ static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
     STAT_ADD(w, flows_opened, 1);
     if (l->protocol == PROTOCOL_INGEST) {
         session_begin(w, f);
+        if (l->stopped) /* its accept was faster than the stop, or another worker's */
+            intake_interrupt(w, f, CLOSE_REASON_SHUTDOWN, true);
         return;
     }
     flow_idle_touch(&w->flows, &l->idle, f);
@@ -106,6 +110,8 @@ static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
         intake_interrupt(w, f, CLOSE_REASON_NONE, true);
     else if (w->writer.exhausted)
         intake_interrupt(w, f, CLOSE_REASON_STORE_FULL, true);
+    else if (l->stopped)
+        intake_interrupt(w, f, CLOSE_REASON_SHUTDOWN, true);
 }
 
 void intake_accepted(struct worker *w, uint32_t listener, int result) {
@@ -133,7 +139,8 @@ void intake_adopt(struct worker *w, uint32_t listener_index, int fd) {
     struct listener *l = &w->listeners[i];
     struct sockaddr_storage peer = l->peer;
     socklen_t bytes = sizeof l->peer;
-    getpeername(fd, (struct sockaddr *)&l->peer, &bytes);
+    if (getpeername(fd, (struct sockaddr *)&l->peer, &bytes) != 0)
+        l->peer = (struct sockaddr_storage){.ss_family = AF_UNSPEC}; /* it has gone: unknown */
     begin(w, l, fd, true);
     l->peer = peer;
 }
@@ -142,6 +149,7 @@ bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
     if (f->adopted || !worker_event(w, EVENT_FLOW_ELSEWHERE, f, (int)owner, f->fd, 0))
         return false;
     STAT_ADD(w, flows_handed_away, 1);
+    f->fd = -1;
     f->ended = true;
     f->phase = FLOW_GONE; /* its socket now belongs to the other worker */
     intake_gone(w, f);
@@ -150,17 +158,21 @@ bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
 
 void intake_received(struct worker *w, struct flow *f, uint32_t bytes) {
     f->received_bytes += bytes;
-    f->active_ns = w->now_ns;
+    f->active_ns = w->awake_ns;
     STAT_ADD(w, received_bytes, bytes);
     flow_idle_touch(&w->flows, &w->listeners[f->listener].idle, f);
 }
 
+/* Closed on the ring, behind every request that names the descriptor: by then no
+ * other connection can have got its number. */
 static void hang_up(struct worker *w, struct flow *f) {
+    struct io_uring_sqe *sqe = worker_sqe(w);
     flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
-    close(f->fd);
+    io_uring_prep_close(sqe, f->fd);
+    sqe->user_data = uring_tag(TAG_CLOSE, f->index);
+    f->ops_in_flight++;
     f->fd = -1;
     f->phase = FLOW_GONE;
-    intake_gone(w, f);
 }
 
 static void send_answer(struct worker *w, struct flow *f) {
@@ -340,14 +352,33 @@ static uint64_t end_lingering(struct worker *w) {
     return TIME_NEVER;
 }
 
+/* How long the flow's sender has been silent. Not at all where it is we who keep it
+ * waiting: what it sent waits in its socket, for memory, or for the device. The kernel
+ * knows best, as a receive that waits for a whole slot says nothing before that. */
+static uint64_t intake_silence_ns(const struct worker *w, const struct flow *f) {
+    struct tcp_info info = {0};
+    socklen_t bytes = sizeof info;
+    int pending = 0;
+    uint64_t silence_ns = w->awake_ns - f->active_ns;
+    if (f->phase == FLOW_STARVED || f->phase == FLOW_BLOCKED || f->starved ||
+        f->stored_bytes > f->durable_bytes)
+        return 0;
+    if (ioctl(f->fd, FIONREAD, &pending) == 0 && pending > 0)
+        return 0;
+    if (getsockopt(f->fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0)
+        silence_ns = time_min(silence_ns, info.tcpi_last_data_recv * 1000000ull);
+    return silence_ns;
+}
+
 static uint64_t end_idle(struct worker *w, struct listener *l) {
     while (l->idle_timeout_ns != 0 && l->idle.head != FLOW_NONE) {
         struct flow *f = &w->flows.flows[l->idle.head];
         uint64_t due_ns = f->active_ns + l->idle_timeout_ns;
-        if (due_ns > w->now_ns)
-            return due_ns;
-        if (f->phase == FLOW_STARVED || f->phase == FLOW_BLOCKED || f->starved) {
-            f->active_ns = w->now_ns; /* it is we who keep it waiting */
+        if (due_ns > w->awake_ns)
+            return due_ns + w->paused_ns;
+        uint64_t silence_ns = intake_silence_ns(w, f);
+        if (silence_ns < l->idle_timeout_ns) {
+            f->active_ns = w->awake_ns - silence_ns;
             flow_idle_touch(&w->flows, &l->idle, f);
             continue;
         }

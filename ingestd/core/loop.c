@@ -10,7 +10,12 @@
 
 #include "worker.h"
 
-#define SUBMIT_TRIES_MAX 1000u
+/* The kernel may have no memory for requests for a moment (-EAGAIN): it is asked
+ * again after a pause, and for so long. */
+#define SUBMIT_PAUSE_NS 1000000
+#define SUBMIT_PATIENCE_NS 10000000000ull
+/* Longer than it asked for: the process was stopped, or the machine was. */
+#define LOOP_PAUSE_NS 100000000ull
 #define BACKPRESSURE_TOLD_NS 1000000000ull
 
 static uint64_t clock_ns(clockid_t clock) {
@@ -21,6 +26,7 @@ static uint64_t clock_ns(clockid_t clock) {
 
 static void read_clock(struct worker *w) {
     w->now_ns = clock_ns(CLOCK_MONOTONIC);
+    w->awake_ns = w->now_ns - w->paused_ns;
     w->realtime_delta_ns = (int64_t)(clock_ns(CLOCK_REALTIME) - w->now_ns);
     STAT_SET(w, loop_beat_ns, w->now_ns);
     STAT_ADD(w, loop_turns, 1);
@@ -30,14 +36,31 @@ uint64_t worker_unix_ns(const struct worker *w) {
     return (uint64_t)((int64_t)w->now_ns + w->realtime_delta_ns);
 }
 
+/* The kernel did not take what was submitted. False: it has not for too long. */
+static bool loop_may_try_again(struct worker *w, int code) {
+    const struct timespec pause = {.tv_nsec = SUBMIT_PAUSE_NS};
+    uint64_t now_ns = clock_ns(CLOCK_MONOTONIC);
+    if (w->refused_ns == 0)
+        w->refused_ns = now_ns;
+    if (now_ns - w->refused_ns >= SUBMIT_PATIENCE_NS) {
+        fault_set(&w->fault, -code, "io_uring_enter", "worker's ring");
+        return false;
+    }
+    nanosleep(&pause, NULL);
+    return true;
+}
+
 struct io_uring_sqe *worker_sqe(struct worker *w) {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&w->ring);
-    for (uint32_t i = 0; sqe == NULL && i < SUBMIT_TRIES_MAX; i++) {
-        io_uring_submit(&w->ring);
+    while (sqe == NULL && w->fault.code == 0) {
+        int code = io_uring_submit(&w->ring);
+        if (code > 0)
+            w->refused_ns = 0;
+        else if (!loop_may_try_again(w, code < 0 ? code : -EAGAIN))
+            break;
         sqe = io_uring_get_sqe(&w->ring);
     }
-    assert(sqe != NULL); /* submitting always empties the queue on this ring */
-    return sqe;
+    return sqe != NULL ? sqe : &w->lost;
 }
 
 static void arm_command(struct worker *w) {
@@ -104,7 +127,7 @@ static void flow_complete(struct worker *w, enum uring_tag tag, uint32_t index,
         intake_complete(w, tag, f, cqe->res);
     else if (tag == TAG_LINE)
         session_line_sent(w, f, cqe->res);
-    else
+    else if (tag != TAG_CLOSE)
         w->engine->complete(w, tag, f, cqe);
     if (f->phase == FLOW_GONE)
         intake_gone(w, f);
@@ -126,6 +149,9 @@ static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
     case TAG_FLUSH:
         device_flush_complete(w, cqe->res);
         break;
+    case TAG_RETRY:
+        device_retry(w, index);
+        break;
     case TAG_ACCEPT_CANCEL:
         break;
     case TAG_ZCRX_EVENT:
@@ -138,6 +164,7 @@ static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
     case TAG_DISCARD:
     case TAG_LINE:
     case TAG_BLOCK:
+    case TAG_CLOSE:
         flow_complete(w, tag, index, cqe);
         break;
     }
@@ -220,10 +247,26 @@ static int loop_wait(struct worker *w, uint64_t next_ns) {
         .tv_nsec = (long long)(wait_ns % 1000000000ull),
     };
     struct io_uring_cqe *cqe;
+    if (w->fault.code != 0)
+        return -w->fault.code;
     int code = io_uring_submit_and_wait_timeout(&w->ring, &cqe, 1, &t, NULL);
-    bool benign =
-        code >= 0 || code == -ETIME || code == -EINTR || code == -EAGAIN || code == -EBUSY;
+    if (code == -EAGAIN)
+        return loop_may_try_again(w, code) ? 0 : code;
+    w->refused_ns = 0;
+    bool benign = code >= 0 || code == -ETIME || code == -EINTR || code == -EBUSY;
     return benign ? 0 : fault_set(&w->fault, -code, "io_uring_enter", "worker's ring");
+}
+
+/* Time for which the loop stood still is nobody's silence; and what came meanwhile
+ * is taken before any time-out is judged. */
+static int loop_note_pause(struct worker *w, uint64_t before_ns, uint64_t next_ns) {
+    uint64_t due_ns =
+        time_min(next_ns > before_ns ? next_ns : before_ns, before_ns + WORKER_TURN_NS_MAX);
+    if (w->now_ns < due_ns + LOOP_PAUSE_NS)
+        return 0;
+    w->paused_ns += w->now_ns - due_ns;
+    w->awake_ns = w->now_ns - w->paused_ns;
+    return loop_wait(w, w->now_ns);
 }
 
 static uint64_t turn(struct worker *w) {
@@ -268,5 +311,8 @@ int worker_run(struct worker *w) {
             return code;
         read_clock(w);
         account_backpressure(w, before_ns);
+        code = loop_note_pause(w, before_ns, next_ns);
+        if (code < 0)
+            return code;
     }
 }

@@ -261,7 +261,7 @@ static void admit(struct worker *w, struct flow *f, const struct answer *a) {
     f->crc = w->settings.checksum ? a->crc : 0;
     f->checksummed = w->settings.checksum && (a->flags & ANSWER_HAS_CRC) != 0;
     f->limit_bytes = a->limit_bytes;
-    f->active_ns = w->now_ns;
+    f->active_ns = w->awake_ns;
     memcpy(s->name, a->name, a->name_bytes);
     memcpy(s->labels, a->labels, a->labels_bytes);
     s->name_bytes = a->name_bytes;
@@ -412,7 +412,7 @@ static void tail_received(struct worker *w, struct flow *f, int result) {
     if (f->stop) {
         session_end(w, f, f->reason, 0);
     } else if (result > 0) {
-        f->active_ns = w->now_ns;
+        f->active_ns = w->awake_ns;
         flow_idle_touch(&w->flows, &listener_of(w, f)->idle, f);
         s->filled += s->holding ? 0 : (uint32_t)result;
         s->beyond = s->holding || s->filled == tail_bytes_max(s);
@@ -450,8 +450,8 @@ static uint64_t end_silent_hellos(struct worker *w, struct listener *l) {
     while (l->greeting.head != FLOW_NONE) {
         struct flow *f = &w->flows.flows[l->greeting.head];
         uint64_t due_ns = f->active_ns + l->hello_timeout_ns;
-        if (due_ns > w->now_ns)
-            return due_ns;
+        if (due_ns > w->awake_ns)
+            return due_ns + w->paused_ns;
         flow_idle_remove(&w->flows, &l->greeting, f);
         f->session->error = SESSION_HELLO_TIMEOUT;
         intake_interrupt(w, f, CLOSE_REASON_IDLE, true);

@@ -24,7 +24,9 @@ enum uring_tag {
     TAG_DISCARD,     /* index: flow */
     TAG_LINE,        /* index: flow; a line of protocol ingest */
     TAG_BLOCK,       /* index: flow; its hello, or what follows its payload */
+    TAG_CLOSE,       /* index: flow; its socket */
     TAG_WRITE,       /* index: device write */
+    TAG_RETRY,       /* index: device write; the pause before it is tried again is over */
     TAG_FLUSH,
     TAG_ACCEPT_CANCEL,
     TAG_ZCRX_EVENT, /* res: the event's type */

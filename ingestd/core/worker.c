@@ -10,6 +10,7 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <sys/random.h>
 
 #define RING_ENTRIES 4096u
@@ -42,11 +43,25 @@ struct worker *worker_create(const struct worker_settings *s) {
     return w;
 }
 
+/* Those of a loop that ended by a fault, and those that came too late for it. */
+static void close_connections(struct worker *w) {
+    struct command c;
+    for (uint32_t i = 0; i < w->flows.used_upto; i++) {
+        const struct flow *f = &w->flows.flows[i];
+        if (f->phase != FLOW_FREE && f->fd >= 0)
+            close(f->fd);
+    }
+    while (mailbox_take(&w->mailbox, &c))
+        if (c.kind == COMMAND_ADOPT)
+            close((int)c.a);
+}
+
 void worker_destroy(struct worker *w) {
     if (w == NULL)
         return;
     if (w->ring_open)
         io_uring_queue_exit(&w->ring);
+    close_connections(w);
     w->engine->close(w);
     for (uint32_t i = 0; i < w->listener_count; i++)
         session_pool_close(&w->listeners[i].sessions);

@@ -66,6 +66,10 @@ struct worker {
     bool draining;
     uint64_t drain_deadline_ns;
     uint64_t now_ns;           /* CLOCK_MONOTONIC, once a turn */
+    uint64_t awake_ns;         /* the same less all time for which the loop stood still */
+    uint64_t paused_ns;        /* that time */
+    uint64_t refused_ns;       /* since when the kernel takes no requests; 0: it does */
+    struct io_uring_sqe lost;  /* what finds no room is written here, and the loop ends */
     int64_t realtime_delta_ns; /* add to now_ns for Unix time */
     uint32_t backpressure;     /* 0 none, 1 area, 2 device */
     uint64_t backpressure_since_ns;

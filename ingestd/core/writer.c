@@ -337,6 +337,7 @@ static void write_footers(struct worker *w) {
 
 uint64_t writer_turn(struct worker *w) {
     struct writer *x = &w->writer;
+    bool place_waits = false;
     if (x->failed)
         return TIME_NEVER;
     if (x->commit.flushing && !w->device.flush_in_flight && x->marks_in_flight == 0) {
@@ -349,15 +350,17 @@ uint64_t writer_turn(struct worker *w) {
         commit_done(&x->commit, w->now_ns);
         STAT_ADD(w, commits, 1);
         acknowledge(w);
+        /* What the open batch waited for may be there now, and wakes nobody. */
+        place_waits = w->batches.open != NULL && w->batches.open->full;
     }
     write_footers(w);
     uint64_t interval_ns = x->closing ? 0 : w->settings.commit_interval_ns;
     uint64_t due_ns = commit_due_ns(&x->commit, interval_ns);
     if (due_ns > w->now_ns)
-        return due_ns;
+        return place_waits ? w->now_ns : due_ns;
     commit_flush(&x->commit);
     device_flush(w);
-    return TIME_NEVER;
+    return place_waits ? w->now_ns : TIME_NEVER;
 }
 
 bool writer_is_idle(const struct worker *w) {

@@ -23,6 +23,11 @@ from ingestd.address import ANY_HOST, Address
 from ingestd.errors import ListenError
 
 BACKLOG_COUNT: Final = 4096
+# A peer that died without a word is found out after about two minutes (tcp(7)): a minute
+# of silence, then six probes.
+KEEPALIVE_IDLE_S: Final = 60
+KEEPALIVE_INTERVAL_S: Final = 10
+KEEPALIVE_PROBES_COUNT: Final = 6
 # A port that the kernel chose for one address may be taken on the next.
 PORT_CHOICES_MAX: Final = 8
 ADDRESSES_PER_NAME_MAX: Final = 4
@@ -157,11 +162,25 @@ def _bind(target: _Target, port: int, *, reuse_port: bool) -> socket.socket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if target.family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, int(not target.dual_stack))
+        _set_for_connections(sock)
         sock.bind(target.sockaddr(port))
     except OSError as error:
         sock.close()
         raise _BindError(Address(target.host, port), error) from None
     return sock
+
+
+def _set_for_connections(sock: socket.socket) -> None:
+    """Set what accepted sockets inherit.
+
+    A line does not wait for the peer to acknowledge the one before, and whoever
+    is gone does not hold its place for ever, idle_timeout_s or not.
+    """
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES_COUNT)
 
 
 def _listen(sock: socket.socket, target: _Target, port: int) -> None:

@@ -62,6 +62,8 @@ void kernel_submit(void) {
             trace(TRACE_FLUSH, o->id, 0, 0, NULL, 0);
             continue;
         }
+        if (sqe->opcode == IORING_OP_TIMEOUT)
+            continue; /* a pause: its end comes some time */
         if (sqe->opcode == IORING_OP_WRITE_FIXED) {
             o->single = (struct iovec){(void *)(uintptr_t)sqe->addr, sqe->len};
             o->iov_count = 1;
@@ -98,6 +100,10 @@ static void complete_one(uint32_t i) {
     struct operation *moved = &kernel.operations[i];
     if (moved->iov == &kernel.operations[kernel.operations_count].single)
         moved->iov = &moved->single;
+    if (o.user_data >> 32 == TAG_RETRY) {
+        device_retry(kernel.w, (uint32_t)o.user_data);
+        return;
+    }
     if (o.bytes == NULL) {
         bool fails = kernel.flush_fails && random_below(4) == 0;
         trace(TRACE_FLUSHED, o.id, fails, 0, NULL, 0);

@@ -35,7 +35,7 @@ bool intake_retry_close(struct worker *w, struct flow *f) {
     return true;
 }
 
-static void advance(struct worker *w, struct flow *f) {
+static void test_advance(struct worker *w, struct flow *f) {
     if (flow_is_behind(&w->flows, f, QUEUE_BLOCKED) || room == 0) {
         f->phase = FLOW_BLOCKED;
         flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
@@ -59,22 +59,22 @@ static void who_waits_for_a_batch_keeps_its_place(void) {
     CHECK_EQUAL(flow_table_init(&worker.flows, FLOWS), 0);
     room = 0;
     for (uint32_t i = 0; i < FLOWS; i++)
-        advance(&worker, flow_take(&worker.flows));
+        test_advance(&worker, flow_take(&worker.flows));
     worker.flows.flows[1].phase = FLOW_CLOSING;
     for (int turn = 0; turn < 3; turn++) {
-        engine_serve_blocked(&worker, advance);
+        engine_serve_blocked(&worker, test_advance);
         check_order(0);
     }
     room = 1;
-    advance(&worker, &worker.flows.flows[3]); /* it may try, and does not overtake */
+    test_advance(&worker, &worker.flows.flows[3]); /* it may try, and does not overtake */
     check_order(0);
-    engine_serve_blocked(&worker, advance);
+    engine_serve_blocked(&worker, test_advance);
     check_order(1);
     room = 2;
-    engine_serve_blocked(&worker, advance);
+    engine_serve_blocked(&worker, test_advance);
     check_order(3);
     room = FLOWS;
-    engine_serve_blocked(&worker, advance);
+    engine_serve_blocked(&worker, test_advance);
     check_order(FLOWS);
     flow_table_destroy(&worker.flows);
 }

@@ -322,7 +322,7 @@ void stage_open(const struct stage_shape *wanted) {
     w->settings.flush_interval_ns = shape->flush_interval_ns;
     w->batches.payload_bytes_max = STAGE_PAYLOAD_BYTES_MAX;
     w->engine = &engine_zcrx;
-    w->now_ns = 1;
+    w->now_ns = w->awake_ns = 1;
     w->ring.cq.ring_entries = shape->turn_completions_max;
     if (flow_table_init(&w->flows, STAGE_FLOWS_MAX) != 0 || engine_zcrx.open(w) != 0)
         abort();
@@ -360,7 +360,7 @@ static void end_some_flow(uint32_t i) {
 }
 
 static void turn(void) {
-    stage.w->now_ns += TURN_NS;
+    stage.w->awake_ns = stage.w->now_ns += TURN_NS;
     stage.turn_completions = 0;
     engine_zcrx.turn(stage.w);
     stage.table_low_count += stage.w->zcrx.table_low;

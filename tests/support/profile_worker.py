@@ -14,6 +14,7 @@ import socket
 import sys
 
 from ingestd.config.settings import ListenerSettings, StoreSettings
+from ingestd.daemon.area import AreaPlan
 from ingestd.daemon.direct_io import IOVECS_MAX, DirectProfile
 from ingestd.daemon.pump import Pump
 from ingestd.daemon.worker import WorkerThread, load_core
@@ -25,9 +26,7 @@ DRAIN_S = 30.0
 
 def make_worker(store: ServedStore, profile: DirectProfile) -> WorkerThread:
     """A worker of engine recv, small enough that its area is short now and then."""
-    settings = StoreSettings(
-        path=store.path, area=8 * MIB, write_bytes_max=512 * 1024, flush_interval_s=0.02
-    )
+    settings = StoreSettings(path=store.path, flush_interval_s=0.02)
     return WorkerThread(
         load_core(),
         store,
@@ -35,6 +34,7 @@ def make_worker(store: ServedStore, profile: DirectProfile) -> WorkerThread:
         store_name="profile",
         index=0,
         profile=profile,
+        area=AreaPlan(8 * MIB, 512 * 1024, 0, ""),
         on_end=lambda: None,
     )
 

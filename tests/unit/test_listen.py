@@ -233,3 +233,15 @@ def test_close_closes_all() -> None:
     assert all(sock.fileno() == -1 for row in sockets.per_worker for sock in row)
     with pytest.raises(ConnectionRefusedError), closing(socket.create_connection(address)):
         pass
+
+
+def test_connections_inherit_no_delay_and_keepalive(opened: ExitStack) -> None:
+    sockets = _open(opened, "127.0.0.1:0")
+    ((listening,),) = sockets.per_worker
+    client = opened.enter_context(socket.create_connection(listening.getsockname()))
+    accepted = opened.enter_context(closing(listening.accept()[0]))
+    assert accepted.getpeername() == client.getsockname()
+    assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    idle_s = accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+    assert idle_s == listen.KEEPALIVE_IDLE_S
