@@ -47,7 +47,7 @@ $(BUILD)/venv.stamp: pyproject.toml scripts/requirements.py
 	rm -rf $(VENV) $(BUILD)/meson $@
 	mkdir -p $(BUILD)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python scripts/requirements.py pyproject.toml test check > $(BUILD)/requirements.txt
+	$(BIN)/python scripts/requirements.py pyproject.toml test check bench > $(BUILD)/requirements.txt
 	$(BIN)/pip install -qq --prefer-binary -r $(BUILD)/requirements.txt
 	touch $@
 
@@ -92,8 +92,8 @@ check-python:
 	MYPYPATH=tests $(BIN)/mypy -p soak
 
 check-c:
-	clang-format-14 --dry-run -Werror $(CLANG_FORMAT_FILES)
-	cppcheck --quiet --std=c11 --language=c --error-exitcode=1 --inline-suppr \
+	$(BIN)/clang-format --dry-run -Werror $(CLANG_FORMAT_FILES)
+	$(BIN)/cppcheck --quiet --std=c11 --language=c --error-exitcode=1 --inline-suppr \
 		--enable=warning,performance,portability --suppress=missingIncludeSystem \
 		--suppress=normalCheckLevelMaxBranches -D__BYTE_ORDER__=1234 \
 		-D__ORDER_LITTLE_ENDIAN__=1234 -I ingestd/core $(C_FILES)
@@ -101,7 +101,7 @@ check-c:
 format: setup-check build
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	clang-format-14 -i $(CLANG_FORMAT_FILES)
+	$(BIN)/clang-format -i $(CLANG_FORMAT_FILES)
 
 check-tree:
 	$(BIN)/pytest -q tests/unit/test_tidy.py tests/unit/test_tidy_names.py

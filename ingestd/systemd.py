@@ -45,7 +45,7 @@ def notify(*assignments: str) -> bool:
     address = "\0" + path[1:] if path.startswith("@") else path
     with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
-        sock.sendto("\n".join(assignments).encode(), address)
+        sock.sendto("\n".join(assignments).encode(errors="replace"), address)
         return True
     # The manager or its socket is gone, or it does not read: nobody is left to be told.
     return False

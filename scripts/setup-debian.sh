@@ -3,13 +3,17 @@
 #
 # Sees to the Debian packages that a build needs: asks for what is missing, and
 # installs it if it may (as root with apt-get); otherwise prints the exact line
-# and stops. With "check" as argument it also wants what `make test` runs.
+# and stops. With "check" as argument it also wants what `make test` runs: with
+# CI=true no test is skipped for want of a program. Every package is named as both
+# Debian 12 and 13 have it, without a version; what must be of one version comes from
+# PyPI, pinned in pyproject.toml.
 #
 # Invariant: on a machine that has everything it changes nothing and needs no
 # network. PYTHON names the interpreter that the venv is made from.
 set -euo pipefail
 
 python=${PYTHON:-python3}
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin # which an ordinary user's lacks
 missing=()
 
 want_program() { # program, package
@@ -37,6 +41,17 @@ want_python() {
 sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || missing+=(python3-dev)
 }
 
+want_fuzzer() { # a clang, of whatever version, whose runtime has libFuzzer
+    local clang
+    for clang in clang clang-{25..14}; do
+        if "$clang" -print-file-name="libclang_rt.fuzzer-$(uname -m).a" 2>/dev/null | grep -q / ||
+            "$clang" -print-file-name=libclang_rt.fuzzer.a 2>/dev/null | grep -q /; then
+            return
+        fi
+    done
+    missing+=(clang libclang-rt-dev)
+}
+
 want_program gcc gcc
 want_program pkg-config pkg-config
 want_module liburing 2.3 liburing-dev
@@ -44,17 +59,17 @@ want_module libisal 2.30 libisal-dev
 printf '#include <stdlib.h>\n' | gcc -E -x c - >/dev/null 2>&1 || missing+=(libc6-dev)
 want_python
 if [ "${1:-}" = check ]; then
-    want_program clang-format-14 clang-format-14
-    want_program cppcheck cppcheck
+    want_program ethtool ethtool
+    want_program ip iproute2
     want_program losetup mount
     want_program mkfs.ext4 e2fsprogs
+    want_program promtool prometheus
     want_program socat socat
+    want_program systemd-analyze systemd
     want_program valgrind valgrind
     # The traditional netcat has no -N.
     { nc -h 2>&1 || true; } | grep -qE '(^|[[:space:]])-N' || missing+=(netcat-openbsd)
-    want_program clang-14 clang-14
-    clang-14 -print-file-name="libclang_rt.fuzzer-$(uname -m).a" 2>/dev/null | grep -q / ||
-        missing+=(libclang-rt-14-dev)
+    want_fuzzer
 fi
 
 if [ ${#missing[@]} -eq 0 ]; then

@@ -11,7 +11,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -73,6 +73,36 @@ def pytest_terminal_summary(
     count = config.stash.get(LEFT_OUT_COUNT, 0)
     if count:
         terminalreporter.write_line(f"{count} tests need root and were left out: run them as root")
+
+
+def _is_ci() -> bool:
+    """Whether nobody would see that a test was skipped."""
+    return os.environ.get("CI") == "true"
+
+
+def _refuse_skip(report: pytest.TestReport | pytest.CollectReport) -> None:
+    """Turn what was skipped into a failure with its reason; a test that is to fail is none."""
+    if not _is_ci() or not report.skipped or hasattr(report, "wasxfail"):
+        return
+    reason = report.longrepr[-1] if isinstance(report.longrepr, tuple) else report.longrepr
+    report.outcome = "failed"
+    report.longrepr = f"with CI=true nothing may be skipped: {reason}"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With CI=true a test that skips itself fails."""
+    report = yield
+    _refuse_skip(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a file that skips itself."""
+    report = yield
+    _refuse_skip(report)
+    return report
 
 
 @pytest.fixture

@@ -277,7 +277,8 @@ static uint64_t recv_turn(struct worker *w) {
 }
 
 static bool recv_take(struct worker *w, struct flow *f) {
-    (void)w, (void)f; /* any worker can read any socket */
+    (void)w; /* any worker can read any socket */
+    (void)f;
     return true;
 }
 

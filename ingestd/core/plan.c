@@ -375,8 +375,6 @@ static void check_batch(const struct plan_batch *b, const struct plan_profile *p
     assert((batch_bytes & (p->block_bytes - 1)) == 0);
     assert(b->direct_bytes + bounced_bytes == b->frame.payload_bytes);
     assert(b->frame.payload_bytes + b->padding_bytes == b->payload_end);
-    (void)any, (void)inner_begins, (void)inner_ends, (void)m_mask, (void)batch_bytes;
-    (void)iovec_bytes, (void)bounced_bytes;
 }
 
 uint64_t plan_finish(struct plan_batch *b, const struct plan_profile *p, struct frame_batch *info) {

@@ -7,17 +7,11 @@
 # make bench-ack   measures what acknowledgements cost, for the same document
 #
 # Needs socat, netcat-openbsd and mbuffer beside what a build needs, a quiet
-# machine and some 15 GiB of disk. What only the picture needs (extra `bench` of
-# pyproject.toml) is installed here and nowhere else.
+# machine and some 15 GiB of disk.
 
 .PHONY: bench bench-ack
 bench-ack: build
 	$(BIN)/python tests/bench/ack.py $(BENCH_ARGS)
 
-bench: build $(BUILD)/bench.stamp
+bench: build
 	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
-
-$(BUILD)/bench.stamp: $(BUILD)/venv.stamp pyproject.toml
-	$(BIN)/python scripts/requirements.py pyproject.toml bench > $(BUILD)/bench-requirements.txt
-	$(BIN)/pip install -qq --prefer-binary -r $(BUILD)/bench-requirements.txt
-	touch $@

@@ -37,8 +37,7 @@ struct harness_test {
     void (*run)(void);
 };
 
-#define TEST(function)                                                                             \
-    { #function, function }
+#define TEST(function) {#function, function}
 
 static int harness_run(const struct harness_test *tests, size_t count) {
     unsigned passed = 0, failed = 0;

@@ -31,7 +31,7 @@ static int compare(const void *a, const void *b) {
 /* All in one millisecond: two workers, and a serial number that goes round. */
 static void none_is_made_twice(void) {
     enum { COUNT = 20000 };
-    uint8_t(*ids)[FLOW_ID_BYTES] = calloc(2 * COUNT, sizeof *ids);
+    uint8_t (*ids)[FLOW_ID_BYTES] = calloc(2 * COUNT, sizeof *ids);
     for (uint64_t i = 0; i < COUNT; i++) {
         flow_id_make(ids[2 * i], STORE, 1, 0, UINT64_MAX - COUNT / 2 + i);
         flow_id_make(ids[2 * i + 1], STORE, 1, 1, UINT64_MAX - COUNT / 2 + i);

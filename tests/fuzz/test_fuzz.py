@@ -18,9 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from support.native import PURE_SOURCES, TESTS, build_executable, find_program
+from support.native import PURE_SOURCES, TESTS, build_executable, find_fuzzing_clang
 
-CLANG = find_program("clang-14", "clang")
+CLANG = find_fuzzing_clang()
 FLAGS = (
     "-fsanitize=fuzzer,address,undefined",
     "-fno-sanitize-recover=all",
@@ -35,7 +35,7 @@ PYTHON_RUNS_COUNT = {"hello": 30_000, "receipt": 40_000, "records": 60_000, "sto
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(CLANG is None, reason="libFuzzer needs clang, which is not installed")
+@pytest.mark.skipif(CLANG is None, reason="no clang with libFuzzer is installed")
 def test_fuzz_plan(tmp_path: Path) -> None:
     sources = [TESTS / "fuzz" / "fuzz_plan.c", TESTS / "core" / "plan_model.c", *PURE_SOURCES]
     program = build_executable("fuzz_plan", sources, flags=FLAGS, cc=CLANG)

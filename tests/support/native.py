@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -48,6 +49,7 @@ SANITIZERS: Final = (
 INCLUDES: Final = (f"-I{CORE}", f"-I{TESTS / 'core'}")
 LIBRARIES: Final = ("-lisal",)
 COMPILE_TIMEOUT_S: Final = 300
+CLANG_VERSIONS: Final = range(25, 13, -1)
 
 
 def compiler() -> str:
@@ -116,6 +118,12 @@ def build_library(
     return _build(name, sources, ("-fPIC", "-shared", *flags), cc)
 
 
-def find_program(*names: str) -> str | None:
-    """The first of `names` that is installed."""
-    return next((path for name in names if (path := shutil.which(name))), None)
+def find_fuzzing_clang() -> str | None:
+    """A clang whose runtime has libFuzzer: Debian's own choice, else the newest one found."""
+    for name in ("clang", *(f"clang-{version}" for version in CLANG_VERSIONS)):
+        clang = shutil.which(name)
+        for library in (f"libclang_rt.fuzzer-{platform.machine()}.a", "libclang_rt.fuzzer.a"):
+            command = [clang or "", f"-print-file-name={library}"]
+            if clang and "/" in subprocess.run(command, capture_output=True, text=True).stdout:
+                return clang
+    return None

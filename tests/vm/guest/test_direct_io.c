@@ -20,7 +20,7 @@
 #define AREA_BYTES (32u << 20)
 #define PIECES_MAX 1100
 #define DEVICES_MAX 16
-#define PAGE(index) ((size_t)(index)*ZCRX_PAGE_BYTES)
+#define PAGE(index) ((size_t)(index) * ZCRX_PAGE_BYTES)
 
 /* A shape: `count` pieces of `bytes` each, `stride` apart, the first at `offset`, plus padding
  * that fills the write up to a multiple of `pad_to` bytes. */
