@@ -8,7 +8,6 @@
 # make bench  measures ingestd beside other receivers (not part of the tests)
 # make vm     boots a machine with a virtual network card and runs the tests that need one
 # make fresh  does all but vm and soak on minimal systems of Debian 12 and 13, as root and not
-# make fresh  builds, checks and tests a clone on minimal systems of Debian 12 and 13
 # make clean  removes what was built; var/ (the demo's store) stays
 #
 # Everything that is built lies below build/. The package is installed into a
@@ -88,7 +87,6 @@ check-python:
 	$(BIN)/mypy
 	MYPYPATH=tests $(BIN)/mypy tests/vm/vmlab $(wildcard tests/vm/*.py tests/vm/guest/*.py)
 	MYPYPATH=tests:tests/vm:tests/fresh $(BIN)/mypy $(wildcard tests/fresh/*.py)
-	MYPYPATH=tests:tests/vm:tests/fresh $(BIN)/mypy $(wildcard tests/fresh/*.py)
 	MYPYPATH=tests $(BIN)/mypy -p soak
 
 check-c:
@@ -112,4 +110,3 @@ clean:
 include tests/bench/bench.mk
 include tests/fresh/fresh.mk
 include tests/vm/vm.mk
-include tests/fresh/fresh.mk
