@@ -204,6 +204,9 @@ class Worker:
     def refuse(self, connection: tuple[int, int], line: bytes) -> None:
         """Send a line, 1024 bytes at most, and hang up; a flow whose trailer it is about is
         interrupted."""
+    def park(self, connection: tuple[int, int]) -> bool:
+        """Free the question's place for another one's, as its answer, which is still to be given,
+        takes long; False: too many are parked."""
     def seal(self, connection: tuple[int, int], crc: int | None) -> None:
         """The trailer is right; crc: what it says, if it does."""
     @property

@@ -136,6 +136,7 @@ cdef extern from "worker.h" nogil:
         uint32_t allow_count
         network allow[64]
     void worker_answer(worker *w, const answer *a)
+    bint worker_park(worker *w, uint64_t serial)
     enum:
         _ENGINE_RECV "ENGINE_RECV"
         _ENGINE_ZCRX "ENGINE_ZCRX"
@@ -469,6 +470,9 @@ cdef class Worker:
         memcpy(a.text, <const char *>line, len(line))
         a.text_bytes = len(line)
         worker_answer(self.w, &a)
+
+    def park(self, connection):
+        return bool(worker_park(self.w, connection[1]))
 
     def seal(self, connection, crc):
         cdef answer a

@@ -6,8 +6,10 @@
  * each end of a flow that it has let in. Both ways are bounded queues under one
  * mutex. Invariants:
  *  - Nothing is lost: a question that finds no room is asked again later.
- *  - At most QUESTIONS_MAX questions are without an answer, and each gets exactly
- *    one, so that the answers always find room.
+ *  - At most QUESTIONS_MAX questions are without an answer, of these HELLOS_MAX
+ *    hellos, so that no flood of connections keeps a flow from its end; beside them at
+ *    most PARKED_MAX, whose answers need a store to be read first. Each gets exactly
+ *    one answer, so that the answers always find room.
  *  - A connection is named by its flow's index and a serial number that no other
  *    connection of the worker ever has: late answers are told apart.
  */
@@ -21,6 +23,9 @@
 #include "session.h"
 
 #define QUESTIONS_MAX 64u
+#define HELLOS_MAX 32u
+#define PARKED_MAX 64u
+#define PLACES_MAX (QUESTIONS_MAX + PARKED_MAX)
 #define REFUSAL_BYTES_MAX 1024u
 #define QUESTION_PEER_BYTES 64
 
@@ -74,12 +79,21 @@ struct answer {
     char text[REFUSAL_BYTES_MAX];
 };
 
+/* A question without an answer that was taken; of a connection there is one at most. */
+struct admission_place {
+    uint64_t serial;
+    uint32_t kind; /* enum question_kind; 0: nobody has the place */
+    bool parked;
+    bool answered;
+};
+
 struct admission {
     pthread_mutex_t lock;
     struct question questions[QUESTIONS_MAX];
     uint32_t question_head, question_tail;
-    uint32_t unanswered;
-    struct answer answers[QUESTIONS_MAX];
+    struct admission_place places[PLACES_MAX];
+    uint32_t unanswered, hellos, parked; /* hellos: of the unanswered */
+    struct answer answers[PLACES_MAX];
     uint32_t answer_head, answer_tail;
 };
 
@@ -91,6 +105,8 @@ bool admission_ask(struct admission *a, const struct question *q);
 bool admission_take_answer(struct admission *a, struct answer *out);
 /* Python's side, one thread at a time. */
 bool admission_take_question(struct admission *a, struct question *out);
+/* Another question may come meanwhile; false: too many are parked. */
+bool admission_park(struct admission *a, uint64_t serial);
 void admission_answer(struct admission *a, const struct answer *answer);
 
 #endif

@@ -169,19 +169,24 @@ static bool session_post(struct worker *w, struct flow *f) {
     return true;
 }
 
-/* The flow is in no list linked by `idle` then, so that it can wait in this one. */
-static void ask(struct worker *w, struct flow *f, enum question_kind kind) {
-    f->session->question = (uint8_t)kind;
-    if (w->unasked.count > 0 || !session_post(w, f))
-        flow_idle_touch(&w->flows, &w->unasked, f);
+static struct flow_list *session_unasked(struct worker *w, uint8_t question) {
+    return question == QUESTION_HELLO ? &w->unasked_hellos : &w->unasked;
 }
 
-static void ask_waiting(struct worker *w) {
-    while (w->unasked.head != FLOW_NONE) {
-        struct flow *f = &w->flows.flows[w->unasked.head];
+/* The flow is in no list linked by `idle` then, so that it can wait in this one. */
+static void ask(struct worker *w, struct flow *f, enum question_kind kind) {
+    struct flow_list *before = session_unasked(w, (uint8_t)kind);
+    f->session->question = (uint8_t)kind;
+    if (before->count > 0 || !session_post(w, f))
+        flow_idle_touch(&w->flows, before, f);
+}
+
+static void session_ask_waiting(struct worker *w, struct flow_list *waiting) {
+    while (waiting->head != FLOW_NONE) {
+        struct flow *f = &w->flows.flows[waiting->head];
         if (!session_post(w, f))
             return;
-        flow_idle_remove(&w->flows, &w->unasked, f);
+        flow_idle_remove(&w->flows, waiting, f);
         if (f->phase == FLOW_GONE)
             intake_gone(w, f);
     }
@@ -199,7 +204,7 @@ static void session_end(struct worker *w, struct flow *f, uint8_t reason, int er
     if (f->phase == FLOW_HELLO)
         flow_idle_remove(&w->flows, &l->greeting, f);
     if (f->phase == FLOW_ASKING)
-        flow_idle_remove(&w->flows, &w->unasked, f);
+        flow_idle_remove(&w->flows, session_unasked(w, f->session->question), f);
     f->session->question = 0;
     intake_end(w, f, FLOW_STATE_INTERRUPTED, reason, error);
 }
@@ -488,7 +493,8 @@ static uint64_t end_unread(struct worker *w) {
 }
 
 uint64_t session_turn(struct worker *w) {
-    ask_waiting(w);
+    session_ask_waiting(w, &w->unasked);
+    session_ask_waiting(w, &w->unasked_hellos);
     uint64_t next_ns = end_unread(w);
     for (uint32_t i = 0; i < w->listener_count; i++) {
         next_ns = time_min(next_ns, end_silent_hellos(w, &w->listeners[i]));

@@ -32,7 +32,7 @@ struct worker *worker_create(const struct worker_settings *s) {
         return NULL;
     w->settings = *s;
     w->engine = s->engine == ENGINE_ZCRX ? &engine_zcrx : &engine_recv;
-    w->unasked = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
+    w->unasked = w->unasked_hellos = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
     w->flow_id_serial = worker_first_serial();
     admission_open(&w->admission);
     if (mailbox_open(&w->mailbox, &w->fault) < 0) {
@@ -315,6 +315,13 @@ bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, 
 void worker_answer(struct worker *w, const struct answer *a) {
     admission_answer(&w->admission, a);
     mailbox_wake_worker(&w->mailbox);
+}
+
+bool worker_park(struct worker *w, uint64_t serial) {
+    bool parked = admission_park(&w->admission, serial);
+    if (parked)
+        mailbox_wake_worker(&w->mailbox); /* somebody may wait for the place */
+    return parked;
 }
 
 static void count_in(struct histogram *h, uint32_t bucket) {

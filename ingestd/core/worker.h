@@ -88,8 +88,9 @@ struct worker {
     uint32_t listener_count;
     struct mailbox mailbox;
     struct admission admission;
-    struct flow_list unasked; /* sessions whose question found no room, oldest first */
-    uint64_t session_serial;  /* of the session begun last */
+    /* Sessions whose question found no room, oldest first; hellos come behind all others. */
+    struct flow_list unasked, unasked_hellos;
+    uint64_t session_serial; /* of the session begun last */
     struct stats stats;
     struct histogram write_latency, flush_latency, ack_latency, commit_bytes;
     uint64_t flow_id_serial; /* of the id made next */
@@ -109,6 +110,8 @@ struct io_uring_sqe *worker_sqe(struct worker *w);
 uint64_t worker_unix_ns(const struct worker *w);
 /* Any thread, one at a time: answers a question, and wakes the worker. */
 void worker_answer(struct worker *w, const struct answer *a);
+/* So too: the question's answer takes long; false: too many have such. */
+bool worker_park(struct worker *w, uint64_t serial);
 void worker_format_peer(const struct flow *f, char *out, size_t capacity);
 bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
                   int detail, uint64_t bytes_count);

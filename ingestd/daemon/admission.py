@@ -9,8 +9,7 @@ end; what lies between is theirs. Invariants:
  - A flow goes on where its durable bytes end, never before and never behind.
  - A flow is fed only between begin() and end() of its store's gate.
 
-Owned by the main thread, but for looking into a store, which has a thread of
-its own that only reads.
+Owned by the main thread; lookups.py has the threads that read.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import json
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -34,11 +32,11 @@ from ingestd.daemon.hello import (
     read_hello,
     read_trailer,
 )
+from ingestd.daemon.lookups import Lookups
 from ingestd.keyfile import load_keys
 from ingestd.log import Log, LogEvent
 from ingestd.protocol.blocks import Hello
 from ingestd.store.flows import checksum_text
-from ingestd.store.image import read_image
 
 if TYPE_CHECKING:
     from ingestd.config.settings import ListenerSettings
@@ -46,10 +44,12 @@ if TYPE_CHECKING:
     from ingestd.daemon.flow_gate import FlowGate
     from ingestd.daemon.flow_index import FlowIndex
     from ingestd.daemon.worker import Core, WorkerThread
+    from ingestd.store.lookup import Found
 
 UNLIMITED: Final = 2**64 - 1
 LINE_TEXT_CHARS_MAX: Final = 400
-LOOKUPS_MAX: Final = 64
+# Of the connections of one address, so many may wait until a store has been read.
+PEER_LOOKUPS_MAX: Final = 16
 REMOVED: Final = Refusal("removed", "the flow was removed from the store")
 NOBODY_READS: Final = b"{}\n"  # the answer to a question whose connection has ended
 
@@ -89,6 +89,11 @@ class _Candidate:
         """What no other connection of any worker has."""
         return self.worker.name, self.question.connection
 
+    @property
+    def address(self) -> str:
+        """Where it came from, without the port."""
+        return self.question.peer.rpartition(":")[0]
+
 
 @dataclass
 class _Live:
@@ -96,12 +101,6 @@ class _Live:
 
     candidate: _Candidate
     heir: _Candidate | None = None
-
-
-@dataclass(frozen=True)
-class _Lookup:
-    candidate: _Candidate
-    found: Future[Known | None]
 
 
 class Admission:
@@ -127,13 +126,15 @@ class Admission:
         self._flow_of: dict[_Connection, _FlowKey] = {}
         self._waiting: set[_Connection] = set()  # without an answer yet
         self._gone: set[_Connection] = set()  # of these, those that have ended meanwhile
-        self._lookups: list[_Lookup] = []
-        self._reader: ThreadPoolExecutor | None = None
+        self._parked: set[_Connection] = set()  # of those without an answer
+        self._readers: dict[str, Lookups] = {}  # by store
+        self._looked_for: dict[_FlowKey, dict[_Connection, _Candidate]] = {}
+        self._lookups_of: Counter[tuple[str, str]] = Counter()  # by store and address
 
     def close(self) -> None:
-        """Let go of the thread that looks into stores."""
-        if self._reader is not None:
-            self._reader.shutdown(wait=False, cancel_futures=True)
+        """Let go of the threads that look into stores."""
+        for reader in self._readers.values():
+            reader.stop()
 
     def set_keys(self, name: str, keys: Mapping[str, bytes]) -> None:
         """Let hellos on a listener be checked by other keys from now on."""
@@ -157,12 +158,11 @@ class Admission:
 
     def settle(self) -> None:
         """Answer those about whom a store had to be asked, if it has answered."""
-        waiting, self._lookups = self._lookups, []
-        for lookup in waiting:
-            if lookup.found.done():
-                self._on_found(lookup)
-            else:
-                self._lookups.append(lookup)
+        for name, reader in self._readers.items():
+            for flow, found in reader.take().items():
+                for candidate in list(self._looked_for.get((name, flow), {}).values()):
+                    self._end_lookup(candidate)
+                    self._on_found(candidate, found)
 
     # --- Hello ------------------------------------------------------------------------
 
@@ -247,12 +247,14 @@ class Admission:
                 self._refuse_candidate(live.heir, gone)
             live.heir = candidate
             self._waiting.add(candidate.connection)
+            self._park(candidate)  # or else it keeps its place: the end will be soon
             return
         self._refuse_candidate(candidate, refusal)
 
     def _is_gone(self, candidate: _Candidate) -> bool:
         """Whether a candidate ended while it waited; its question is answered then."""
         self._waiting.discard(candidate.connection)
+        self._parked.discard(candidate.connection)
         is_gone = candidate.connection in self._gone
         if is_gone:
             self._gone.remove(candidate.connection)
@@ -288,37 +290,58 @@ class Admission:
     # --- A store that must be asked -----------------------------------------------------
 
     def _look_up(self, candidate: _Candidate) -> None:
-        if len(self._lookups) >= LOOKUPS_MAX:
+        name, flow = candidate.worker.store_name, candidate.flow
+        if name not in self._readers:
+            self._readers[name] = Lookups(name, candidate.worker.store.find_flows, self._wake)
+        if (
+            self._lookups_of[name, candidate.address] >= PEER_LOOKUPS_MAX
+            or not self._park(candidate)
+            or not self._readers[name].ask(flow)
+        ):
             busy = Refusal("busy", "too many flows are being looked up: try again")
             self._refuse_candidate(candidate, busy)
             return
-        if self._reader is None:
-            self._reader = ThreadPoolExecutor(1, "flow-lookup")
-        found = self._reader.submit(_find_flow, candidate.worker.store.path, candidate.flow)
-        self._lookups.append(_Lookup(candidate, found))
-        self._waiting.add(candidate.connection)
-        found.add_done_callback(lambda _: self._wake())
+        self._lookups_of[name, candidate.address] += 1
+        self._looked_for.setdefault((name, flow), {})[candidate.connection] = candidate
 
-    def _on_found(self, lookup: _Lookup) -> None:
-        candidate = lookup.candidate
+    def _park(self, candidate: _Candidate) -> bool:
+        """Let others come before a candidate whose answer takes long; False: there are too many."""
+        connection = candidate.connection
+        if connection not in self._parked and candidate.worker.park(connection[1]):
+            self._parked.add(connection)
+        return connection in self._parked
+
+    def _end_lookup(self, candidate: _Candidate) -> None:
+        """Know that a candidate does not wait for the store any more."""
+        name = candidate.worker.store_name
+        waiting = self._looked_for[name, candidate.flow]
+        del waiting[candidate.connection]
+        self._lookups_of[name, candidate.address] -= 1
+        if not self._lookups_of[name, candidate.address]:
+            del self._lookups_of[name, candidate.address]
+        if not waiting:
+            del self._looked_for[name, candidate.flow]
+            self._readers[name].withdraw(candidate.flow)
+
+    def _on_found(self, candidate: _Candidate, found: Found | Exception) -> None:
         key = (candidate.worker.store_name, candidate.flow)
         index = self._indexes[candidate.worker.store_name]
         is_removed = self._gates[key[0]].is_removed(candidate.flow)
         if key in self._live or index.find(candidate.flow) is not None or is_removed:
             self._decide(candidate)  # another connection, or a removal, was quicker
             return
-        error = lookup.found.exception()
-        if error is not None:
-            self._refuse_candidate(candidate, Refusal("busy", "the store cannot be read now"))
-            return
-        known = lookup.found.result()
-        if known is None and candidate.hello.resume is True:
+        flow = None if isinstance(found, Exception) else found.flows.get(candidate.flow)
+        if flow is not None:
+            index.note(candidate.flow, known_of(flow))
+            self._go_on(candidate, known_of(flow))
+        elif isinstance(found, Exception) or not found.is_whole:
+            # It may be where nobody can look: then it is not to begin anew.
+            busy = Refusal("busy", "the store, or a part of it, cannot be read now")
+            self._refuse_candidate(candidate, busy)
+        elif candidate.hello.resume is True:
             self._refuse_candidate(candidate, Refusal("unknown_flow", "there is no such flow"))
-        elif known is None:
-            self._admit(candidate, Known(False, 0, 0, True))
         else:
-            index.note(candidate.flow, known)
-            self._go_on(candidate, known)
+            self._admit(candidate, Known(False, 0, 0, True))
 
     # --- Trailer and end ----------------------------------------------------------------
 
@@ -345,9 +368,8 @@ class Admission:
         connection = worker.name, question.connection
         key = self._flow_of.pop(connection, None)
         if key is None:
-            if connection in self._waiting:
-                self._gone.add(connection)
-            return  # it was not let in
+            self._on_unadmitted_end(connection)
+            return
         live = self._live.pop(key)
         if question.is_stored:
             self._indexes[key[0]].note(
@@ -363,6 +385,15 @@ class Admission:
         self._gates[key[0]].end(key[1])
         if live.heir is not None:
             self._decide(live.heir)
+
+    def _on_unadmitted_end(self, connection: _Connection) -> None:
+        """Answer a question that nobody waits for, at once where a store would be read for it."""
+        looked_for = [w[connection] for w in self._looked_for.values() if connection in w]
+        if looked_for or connection in self._waiting:
+            self._gone.add(connection)
+        for candidate in looked_for:
+            self._end_lookup(candidate)
+            self._is_gone(candidate)
 
     # --- Refusals -----------------------------------------------------------------------
 
@@ -413,10 +444,3 @@ class Admission:
             error=refusal.text,
             **fields,
         )
-
-
-def _find_flow(path: str, flow: bytes) -> Known | None:
-    """Return what a store holds of a flow. On the reader's thread."""
-    with read_image(path) as image:
-        found = [known_of(entry) for entry in image.flows if entry.flow_id == flow]
-    return found[0] if found else None

@@ -297,6 +297,10 @@ class WorkerThread:
         """Answer a hello or a trailer by a line, with which the connection ends."""
         self.core_worker.refuse(connection, line)
 
+    def park(self, connection: tuple[int, int]) -> bool:
+        """Let other questions come before this one is answered; False: too many are parked."""
+        return self.core_worker.park(connection)
+
     def seal(self, connection: tuple[int, int], crc: int | None) -> None:
         """Answer a trailer: it is right, and states this checksum."""
         self.core_worker.seal(connection, crc)

@@ -65,12 +65,14 @@ class Scanner:
     `live`: a daemon is writing meanwhile, so that what is half there is no
     damage. Where batches are lost, what lies behind them is searched for proof
     that more were once committed; `thorough`: also where nothing seems lost.
+    `wanted`: of a footer without any of these flows' ids nothing is decoded.
     """
 
     device: Device
     superblock: Superblock
     live: bool = False
     thorough: bool = False
+    wanted: frozenset[bytes] | None = None
 
     def scan(self, index: int) -> SegmentImage:
         """Return the segment's image; never raises for what its bytes are."""
@@ -195,6 +197,10 @@ class Scanner:
             data = self._read_long(base + footer.records_offset, footer.record_bytes)
         if len(data) != footer.record_bytes or crc32c(data) != footer.records_crc32c:
             return None
+        if self.wanted is not None:
+            text = bytes(data)
+            if not any(flow in text for flow in self.wanted):
+                return Records([], [], [])
         records = decode_records(data, footer.record_count)
         return records if records and len(records.spans) == footer.span_count else None
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -29,6 +29,7 @@ from ingestd.store.layout import (
     SEQUENCE_COUNTER_MAX,
     sequence_of,
 )
+from ingestd.store.lookup import Found, find_flows
 from ingestd.store.loss import is_elsewhere, loss_of, missing_bytes
 from ingestd.store.recycle import Overwritten, Recycler
 from ingestd.store.segment import SegmentImage, SegmentState
@@ -205,6 +206,10 @@ class ServedStore:
     def _take_free(self) -> int | None:
         with self._mutex:
             return heapq.heappop(self._free) if self._free else None
+
+    def find_flows(self, wanted: Set[bytes], is_stopped: Callable[[], bool]) -> Found:
+        """Look for flows by their ids; as of lookup.find_flows(). Any thread may call."""
+        return find_flows(self._device, self.superblock, wanted, is_stopped)
 
     def close(self) -> None:
         """Give up the store and its lock; a second call does nothing."""

@@ -60,17 +60,74 @@ static void only_so_many_are_without_an_answer(void) {
     struct question q;
     struct answer n;
     for (uint64_t i = 0; i < QUESTIONS_MAX; i++)
-        CHECK(ask(a, QUESTION_HELLO, i));
+        CHECK(ask(a, QUESTION_TRAILER, i));
     CHECK(!ask(a, QUESTION_TRAILER, 99));
     while (admission_take_question(a, &q))
         continue;
     CHECK(!ask(a, QUESTION_TRAILER, 99));
+    CHECK(!ask(a, QUESTION_HELLO, 99));
     CHECK(ask(a, NOTE_ENDED, 100)); /* which wants no answer */
     for (uint64_t i = 0; i < QUESTIONS_MAX; i++)
-        answer(a, i);
+        answer(a, QUESTIONS_MAX - 1 - i);
     CHECK(!ask(a, QUESTION_TRAILER, 99)); /* the answers are not taken yet */
     CHECK(admission_take_answer(a, &n));
     CHECK(ask(a, QUESTION_TRAILER, 99));
+    discard(a);
+}
+
+/* As many connections as may come: the end of a flow waits for none of them. */
+static void hellos_leave_room_for_trailers(void) {
+    struct admission *a = fresh();
+    struct question q;
+    struct answer n;
+    for (uint64_t i = 0; i < HELLOS_MAX; i++)
+        CHECK(ask(a, QUESTION_HELLO, i));
+    CHECK(!ask(a, QUESTION_HELLO, 99));
+    for (uint64_t i = HELLOS_MAX; i < QUESTIONS_MAX; i++)
+        CHECK(ask(a, QUESTION_TRAILER, i));
+    CHECK(!ask(a, QUESTION_TRAILER, 99));
+    while (admission_take_question(a, &q))
+        continue;
+    answer(a, HELLOS_MAX);
+    CHECK(admission_take_answer(a, &n));
+    CHECK(!ask(a, QUESTION_HELLO, 99)); /* a trailer's place is none for a hello */
+    CHECK(ask(a, QUESTION_TRAILER, 100));
+    answer(a, 0);
+    CHECK(admission_take_answer(a, &n));
+    CHECK(ask(a, QUESTION_HELLO, 99));
+    discard(a);
+}
+
+/* What takes long keeps nobody waiting, and is answered in any order. */
+static void parked_questions_free_their_places(void) {
+    struct admission *a = fresh();
+    struct question q;
+    struct answer n;
+    for (uint64_t i = 0; i < PARKED_MAX; i++) {
+        CHECK(ask(a, QUESTION_HELLO, i));
+        CHECK(admission_take_question(a, &q));
+        CHECK(admission_park(a, i));
+    }
+    for (uint64_t i = 1000; i < 1000 + HELLOS_MAX; i++)
+        CHECK(ask(a, QUESTION_HELLO, i));
+    CHECK(!ask(a, QUESTION_HELLO, 99));
+    while (admission_take_question(a, &q))
+        continue;
+    CHECK(!admission_park(a, 1000)); /* which keeps its place, and its claim to an answer */
+    for (uint64_t i = 0; i < HELLOS_MAX; i++)
+        answer(a, 1000 + i);
+    for (uint64_t i = 0; i < PARKED_MAX; i++)
+        answer(a, PARKED_MAX - 1 - i);
+    for (uint64_t i = 0; i < HELLOS_MAX; i++) {
+        CHECK(admission_take_answer(a, &n));
+        CHECK_EQUAL(n.serial, 1000 + i);
+    }
+    for (uint64_t i = 0; i < PARKED_MAX; i++) {
+        CHECK(admission_take_answer(a, &n));
+        CHECK_EQUAL(n.serial, PARKED_MAX - 1 - i);
+    }
+    CHECK(!admission_take_answer(a, &n));
+    CHECK_EQUAL(a->unanswered + a->hellos + a->parked, 0);
     discard(a);
 }
 
@@ -90,6 +147,8 @@ int main(void) {
     static const struct harness_test tests[] = {
         TEST(questions_and_answers_come_in_order),
         TEST(only_so_many_are_without_an_answer),
+        TEST(hellos_leave_room_for_trailers),
+        TEST(parked_questions_free_their_places),
         TEST(notes_are_bounded_too),
     };
     return harness_run(tests, sizeof tests / sizeof tests[0]);

@@ -263,7 +263,8 @@ static void open_listener(struct worker *w) {
     l->fd = -1;
     l->protocol = PROTOCOL_INGEST;
     l->hello_timeout_ns = stage.shape.hello_timeout_ns;
-    l->idle = l->greeting = l->news = w->unasked = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
+    l->idle = l->greeting = l->news = w->unasked = w->unasked_hellos =
+        (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
     admission_open(&w->admission);
     if (session_pool_open(&l->sessions, STAGE_FLOWS_MAX) != 0)
         abort();

@@ -6,6 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import uuid
+from collections.abc import Callable, Set
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +14,9 @@ from ingestd.daemon.admission import Admission, Door
 from ingestd.daemon.flow_gate import FlowGate
 from ingestd.daemon.flow_index import FlowIndex
 from ingestd.log import Log
+from ingestd.store.device import open_device
+from ingestd.store.lookup import Found, find_flows
+from ingestd.store.superblock import read_superblock
 from support.fake_core import FakeCore
 from support.fake_log import Recorder
 from support.ingest import hello_block
@@ -32,6 +36,22 @@ DOORS = [
 ]
 
 
+class FakeStore:
+    """Whose flows lie in a file; `before_lookup` runs on the thread that is about to read it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.superblock = SimpleNamespace(store_uuid=STORE_UUID)
+        self.lookups: list[frozenset[bytes]] = []
+        self.before_lookup: Callable[[], None] = lambda: None
+
+    def find_flows(self, wanted: Set[bytes], is_stopped: Callable[[], bool]) -> Found:
+        self.lookups.append(frozenset(wanted))
+        self.before_lookup()
+        with open_device(self.path) as device:
+            return find_flows(device, read_superblock(device).superblock, wanted, is_stopped)
+
+
 class FakeWorker:
     """Asks what it is told to ask, and keeps the answers by connection."""
 
@@ -40,11 +60,13 @@ class FakeWorker:
     def __init__(self, index: int = 0, path: str = "") -> None:
         self.index = index
         self.name = f"data-{index}"
-        self.store = SimpleNamespace(path=path, superblock=SimpleNamespace(store_uuid=STORE_UUID))
+        self.store = FakeStore(path)
         self.asked: list[Any] = []
         self.answers: dict[tuple[int, int], tuple[str, dict[str, Any]]] = {}
         self.ended: list[tuple[int, int]] = []  # told to end
         self.is_box_full = False
+        self.park_count = 64  # how many more it lets wait
+        self.parked: list[tuple[int, int]] = []
         self._serial = itertools.count(1)
 
     def questions(self) -> list[Any]:
@@ -62,6 +84,15 @@ class FakeWorker:
         assert line.endswith(b"\n")
         assert len(line) <= 1024
         self._answer(connection, "refuse", json.loads(line))
+
+    def park(self, connection: tuple[int, int]) -> bool:
+        assert connection not in self.answers
+        assert connection not in self.parked, "once is enough"
+        if not self.park_count:
+            return False
+        self.park_count -= 1
+        self.parked.append(connection)
+        return True
 
     def seal(self, connection: tuple[int, int], crc: int | None) -> None:
         self._answer(connection, "seal", {"crc": crc})

@@ -20,8 +20,6 @@ from ingestd.daemon.admission import UNLIMITED, Door, door
 from ingestd.daemon.flow_index import Known
 from support.admission import CORE, FLOW, RAW_FLOW, SECRET, Gate
 from support.ingest import trailer_block
-from support.scene import wait_for
-from support.store_builder import Close, Extent, Open, StoreBuilder
 
 
 @pytest.fixture
@@ -218,52 +216,6 @@ def test_a_checksum_that_we_do_not_know_is_not_compared(gate: Gate) -> None:
         is_crc_known=False,
     )
     assert (kind, terms["crc"]) == ("seal", 0xE3069283)
-
-
-# --- Asking the store ---------------------------------------------------------------------
-
-
-@pytest.fixture
-def asked_gate(tmp_path: Path) -> Iterator[Gate]:
-    """A gate whose index has only the ids of what is in its store."""
-    builder = StoreBuilder(segment_count=2)
-    segment = builder.segment(0)
-    segment.batch(Open(FLOW.bytes), Extent(FLOW.bytes, DATA), Close(FLOW.bytes))
-    segment.mark(1)
-    builder.write_superblocks()
-    made = Gate(str(builder.save(tmp_path / "store.img")))
-    made.index.note_other(FLOW.bytes)
-    yield made
-    made.admission.close()
-
-
-def _settled(gate: Gate, connection: tuple[int, int]) -> tuple[str, dict[str, Any]]:
-    wait_for(lambda: gate.woken, "an answer of the store")
-    gate.admission.settle()
-    return gate.workers[0].answers[connection]
-
-
-def test_the_store_is_asked_about_a_flow_known_by_its_id(asked_gate: Gate) -> None:
-    connection, answer = asked_gate.hello(flow=str(FLOW))
-    assert answer is None
-    assert _settled(asked_gate, connection)[1]["code"] == "exists"
-    # And it is not asked again.
-    assert asked_gate.code(flow=str(FLOW)) == "exists"
-
-
-def test_a_flow_that_only_seemed_to_be_there_begins(asked_gate: Gate) -> None:
-    other = uuid.UUID(int=9)
-    asked_gate.index.note_other(other.bytes)
-    connection, answer = asked_gate.hello(flow=str(other), resume="auto")
-    assert answer is None
-    assert _settled(asked_gate, connection)[0] == "admit"
-
-
-def test_a_store_that_cannot_be_asked(gate: Gate) -> None:
-    gate.index.note_other(FLOW.bytes)
-    gate.workers[0].store.path = "/nowhere"
-    connection, _ = gate.hello(flow=str(FLOW), resume=True)
-    assert _settled(gate, connection)[1]["code"] == "busy"
 
 
 # --- Doors --------------------------------------------------------------------------------
