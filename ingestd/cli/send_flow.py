@@ -60,6 +60,8 @@ class FlowSender:
             status, state = os.fstat(reader.fileno()), self._options.state
             is_plain = stat.S_ISREG(status.st_mode) and job.path != STANDARD_INPUT
             if state is not None and is_plain:
+                if state.is_itself(status):
+                    raise UsageError(f"{job.path}: is the file of --state: keep it elsewhere")
                 job.state_key = state.key(job.path, status)
                 if (receipt := state.find(job.state_key)) is not None:
                     job.was_there = True

@@ -49,6 +49,11 @@ class SendState:
         """Let other commands have the file."""
         os.close(self._fd)
 
+    def is_itself(self, status: os.stat_result) -> bool:
+        """Tell whether a file is this one, which changes with each receipt."""
+        here = os.fstat(self._fd)
+        return (here.st_dev, here.st_ino) == (status.st_dev, status.st_ino)
+
     def key(self, path: str, status: os.stat_result) -> bytes:
         """Return what a file is known by: where it lies, its size and time of change."""
         name = json.dumps([str(self._address), str(Path(path).absolute())])

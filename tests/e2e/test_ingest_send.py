@@ -126,3 +126,38 @@ def test_a_writer_goes_on_after_a_kill(serve: Serve, seed: int) -> None:
     assert daemon.events("flow_resumed")
     assert daemon.stop() == 0
     assert_clean(daemon.store)
+
+
+def test_a_directory_that_is_sent_again_is_there_once(serve: Serve, tmp_path: Path) -> None:
+    """Nobody says which protocol: the listener's greeting does."""
+    daemon, source = serve(), tmp_path / "run-1"
+    source.mkdir()
+    for number in range(10):
+        (source / str(number)).write_bytes(data_of(number, number * 1000))
+    first, again = (
+        _receipts(run_ingestd("send", source, "--to", _to(daemon), "--json", *flags).stdout)
+        for flags in ((), ("--parallel", "4"))
+    )
+    assert {r["file"]: r["flow"] for r in first} == {r["file"]: r["flow"] for r in again}
+    assert all(receipt["already_there"] for receipt in again)
+    listed = _receipts(run_ingestd("ls", daemon.store, "--json").stdout)
+    assert sorted(flow["name"] for flow in listed) == [f"run-1/{number}" for number in range(10)]
+    assert daemon.stop() == 0
+    assert_clean(daemon.store)
+
+
+def test_a_directory_goes_to_a_raw_listener(
+    start_daemon: Callable[..., Daemon], tmp_path: Path
+) -> None:
+    daemon, source = start_daemon(format_store(tmp_path / "store.img")), tmp_path / "run-1"
+    source.mkdir()
+    for number in range(10):
+        (source / str(number)).write_bytes(data_of(number, number * 1000))
+    flags = ("--json", "--state", tmp_path / "state", "--parallel", "3")
+    for _ in range(2):
+        receipts = _receipts(run_ingestd("send", source, "--to", _to(daemon), *flags).stdout)
+        assert sorted(receipt["bytes"] for receipt in receipts) == [n * 1000 for n in range(10)]
+    listed = _receipts(run_ingestd("ls", daemon.store, "--json").stdout)
+    assert {flow["flow"] for flow in listed} == {receipt["flow"] for receipt in receipts}
+    assert daemon.stop() == 0
+    assert_clean(daemon.store)

@@ -183,6 +183,14 @@ def test_state_file_keeps_raw_flows_from_being_sent_again(tmp_path: Path, capsys
         assert len(server.flows) == 7
 
 
+def test_state_file_among_the_files_is_not_sent(tmp_path: Path, capsys: Capture) -> None:
+    source = directory(tmp_path / "d", 3)
+    with raw_server.running() as server:
+        assert send(server.address, source, "--state", source / "state") == 2
+        assert len(server.flows) == 3
+    assert "state: is the file of --state: keep it elsewhere" in capsys.readouterr().err
+
+
 def test_state_files_that_cannot_be_used(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "f").write_bytes(b"x")
     (tmp_path / "diary").write_text("dear diary\n")
