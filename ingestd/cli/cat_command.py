@@ -101,6 +101,7 @@ def _open_output(arguments: Namespace, layers: Sequence[Layer]) -> Iterator[_Out
 
 def _refuse_store(path: str, layers: Sequence[Layer]) -> None:
     """Look at what is there without opening it for more than that."""
+    from ingestd.store.layout import SUPERBLOCK_MAGIC
     from ingestd.store.streams import is_output_of
 
     fd = _open(path, os.O_PATH | os.O_CLOEXEC)
@@ -109,6 +110,11 @@ def _refuse_store(path: str, layers: Sequence[Layer]) -> None:
             raise UsageError(
                 f"-o {path}: is the store itself, or what it lies on: name another file"
             )
+        status = os.fstat(fd)
+        if stat.S_ISREG(status.st_mode) or stat.S_ISBLK(status.st_mode):
+            with suppress(OSError), open(f"/proc/self/fd/{fd}", "rb") as file:  # noqa: PTH123
+                if file.read(len(SUPERBLOCK_MAGIC)) == SUPERBLOCK_MAGIC:
+                    raise UsageError(f"-o {path}: is a store, too: name another file")
     finally:
         os.close(fd)
 

@@ -88,6 +88,8 @@ class Housekeeping:
     def close(self) -> None:
         """End all of them, and log what the keepers did last."""
         for watch in self._store_watches.values():
+            watch.stop()
+        for watch in self._store_watches.values():
             watch.close()
         for keeper in self._keepers.values():
             keeper.close()

@@ -8,6 +8,7 @@ which may hang. Invariant: a store that is lost is failed once, on all of its wo
 
 from __future__ import annotations
 
+import errno
 import signal
 import threading
 from collections.abc import Callable, Sequence
@@ -48,9 +49,13 @@ class StoreWatch:
         """Begin to look."""
         self._thread.start()
 
+    def stop(self) -> None:
+        """Look no more."""
+        self._stop.set()
+
     def close(self) -> None:
         """End, unless the device hangs: the thread then ends with the process."""
-        self._stop.set()
+        self.stop()
         if self._thread.ident is not None:
             self._thread.join(CLOSE_TIMEOUT_S)
 
@@ -67,7 +72,10 @@ class StoreWatch:
 
     def look(self) -> bool:
         """Look once; False when the store is lost, and there is no more to be seen."""
-        code = self._store.loss()
+        try:
+            code = self._store.loss()
+        except OSError as error:  # a device that is gone may answer so
+            code = error.errno or errno.EIO
         if self._stop.is_set():
             return False
         if code is not None:

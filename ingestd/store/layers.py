@@ -55,7 +55,8 @@ def layers_of(fd: int, path: str | None = None, sysfs: Path = SYSFS) -> list[Lay
     if not stat.S_ISBLK(status.st_mode):
         return []
     top = Layer("device", (status.st_rdev, 0), 0, OFFSET_END, "itself", False, path)
-    return [top, *_below(top, fd, sysfs, DEPTH_MAX)]
+    can_ask = not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH
+    return [top, *_below(top, fd if can_ask else None, sysfs, DEPTH_MAX)]
 
 
 def overlap(one: Sequence[Layer], other: Sequence[Layer]) -> bool:

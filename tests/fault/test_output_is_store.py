@@ -87,6 +87,13 @@ def test_output_by_links_to_the_store(store: Path, tmp_path: Path) -> None:
         assert store.read_bytes() == before
 
 
+def test_output_to_another_store(store: Path, tmp_path: Path) -> None:
+    other = format_store(tmp_path / "other")
+    before = other.read_bytes()
+    assert "is a store" in refusal(UsageError, "cat", store, _flow(store), "-o", other)
+    assert other.read_bytes() == before
+
+
 def test_an_output_file_is_there_whole_or_as_it_was(store: Path, tmp_path: Path) -> None:
     flow, target = _flow(store), tmp_path / "out"
     run_ingestd("cat", store, flow, "-o", target)
