@@ -143,14 +143,9 @@ cdef extern from "worker.h" nogil:
     struct worker_settings:
         int store_fd
         uint8_t store_uuid[16]
-        uint64_t store_bytes
-        uint64_t segments_offset
-        uint64_t segment_bytes
+        uint64_t store_bytes, segments_offset, segment_bytes
         uint32_t block_bytes
-        uint32_t mem_align
-        uint32_t write_align
-        uint32_t virt_mask
-        uint32_t iovecs_max
+        uint32_t mem_align, write_align, virt_mask, iovecs_max
         uint32_t worker_index
         int cpu
         uint64_t area_bytes

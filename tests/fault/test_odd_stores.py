@@ -12,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from support.daemon import COMMAND_TIMEOUT_S, PROGRAM, Daemon, format_store, run_ingestd
+from support.daemon import PROGRAM, Daemon, format_store, run_ingestd
 from support.loop import cannot, run, tmpfs
 from support.observe import assert_clean, assert_stored
+from support.patience import WAIT_S
 from support.payload import Payload
 from support.senders import send
 from support.stores import MIB
@@ -79,7 +80,7 @@ def test_a_path_that_is_not_utf_8(tmp_path: Path, seed: int) -> None:
     refused = subprocess.run(
         [PROGRAM, "cat", store, sent.flow],
         capture_output=True,
-        timeout=COMMAND_TIMEOUT_S,
+        timeout=WAIT_S,
         check=False,
     )
     assert b"\\udcff" in refused.stderr

@@ -13,8 +13,9 @@ import pytest
 
 from ingestd.errors import SystemCallError, UsageError
 from support.aliases import loop_over
-from support.daemon import COMMAND_TIMEOUT_S, PROGRAM, Daemon, format_store, run_ingestd
+from support.daemon import PROGRAM, Daemon, format_store, run_ingestd
 from support.loop import run, tmpfs
+from support.patience import WAIT_S
 from support.payload import Payload
 from support.refusal import refusal
 from support.senders import send
@@ -42,7 +43,7 @@ def _shell(command: str) -> subprocess.CompletedProcess[str]:
         ["bash", "-c", command],
         capture_output=True,
         text=True,
-        timeout=COMMAND_TIMEOUT_S,
+        timeout=WAIT_S,
         check=False,
     )
 

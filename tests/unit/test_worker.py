@@ -114,6 +114,7 @@ def test_what_the_core_is_given(bench: Bench) -> None:
     assert bench.fake.settings == {
         "store_fd": bench.store.fd,
         "store_uuid": superblock.store_uuid,
+        "store_bytes": superblock.store_bytes,
         "segments_offset": MIB,
         "segment_bytes": 8 * MIB,
         "block_bytes": 4096,
