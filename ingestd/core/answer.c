@@ -185,3 +185,14 @@ size_t answer_last(const struct flow *f, int store_errno, char *line, size_t cap
                          r.code, r.text, quote, s->admitted ? id : "null", quote, f->durable_bytes);
     return checked(bytes, capacity);
 }
+
+size_t answer_turned_away(const struct flow *f, char *line, size_t capacity) {
+    struct refusal r = refusal_for(f, 0);
+    if (f->reason == CLOSE_REASON_LIMIT) /* "limit" is of a flow, and not worth another try */
+        r = (struct refusal){"busy", "too many connections wait: come back later"};
+    int bytes = snprintf(line, capacity,
+                         "{\"type\": \"error\", \"code\": \"%s\", \"text\": \"%s\", "
+                         "\"flow\": null, \"durable\": 0}\n",
+                         r.code, r.text);
+    return checked(bytes, capacity);
+}

@@ -23,4 +23,7 @@ size_t answer_accepted(const struct flow *f, uint64_t ack_interval_ns, char *lin
 size_t answer_durable(uint64_t offset, char *line, size_t capacity);
 size_t answer_last(const struct flow *f, int store_errno, char *line, size_t capacity);
 
+/* Of a connection that is no session yet, and will be none: why (f->reason). */
+size_t answer_turned_away(const struct flow *f, char *line, size_t capacity);
+
 #endif

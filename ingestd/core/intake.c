@@ -22,6 +22,7 @@
  * it before a reset could. */
 #define LINGER_NS 1000000000ull
 #define DISCARD_BYTES (1u << 20)
+#define TURNED_AWAY_READS_MAX 4
 #define DENIED_TOLD_NS 1000000000ull
 
 static void make_id(struct worker *w, uint8_t id[FLOW_ID_BYTES]) {
@@ -126,23 +127,41 @@ void intake_accepted(struct worker *w, uint32_t listener, int result) {
         begin(w, l, result, false);
 }
 
-void intake_adopt(struct worker *w, uint32_t listener_index, int fd) {
-    uint32_t i = 0;
-    while (i < w->listener_count && w->listeners[i].index != listener_index)
-        i++;
-    /* One place is kept for each listener's accept; those are not ours to use. */
-    if (i == w->listener_count || w->flows.count + w->listener_count >= w->flows.capacity) {
-        STAT_ADD(w, flows_refused, 1);
-        close(fd);
-        return;
-    }
-    struct listener *l = &w->listeners[i];
-    struct sockaddr_storage peer = l->peer;
-    socklen_t bytes = sizeof l->peer;
-    if (getpeername(fd, (struct sockaddr *)&l->peer, &bytes) != 0)
-        l->peer = (struct sockaddr_storage){.ss_family = AF_UNSPEC}; /* it has gone: unknown */
+static void peer_of(int fd, struct sockaddr_storage *peer) {
+    socklen_t bytes = sizeof *peer;
+    *peer = (struct sockaddr_storage){.ss_family = AF_UNSPEC};
+    if (getpeername(fd, (struct sockaddr *)peer, &bytes) != 0)
+        peer->ss_family = AF_UNSPEC; /* it has gone: unknown */
+}
+
+void intake_adopt(struct worker *w, struct listener *l, int fd) {
+    struct sockaddr_storage accepting = l->peer; /* an accept may be under way */
+    peer_of(fd, &l->peer);
     begin(w, l, fd, true);
-    l->peer = peer;
+    l->peer = accepting;
+}
+
+/* It is told by what the socket takes at once. What has come of it is dropped before the close,
+ * which would answer it by a reset, and might overtake the line. */
+void intake_turn_away(struct worker *w, struct listener *l, int fd, uint8_t reason) {
+    struct flow f = {.fd = fd,
+                     .listener = (uint8_t)(l - w->listeners),
+                     .state = FLOW_STATE_INTERRUPTED,
+                     .reason = reason};
+    char line[FLOW_LINE_BYTES];
+    struct sockaddr_storage peer;
+    peer_of(fd, &peer);
+    note_peer(&f, &peer);
+    size_t bytes = l->protocol == PROTOCOL_INGEST ? answer_turned_away(&f, line, sizeof line)
+                                                  : answer_format(&f, 0, line, sizeof line);
+    if (send(fd, line, bytes, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)bytes)
+        shutdown(fd, SHUT_WR);
+    for (int i = 0; i < TURNED_AWAY_READS_MAX; i++)
+        if (recv(fd, NULL, DISCARD_BYTES, MSG_DONTWAIT | MSG_TRUNC) <= 0)
+            break;
+    close(fd);
+    STAT_ADD(w, flows_refused, 1);
+    worker_event(w, EVENT_FLOW_REFUSED, &f, reason, 0, 0);
 }
 
 bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
@@ -401,6 +420,7 @@ static uint64_t accept_more(struct worker *w, struct listener *l) {
 
 uint64_t intake_turn(struct worker *w) {
     uint64_t next_ns = end_lingering(w);
+    handover_turn(w);
     for (uint32_t i = 0; i < w->listener_count; i++) {
         next_ns = time_min(next_ns, end_idle(w, &w->listeners[i]));
         next_ns = time_min(next_ns, accept_more(w, &w->listeners[i]));
@@ -409,6 +429,7 @@ uint64_t intake_turn(struct worker *w) {
 }
 
 void intake_stop_accepting(struct worker *w) {
+    handover_stop(w);
     for (uint32_t i = 0; i < w->listener_count; i++) {
         struct listener *l = &w->listeners[i];
         if (!l->stopped && l->accepting) {

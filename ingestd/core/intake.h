@@ -96,8 +96,10 @@ void intake_interrupt_all(struct worker *w, uint8_t reason, bool drop);
 /* A drain does not wait for connections that never sent anything. */
 void intake_refuse_silent(struct worker *w);
 
-/* A connection that another worker accepted and that came by our rx queue. */
-void intake_adopt(struct worker *w, uint32_t listener_index, int fd);
+/* A connection that another worker accepted and that came by our rx queue; there is room. */
+void intake_adopt(struct worker *w, struct listener *l, int fd);
+/* A connection that cannot become a flow is told why (enum close_reason), counted, and closed. */
+void intake_turn_away(struct worker *w, struct listener *l, int fd, uint8_t reason);
 
 /* Gives a connection just accepted to another worker; false if that cannot be told. */
 bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner);

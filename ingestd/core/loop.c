@@ -93,7 +93,7 @@ static void obey(struct worker *w, const struct command *c) {
         writer_fail(w, (int)c->a, FAILED_LOST, 0);
         break;
     case COMMAND_ADOPT:
-        intake_adopt(w, (uint32_t)c->b, (int)c->a);
+        handover_take(w, (uint32_t)c->b, (int)c->a);
         break;
     case COMMAND_SET_FLUSH_INTERVAL:
         w->settings.flush_interval_ns = c->a;

@@ -18,6 +18,7 @@
 #include "engine_zcrx.h"
 #include "fault.h"
 #include "flow.h"
+#include "handover.h"
 #include "intake.h"
 #include "mailbox.h"
 #include "session.h"
@@ -86,6 +87,7 @@ struct worker {
     struct zcrx zcrx;
     struct listener listeners[LISTENERS_MAX];
     uint32_t listener_count;
+    struct handover handover;
     struct mailbox mailbox;
     struct admission admission;
     /* Sessions whose question found no room, oldest first; hellos come behind all others. */

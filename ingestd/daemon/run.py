@@ -33,6 +33,7 @@ from ingestd.daemon.admission import Admission, door
 from ingestd.daemon.engine import EngineChoice, fall_back
 from ingestd.daemon.eventlog import EventLog, errno_text, store_failed_advice
 from ingestd.daemon.flow_index import FlowIndex
+from ingestd.daemon.handover import Handover
 from ingestd.daemon.housekeeping import Housekeeping
 from ingestd.daemon.keys import reread_keys
 from ingestd.daemon.pump import Pump
@@ -61,7 +62,6 @@ from ingestd.log import Log, LogEvent, open_log
 
 if TYPE_CHECKING:
     from ingestd.config.settings import Settings
-    from ingestd.core._core import Event
     from ingestd.daemon.engine import ZcrxQueue
     from ingestd.store.serving import ServedStore
 
@@ -211,6 +211,11 @@ class Daemon:
             self.wake,
         )
         undo.callback(self._admission.close)
+        self._handover = Handover(
+            [(name, settings.listener[name].protocol) for name in self._listener_names],
+            self._log,
+            self._admission.refused_counts,
+        )
         self._run_workers(undo)
         self._bring_up_metrics(engine, undo)
         self._log.emit(
@@ -312,8 +317,10 @@ class Daemon:
             self._reload()
         while self._exit_code is None and not self._has_stopped():
             wait_until_s = min(self._next_tick_s, self._deadline_s or self._next_tick_s)
-            for key, _ in self._selector.select(max(0.0, wait_until_s - time.monotonic())):
+            wait_s = min(wait_until_s - time.monotonic(), self._handover.retry_s())
+            for key, _ in self._selector.select(max(0.0, wait_s)):
                 key.data()
+            self._handover.settle()
             self._look_after_workers()
             if time.monotonic() >= self._next_tick_s:
                 self._tick()
@@ -329,25 +336,17 @@ class Daemon:
 
     def _tell_events(self) -> None:
         self._admission.settle()
+        self._handover.settle()
         for worker in self._workers:
             self._admission.serve(worker)
             for event in worker.events():
                 if event.kind == self._core.EVENT_FLOW_ELSEWHERE:
-                    self._hand_over(worker, event)
+                    self._handover.give(self._workers, worker, event)
                 elif event.kind == self._core.EVENT_HELLO_FAILED:
                     self._admission.note_failed(worker, event)
                 elif event.kind == self._core.EVENT_STORE_FAILED:
                     self._failed_stores.add(worker.store_name)
                 self._event_log.tell(worker, event)
-
-    def _hand_over(self, source: WorkerThread, event: Event) -> None:
-        """Give a connection to the worker that can read it, or else end it."""
-        for worker in self._workers:
-            if worker.store is source.store and worker.index == event.code:
-                if worker.adopt(event.detail, event.listener_index):
-                    return
-                break
-        os.close(event.detail)
 
     def _look_after_workers(self) -> None:
         """End the loop if a worker, or the pump, did what it must not."""

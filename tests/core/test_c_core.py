@@ -21,6 +21,12 @@ PROGRAMS = {
     "test_flow": (TESTS / "core" / "test_flow.c",),
     "test_flow_id": (TESTS / "core" / "test_flow_id.c",),
     "test_frame": (TESTS / "core" / "test_frame.c",),
+    # The worker around it is played by the test.
+    "test_intake": (
+        TESTS / "core" / "test_intake.c",
+        CORE / "handover.c",
+        CORE / "intake.c",
+    ),
     "test_network": (TESTS / "core" / "test_network.c",),
     "test_plan": (TESTS / "core" / "test_plan.c", MODEL),
     "test_refill": (TESTS / "core" / "test_refill.c",),

@@ -172,6 +172,7 @@ def test_a_connection_goes_to_the_worker_it_belongs_to(scene: Scene) -> None:
         wait_for(lambda: scene.commands(core.COMMAND_ADOPT, 2) == [(fd, 0)])
         core.workers[1].emit(core.EVENT_FLOW_ELSEWHERE, code=7, detail=fd, listener_index=0)
         mine.settimeout(WAIT_S)
+        assert b'"error": "shutdown"' in mine.recv(1024)  # nobody is there to take it
         assert mine.recv(1) == b""
         mine.close()
 
