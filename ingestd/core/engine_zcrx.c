@@ -32,7 +32,7 @@
 #define RECEIVE_BUFFER_FLOWS_MIN 16u
 /* Of a connection that waits: two packets of 1448 bytes, each on a page of its own. */
 #define WAITING_BUFFER_BYTES 8192u
-/* No bound: the kernel takes what the window's scale admits. */
+/* tcp(7); no bound: the kernel takes what the window's scale admits. */
 #define WINDOW_CLAMP_BYTES (1 << 30)
 #define STARVED_RETRY_NS 1000000ull
 /* Of one receive; sqe->len has 32 bits. A longer flow is received by several. */
@@ -48,17 +48,24 @@ static void set_receive_buffer(int fd, uint64_t bytes) {
         setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &value, sizeof value);
 }
 
+static void unbind_window(int fd) {
+    int clamp = WINDOW_CLAMP_BYTES;
+    setsockopt(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, &clamp, sizeof clamp);
+}
+
 /* Connections that wait to be accepted have their listener's buffer, and what they have sent
  * holds chunks that nobody reads: it is kept to two packets each. More than that their windows do
  * not admit, so that nothing is dropped, and they go on the moment they are read.
  * The scale of a window is agreed on in the first packet and goes by the listener's buffer if that
  * is locked, by net.ipv4.tcp_rmem if not: so it is unlocked (SO_BUF_LOCK, Linux 5.14), and windows
- * can become large later. */
+ * can become large later. Newer kernels (7.3) bound the window as well when the buffer is set. */
 static void set_listeners(struct worker *w) {
     int unlocked = 0;
     for (uint32_t i = 0; i < w->listener_count; i++) {
-        set_receive_buffer(w->listeners[i].fd, WAITING_BUFFER_BYTES);
-        setsockopt(w->listeners[i].fd, SOL_SOCKET, SO_BUF_LOCK, &unlocked, sizeof unlocked);
+        int fd = w->listeners[i].fd;
+        set_receive_buffer(fd, WAITING_BUFFER_BYTES);
+        setsockopt(fd, SOL_SOCKET, SO_BUF_LOCK, &unlocked, sizeof unlocked);
+        unbind_window(fd);
     }
     w->zcrx.listeners_set = true;
 }
@@ -71,9 +78,8 @@ static uint64_t receive_buffer_bytes(const struct worker *w) {
 }
 
 static void set_flow_buffer(const struct worker *w, const struct flow *f) {
-    int clamp = WINDOW_CLAMP_BYTES;
     set_receive_buffer(f->fd, receive_buffer_bytes(w));
-    setsockopt(f->fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, &clamp, sizeof clamp);
+    unbind_window(f->fd);
 }
 
 /* Flows share half of the area: when their number has doubled, each gets half of what it had, and
