@@ -90,9 +90,17 @@ _RULES: Final = (
     _Rule("io_uring_register_buffers", (errno.ENOMEM, errno.EPERM), ResourceError, "{memlock}"),
     _Rule(
         "io_uring_register_buffers",
-        (errno.EFAULT, errno.E2BIG),
+        (errno.E2BIG,),
         ConfigError,
         "make the store's area smaller, as one registered buffer holds at most 1 GiB",
+    ),
+    _Rule(
+        "io_uring_register_buffers",
+        (errno.EFAULT,),
+        ResourceError,
+        "the kernel found no memory for all of the area: free some, or lower the store's area; "
+        "with hugepages, set more aside (sysctl vm.nr_hugepages) or wait until the daemon "
+        "before has given its own back",
     ),
     _Rule(
         "io_uring_",
