@@ -28,7 +28,7 @@ from vmlab.command import write_through  # noqa: E402
 from vmlab.disk import DiskKind  # noqa: E402
 from vmlab.module import build_module  # noqa: E402
 
-TESTS_TIMEOUT_S = 900.0
+TESTS_TIMEOUT_S = 1800.0
 HUGEPAGES = 128
 MIB = 1 << 20
 RESULTS = BUILD / "engine"
@@ -49,6 +49,7 @@ def disks() -> dict[str, Disk]:
         "nvme4k": disk("nvme4k", "nvme", 4096, 512),
         "virtio": disk("virtio", "virtio", 512, 512),
         "faults": disk("faults", "nvme", 512, 1024),
+        "crowds": disk("crowds", "nvme", 512, 1024),
         "spare": disk("spare", "nvme", 512, 64),
         **{name: disk(name, "virtio", 512, 64, f"keep_{name}") for name in MEMORY_STORES},
     }

@@ -44,6 +44,7 @@ static const struct disk disks[] = {
     {"loop", "VM_LOOP", 2 * MIB, 512, 0, false},
     {"ram", "VM_RAM", 2 * MIB, 512, 0, true},
     {"faults", "VM_DISK_FAULTS", 4 * MIB, 4, 0, false},
+    {"crowds", "VM_DISK_CROWDS", 4 * MIB, 4, 0, false},
     {"spare", "VM_DISK_SPARE", 2 * MIB, 4, 0, false},
     {"logged", "VM_DISK_LOGGED", 1 * MIB, 512, 0, false}, /* seen through dm-log-writes */
     {"flaky", "VM_DISK_FLAKY", 2 * MIB, 4, 0, false},
@@ -159,11 +160,15 @@ bool trial_says(const struct program *p, const char *line, unsigned seconds) {
         va_end(arguments_);                                                                        \
     } while (0)
 
+/* What is told when senders fail. */
+static struct program last_server;
+
 void trial_launch(struct program *p, const char *format, ...) {
     char command[COMMAND_BYTES_MAX];
 
     FORMAT_COMMAND(command, "serve", format);
     start(p, command, false);
+    last_server = *p;
 }
 
 void trial_serve(struct program *p, const char *format, ...) {
@@ -171,6 +176,7 @@ void trial_serve(struct program *p, const char *format, ...) {
 
     FORMAT_COMMAND(command, "serve", format);
     start(p, command, false);
+    last_server = *p;
     CHECK(trial_says(p, "ready", READY_SECONDS), "the server is not ready:\n%s", output_of(p));
 }
 
@@ -203,7 +209,15 @@ int trial_wait(struct program *p) {
 void trial_join(struct program *p) {
     int status = wait_for(p);
 
-    CHECK(status == 0, "the senders end with status %#x:\n%s", status, output_of(p));
+    if (status == 0)
+        return;
+    printf("the senders end with status %#x:\n%s\n", status, output_of(p));
+    if (last_server.pid != 0 && !has_ended(&last_server)) {
+        kill(last_server.pid, SIGUSR1); /* its counters, as it is with them */
+        trial_says(&last_server, "end", READY_SECONDS);
+    }
+    check_fail(__FILE__, __LINE__, "the senders failed; the server says:\n%s",
+               output_of(&last_server));
 }
 
 void trial_stop(struct program *p) {
