@@ -344,22 +344,15 @@ static uint32_t tail_bytes_max(const struct session *s) {
     return s->stated && s->trailer ? SESSION_BLOCK_BYTES + 1 : 1;
 }
 
-/* More came than may: why the flow ends. */
-static void end_beyond(struct worker *w, struct flow *f) {
-    if (f->session->holding || !f->session->stated)
+static void receive_tail(struct worker *w, struct flow *f) {
+    const struct session *s = f->session;
+    f->phase = FLOW_TAIL;
+    if (!s->beyond)
+        w->engine->receive_block(w, f);
+    else if (s->holding || !s->stated)
         session_end(w, f, CLOSE_REASON_LIMIT, 0);
     else
         end_with(w, f, SESSION_TOO_LONG, CLOSE_REASON_LENGTH);
-}
-
-static void receive_tail(struct worker *w, struct flow *f) {
-    f->phase = FLOW_TAIL;
-    if (f->session->beyond) {
-        end_beyond(w, f);
-        return;
-    }
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
-    w->engine->receive_block(w, f);
 }
 
 void session_take_beyond(struct flow *f, const uint8_t *data, uint32_t bytes) {
