@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import tomli_w
 
+from ingestd.daemon.limits import locked_memory_limit
+from ingestd.sizes import parse_size
 from support.daemon import format_store, run_ingestd
 from support.loop import loop_device
 
@@ -45,8 +47,28 @@ class StoreMaker:
         return device
 
 
+def _bearable(settings: dict[str, Any], limit_bytes: int | None) -> dict[str, Any]:
+    """Settings of a store without an area that this user may not lock: the daemon takes less.
+
+    Half of the limit is for what is locked beside it, and for a daemon that is just ending.
+    """
+    if limit_bytes is None or "area" not in settings:
+        return settings
+    area_bytes = parse_size(str(settings["area"])) * int(settings.get("workers", 1))
+    if area_bytes <= limit_bytes // 2:
+        return settings
+    return {name: value for name, value in settings.items() if name != "area"}
+
+
 def write_config(path: Path, **sections: Any) -> Path:
-    """Write tables as TOML; `store` and `listener` hold tables by name."""
+    """Write tables as TOML; `store` and `listener` hold tables by name.
+
+    An area is what the test would like: an ordinary user gets one that it may lock.
+    """
+    limit_bytes = locked_memory_limit()
+    if "store" in sections:
+        stores = sections["store"].items()
+        sections["store"] = {name: _bearable(store, limit_bytes) for name, store in stores}
     path.write_text(tomli_w.dumps(sections), encoding="utf-8")
     return path
 
