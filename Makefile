@@ -7,7 +7,7 @@
 # make soak   twenty minutes of random flows, kills and full stores; SOAK_S names other seconds
 # make bench  measures ingestd beside other receivers (not part of the tests)
 # make vm     boots a machine with a virtual network card and runs the tests that need one
-# make fresh  does all but vm and soak on minimal systems of Debian 12 and 13, as root and not
+# make fresh  builds, checks and tests a clone on minimal systems of Debian 12 and 13
 # make clean  removes what was built; var/ (the demo's store) stays
 #
 # Everything that is built lies below build/. The package is installed into a
