@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+# cython: language_level=3
+"""What _core.pyx uses of the core's headers; Cython reads it by itself.
+
+Invariant: names and types are those of the headers, which the C compiler checks.
+"""
+
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+
+cdef extern from "fault.h" nogil:
+    struct fault:
+        int code
+        char call[40]
+        char object[88]
+
+cdef extern from "stats.h" nogil:
+    int HISTOGRAM_BUCKETS_COUNT
+    struct histogram:
+        uint64_t counts[21]
+
+cdef extern from "mailbox.h" nogil:
+    enum:
+        _GRANT_SEGMENT "COMMAND_GRANT_SEGMENT"
+        _STORE_FULL "COMMAND_STORE_FULL"
+        _STOP_ACCEPTING "COMMAND_STOP_ACCEPTING"
+        _DRAIN "COMMAND_DRAIN"
+        _SET_FLUSH_INTERVAL "COMMAND_SET_FLUSH_INTERVAL"
+        _SET_COMMIT_INTERVAL "COMMAND_SET_COMMIT_INTERVAL"
+        _SET_IDLE_TIMEOUT "COMMAND_SET_IDLE_TIMEOUT"
+        _ADOPT "COMMAND_ADOPT"
+        _END_FLOW "COMMAND_END_FLOW"
+        _FAIL_STORE "COMMAND_FAIL_STORE"
+        _FLOW_OPENED "EVENT_FLOW_OPENED"
+        _FLOW_SEALED "EVENT_FLOW_SEALED"
+        _FLOW_INTERRUPTED "EVENT_FLOW_INTERRUPTED"
+        _FLOW_REFUSED "EVENT_FLOW_REFUSED"
+        _ACCEPT_FAILED "EVENT_ACCEPT_FAILED"
+        _STORE_FAILED "EVENT_STORE_FAILED"
+        _EVENT_STORE_FULL "EVENT_STORE_FULL"
+        _WRITE_RETRIED "EVENT_WRITE_RETRIED"
+        _SEGMENT_OPENED "EVENT_SEGMENT_OPENED"
+        _SEGMENT_CLOSED "EVENT_SEGMENT_CLOSED"
+        _BACKPRESSURE "EVENT_BACKPRESSURE"
+        _FLOW_BY_COPY "EVENT_FLOW_BY_COPY"
+        _FLOW_ELSEWHERE "EVENT_FLOW_ELSEWHERE"
+        _HELLO_FAILED "EVENT_HELLO_FAILED"
+        _FLOW_DENIED "EVENT_FLOW_DENIED"
+    struct command:
+        uint32_t kind
+        uint64_t a
+        uint64_t b
+    struct event:
+        uint32_t kind
+        int32_t code
+        int32_t detail
+        int32_t listener_index
+        uint64_t bytes_count
+        uint64_t time_ns
+        uint8_t flow[16]
+        char peer[64]
+    struct mailbox:
+        int event_fd
+    int mailbox_post(mailbox *m, command c)
+    bint mailbox_read(mailbox *m, event *out)
+    uint32_t mailbox_grants_wanted(mailbox *m)
+
+cdef extern from "admission.h" nogil:
+    enum:
+        _QUESTION_HELLO "QUESTION_HELLO"
+        _QUESTION_TRAILER "QUESTION_TRAILER"
+        _NOTE_ENDED "NOTE_ENDED"
+        _QUESTION_HAS_CRC "QUESTION_HAS_CRC"
+        _QUESTION_WHOLE "QUESTION_WHOLE"
+        _QUESTION_STORED "QUESTION_STORED"
+        _QUESTION_SEALED "QUESTION_SEALED"
+        _ADMIT "ANSWER_ADMIT"
+        _REFUSE "ANSWER_REFUSE"
+        _SEAL "ANSWER_SEAL"
+        _ANSWER_HAS_CRC "ANSWER_HAS_CRC"
+        _ANSWER_STATED "ANSWER_STATED"
+        _ANSWER_TRAILER "ANSWER_TRAILER"
+    struct question:
+        uint32_t kind
+        uint32_t flow_index
+        uint64_t serial
+        int32_t listener_index
+        uint32_t flags
+        uint64_t bytes_count
+        uint32_t crc
+        uint8_t flow[16]
+        char peer[64]
+        uint8_t challenge[32]
+        uint8_t block[4096]
+    struct answer:
+        uint32_t kind
+        uint32_t flow_index
+        uint64_t serial
+        uint32_t flags
+        uint32_t crc
+        uint64_t base_bytes
+        uint64_t limit_bytes
+        uint8_t flow[16]
+        uint16_t name_bytes
+        uint16_t labels_bytes
+        uint16_t text_bytes
+        char name[255]
+        char labels[1024]
+        char text[1024]
+    struct admission:
+        pass
+    bint admission_take_question(admission *a, question *out)
+
+cdef extern from "network.h" nogil:
+    int NETWORKS_MAX
+    struct network:
+        uint8_t family
+        uint8_t prefix_bits
+        uint8_t address[16]
+
+cdef extern from "worker.h" nogil:
+    struct listener_settings:
+        int fd
+        uint32_t index
+        uint32_t protocol
+        uint64_t idle_timeout_ns
+        uint32_t flows_max
+        uint64_t hello_timeout_ns
+        uint64_t ack_interval_ns
+        bint authenticates
+        char name[64]
+        uint32_t allow_count
+        network allow[64]
+    void worker_answer(worker *w, const answer *a)
+    bint worker_park(worker *w, uint64_t serial)
+    enum:
+        _ENGINE_RECV "ENGINE_RECV"
+        _ENGINE_ZCRX "ENGINE_ZCRX"
+    struct worker_settings:
+        int store_fd
+        uint8_t store_uuid[16]
+        uint64_t store_bytes, segments_offset, segment_bytes
+        uint32_t block_bytes
+        uint32_t mem_align, write_align, virt_mask, iovecs_max
+        uint32_t worker_index
+        int cpu
+        uint64_t area_bytes
+        uint32_t write_bytes_max
+        uint32_t writes_in_flight_max
+        uint32_t flows_max
+        uint64_t flush_interval_ns
+        uint64_t commit_interval_ns
+        bint checksum
+        uint32_t engine
+        uint32_t interface_index
+        uint32_t rx_queue
+        uint32_t rx_buf_len
+        uint32_t refill_entries
+        uint64_t queue_retry_ns
+    int ZCRX_NAPI_IDS_MAX
+    struct zcrx:
+        uint32_t napi_own
+        uint32_t napi_others[64]
+        uint32_t napi_owners[64]
+        uint32_t napi_other_count
+    struct worker:
+        fault fault
+        zcrx zcrx
+        mailbox mailbox
+        admission admission
+        histogram write_latency
+        histogram flush_latency
+        histogram ack_latency
+        histogram commit_bytes
+    worker *worker_create(const worker_settings *s)
+    void worker_destroy(worker *w)
+    int worker_add_listener(worker *w, const listener_settings *s)
+    int worker_setup(worker *w)
+    int64_t worker_locked_bytes(const worker_settings *s)
+    int worker_run(worker *w)
+
+cdef extern from "probe.h" nogil:
+    struct probe_profile:
+        uint32_t mem_align
+        uint32_t virt_mask
+        uint32_t iovecs_max
+        uint32_t shapes_tried
+        uint32_t shapes_lied
+    int probe_device(int fd, uint32_t write_align, probe_profile *out, fault *f)
+
+cdef extern from "inspect.h" nogil:
+    int STATS_COUNT
+    const char *stats_name(int index)
+    uint64_t stats_value(const worker *w, int index)
+    uint64_t histogram_count(const histogram *h, int bucket)
+    uint64_t histogram_bound_ns(int bucket)
+    uint64_t histogram_bound_bytes(int bucket)
+    int FEATURES_COUNT
+    const char *feature_name(int index)
+    int feature_query(int index)
+    int direct_io_alignment(int fd, uint32_t *mem_align, uint32_t *write_align)
