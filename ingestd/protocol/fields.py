@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import re
-import uuid
 from collections.abc import Mapping
 from typing import Any, Final, NoReturn
 
 LINE_BYTES_MAX: Final = 4096  # newline included
 BYTES_COUNT_MAX: Final = 2**63 - 1
 
+# RFC 9562, section 4: 36 characters; uuid.UUID() would take braces, "urn:" and other digits.
+_UUID: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.ASCII | re.IGNORECASE)
 _CHECKSUM: Final = re.compile(r"crc32c:[0-9a-f]{8}", re.ASCII)
 
 
@@ -29,11 +30,32 @@ def line_object(line: bytes) -> dict[str, Any]:
 def json_object(text: bytes, what: str) -> dict[str, Any]:
     """Return the JSON object that a text is. Raises ValueError that begins with what it is."""
     try:
-        fields = json.loads(text.decode("utf-8"), parse_constant=_refuse_constant)
+        fields = json.loads(
+            text.decode("utf-8"), parse_constant=_refuse_constant, object_pairs_hook=_unique
+        )
+    except _TwiceError as error:
+        raise ValueError(f"{what} has the field {error.key!r:.60} twice") from None
     except (ValueError, RecursionError):
         raise ValueError(f"{what} is not JSON: {text[:40]!r}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"{what} is not a JSON object: {text[:40]!r}")
+    return fields
+
+
+class _TwiceError(ValueError):
+    """A field is there twice: which of the two is meant, nobody can know (RFC 8259, section 4)."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in fields:
+            raise _TwiceError(key)
+        fields[key] = value
     return fields
 
 
@@ -46,10 +68,9 @@ def flow_of(fields: Mapping[str, Any]) -> str | None:
     value = fields.get("flow")
     if value is None:
         return None
-    try:
-        return str(uuid.UUID(value))
-    except (ValueError, AttributeError, TypeError):
-        raise ValueError(f"its flow is not a UUID: {value!r:.60}") from None
+    if not isinstance(value, str) or _UUID.fullmatch(value) is None:
+        raise ValueError(f"its flow is not a UUID of 36 characters: {value!r:.60}")
+    return value.lower()
 
 
 def count_of(fields: Mapping[str, Any], key: str) -> int:

@@ -185,15 +185,21 @@ class _Prefix:
 
 
 def assemble(
-    segments: Sequence[SegmentImage], *, generation: int, live: bool, freed_sequence: int = 0
+    segments: Sequence[SegmentImage],
+    *,
+    generation: int,
+    live: bool,
+    freed_sequence: int = 0,
+    is_cut: bool = False,
 ) -> tuple[list[Flow], list[Anomaly]]:
     """Return the flows in the order in which they began, and what is odd about them.
 
     `generation` is the superblock's; `live`: a daemon serves the store now, so
     that flows of this generation may go on. `freed_sequence`: the highest of a
-    segment that was given up on purpose; what lay in it is no loss.
+    segment that was given up on purpose; what lay in it is no loss. `is_cut`: segments
+    lie behind the device's end, where they are as good as damaged.
     """
-    has_damage = any(segment.state is SegmentState.DAMAGED for segment in segments)
+    has_damage = is_cut or any(segment.state is SegmentState.DAMAGED for segment in segments)
     parts: defaultdict[FlowId, _Parts] = defaultdict(_Parts)
     for segment in sorted(segments, key=lambda s: s.sequence):
         segment_generation = segment.generation

@@ -49,6 +49,7 @@ class StoreImage:
     warnings: list[str]
     anomalies: list[Anomaly] = field(default_factory=list)
     removed: list[Flow] = field(default_factory=list)
+    segments_missing_count: int = 0  # behind the device's end, of which there are no images
 
     @property
     def path(self) -> str:
@@ -58,6 +59,7 @@ class StoreImage:
     def segment_counts(self) -> dict[str, int]:
         """Return how many segments are in each state, every state named."""
         counts = Counter(segment.state for segment in self.segments)
+        counts[SegmentState.DAMAGED] += self.segments_missing_count
         return {str(state): counts[state] for state in SegmentState}
 
     def find(self, prefix: str) -> Flow:
@@ -160,7 +162,7 @@ def image_of(
     if device.size_bytes < superblock.store_bytes:
         warnings.append(
             f"{device.path} has {device.size_bytes} bytes and was formatted with"
-            f" {superblock.store_bytes}: its end is missing"
+            f" {superblock.store_bytes}: its end is missing, and what lay there with it"
         )
     scanner = Scanner(device, superblock, live=live, thorough=thorough)
     # Behind the device's end there is nothing to be read, however much the superblock tells of.
@@ -168,7 +170,8 @@ def image_of(
     present_count = min(superblock.segment_count, room_bytes // superblock.segment_bytes)
     with ThreadPoolExecutor(SCAN_THREADS, "store-scan") as pool:
         segments = list(pool.map(scanner.scan, range(present_count)))
-    segments += map(scanner.scan, range(present_count, superblock.segment_count))
+    # However many the superblock tells of, those that cannot be there cost nothing.
+    missing_count = superblock.segment_count - present_count
     for segment in segments:
         warnings += segment.warnings
     # Read last: whatever was given up, or removed, before a segment was scanned is known by then.
@@ -178,6 +181,7 @@ def image_of(
         generation=superblock.generation,
         live=live,
         freed_sequence=freed.sequence,
+        is_cut=missing_count > 0,
     )
     removals = read_removals(device, superblock)
     warnings += removals.warnings()
@@ -192,4 +196,5 @@ def image_of(
         warnings,
         [anomaly for anomaly in anomalies if anomaly.flow not in hidden],
         [flow for flow in flows if flow.flow in hidden],
+        missing_count,
     )

@@ -31,6 +31,7 @@ SEGMENTS_OFFSET: Final = 1024 * 1024
 SEGMENT_HEADER_BLOCK: Final = 0
 SEGMENT_MARK_BLOCK: Final = 1
 SEGMENT_MARKS_COUNT: Final = 2
+FOOTER_BYTES_MAX: Final = 1024 * 1024
 SEGMENT_DATA_BLOCK: Final = 4
 
 BLOCK_BYTES_MIN: Final = 4096
@@ -442,6 +443,11 @@ def sequence_of(generation: int, counter: int) -> int:
 def generation_of(segment_sequence: int) -> int:
     """Return the generation that opened the segment."""
     return segment_sequence >> SEQUENCE_COUNTER_BITS
+
+
+def footer_bytes_max(segment_bytes: int) -> int:
+    """Return the most that a segment's footer takes (core/segment.c, segment_footer_bytes_max)."""
+    return min(segment_bytes // 8, FOOTER_BYTES_MAX)
 
 
 def round_up(value: int, unit: int) -> int:

@@ -67,6 +67,12 @@ _SIZES_BYTES: Final = {
 }
 
 
+def is_of_place(block: Bytes, place: Place) -> bool:
+    """Tell whether a block bears the store's UUID and the segment's sequence; no checksum yet."""
+    sequence = place.segment_sequence.to_bytes(8, "little")
+    return block[_UUID_AT] == place.store_uuid and block[_SEQUENCE_AT] == sequence
+
+
 @dataclass(frozen=True, slots=True)
 class OpenEvent:
     """An OPEN record: a connection begins to feed a flow."""

@@ -36,6 +36,7 @@ from ingestd.store.layout import (
     CommitMarkRow,
     SegmentFooterRow,
     SegmentHeaderRow,
+    footer_bytes_max,
     round_up,
 )
 from ingestd.store.records import (
@@ -45,6 +46,7 @@ from ingestd.store.records import (
     Records,
     decode_block,
     decode_records,
+    is_of_place,
     is_remains,
     is_torn,
 )
@@ -186,6 +188,8 @@ class Scanner:
         """The records behind a whole footer block; None if they are not as it says."""
         segment_bytes = self.superblock.segment_bytes
         end = footer.records_offset + footer.record_bytes
+        if footer.record_bytes > footer_bytes_max(segment_bytes):
+            return None  # no writer makes so large a one: not to be read at all
         if end > segment_bytes - self.superblock.block_bytes:
             return None
         if footer.batches_end > footer.records_offset:
@@ -268,7 +272,10 @@ class Scanner:
             if len(chunk) < block_bytes:
                 break
             for step in range(0, len(chunk), block_bytes):
-                if chunk[step : step + len(BATCH_MAGIC)] != BATCH_MAGIC:
+                # What a sender laid into payload costs no checksum: it cannot know these.
+                if chunk[step : step + len(BATCH_MAGIC)] != BATCH_MAGIC or not is_of_place(
+                    memoryview(chunk)[step:], place
+                ):
                     continue
                 later = read_batch(window, place, at + step, None)
                 if later is not None and later.header.batch_index > found:

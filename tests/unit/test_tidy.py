@@ -28,7 +28,19 @@ KERNEL_MODULE = ROOT / "tests" / "vm" / "nic"
 KERNEL_SPDX = "SPDX-License-Identifier: GPL-2.0"
 
 DIRECTORIES_NOT_OURS = {".git", ".venv", "build", "dist", "var", "__pycache__", ".hypothesis"}
-SOURCE_SUFFIXES = {".py", ".pyi", ".pyx", ".pxd", ".c", ".h", ".sh", ".toml", ".yml", ".yaml", ".service"}
+SOURCE_SUFFIXES = {
+    ".py",
+    ".pyi",
+    ".pyx",
+    ".pxd",
+    ".c",
+    ".h",
+    ".sh",
+    ".toml",
+    ".yml",
+    ".yaml",
+    ".service",
+}
 SOURCE_NAMES = {"Makefile", "Dockerfile", "meson.build", "run"}
 TEXT_SUFFIXES = SOURCE_SUFFIXES | {".md", ".txt", ".json", ".conf", ".rules", ".build"}
 

@@ -426,7 +426,7 @@ def test_a_truncated_store_shows_what_is_left(path: Path) -> None:
     os.truncate(path, builder.store_bytes - 1)
     with read_image(str(path)) as image:
         assert [f.flow_id for f in image.flows] == [FLOW]
-        assert image.segments[3].state is SegmentState.DAMAGED
+        assert image.segment_counts()["damaged"] == 1
         assert "its end is missing" in image.warnings[0]
 
 
