@@ -346,6 +346,7 @@ static uint32_t tail_bytes_max(const struct session *s) {
 
 static void receive_tail(struct worker *w, struct flow *f) {
     const struct session *s = f->session;
+    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
     f->phase = FLOW_TAIL;
     if (!s->beyond)
         w->engine->receive_block(w, f);
