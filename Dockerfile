@@ -28,6 +28,8 @@ RUN python3 -m venv /usr/local/lib/ingestd
 WORKDIR /usr/src/ingestd
 COPY LICENSE README.md pyproject.toml meson.build ./
 COPY ingestd ingestd
+COPY config config
+COPY systemd systemd
 RUN /usr/local/lib/ingestd/bin/pip install --no-cache-dir .
 
 FROM debian:12-slim

@@ -3,6 +3,8 @@
 # make run    builds ingestd, starts it, sends a file through it and reads it back
 # make test   builds ingestd, runs `make check` and every test: `make vm`, two minutes of `make soak`
 # make check  formatters, linters, type checkers and the house rules
+# make compilers  compiles the core with every gcc and clang found, warnings as errors
+# make wheel  makes a wheel below build/wheel that installs without a compiler
 # make format lays the sources out as `make check` wants them
 # make soak   twenty minutes of random flows, kills and full stores; SOAK_S names other seconds
 # make bench  measures ingestd beside other receivers (not part of the tests)
@@ -19,6 +21,7 @@ VENV := $(BUILD)/venv
 BIN := $(VENV)/bin
 
 PACKAGE_FILES := $(shell find ingestd -type f -not -name '*.pyc' -not -name '*.so')
+DATA_FILES := $(wildcard config/* systemd/*)
 C_FILES := $(wildcard ingestd/core/*.c)
 CLANG_FORMAT_FILES := $(C_FILES) $(wildcard ingestd/core/*.h) \
 	$(shell find tests -name '*.[ch]' -not -path 'tests/vm/nic/*') # those are in the kernel's style
@@ -29,7 +32,7 @@ export PYTHONSAFEPATH := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-check build run test check check-python check-c check-tree format pytest
+.PHONY: help setup setup-check build compilers wheel run test check check-python check-c check-tree format pytest
 .PHONY: soak vm-and-soak clean
 
 help:
@@ -41,17 +44,20 @@ setup:
 setup-check:
 	@PYTHON=$(PYTHON) scripts/setup-debian.sh check
 
-# The venv: made anew when the dependencies change.
-$(BUILD)/venv.stamp: pyproject.toml scripts/requirements.py
+# The venv: made anew when the dependencies change, not whenever pyproject.toml does.
+$(BUILD)/requirements.txt: pyproject.toml scripts/requirements.py
+	@mkdir -p $(BUILD)
+	@$(PYTHON) scripts/requirements.py pyproject.toml test check bench > $@.new
+	@cmp -s $@.new $@ && rm $@.new || mv $@.new $@
+
+$(BUILD)/venv.stamp: $(BUILD)/requirements.txt
 	rm -rf $(VENV) $(BUILD)/meson $@
-	mkdir -p $(BUILD)
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python scripts/requirements.py pyproject.toml test check bench > $(BUILD)/requirements.txt
 	$(BIN)/pip install -qq --prefer-binary -r $(BUILD)/requirements.txt
 	touch $@
 
 # The package: built and installed anew, incrementally, when any of its files changes.
-$(BUILD)/package.stamp: $(BUILD)/venv.stamp meson.build README.md LICENSE $(PACKAGE_FILES)
+$(BUILD)/package.stamp: $(BUILD)/venv.stamp meson.build README.md LICENSE $(PACKAGE_FILES) $(DATA_FILES)
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/pip install -qq --no-build-isolation --no-deps \
 		--force-reinstall --config-settings=build-dir=$(BUILD)/meson \
 		--config-settings=setup-args=-Dwerror=true .
@@ -60,6 +66,12 @@ $(BUILD)/package.stamp: $(BUILD)/venv.stamp meson.build README.md LICENSE $(PACK
 build: setup
 	@$(MAKE) -q --no-print-directory $(BUILD)/package.stamp || \
 		$(MAKE) --no-print-directory $(BUILD)/package.stamp
+
+compilers:
+	@scripts/compilers.sh
+
+wheel: build
+	@$(BIN)/python scripts/build_wheel.py $(BUILD)/wheel
 
 run: build
 	@$(BIN)/python scripts/run_demo.py $(if $(FILE),--file "$(FILE)") $(if $(KEEP),--keep)

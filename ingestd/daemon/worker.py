@@ -23,7 +23,13 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ingestd.daemon.direct_io import DirectProfile, assumed_profile, complete_profile
 from ingestd.daemon.faults import fault_to_error
-from ingestd.errors import ListenError, NotAStoreError, ResourceError, SystemCallError
+from ingestd.errors import (
+    IngestdError,
+    ListenError,
+    NotAStoreError,
+    ResourceError,
+    SystemCallError,
+)
 
 if TYPE_CHECKING:
     from ingestd.config.settings import ListenerSettings, StoreSettings
@@ -97,9 +103,17 @@ class Core(Protocol):
 
 
 def load_core() -> Core:
-    """Return the compiled core; imported late, as reading a store needs none of it."""
-    from ingestd.core import _core
+    """Return the compiled core; imported late, as reading a store needs none of it.
 
+    Raises IngestdError where a library is missing that it was built with.
+    """
+    try:
+        from ingestd.core import _core
+    except ImportError as error:
+        raise IngestdError(
+            f"the compiled core of ingestd cannot be loaded ({error}):"
+            " apt-get install liburing2 libisal2, or install a wheel that `make wheel` made"
+        ) from error
     return _core
 
 
