@@ -118,6 +118,11 @@ class LogEvent(Enum):
         "error",
         "the device refused to give up the oldest segment; the store now counts as full",
     )
+    REMOVAL_TABLE_FULL = (
+        "removal_table_full",
+        "warning",
+        "too many removed flows wait for their segments; some that could go stay",
+    )
     CLOCK_SET = (
         "clock_set",
         "warning",

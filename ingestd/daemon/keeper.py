@@ -3,8 +3,6 @@
 
 It has a thread of its own for each store, which waits for the device and logs
 nothing; what there is to tell, the main thread fetches. Invariants:
- - A flow is claimed at the gate before its removal is written; where that fails
-   the claim stays, as nobody knows then what is written.
  - Of a flow that was fed since the reading of the store began, nothing that was read counts.
  - The store is read only when there is cause, and never for more than a part of
    the time.
@@ -20,13 +18,12 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from ingestd.daemon.request_desk import RequestDesk
 from ingestd.daemon.space import segment_fields
 from ingestd.daemon.terms import Terms
 from ingestd.errors import StoreError
 from ingestd.log import LogEvent
-from ingestd.store.flows import STATE_OPEN
-from ingestd.store.freeing import REASON_REMOVED, Freeable
-from ingestd.store.requests import Request, RequestState
+from ingestd.store.freeing import Freeable
 
 if TYPE_CHECKING:
     from ingestd.daemon.flow_gate import FlowGate
@@ -42,8 +39,6 @@ REQUEST_PAUSE_TIMES: Final = 1
 SWEEPS_AFTER_CHANGE: Final = 3
 # Who lists the store meanwhile may have seen the first segment of a flow before it went.
 DROP_DELAY_S: Final = 60.0
-ANSWER_TRIES: Final = 50
-ANSWER_INTERVAL_S: Final = 0.02
 NEWS_COUNT_MAX: Final = 4096
 
 
@@ -68,6 +63,7 @@ class Keeper:
         self._upkeep = store.upkeep
         self._gate = gate
         self._terms = Terms(retentions, self._tell)
+        self._desk = RequestDesk(self._upkeep, gate, self._tell, is_stopped=self._is_stopped)
         self._is_failed = is_failed
         self._on_error = on_error
         self._stop = threading.Event()
@@ -77,11 +73,11 @@ class Keeper:
         self._lost_told_count = 0  # ... of these, by who takes the news
         self._gone: deque[bytes] = deque()  # flows to be forgotten by all
         self._gone_since_s: dict[bytes, float] = {}
-        self._answered_at_s: dict[int, float] = {}  # by token of a request
         self._next_answer_s = 0.0
         self._next_sweep_s = 0.0
         self._granted_count = 0
         self._sweeps_left = 1
+        self._is_blocked = False  # segments wait for room in the table of removed flows
         self._is_broken = False
 
     def start(self) -> None:
@@ -94,6 +90,9 @@ class Keeper:
         self._upkeep.stop()
         if self._thread.ident is not None:
             self._thread.join()
+
+    def _is_stopped(self) -> bool:
+        return self._stop.is_set()
 
     def take_news(self) -> list[tuple[LogEvent, dict[str, Any]]]:
         """Return, and forget, what is to be logged; of too much, what came last is only counted."""
@@ -128,7 +127,7 @@ class Keeper:
 
     def _turn(self, now_s: float) -> None:
         self._terms.look()
-        asked = self._asked(now_s) if now_s >= self._next_answer_s else []
+        asked = self._desk.take(now_s) if now_s >= self._next_answer_s else []
         self._let_go(now_s)
         is_due = now_s >= self._next_sweep_s and self._has_cause()
         if not asked and not is_due:
@@ -137,7 +136,8 @@ class Keeper:
             image = self._upkeep.scan()
             took_s = time.monotonic() - now_s
             if asked:
-                self._answer(image, asked)
+                self._desk.answer(image, asked)
+                self._sweeps_left = SWEEPS_AFTER_CHANGE
             self._sweep(image)
         end_s = time.monotonic()
         self._next_answer_s = end_s + REQUEST_PAUSE_TIMES * took_s
@@ -159,51 +159,6 @@ class Keeper:
         else:
             self._lost_count += 1
 
-    # --- Requests -------------------------------------------------------------------
-
-    def _asked(self, now_s: float) -> list[Request]:
-        """The requests without an answer; answers that nobody fetched are taken away."""
-        requests = self._upkeep.requests()
-        tokens = {request.token for request in requests}
-        answered = {r.token for r in requests if r.state is not RequestState.ASKED}
-        for token in self._answered_at_s.keys() - tokens:
-            del self._answered_at_s[token]
-        for token in answered:
-            self._answered_at_s.setdefault(token, now_s)
-        stale = {t for t, at_s in self._answered_at_s.items() if now_s - at_s > DROP_DELAY_S}
-        if stale:
-            self._upkeep.answer({}, stale)
-        return [r for r in requests if r.state is RequestState.ASKED and r.token not in stale]
-
-    def _answer(self, image: StoreImage, asked: list[Request]) -> None:
-        """Remove what may be removed, durably, and tell those who asked."""
-        shown = {flow.flow_id: flow for flow in image.flows}
-        wanted = list(dict.fromkeys(r.flow for r in asked if r.flow in shown))
-        removed: list[bytes] = []
-        states = dict.fromkeys(wanted, RequestState.IN_USE)
-        for flow in wanted:
-            if shown[flow].state == STATE_OPEN or not self._gate.claim(flow):
-                self._tell(LogEvent.REMOVAL_REFUSED, flow=shown[flow].flow, reason="in_use")
-            elif len(removed) == self._upkeep.room_count:
-                self._gate.release(flow)
-                states[flow] = RequestState.NO_ROOM
-                self._tell(LogEvent.REMOVAL_REFUSED, flow=shown[flow].flow, reason="no_room")
-            else:
-                removed.append(flow)
-                states[flow] = RequestState.REMOVED
-        self._upkeep.remove(removed, REASON_REMOVED)
-        self._sweeps_left = SWEEPS_AFTER_CHANGE
-        for flow in removed:
-            entry = shown[flow]
-            size = entry.bytes - entry.first_offset
-            self._tell(LogEvent.FLOW_REMOVED, flow=entry.flow, bytes=size, reason=REASON_REMOVED)
-        # What is not there, or not any more, counts as removed.
-        answers = {(r.flow, r.token): states.get(r.flow, RequestState.REMOVED) for r in asked}
-        for _ in range(ANSWER_TRIES):
-            if self._upkeep.answer(answers, set()):
-                return
-            time.sleep(ANSWER_INTERVAL_S)
-
     # --- Segments -------------------------------------------------------------------
 
     def _sweep(self, image: StoreImage) -> None:
@@ -215,6 +170,16 @@ class Keeper:
             self._tell_freed(item)
         if swept.discard_error is not None:
             self._tell(LogEvent.DISCARD_FAILED, error=str(swept.discard_error))
+        if swept.blocked_count > 0 and not self._is_blocked:
+            self._tell(
+                LogEvent.REMOVAL_TABLE_FULL,
+                segments=swept.blocked_count,
+                room=self._upkeep.room_count,
+                way_out="they go once segments that their flows lie in become free of kept flows:"
+                " remove what lies beside them, or give listeners that keep for different times"
+                " a store each",
+            )
+        self._is_blocked = swept.blocked_count > 0
         now_s = time.monotonic()
         for flow in swept.gone:
             self._gone_since_s.setdefault(flow, now_s)

@@ -29,10 +29,15 @@ class Freeable(NamedTuple):
 
 
 class Freeing(NamedTuple):
-    """What to do, in this order: removals made durable, then segments given back."""
+    """What to do, in this order: removals made durable, then segments given back.
+
+    `blocked_count`: of segments that nothing is kept in, and that stay, as the table has no
+    room for the flows that lie elsewhere as well.
+    """
 
     removals: tuple[bytes, ...]
     segments: tuple[Freeable, ...]
+    blocked_count: int
 
 
 def flows_of(segment: SegmentImage) -> frozenset[bytes]:
@@ -59,6 +64,7 @@ def plan_freeing(
     places = Counter(flow for _, flows in held for flow in flows)
     removals: dict[bytes, None] = {}
     freeable = []
+    blocked_count = 0
     for segment, flows in held:
         if segment.state is not SegmentState.CLOSED or not flows:
             continue
@@ -67,11 +73,12 @@ def plan_freeing(
             continue
         needed = [flow for flow in sorted(dying) if places[flow] > 1 and flow not in removals]
         if len(removals) + len(needed) > room_count:
+            blocked_count += 1
             continue
         removals.update(dict.fromkeys(needed))
         reason = REASON_RETENTION if dying else REASON_REMOVED
         freeable.append(Freeable(segment, reason, flows))
-    return Freeing(tuple(removals), tuple(freeable))
+    return Freeing(tuple(removals), tuple(freeable), blocked_count)
 
 
 def flows_gone(

@@ -26,12 +26,15 @@ from ingestd.store.flows import Flow
 from ingestd.store.freed import Freer
 from ingestd.store.freeing import REASON_REMOVED
 from ingestd.store.image import StoreImage, id_prefix, read_image
-from ingestd.store.requests import REQUESTS_MAX, Request, RequestBox, RequestState
+from ingestd.store.removals import FLOWS_MAX
+from ingestd.store.requests import REQUESTS_MAX, UNANSWERED, Request, RequestBox, RequestState
 from ingestd.store.superblock import check_store, read_superblock
 from ingestd.store.upkeep import Upkeep
 
 # The daemon looks for requests once a second, and reads the store's footers to decide.
 ANSWER_TIMEOUT_S: Final = 30.0
+# Once it has seen a request it will answer, however long reading a large store takes.
+SEEN_TIMEOUT_S: Final = 600.0
 # What cannot be undone is not done because of a typing mistake.
 REMOVAL_DIGITS_MIN: Final = 8
 POLL_INTERVAL_S: Final = 0.1
@@ -84,7 +87,9 @@ class _Removal:
         self._path = path
         self._wanted = list(dict.fromkeys(wanted))
         self._timeout_s = timeout_s
-        self._deadline_s = time.monotonic() + timeout_s  # put off by every answer
+        # Put off by every answer, and by each word that the daemon has seen a request.
+        self._deadline_s = time.monotonic() + timeout_s
+        self._is_seen = False  # by the daemon, since its last answer
         self._token = secrets.randbits(32)
         self._flows: dict[bytes, Flow] | None = None  # those found and not done; None: not looked
 
@@ -120,12 +125,21 @@ class _Removal:
         image = upkeep.scan()
         flows = self._resolve(image)
         present = {flow.flow_id for flow in image.flows}
-        upkeep.remove([flow for flow in flows if flow in present], REASON_REMOVED)
-        for flow in list(flows):
+        for flow in [flow for flow in flows if flow not in present]:
             self._done(flow)
-        swept = upkeep.sweep(image)
-        self.report.segments_freed_count = len(swept.freed)
-        upkeep.drop(swept.gone)
+        while True:
+            fitting = list(flows)[: upkeep.room_count]
+            upkeep.remove(fitting, REASON_REMOVED)
+            for flow in fitting:
+                self._done(flow)
+            swept = upkeep.sweep(image)
+            self.report.segments_freed_count += len(swept.freed)
+            upkeep.drop(swept.gone)
+            if not flows or not upkeep.room_count:
+                break
+            image = upkeep.scan()  # as segments have gone
+        for flow in list(flows):
+            self._done(flow, self._no_room(flow))
 
     def _resolve(self, image: StoreImage) -> dict[bytes, Flow]:
         """Find what was named, once: later it may be gone because we asked for it."""
@@ -146,6 +160,7 @@ class _Removal:
         flow = self._flows.pop(flow_id)
         bytes_count = flow.bytes - flow.first_offset
         self._deadline_s = time.monotonic() + self._timeout_s
+        self._is_seen = False
         self.report.outcomes.append(Outcome(flow.flow, bytes_count, error))
 
     # --- By the daemon --------------------------------------------------------------
@@ -161,6 +176,8 @@ class _Removal:
                 with read_image(self._path) as image:
                     self._resolve(image)
             box = RequestBox(device, superblock)
+            # What was read until now took its time, and was nobody's fault.
+            self._deadline_s = time.monotonic() + self._timeout_s
             try:
                 return self._ask(device, box)
             finally:
@@ -190,11 +207,14 @@ class _Removal:
         asked = set()
         for request in before:
             is_mine = request.token == self._token and request.flow in self._flows
-            if is_mine and request.state is not RequestState.ASKED:
+            if is_mine and request.state not in UNANSWERED:
                 self._done(request.flow, self._error_of(request))
             else:
                 after.append(request)
                 asked.add(request.flow if is_mine else b"")
+                if is_mine and request.state is RequestState.SEEN and not self._is_seen:
+                    self._is_seen = True
+                    self._deadline_s = time.monotonic() + max(self._timeout_s, SEEN_TIMEOUT_S)
         fresh = [flow for flow in self._flows if flow not in asked]
         room = max(0, REQUESTS_MAX - len(after))
         after += [Request(flow, self._token) for flow in fresh[:room]]
@@ -209,11 +229,16 @@ class _Removal:
                 f"flow {name} of {self._path} is being received: end its connection, and ask again"
             )
         if request.state is RequestState.NO_ROOM:
-            return StoreError(
-                f"flow {name} of {self._path} was not removed, as too many removed flows wait for"
-                " their segments to be given back: remove what lies beside them"
-            )
+            return self._no_room(request.flow)
         return None
+
+    def _no_room(self, flow: bytes) -> StoreError:
+        assert self._flows is not None
+        return StoreError(
+            f"flow {self._flows[flow].flow} of {self._path} was not removed, as {FLOWS_MAX} removed"
+            " flows, the most there may be, wait for their segments to be given back:"
+            " that happens once nothing in these is kept; remove what lies beside them"
+        )
 
     def _give_up_waiting(self) -> None:
         assert self._flows is not None

@@ -4,7 +4,8 @@
 A request hides nothing: only the daemon knows which flows are being received,
 and only it writes the table of removed flows. Invariants: the block is read and
 written under a lock of its byte range; of each entry, the asking side adds and
-takes away, the daemon changes the state, once. Nothing here outlives a crash.
+takes away, the daemon changes the state. Nothing here outlives a daemon: the next one begins
+with an empty block, as what it was asked may not be wanted any more.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from ingestd.store.superblock import Superblock
 
 REQUEST_MAGIC: Final = b"INGESTRQ"
 REQUEST_OFFSET: Final = 704 * 1024
-REQUESTS_MAX: Final = 168
+REQUESTS_MAX: Final = 2728  # as many as fit in 64 KiB, in front of the table of removed flows
 _ENTRY: Final = struct.Struct("<16sII")
 _FLOCK: Final = "hhqqi4x"  # struct flock of fcntl(2)
 
 
 class RequestState(enum.IntEnum):
-    """What became of a request; the daemon answers by any but the first.
+    """What became of a request; the daemon changes it, at first to SEEN, then to an answer.
 
     What is not there, or not any more, counts as removed.
     """
@@ -40,6 +41,10 @@ class RequestState(enum.IntEnum):
     REMOVED = 2
     IN_USE = 3
     NO_ROOM = 4
+    SEEN = 5
+
+
+UNANSWERED: Final = frozenset({RequestState.ASKED, RequestState.SEEN})
 
 
 class Request(NamedTuple):
@@ -121,6 +126,11 @@ class RequestBox:
             for flow, token, state in entries
             if state in states
         ]
+
+    def clear(self) -> None:
+        """Forget what an earlier daemon was asked. Raises StoreError if the device refuses."""
+        if self.read():
+            self.write([])
 
     def write(self, requests: Sequence[Request]) -> None:
         """Replace what the block holds, unflushed. Raises StoreError if the device refuses."""

@@ -32,6 +32,7 @@ from ingestd.store.layout import (
 from ingestd.store.lookup import Found, find_flows
 from ingestd.store.loss import is_elsewhere, loss_of, missing_bytes
 from ingestd.store.recycle import Overwritten, Recycler
+from ingestd.store.requests import RequestBox
 from ingestd.store.segment import SegmentImage, SegmentState
 from ingestd.store.superblock import (
     Superblock,
@@ -254,6 +255,7 @@ def _recover(device: Device, expected_uuid: str | None) -> ServedStore:
     superblock = raised(reading.superblock, _next_generation(device, reading, image.segments))
     device.announce(superblock.store_uuid)
     write_superblocks(device, superblock)
+    RequestBox(device, superblock).clear()
     again = [_write_again(device, superblock, segment) for segment in image.segments]
     if any(again):
         device.sync()

@@ -10,7 +10,7 @@ by one thread, but for stop(), `removed` and the counts, which are for any.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -43,11 +43,13 @@ class UpkeepCounts:
 class Swept(NamedTuple):
     """The segments that were given back, and the flows of which nothing is left.
 
-    `discard_error`: why one of the segments was not discarded, as it should be.
+    `blocked_count`: as of freeing.Freeing. `discard_error`: why one of the segments was not
+    discarded, as it should be.
     """
 
     freed: list[Freeable]
     gone: frozenset[bytes]
+    blocked_count: int
     discard_error: StoreError | None
 
 
@@ -130,12 +132,14 @@ class Upkeep:
         if plan.removals:
             self.remove(plan.removals, REASON_RETENTION)
         freed = self._free(plan.segments)
-        going = frozenset(flow for item in plan.segments for flow in item.flows - removed)
-        alone = going - self.removed
+        # Only what went counts: somebody else may have been quicker, or the end has come.
+        alone = _flows_of(freed) - removed - self.removed
+        for flow in _flows_of(plan.segments) - alone - removed - self.removed:
+            release(flow)
         self.counts.flows[REASON_RETENTION] += len(alone)
         indexes = {item.segment.index for item in freed}
         gone = flows_gone(image.segments, indexes, self.removed) | alone
-        return Swept(freed, gone, self._discard_error)
+        return Swept(freed, gone, plan.blocked_count, self._discard_error)
 
     def _plan(
         self,
@@ -213,8 +217,10 @@ class Upkeep:
         with self._box.locked() as is_ours:
             return self._box.read() if is_ours else []
 
-    def answer(self, states: dict[tuple[bytes, int], RequestState], stale: set[int]) -> bool:
-        """Give requests, by flow and token, their states; take those with `stale` tokens away.
+    def answer(
+        self, states: Mapping[tuple[bytes, int], RequestState], stale: Set[tuple[bytes, int]]
+    ) -> bool:
+        """Give requests, by flow and token, their states; take the `stale` ones away.
 
         False: another process has the block's lock, and nothing was done.
         """
@@ -225,8 +231,12 @@ class Upkeep:
             after = [
                 request._replace(state=states.get((request.flow, request.token), request.state))
                 for request in before
-                if request.token not in stale
+                if (request.flow, request.token) not in stale
             ]
             if after != before:
                 self._box.write(after)
             return True
+
+
+def _flows_of(segments: Iterable[Freeable]) -> frozenset[bytes]:
+    return frozenset(flow for item in segments for flow in item.flows)

@@ -6,20 +6,24 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from ingestd.daemon import keeper as keeper_module
+from ingestd.daemon import request_desk
 from ingestd.daemon.flow_gate import FlowGate
 from ingestd.daemon.keeper import Keeper
 from ingestd.daemon.term_clock import Reading, TermClock
 from ingestd.daemon.terms import Terms
 from ingestd.errors import StoreError
 from ingestd.log import LogEvent
+from ingestd.store import removing
 from ingestd.store.device import Device, open_device
 from ingestd.store.image import StoreImage, read_image
+from ingestd.store.removals import RemovalTable
 from ingestd.store.removing import remove_flows
-from ingestd.store.requests import REQUESTS_MAX, Request, RequestBox, RequestState
+from ingestd.store.requests import Request, RequestBox, RequestState
 from ingestd.store.retention import Retention
 from ingestd.store.segment import SegmentState
 from ingestd.store.serving import ServedStore, open_for_serving
@@ -33,6 +37,7 @@ from support.store_builder import (
     StoreBuilder,
 )
 
+ROUND_COUNT = 100  # of requests
 ONE, TWO, OPEN, ABSENT = (bytes([number]) * 16 for number in (0x11, 0x22, 0x33, 0x44))
 
 
@@ -185,6 +190,7 @@ def test_answers_that_nobody_fetches_are_taken_away(
     stage.ask(ONE)
     stage.keeper.turn()
     monkeypatch.setattr(keeper_module, "DROP_DELAY_S", -1.0)
+    monkeypatch.setattr(request_desk, "ANSWER_KEPT_S", -1.0)
     stage.ask(TWO, token=8)
     stage.keeper.turn()
     stage.keeper.turn()
@@ -202,11 +208,11 @@ def test_a_device_that_refuses_ends_it(stage: Stage, monkeypatch: pytest.MonkeyP
     assert stage.keeper.take_news() == [
         (LogEvent.UPKEEP_FAILED, {"store": "s", "error": "no flush"})
     ]
-    assert stage.answers() == [RequestState.ASKED]
+    assert stage.answers() == [RequestState.SEEN]
     assert stage.gate.is_removed(ONE), "nobody knows what was written"
     monkeypatch.undo()
     stage.keeper.turn()
-    assert stage.answers() == [RequestState.ASKED]
+    assert stage.answers() == [RequestState.SEEN]
 
 
 def test_a_store_that_failed_is_left_alone(stage: Stage) -> None:
@@ -234,8 +240,9 @@ def test_segments_of_a_removal_before_the_start_come_back(stage: Stage) -> None:
 
 def test_more_flows_than_the_block_holds(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keeper_module, "TURN_INTERVAL_S", 0.01)
+    monkeypatch.setattr(removing, "REQUESTS_MAX", ROUND_COUNT)
     segment = stage.begin()
-    flows = [bytes([1, number]) * 8 for number in range(REQUESTS_MAX + 10)]
+    flows = [bytes([1, number]) * 8 for number in range(ROUND_COUNT + 10)]
     for first in range(0, len(flows), 50):
         items = [(Open(flow), Close(flow)) for flow in flows[first : first + 50]]
         segment.batch(*itertools.chain.from_iterable(items))
@@ -251,6 +258,84 @@ def test_more_flows_than_the_block_holds(stage: Stage, monkeypatch: pytest.Monke
     assert not any(outcome.error for outcome in report.outcomes)
     assert stage.box.read() == []
     assert stage.store.upkeep.removed == set(flows)
+
+
+def test_one_reading_serves_all_rounds_and_only_what_it_shows(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asks asks for more when it has an answer; what came later waits for the next reading."""
+    answer, scan = Upkeep.answer, Upkeep.scan
+    still = [[TWO, OPEN]]
+
+    def then_ask_for_more(upkeep: Upkeep, states: Any, stale: Any) -> bool:
+        done = answer(upkeep, states, stale)
+        if still and stage.answers() == [RequestState.REMOVED]:
+            stage.box.write([Request(flow, 7) for flow in still.pop()])
+        return done
+
+    def then_a_flow_ends(upkeep: Upkeep) -> StoreImage:
+        image = scan(upkeep)
+        segment = stage.begin()
+        segment.batch(Open(OPEN), Extent(OPEN, b"sealed a moment ago"), Close(OPEN))
+        segment.mark(1)
+        stage.put(segment)
+        return image
+
+    monkeypatch.setattr(Upkeep, "answer", then_ask_for_more)
+    monkeypatch.setattr(Upkeep, "scan", then_a_flow_ends)
+    monkeypatch.setattr(request_desk, "ROUND_TIME_S", 0.2)
+    stage.ask(ONE)
+    stage.keeper.turn()
+    assert stage.answers() == [RequestState.REMOVED, RequestState.ASKED]
+    assert stage.store.upkeep.removed == {ONE, TWO}
+    monkeypatch.setattr(Upkeep, "scan", scan)
+    stage.keeper.turn()
+    assert stage.answers() == 2 * [RequestState.REMOVED]
+    assert stage.store.upkeep.removed == {ONE, TWO, OPEN}
+
+
+def test_who_asks_is_told_that_it_was_seen_before_the_store_is_read(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    scan = Upkeep.scan
+
+    def look(upkeep: Upkeep) -> StoreImage:
+        seen.append(stage.answers())
+        return scan(upkeep)
+
+    monkeypatch.setattr(Upkeep, "scan", look)
+    stage.ask(ONE)
+    stage.keeper.turn()
+    assert seen == [[RequestState.SEEN]]
+    assert stage.answers() == [RequestState.REMOVED]
+
+
+def test_an_answer_has_its_own_age(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long command has one token all the time, and may fetch an answer late."""
+    monkeypatch.setattr(keeper_module, "DROP_DELAY_S", 1000.0)
+    monkeypatch.setattr(request_desk, "ROUND_TIME_S", 0.0)
+    desk = stage.keeper._desk
+    stage.box.write([Request(ONE, 7, RequestState.REMOVED)])
+    assert desk.take(0.0) == []
+    stage.box.write([Request(ONE, 7, RequestState.REMOVED), Request(TWO, 7)])
+    assert [request.flow for request in desk.take(50.0)] == [TWO]
+    stage.box.write([Request(ONE, 7, RequestState.REMOVED), Request(TWO, 7, RequestState.REMOVED)])
+    assert desk.take(61.0) == []
+    assert [request.flow for request in stage.box.read()] == [TWO]
+    stage.box.write([*stage.box.read(), Request(ONE, 7)])
+    assert [request.flow for request in desk.take(100.0)] == [ONE], "it is asked for again"
+
+
+def test_what_an_earlier_daemon_was_asked_is_not_done(stage: Stage) -> None:
+    """Neither the command nor the daemon lived to the answer."""
+    stage.ask(ONE)
+    stage.store.close()
+    stage.store = open_for_serving(str(stage.path))
+    keeper = stage.make_keeper({})
+    keeper.turn()
+    assert stage.box.read() == []
+    assert keeper.take_news() == []
 
 
 # --- Retention --------------------------------------------------------------------------
@@ -472,3 +557,37 @@ def test_a_sweep_ends_soon_when_the_daemon_does(stage: Stage) -> None:
     stage.keeper.turn()
     assert stage.answers() == [RequestState.REMOVED]
     assert stage.news() == [LogEvent.FLOW_REMOVED], "its segment is given back at the next start"
+
+
+def test_what_finds_no_room_in_the_table_is_told_of_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = stage.begin(), stage.begin()
+    first.batch(Open(OPEN), Extent(OPEN, b"a" * 100))
+    second.batch(Extent(OPEN, b"b" * 100), Close(OPEN))
+    for segment in (first, second):
+        segment.close()
+        stage.put(segment)
+    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
+    with monkeypatch.context() as full:
+        full.setattr(RemovalTable, "room_count", 0)
+        for _ in range(3):
+            keeper._terms._next_s = 0.0
+            keeper.turn()
+    told = [fields for event, fields in keeper.take_news() if event is LogEvent.REMOVAL_TABLE_FULL]
+    assert [fields["segments"] for fields in told] == [2]
+    assert stage.gate.begin(OPEN), "it was not claimed"
+    stage.gate.end(OPEN)
+    keeper._terms._next_s = 0.0
+    keeper.turn()
+    assert [event for event, _ in keeper.take_news()] == 2 * [LogEvent.SEGMENT_FREED]
+
+
+def test_only_what_went_counts(stage: Stage) -> None:
+    """The end comes before the first segment is given back."""
+    stage.store.upkeep.stop()
+    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
+    keeper.turn()
+    assert stage.store.upkeep.counts.flows["retention"] == 0
+    assert not stage.gate.is_removed(ONE)
+    assert keeper.take_news() == []

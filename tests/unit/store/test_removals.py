@@ -80,8 +80,8 @@ def shown(path: Path) -> set[bytes]:
 
 def test_the_structs_fill_their_places() -> None:
     assert REMOVAL_SECTOR.size_bytes == SECTOR_BYTES
-    assert REQUEST_BLOCK.size_bytes == 4096
-    assert REQUEST_OFFSET + 65536 == TABLE_OFFSET, "blocks of any size fit between"
+    assert REQUEST_OFFSET + REQUEST_BLOCK.size_bytes == TABLE_OFFSET
+    assert REQUEST_BLOCK.size_bytes == 65536, "a block of a device, however large"
     assert TABLE_OFFSET + TABLE_BYTES == 1024 * 1024
 
 
@@ -197,6 +197,52 @@ def test_what_lies_beside_a_kept_flow_waits_for_it(path: Path) -> None:
     assert changed(path, lambda _: None).flows == set()
 
 
+def test_what_finds_room_is_removed_and_the_rest_is_named(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One place is left: that of ONE is free again once its segment is given back, TWO's is not."""
+    room = RemovalTable.room_count.fget
+    assert room is not None
+    monkeypatch.setattr(
+        RemovalTable, "room_count", property(lambda table: room(table) - FLOWS_MAX + 1)
+    )
+    report = remove_flows(str(path), ["11111111", "22222222", "33333333"])
+    errors = {outcome.flow[:2]: outcome.error for outcome in report.outcomes}
+    assert (errors["11"], errors["22"]) == (None, None)
+    assert isinstance(errors["33"], StoreError)
+    assert "was not removed" in str(errors["33"])
+    assert report.segments_freed_count == 2
+    assert shown(path) == {THREE}
+
+
+def test_the_time_for_an_answer_begins_with_the_question(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Reading a large store takes longer, before it is asked and, once it was seen, behind that."""
+    clock = [0.0]
+    read, box_read = removing.read_image, RequestBox.read
+    monkeypatch.setattr(removing.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(removing.time, "sleep", lambda seconds: None)
+
+    def slow(name: str) -> object:
+        clock[0] += 100.0
+        return read(name)
+
+    def answered(box: RequestBox) -> list[Request]:
+        requests = box_read(box)
+        clock[0] += 20.0
+        state = RequestState.SEEN if clock[0] < 500 else RequestState.REMOVED
+        return [request._replace(state=state) for request in requests]
+
+    monkeypatch.setattr(removing, "read_image", slow)
+    monkeypatch.setattr(RequestBox, "read", answered)
+    with open_device(str(path)) as holder:
+        fcntl.flock(holder.fd, fcntl.LOCK_EX)
+        report = remove_flows(str(path), ["11111111"], timeout_s=30.0)
+    assert [outcome.error for outcome in report.outcomes] == [None]
+    assert clock[0] >= 500
+
+
 def test_unknown_flows_do_not_keep_others(path: Path) -> None:
     report = remove_flows(str(path), ["ffffffff", "11111111", "1111-11111"])
     kinds = [type(outcome.error) for outcome in report.outcomes]
@@ -255,7 +301,7 @@ def test_requests_come_back_as_they_were_written(path: Path) -> None:
         many = [Request(os.urandom(16), n, RequestState(n % 4 + 1)) for n in range(REQUESTS_MAX)]
         box.write(many)
         assert box.read() == many
-        block = bytearray(device.read(REQUEST_OFFSET, 4096))
+        block = bytearray(device.read(REQUEST_OFFSET, 65536))
         block[4000] ^= 1
         device.write(REQUEST_OFFSET, bytes(block))
         assert box.read() == [], "half a block asks for nothing"
