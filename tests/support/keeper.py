@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A keeper on a small store, and who asks it for something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ingestd.daemon import keeper as keeper_module
+from ingestd.daemon.flow_gate import FlowGate
+from ingestd.daemon.keeper import Keeper
+from ingestd.log import LogEvent
+from ingestd.store.device import open_device
+from ingestd.store.requests import Request, RequestBox, RequestState
+from ingestd.store.retention import Retention
+from ingestd.store.serving import ServedStore, open_for_serving
+from ingestd.store.upkeep import Upkeep
+from support.store_builder import (
+    Close,
+    Extent,
+    Open,
+    SegmentWriter,
+    StoreBuilder,
+)
+
+ONE, TWO, OPEN, ABSENT = (bytes([number]) * 16 for number in (0x11, 0x22, 0x33, 0x44))
+
+
+class Stage:
+    """A store with the flows ONE and TWO in segments of their own, its keeper, and who asks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        builder = StoreBuilder(segment_count=6)
+        for index, flow in enumerate((ONE, TWO)):
+            segment = builder.segment(index)
+            segment.batch(Open(flow), Extent(flow, b"x" * 5000), Close(flow))
+            segment.close()
+        builder.save(path)
+        self.builder = builder
+        self.store: ServedStore = open_for_serving(str(path))
+        self.gate = FlowGate(self.store.upkeep.removed)
+        self.is_failed = False
+        self.keeper = self.make_keeper({})
+        self.device = open_device(str(path), write=True)
+        self.box = RequestBox(self.device, self.store.superblock)
+        self.scans_count = 0
+
+    def make_keeper(self, retentions: dict[str, Retention]) -> Keeper:
+        return Keeper("s", self.store, self.gate, retentions, lambda: self.is_failed, lambda: None)
+
+    def ask(self, *flows: bytes, token: int = 7) -> None:
+        self.box.write(self.box.read() + [Request(flow, token) for flow in flows])
+
+    def answers(self) -> list[RequestState]:
+        return [request.state for request in self.box.read()]
+
+    def begin(self) -> SegmentWriter:
+        """A worker begins a segment that it was granted."""
+        grant = self.store.take_segment()
+        assert grant is not None
+        index, sequence = grant
+        self.builder.generation, self.builder.counter = sequence >> 32, (sequence & 0xFFFFFFFF) - 1
+        return self.builder.segment(index)
+
+    def put(self, segment: SegmentWriter) -> None:
+        with self.path.open("r+b") as file:
+            file.seek(segment.base)
+            file.write(
+                self.builder.image[segment.base : segment.base + segment.store.segment_bytes]
+            )
+
+    def news(self) -> list[LogEvent]:
+        return [event for event, _ in self.keeper.take_news()]
+
+
+@contextmanager
+def staged(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """A stage whose keeper never waits; it counts how often the store is read."""
+    made = Stage(path)
+    scan = Upkeep.scan
+
+    def counted(upkeep: Upkeep) -> object:
+        made.scans_count += 1
+        return scan(upkeep)
+
+    monkeypatch.setattr(Upkeep, "scan", counted)
+    monkeypatch.setattr(keeper_module, "TURN_INTERVAL_S", 0.0)
+    monkeypatch.setattr(keeper_module, "SWEEP_PAUSE_TIMES", 0)
+    monkeypatch.setattr(keeper_module, "REQUEST_PAUSE_TIMES", 0)
+    yield made
+    made.device.close()
+    made.store.close()

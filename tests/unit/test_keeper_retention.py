@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The keeper and retention: what is past its term, by which clock, and what came meanwhile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ingestd.daemon.keeper import Keeper
+from ingestd.daemon.term_clock import Reading, TermClock
+from ingestd.daemon.terms import Terms
+from ingestd.log import LogEvent
+from ingestd.store.image import StoreImage, read_image
+from ingestd.store.removals import RemovalTable
+from ingestd.store.requests import RequestState
+from ingestd.store.retention import Retention
+from ingestd.store.segment import SegmentState
+from ingestd.store.upkeep import Upkeep
+from support.keeper import ONE, OPEN, TWO, Stage, staged
+from support.store_builder import (
+    SECOND_NS,
+    Close,
+    Extent,
+    Open,
+)
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    with staged(tmp_path / "store.img", monkeypatch) as made:
+        yield made
+
+
+def test_past_their_term_flows_go_but_those_that_are_fed(stage: Stage) -> None:
+    """What the builder writes is long ago."""
+    assert stage.gate.begin(ONE)
+    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
+    keeper.turn()
+    news = keeper.take_news()
+    assert [(event, fields["reason"]) for event, fields in news] == [
+        (LogEvent.SEGMENT_FREED, "retention")
+    ]
+    assert stage.store.upkeep.counts.flows == {"retention": 1}
+    assert stage.gate.is_removed(TWO)
+    assert not stage.gate.begin(TWO)
+    with read_image(str(stage.path)) as image:
+        assert [flow.flow_id for flow in image.flows] == [ONE]
+
+
+def test_beside_a_flow_that_is_fed_no_claim_stays(stage: Stage) -> None:
+    third = b"\x77" * 16
+    segment = stage.begin()
+    for flow in (OPEN, third):
+        segment.batch(Open(flow), Extent(flow, b"x"), Close(flow))
+    segment.close()
+    stage.put(segment)
+    assert stage.gate.begin(third)
+    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
+    keeper.turn()
+    assert stage.gate.is_removed(ONE)
+    assert stage.gate.begin(OPEN), "it stays, and may be gone on with"
+
+
+def test_of_other_listeners_and_before_their_term_all_stay(stage: Stage) -> None:
+    for retentions in (
+        {"other": Retention(for_ns=1)},
+        {"data": Retention(for_ns=2**62)},
+        {"data": Retention(for_ns=1, bytes_count=10_000)},
+    ):
+        keeper = stage.make_keeper(retentions)
+        for _ in range(3):
+            keeper.turn()
+        assert keeper.take_news() == []
+
+
+def test_the_newest_bytes_stay(stage: Stage) -> None:
+    keeper = stage.make_keeper({"data": Retention(bytes_count=5000)})
+    keeper.turn()
+    with read_image(str(stage.path)) as image:
+        assert [flow.flow_id for flow in image.flows] == [TWO]
+
+
+def test_a_flow_over_several_segments_is_removed_first(stage: Stage) -> None:
+    """One of its segments can be given back, the other is still being filled."""
+    first, second = stage.begin(), stage.begin()
+    first.batch(Open(OPEN), Extent(OPEN, b"a" * 100))
+    second.batch(Extent(OPEN, b"b" * 100), Close(OPEN))
+    second.mark(1)
+    first.close()
+    stage.put(first)
+    stage.put(second)
+    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
+    keeper.turn()
+    assert stage.store.upkeep.removed == {OPEN}
+    with read_image(str(stage.path)) as image:
+        assert image.flows == []
+        assert [flow.flow_id for flow in image.removed] == [OPEN]
+        assert image.segments[first.index].state is SegmentState.FREE
+
+
+class Machine:
+    """Its clocks, which stand still but where a test sets them."""
+
+    def __init__(self, wall_ns: int) -> None:
+        self.wall_ns = wall_ns
+        self.boot_ns = 0
+
+    def run(self, seconds: int) -> None:
+        self.wall_ns += seconds * SECOND_NS
+        self.boot_ns += seconds * SECOND_NS
+
+    def keeper(self, stage: Stage, retention: Retention) -> Keeper:
+        """One that goes by these clocks."""
+        keeper = stage.make_keeper({"data": retention})
+        clock = TermClock(lambda: Reading(self.wall_ns, self.boot_ns))
+        keeper._terms = Terms({"data": retention}, keeper._tell, clock)
+        return keeper
+
+
+def last_end_ns(stage: Stage) -> int:
+    with read_image(str(stage.path)) as image:
+        return max(flow.ended_ns for flow in image.flows)
+
+
+def test_it_looks_again_when_a_term_has_come(stage: Stage) -> None:
+    machine = Machine(last_end_ns(stage))
+    scans_count = stage.scans_count
+    keeper = machine.keeper(stage, Retention(for_ns=100 * SECOND_NS))
+    for _ in range(3):
+        keeper.turn()
+    assert stage.scans_count == scans_count + 1, "it knows when the next is due"
+    machine.run(100)
+    keeper._terms._next_s = 0.0
+    keeper.turn()
+    news = [event for event, _ in keeper.take_news()]
+    assert news == [LogEvent.SEGMENT_FREED, LogEvent.SEGMENT_FREED]
+
+
+def test_a_clock_that_is_set_lets_nothing_go(stage: Stage) -> None:
+    """Ten years ahead: neither at once, nor in the hour that follows."""
+    machine = Machine(last_end_ns(stage))
+    keeper = machine.keeper(stage, Retention(for_ns=7200 * SECOND_NS))
+    keeper.turn()
+    machine.wall_ns += 315_360_000 * SECOND_NS
+    for _ in range(3):
+        keeper._terms._next_s = 0.0
+        keeper.turn()
+        machine.run(1000)
+    ((event, fields),) = keeper.take_news()
+    assert (event, fields["step_s"]) == (LogEvent.CLOCK_SET, 315_360_000.0)
+    machine.run(3600)
+    keeper._terms._next_s = 0.0
+    keeper.turn()
+    assert [event for event, _ in keeper.take_news()] == 2 * [LogEvent.SEGMENT_FREED]
+
+
+@pytest.mark.parametrize("years", [-50, 50])
+def test_flows_that_cannot_be_dated_so_are_told_of_and_go_by_what_was_seen(
+    stage: Stage, years: int
+) -> None:
+    machine = Machine(last_end_ns(stage) - years * 31_536_000 * SECOND_NS)
+    keeper = machine.keeper(stage, Retention(for_ns=100 * SECOND_NS))
+    for _ in range(2):
+        keeper._terms._next_s = 0.0
+        keeper.turn()
+    news = keeper.take_news()
+    if years < 0:
+        assert news == [], "to be sure that the clock is right takes an hour"
+    else:
+        ((event, fields),) = news
+        assert (event, fields["count"]) == (LogEvent.FLOWS_MISDATED, 2)
+    machine.run(50)
+    keeper._terms._next_s = 0.0
+    keeper.turn()
+    assert keeper.take_news() == []
+    machine.run(50)
+    keeper._terms._next_s = 0.0
+    keeper.turn()
+    assert [event for event, _ in keeper.take_news()] == 2 * [LogEvent.SEGMENT_FREED]
+
+
+# --- What happens while the store is read ------------------------------------------------
+
+
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_a_flow_that_was_gone_on_with_while_the_store_was_read_stays(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, is_asked: bool
+) -> None:
+    """It is whole and durable in segments that were not looked at, and no connection has it now."""
+    scan = Upkeep.scan
+
+    def slow(upkeep: Upkeep) -> StoreImage:
+        image = scan(upkeep)
+        assert stage.gate.begin(ONE)
+        segment = stage.begin()
+        segment.batch(Open(ONE), Extent(ONE, b"more"), Close(ONE))
+        segment.close()
+        stage.put(segment)
+        stage.gate.end(ONE)
+        return image
+
+    monkeypatch.setattr(Upkeep, "scan", slow)
+    keeper = stage.make_keeper({} if is_asked else {"data": Retention(for_ns=1)})
+    if is_asked:
+        stage.ask(ONE)
+    keeper.turn()
+    assert stage.answers() == ([RequestState.IN_USE] if is_asked else [])
+    with read_image(str(stage.path)) as image:
+        assert image.find(ONE.hex()).bytes == 5004
+    assert ONE not in stage.store.upkeep.removed
+    assert stage.gate.begin(ONE), "it was not claimed"
+
+
+def test_a_flow_that_ended_while_the_store_was_read_stays(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was fed when the reading began."""
+    scan = Upkeep.scan
+
+    def slow(upkeep: Upkeep) -> StoreImage:
+        stage.gate.end(ONE)
+        return scan(upkeep)
+
+    assert stage.gate.begin(ONE)
+    monkeypatch.setattr(Upkeep, "scan", slow)
+    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
+    keeper.turn()
+    assert not stage.gate.is_removed(ONE)
+    monkeypatch.setattr(Upkeep, "scan", scan)
+    keeper._terms._next_s = 0.0
+    keeper.turn()
+    assert stage.gate.is_removed(ONE), "the next reading knows of its end"
+
+
+def test_what_finds_no_room_in_the_table_is_told_of_once(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = stage.begin(), stage.begin()
+    first.batch(Open(OPEN), Extent(OPEN, b"a" * 100))
+    second.batch(Extent(OPEN, b"b" * 100), Close(OPEN))
+    for segment in (first, second):
+        segment.close()
+        stage.put(segment)
+    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
+    with monkeypatch.context() as full:
+        full.setattr(RemovalTable, "room_count", 0)
+        for _ in range(3):
+            keeper._terms._next_s = 0.0
+            keeper.turn()
+    told = [fields for event, fields in keeper.take_news() if event is LogEvent.REMOVAL_TABLE_FULL]
+    assert [fields["segments"] for fields in told] == [2]
+    assert stage.gate.begin(OPEN), "it was not claimed"
+    stage.gate.end(OPEN)
+    keeper._terms._next_s = 0.0
+    keeper.turn()
+    assert [event for event, _ in keeper.take_news()] == 2 * [LogEvent.SEGMENT_FREED]
+
+
+def test_only_what_went_counts(stage: Stage) -> None:
+    """The end comes before the first segment is given back."""
+    stage.store.upkeep.stop()
+    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
+    keeper.turn()
+    assert stage.store.upkeep.counts.flows["retention"] == 0
+    assert not stage.gate.is_removed(ONE)
+    assert keeper.take_news() == []
