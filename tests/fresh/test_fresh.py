@@ -27,7 +27,7 @@ from carried import (
     pip_settings,
 )
 from roots import EXIT_TIMEOUT, LOCKED_MEMORY_KIB, USER, Base, Root, remove, run_logged
-from run_fresh import Outcome, summary
+from run_fresh import STEPS, Outcome, steps_of, summary
 from vmlab.errors import VmError
 
 LISTED = """\
@@ -169,6 +169,13 @@ def test_nothing_is_removed_over_a_mount(tmp_path: Path) -> None:
         subprocess.run(["umount", str(inside)], check=True)
     remove(tmp_path / "roots")
     assert not (tmp_path / "roots").exists()
+
+
+def test_in_brief_only_the_second_check_is_left_out() -> None:
+    steps = list(STEPS)
+    assert steps_of("root", steps, is_brief=True) == steps
+    assert steps_of(USER, steps, is_brief=True) == ["run", "tests"]
+    assert steps_of(USER, steps, is_brief=False) == steps
 
 
 def test_the_sum_names_what_failed() -> None:
