@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from typing import Any, Final
 
 sys.path.append(str(Path(__file__).resolve().parents[1]))  # for `support`, as a program
 
-from support.native import PURE_SOURCES, TESTS, build_executable, find_program
+from support.native import PURE_SOURCES, TESTS, build_executable
 
 RUN_TIMEOUT_S: Final = 300
 CALLGRIND_FRAGMENTS_COUNT: Final = 200_000
@@ -70,7 +71,7 @@ def run_once(program: Path, scenario: str, fragments_count: int) -> dict[str, An
 
 def instructions_per_fragment(program: Path, scenario: str, fragments_count: int) -> float | None:
     """Instructions inside bench_loop, from callgrind; None without valgrind."""
-    valgrind = find_program("valgrind")
+    valgrind = shutil.which("valgrind")
     if valgrind is None:
         return None
     with tempfile.TemporaryDirectory() as directory:

@@ -3,9 +3,10 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
-from support.native import find_program
 from tests.bench import plan_bench
 
 
@@ -31,7 +32,7 @@ def test_every_scenario_accounts_for_its_bytes() -> None:
 
 @pytest.mark.timeout(300)
 def test_instructions_are_counted() -> None:
-    if find_program("valgrind") is None:
+    if shutil.which("valgrind") is None:
         pytest.skip("valgrind is not installed")
     counted = plan_bench.instructions_per_fragment(plan_bench.build(), "4096-pages-M4-L4096", 5000)
     assert counted is not None

@@ -137,6 +137,7 @@ def file_system(tmp_path: Path) -> Iterator[Path]:
             run("umount", directory)
 
 
+@pytest.mark.needs_root
 def test_bytes_that_wait_for_the_device_are_no_silence(
     file_system: Path, start_daemon: StartDaemon, tmp_path: Path, seed: int
 ) -> None:

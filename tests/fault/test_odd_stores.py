@@ -41,6 +41,7 @@ def _file_system(kind: str, directory: Path) -> Iterator[Path]:
         run("umount", "--lazy", merged)
 
 
+@pytest.mark.needs_root
 @pytest.mark.parametrize("kind", ["tmpfs", "overlay"])
 def test_what_format_takes_serve_takes(kind: str, tmp_path: Path, seed: int) -> None:
     """With batches that do not come in whole pages, a kill and a recovery."""

@@ -95,6 +95,7 @@ def test_output_to_another_store(store: Path, tmp_path: Path) -> None:
     assert other.read_bytes() == before
 
 
+@pytest.mark.needs_root
 def test_an_output_file_is_there_whole_or_as_it_was(store: Path, tmp_path: Path) -> None:
     flow, target = _flow(store), tmp_path / "out"
     run_ingestd("cat", store, flow, "-o", target)

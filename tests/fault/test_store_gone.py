@@ -82,6 +82,7 @@ def test_a_store_that_another_took_is_failed(daemon: Daemon) -> None:
     assert "ESTALE" in str(event["error"])
 
 
+@pytest.mark.needs_root
 @pytest.mark.parametrize("is_cut_below", [False, True])
 def test_a_device_that_shrinks(
     tmp_path: Path, start_daemon: Callable[..., Daemon], is_cut_below: bool
@@ -112,6 +113,7 @@ def test_a_store_that_is_renamed_goes_on(daemon: Daemon, seed: int) -> None:
     assert [flow["flow"] for flow in list_flows(moved)] == [sent.flow]
 
 
+@pytest.mark.needs_root
 def test_a_sparse_store_is_told_of_and_a_full_file_system_too(
     tmp_path: Path, start_daemon: Callable[..., Daemon], seed: int
 ) -> None:

@@ -131,6 +131,7 @@ def test_a_copy_of_a_served_store_is_served_by_nobody(
     start_daemon(copy, log=tmp_path / "log2").stop()
 
 
+@pytest.mark.needs_root
 def test_a_file_whose_loop_device_is_mounted_is_not_served(tmp_path: Path) -> None:
     file = format_store(tmp_path / "store.img")
     begin = file.read_bytes()[:MIB]
@@ -142,6 +143,7 @@ def test_a_file_whose_loop_device_is_mounted_is_not_served(tmp_path: Path) -> No
             assert loop.name in serve_refusal(StoreBusyError, file)
 
 
+@pytest.mark.needs_root
 def test_removing_from_a_mounted_device_is_refused_at_once(tmp_path: Path) -> None:
     with loop_device(tmp_path / "disk.img", 64 * MIB) as device:
         run_ingestd("format", device)

@@ -367,6 +367,7 @@ def test_no_wipefs_is_no_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert path.read_bytes() == b"x" * 8192
 
 
+@pytest.mark.needs_root
 @pytest.mark.parametrize("at_byte", [4096, 900 * KIB, 33 * MIB, 64 * MIB - 512])
 def test_unknown_data_on_a_device_wants_force(tmp_path: Path, at_byte: int) -> None:
     """No signature that wipefs knows: a volume in a format of somebody's own, or encrypted."""
@@ -381,6 +382,7 @@ def test_unknown_data_on_a_device_wants_force(tmp_path: Path, at_byte: int) -> N
         make(device, None, force=True)
 
 
+@pytest.mark.needs_root
 def test_an_erased_device_is_blank(tmp_path: Path) -> None:
     """Flash that was erased may read as ones."""
     with loop_device(tmp_path / "disk.img", 8 * MIB) as device:
@@ -388,6 +390,7 @@ def test_an_erased_device_is_blank(tmp_path: Path) -> None:
         make(device, None)
 
 
+@pytest.mark.needs_root
 def test_what_is_opened_is_what_is_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

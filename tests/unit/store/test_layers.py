@@ -113,6 +113,7 @@ def test_loop_devices_on_parts_of_a_file(tmp_path: Path) -> None:
         assert len(loops_over(key)) == 3
 
 
+@pytest.mark.needs_root
 def test_partition_of_a_loop_device(tmp_path: Path) -> None:
     with loop_device(tmp_path / "disk.img", 64 * MIB, 512, "--partscan") as device:
         write_partition_table(device, 2048, 4096)
