@@ -22,7 +22,7 @@ from vmlab.process import run  # noqa: E402
 
 BUILD = HERE.parents[1] / "build" / "vm"
 BUILD_TIMEOUT_S = 300.0
-TESTS_TIMEOUT_S = 900.0
+TESTS_TIMEOUT_S = 1800.0
 HUGEPAGES = 40
 DISKS = (
     Disk("nvme512", "nvme", 512),

@@ -16,7 +16,7 @@
 #define MOVED_PORT 7005  /* ... and has a rule for it, which a case takes away */
 #define POLL_US 20000
 #define SECOND_US 1000000
-#define WAIT_SECONDS 60
+#define WAIT_SECONDS 240
 
 static unsigned fresh_seed(void) {
     return (unsigned)getpid() % 4093 * 4096 + 3072;
@@ -62,8 +62,8 @@ static void run_crowd(const void *argument) {
     open_crowd(&server, t);
     if (t->is_suspended)
         CHECK_CALL(kill(server.pid, SIGSTOP));
-    trial_send(&sender, trial_disk("crowds"), NET_ADDRESS, "-p %u -n %u -b %u -S %u -t 240",
-               t->port, t->flows, t->bytes, fresh_seed());
+    trial_send(&sender, trial_disk("crowds"), NET_ADDRESS, "-p %u -n %u -b %u -S %u", t->port,
+               t->flows, t->bytes, fresh_seed());
     if (t->is_suspended) {
         usleep(3 * SECOND_US);
         CHECK_CALL(kill(server.pid, SIGCONT));
@@ -85,8 +85,8 @@ static void run_rule_taken_away(const void *argument) {
     int tries = 0;
 
     open_crowd(&server, t);
-    trial_send(&sender, trial_disk("crowds"), NET_ADDRESS, "-p %u -n %u -b %u -S %u -t 240",
-               t->port, t->flows, t->bytes, fresh_seed());
+    trial_send(&sender, trial_disk("crowds"), NET_ADDRESS, "-p %u -n %u -b %u -S %u", t->port,
+               t->flows, t->bytes, fresh_seed());
     while (trial_value_now(&server, "received_bytes") < t->bytes) {
         CHECK(tries++ < WAIT_SECONDS * (SECOND_US / POLL_US), "nothing comes");
         usleep(POLL_US);
