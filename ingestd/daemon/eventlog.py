@@ -15,25 +15,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ingestd.log import Log, LogEvent
-from ingestd.store import layout
+from ingestd.store.flows import REASONS
 
 if TYPE_CHECKING:
     from ingestd.core._core import Event
     from ingestd.daemon.worker import Core, WorkerThread
 
-# enum close_reason of core/format.h, in the words of the raw protocol's errors.
-_REASONS: Final = {
-    layout.CLOSE_REASON_NONE: "none",
-    layout.CLOSE_REASON_PEER: "connection_lost",
-    layout.CLOSE_REASON_IDLE: "idle_timeout",
-    layout.CLOSE_REASON_SHUTDOWN: "shutdown",
-    layout.CLOSE_REASON_STORE_FULL: "store_full",
-    layout.CLOSE_REASON_LIMIT: "limit",
-    layout.CLOSE_REASON_REPLACED: "replaced",
-    layout.CLOSE_REASON_CHECKSUM: "checksum",
-    layout.CLOSE_REASON_LENGTH: "length",
-    layout.CLOSE_REASON_RECEIVER: "receiver",
-}
 # enum session_error of core/session.h: what can end a connection before it is a flow.
 _HELLO_TIMEOUT: Final = 1
 _BACKPRESSURE_CAUSES: Final = {1: "area", 2: "device"}
@@ -152,11 +139,11 @@ def hello_failure(event: Event) -> str:
     """Return why a connection ended before its hello was decided on."""
     if event.code == _HELLO_TIMEOUT:
         return "hello_timeout"
-    return _REASONS.get(event.detail, str(event.detail))
+    return REASONS.get(event.detail, str(event.detail))
 
 
 def _reason(event: Event) -> _Fields:
-    fields: _Fields = {"reason": _REASONS.get(event.code, str(event.code))}
+    fields: _Fields = {"reason": REASONS.get(event.code, str(event.code))}
     if event.detail:
         fields["error"] = errno_text(event.detail)
     return fields

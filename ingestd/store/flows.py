@@ -48,9 +48,10 @@ STATE_DAMAGED: Final = "damaged"  # bytes are missing, and a damaged segment may
 STATES: Final = (STATE_OPEN, STATE_SEALED, STATE_INTERRUPTED, STATE_DAMAGED)
 
 PROTOCOLS: Final = {1: "raw", 2: "ingest"}
+# In the words of the log and of the raw protocol's errors.
 REASONS: Final = {
     CLOSE_REASON_NONE: "none",
-    CLOSE_REASON_PEER: "peer",
+    CLOSE_REASON_PEER: "connection_lost",
     CLOSE_REASON_IDLE: "idle_timeout",
     CLOSE_REASON_SHUTDOWN: "shutdown",
     CLOSE_REASON_STORE_FULL: "store_full",
