@@ -146,7 +146,13 @@ def _keys(loc: tuple[int | str, ...], root: type[BaseModel]) -> dict[str, FieldI
     """The keys that are known beside the last one of loc."""
     if len(loc) == 1:
         return root.model_fields
-    return next(model for name, model, _ in _models(root) if name == loc[0]).model_fields
+    model, named = next((model, named) for name, model, named in _models(root) if name == loc[0])
+    for part in loc[2 if named else 1 : -1]:
+        field = model.model_fields.get(str(part))
+        inner = field.annotation if field else None
+        if isinstance(inner, type) and issubclass(inner, BaseModel):
+            model = inner  # a table in a table
+    return model.model_fields
 
 
 def _field_at(loc: tuple[int | str, ...], root: type[BaseModel]) -> FieldInfo | None:

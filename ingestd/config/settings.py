@@ -140,6 +140,17 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
+class DirectIoSettings(_Section):
+    """What a store's device takes in one direct write, where that is stricter than it says.
+
+    None: as found. Bytes; virt_boundary 0: none.
+    """
+
+    mem_align: Annotated[int, PowerOfTwo, Field(ge=1, le=4096)] | None = None
+    write_align: Annotated[int, PowerOfTwo, Field(ge=512, le=65536)] | None = None
+    virt_boundary: Annotated[int, PowerOfTwo, Field(ge=0, le=4096)] | None = None
+
+
 class StoreSettings(_Section):
     """One store and the workers that write to it; sizes are per worker."""
 
@@ -170,6 +181,7 @@ class StoreSettings(_Section):
     flows_max: int = Field(default=16384, ge=1, le=262144)
     flush_interval_s: float = Field(default=0.05, ge=0.001, le=60)
     commit_interval_s: float = Field(default=0.2, ge=0.001, le=60)
+    direct_io: DirectIoSettings = DirectIoSettings()
 
 
 class ListenerSettings(_Section):

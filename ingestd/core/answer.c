@@ -170,11 +170,6 @@ size_t answer_last(const struct flow *f, int store_errno, char *line, size_t cap
     const struct session *s = f->session;
     char id[37];
     format_id(f->id, id);
-    if (s->error == SESSION_REFUSED && store_errno == 0) {
-        assert(s->text_bytes > 0 && s->text_bytes <= capacity);
-        memcpy(line, s->text, s->text_bytes);
-        return s->text_bytes;
-    }
     if (f->state == FLOW_STATE_SEALED && store_errno == 0)
         return checked(format_sealed(f, id, line, capacity), capacity);
     struct refusal r = refusal_of_session(f, store_errno);

@@ -5,7 +5,7 @@
  * one JSON object and a newline. Pure.
  *
  * Every function writes its line, without terminator counted, and returns its
- * bytes; capacity is at least SESSION_LINE_BYTES for those of protocol ingest.
+ * bytes; FLOW_LINE_BYTES of capacity do. What Python has worded is no matter of theirs.
  */
 #ifndef INGESTD_ANSWER_H
 #define INGESTD_ANSWER_H

@@ -114,9 +114,9 @@ static bool add_open_record(struct worker *w, struct batch *b, struct flow *f) {
         .listener_bytes = (uint16_t)strlen(l->name),
     };
     if (f->session != NULL) {
-        o.name = f->session->name;
+        o.name = f->session->pages->name;
         o.name_bytes = f->session->name_bytes;
-        o.labels = f->session->labels;
+        o.labels = f->session->pages->labels;
         o.labels_bytes = f->session->labels_bytes;
     }
     memcpy(o.peer_address, f->peer_address, sizeof o.peer_address);

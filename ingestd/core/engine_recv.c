@@ -130,7 +130,7 @@ static bool deliver(struct worker *w, struct flow *f) {
 
 static void put_held_back(struct worker *w, struct flow *f) {
     struct session *s = f->session;
-    memcpy(w->area.base + f->slot_offset, s->block, s->filled);
+    memcpy(w->area.base + f->slot_offset, s->pages->block, s->filled);
     f->slot_filled = f->slot_copied = s->filled;
     s->filled = 0;
 }

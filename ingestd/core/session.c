@@ -6,7 +6,6 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/random.h>
 #include <sys/socket.h>
@@ -16,35 +15,6 @@
 
 /* A last line that finds no room in the socket for so long is given up. */
 #define LAST_LINE_NS 10000000000ull
-
-int session_pool_open(struct session_pool *p, uint32_t capacity) {
-    /* calloc leaves pages of sessions never used untouched: they cost no memory. */
-    p->sessions = calloc(capacity, sizeof *p->sessions);
-    p->capacity = capacity;
-    p->used_upto = 0;
-    p->free_head = FLOW_NONE;
-    return p->sessions != NULL ? 0 : -ENOMEM;
-}
-
-void session_pool_close(struct session_pool *p) {
-    free(p->sessions);
-    p->sessions = NULL;
-}
-
-static struct session *take(struct session_pool *p) {
-    uint32_t index = p->free_head;
-    if (index != FLOW_NONE)
-        p->free_head = p->sessions[index].next_free;
-    else
-        index = p->used_upto++;
-    assert(index < p->capacity); /* one for each connection that the listener may have */
-    struct session *s = &p->sessions[index];
-    assert(!s->in_use);
-    memset(s, 0, sizeof *s);
-    s->index = index;
-    s->in_use = true;
-    return s;
-}
 
 static struct listener *listener_of(struct worker *w, const struct flow *f) {
     return &w->listeners[f->listener];
@@ -56,6 +26,7 @@ bool session_give(struct worker *w, struct flow *f) {
     if (s->asked && !s->told)
         return false;
     flow_news_remove(&w->flows, &listener_of(w, f)->news, f);
+    session_give_pages(s, SESSION_PAGES_BYTES);
     s->in_use = false;
     s->next_free = p->free_head;
     p->free_head = s->index;
@@ -70,24 +41,34 @@ static void send_rest(struct worker *w, struct flow *f) {
     struct io_uring_sqe *sqe = worker_sqe(w);
     /* Only the last line may wait for a sender that does not read. */
     int flags = f->phase == FLOW_ANSWERING ? MSG_WAITALL : MSG_DONTWAIT;
-    io_uring_prep_send(sqe, f->fd, s->line + s->line_sent, (size_t)(s->line_bytes - s->line_sent),
+    io_uring_prep_send(sqe, f->fd, s->saying + s->line_sent, (size_t)(s->line_bytes - s->line_sent),
                        MSG_NOSIGNAL | flags);
     sqe->user_data = uring_tag(TAG_LINE, f->index);
     f->ops_in_flight++;
     s->sending = true;
 }
 
+/* Whether the last line is one that Python has worded. */
+static bool is_worded(const struct worker *w, const struct session *s) {
+    return s->error == SESSION_REFUSED && w->writer.failed == 0;
+}
+
 static bool next_line(struct worker *w, struct flow *f) {
     struct session *s = f->session;
     size_t bytes = 0;
+    s->saying = f->line;
     if (s->accepted_due) {
-        bytes = answer_accepted(f, listener_of(w, f)->ack_interval_ns, s->line, sizeof s->line);
+        bytes = answer_accepted(f, listener_of(w, f)->ack_interval_ns, f->line, sizeof f->line);
         s->accepted_due = false;
+    } else if (f->phase == FLOW_ANSWERING && !s->last_line && is_worded(w, s)) {
+        s->saying = s->pages->text;
+        bytes = s->text_bytes;
+        s->last_line = true;
     } else if (f->phase == FLOW_ANSWERING && !s->last_line) {
-        bytes = answer_last(f, w->writer.failed, s->line, sizeof s->line);
+        bytes = answer_last(f, w->writer.failed, f->line, sizeof f->line);
         s->last_line = true;
     } else if (s->admitted && !f->ended && f->durable_bytes > s->told_bytes) {
-        bytes = answer_durable(f->durable_bytes, s->line, sizeof s->line);
+        bytes = answer_durable(f->durable_bytes, f->line, sizeof f->line);
         s->told_bytes = f->durable_bytes;
         STAT_ADD(w, durable_lines, 1);
     }
@@ -159,7 +140,7 @@ static bool session_post(struct worker *w, struct flow *f) {
     memcpy(q.flow, f->id, sizeof q.flow);
     worker_format_peer(f, q.peer, sizeof q.peer);
     memcpy(q.challenge, s->challenge, sizeof q.challenge);
-    memcpy(q.block, s->block, sizeof q.block);
+    memcpy(q.block, s->pages->block, sizeof q.block);
     if (!admission_ask(&w->admission, &q))
         return false;
     s->asked = true;
@@ -216,7 +197,7 @@ static void end_with(struct worker *w, struct flow *f, enum session_error error,
 
 void session_begin(struct worker *w, struct flow *f) {
     struct listener *l = listener_of(w, f);
-    struct session *s = take(&l->sessions);
+    struct session *s = session_pool_take(&l->sessions);
     f->session = s;
     f->phase = FLOW_HELLO;
     s->serial = ++w->session_serial;
@@ -226,8 +207,9 @@ void session_begin(struct worker *w, struct flow *f) {
         have += n > 0 ? (size_t)n : 0;
     }
     flow_idle_touch(&w->flows, &l->greeting, f);
+    s->saying = f->line;
     s->line_bytes =
-        (uint16_t)answer_greeting(l->authenticates, s->challenge, s->line, sizeof s->line);
+        (uint16_t)answer_greeting(l->authenticates, s->challenge, f->line, sizeof f->line);
     send_rest(w, f);
     w->engine->receive_block(w, f);
 }
@@ -267,8 +249,8 @@ static void admit(struct worker *w, struct flow *f, const struct answer *a) {
     f->checksummed = w->settings.checksum && (a->flags & ANSWER_HAS_CRC) != 0;
     f->limit_bytes = a->limit_bytes;
     f->active_ns = w->awake_ns;
-    memcpy(s->name, a->name, a->name_bytes);
-    memcpy(s->labels, a->labels, a->labels_bytes);
+    memcpy(s->pages->name, a->name, a->name_bytes);
+    memcpy(s->pages->labels, a->labels, a->labels_bytes);
     s->name_bytes = a->name_bytes;
     s->labels_bytes = a->labels_bytes;
     s->stated = (a->flags & ANSWER_STATED) != 0;
@@ -278,6 +260,7 @@ static void admit(struct worker *w, struct flow *f, const struct answer *a) {
         f->limit_bytes += SESSION_BLOCK_BYTES;
     s->told_bytes = a->base_bytes;
     s->filled = 0;
+    session_give_pages(s, SESSION_BLOCK_BYTES); /* the hello has been read */
     s->admitted = s->accepted_due = true;
     flow_idle_touch(&w->flows, &listener_of(w, f)->idle, f);
     STAT_ADD(w, flows_resumed, a->base_bytes > 0);
@@ -297,8 +280,8 @@ static void seal(struct worker *w, struct flow *f, const struct answer *a) {
 
 static void refuse(struct worker *w, struct flow *f, const struct answer *a) {
     struct session *s = f->session;
-    assert(a->text_bytes <= sizeof s->text);
-    memcpy(s->text, a->text, a->text_bytes);
+    assert(a->text_bytes <= sizeof s->pages->text);
+    memcpy(s->pages->text, a->text, a->text_bytes);
     s->text_bytes = a->text_bytes;
     end_with(w, f, SESSION_REFUSED, s->admitted ? CLOSE_REASON_CHECKSUM : CLOSE_REASON_NONE);
 }
@@ -333,7 +316,7 @@ void session_replace(struct worker *w, uint32_t flow_index, uint64_t serial) {
 
 uint32_t session_hold(struct session *s, const uint8_t *slot, uint32_t bytes) {
     uint32_t held = bytes < SESSION_BLOCK_BYTES ? bytes : SESSION_BLOCK_BYTES;
-    memcpy(s->block, slot + bytes - held, held);
+    memcpy(s->pages->block, slot + bytes - held, held);
     s->filled = held;
     return held;
 }
@@ -363,16 +346,16 @@ void session_take_beyond(struct flow *f, const uint8_t *data, uint32_t bytes) {
     s->beyond = s->beyond || bytes > room;
     if (s->beyond)
         return;
-    memcpy(s->block + s->filled, data, bytes);
+    memcpy(s->pages->block + s->filled, data, bytes);
     s->filled += bytes;
 }
 
 struct session_room session_room(struct session *s) {
     if (s->holding)
-        return (struct session_room){s->block + SESSION_BLOCK_BYTES, 1};
+        return (struct session_room){s->pages->block + SESSION_BLOCK_BYTES, 1};
     uint32_t most = s->admitted ? tail_bytes_max(s) : SESSION_BLOCK_BYTES;
     assert(s->filled < most);
-    return (struct session_room){s->block + s->filled, most - s->filled};
+    return (struct session_room){s->pages->block + s->filled, most - s->filled};
 }
 
 static void ask_trailer(struct worker *w, struct flow *f) {

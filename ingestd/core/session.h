@@ -10,6 +10,8 @@
  *    by another one.
  *  - A sender that does not read its lines is told less often, and keeps nobody
  *    waiting: only its last line waits, and not for long.
+ *  - A silent connection costs a few hundred bytes; pages that one touched are given
+ *    back at its end.
  *  - Python is told of the end of each connection that it was asked about.
  */
 #ifndef INGESTD_SESSION_H
@@ -28,6 +30,8 @@
 #define SESSION_NAME_BYTES_MAX 255u
 #define SESSION_LABELS_BYTES_MAX 1024u
 #define SESSION_LINE_BYTES 1536u
+#define SESSION_PAGES_BYTES 8192u
+#define SESSIONS_WARM_MAX 64u /* so many sessions of a listener keep their pages */
 
 struct worker;
 struct listener;
@@ -40,6 +44,16 @@ enum session_error {
     SESSION_TOO_SHORT = 3,  /* half-closed before the bytes stated */
     SESSION_NO_TRAILER = 4, /* announced, and not there */
     SESSION_REFUSED = 5,    /* by Python: text has the line */
+};
+
+/* What a connection needs once it says something. It lies on pages of its own, which
+ * cost no memory before that, and are given back. */
+struct session_pages {
+    uint8_t
+        block[SESSION_BLOCK_BYTES + 1]; /* hello; then held bytes, or the trailer and one more */
+    char name[SESSION_NAME_BYTES_MAX];
+    char labels[SESSION_LABELS_BYTES_MAX];
+    char text[SESSION_LINE_BYTES]; /* the last line, if Python has worded it */
 };
 
 struct session {
@@ -66,13 +80,9 @@ struct session {
     uint64_t told_bytes; /* the durable offset that the sender was told last */
     uint16_t name_bytes, labels_bytes, text_bytes;
     uint16_t line_bytes, line_sent;
+    const char *saying; /* the line that is under way: of its flow, or text */
     uint8_t challenge[SESSION_CHALLENGE_BYTES];
-    uint8_t
-        block[SESSION_BLOCK_BYTES + 1]; /* hello; then held bytes, or the trailer and one more */
-    char name[SESSION_NAME_BYTES_MAX];
-    char labels[SESSION_LABELS_BYTES_MAX];
-    char text[SESSION_LINE_BYTES]; /* the last line, if Python has worded it */
-    char line[SESSION_LINE_BYTES];
+    struct session_pages *pages;
 };
 
 /* Where an engine puts bytes that are no payload, and how many there may be. */
@@ -83,11 +93,17 @@ struct session_room {
 
 struct session_pool {
     struct session *sessions;
+    uint8_t *pages; /* SESSION_PAGES_BYTES of each */
     uint32_t capacity, used_upto, free_head;
 };
 
 int session_pool_open(struct session_pool *p, uint32_t capacity); /* 0 or -ENOMEM */
 void session_pool_close(struct session_pool *p);
+/* One that is cleared; the pool has one for each connection that may be open. */
+struct session *session_pool_take(struct session_pool *p);
+/* The kernel gets the first bytes of its pages back, unless it is one of those that
+ * keep them; what is read of them next are zeros. */
+void session_give_pages(const struct session *s, size_t bytes);
 
 /* A connection was accepted: greets it, and receives its hello. */
 void session_begin(struct worker *w, struct flow *f);

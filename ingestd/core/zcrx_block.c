@@ -68,10 +68,10 @@ static bool settle_block(struct worker *w, struct flow *f, bool all) {
     uint32_t bytes = (uint32_t)time_min(payload_bytes(f), s->filled);
     if (bytes == 0 || (bytes < s->filled && !all))
         return true;
-    if (!batch_copy(w, f, s->block, bytes))
+    if (!batch_copy(w, f, s->pages->block, bytes))
         return false;
     s->filled -= bytes;
-    memmove(s->block, s->block + bytes, s->filled);
+    memmove(s->pages->block, s->pages->block + bytes, s->filled);
     return true;
 }
 
@@ -100,7 +100,7 @@ static void copy_list_to_block(struct worker *w, struct flow *f) {
     while (f->fragment_head != FLOW_NONE) {
         const struct zcrx_fragment *n = zcrx_fragment_at(w, f->fragment_head);
         assert(!zcrx_is_copied(n->offset) && s->filled + n->bytes <= SESSION_BLOCK_BYTES);
-        memcpy(s->block + s->filled, w->area.base + n->offset, n->bytes);
+        memcpy(s->pages->block + s->filled, w->area.base + n->offset, n->bytes);
         s->filled += n->bytes;
         zcrx_let_go(w, n->offset);
         zcrx_pop(w, f);

@@ -2,7 +2,7 @@
 """What the block layer's queue of a store takes in one direct write.
 
 Invariants: only reads sysfs; where the answer cannot be had, the stricter one
-is given. No state; any thread may call.
+is given; what an operator states can only be stricter still. No state; any thread may call.
 """
 
 from __future__ import annotations
@@ -11,9 +11,13 @@ import mmap
 import os
 import stat
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+from ingestd.errors import ConfigError
 from ingestd.store.device import direct_align_bytes
+
+if TYPE_CHECKING:
+    from ingestd.config.settings import DirectIoSettings
 
 SYSFS_DEVICES: Final = Path("/sys/dev/block")
 # One writev takes UIO_MAXIOV of them (include/uapi/linux/uio.h); what a device
@@ -54,6 +58,43 @@ def assumed_profile(path: str, fd: int) -> DirectProfile:
     is_block = stat.S_ISBLK(os.fstat(fd).st_mode)
     align_bytes = max(direct_align_bytes(path, fd, is_block), mmap.PAGESIZE)
     return DirectProfile(align_bytes, align_bytes, 0, IOVECS_MAX)
+
+
+def stricter_profile(
+    found: DirectProfile, stated: DirectIoSettings, store_name: str, block_bytes: int
+) -> DirectProfile:
+    """Return the profile that was found with what the operator states in its place.
+
+    A device may want more than it says, so a stricter value is taken. Raises ConfigError
+    for a laxer one, which would end in failed writes, and for one that the blocks of the
+    store do not keep.
+    """
+    problems = []
+    for key, was_found in (
+        ("mem_align", found.mem_align),
+        ("write_align", found.write_align),
+        ("virt_boundary", found.virt_mask + 1 if found.virt_mask else 0),
+    ):
+        value = getattr(stated, key)
+        if value is not None and value < was_found:
+            problems.append(
+                f"store.{store_name}.direct_io.{key}: {value} is laxer than what was found,"
+                f" {was_found}: state {was_found} or more, or leave it out"
+            )
+    if stated.write_align is not None and stated.write_align > block_bytes:
+        problems.append(
+            f"store.{store_name}.direct_io.write_align: {stated.write_align} is more than a block"
+            f" of this store, {block_bytes}, and every write begins on a block: state"
+            f" {block_bytes} at most"
+        )
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return DirectProfile(
+        mem_align=stated.mem_align or found.mem_align,
+        write_align=stated.write_align or found.write_align,
+        virt_mask=stated.virt_boundary - 1 if stated.virt_boundary else found.virt_mask,
+        iovecs_max=found.iovecs_max,
+    )
 
 
 def virt_boundary_mask(fd: int, sysfs: Path = SYSFS_DEVICES) -> int | None:

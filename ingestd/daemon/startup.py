@@ -27,6 +27,7 @@ from ingestd.daemon.area import (
     locked_of,
     plan_areas,
 )
+from ingestd.daemon.direct_io import stricter_profile
 from ingestd.daemon.limits import (
     LockedNeed,
     check_locked_memory,
@@ -176,7 +177,15 @@ def start_workers(
     zcrx_queue: the rx queue of a store's worker of that index, if it has one.
     """
     undo.callback(stop_workers, workers)
-    profiles = {name: store_profile(core, store.fd, store.path) for name, store in stores.items()}
+    profiles = {
+        name: stricter_profile(
+            store_profile(core, store.fd, store.path),
+            settings.store[name].direct_io,
+            name,
+            store.superblock.block_bytes,
+        )
+        for name, store in stores.items()
+    }
     is_zcrx = any(zcrx_queue(name, 0) is not None for name in stores)
     areas = _plan_areas(settings, stores, profiles, core, log, is_zcrx=is_zcrx)
     for name, store in stores.items():

@@ -9,7 +9,7 @@
 
 #include "harness.h"
 
-static char line[SESSION_LINE_BYTES];
+static char line[FLOW_LINE_BYTES];
 
 static bool is_line(size_t bytes, const char *expected) {
     CHECK_EQUAL(bytes, strlen(line));
@@ -126,25 +126,11 @@ static void our_own_errors_say_what_happened(void) {
     }
 }
 
-static void what_python_worded_goes_out_as_it_is(void) {
-    struct session s = {.error = SESSION_REFUSED, .text = "{}\n", .text_bytes = 3};
-    struct flow f = a_flow(&s);
-    f.state = FLOW_STATE_INTERRUPTED;
-    memset(line, 0, sizeof line);
-    CHECK(is_line(answer_last(&f, 0, line, sizeof line), "{}\n"));
-    answer_last(&f, 5, line, sizeof line);
-    CHECK(strstr(line, "store_failed") != NULL);
-}
-
 int main(void) {
     static const struct harness_test tests[] = {
-        TEST(a_greeting_has_a_challenge),
-        TEST(accepted_tells_where_to_go_on),
-        TEST(durable_is_one_number),
-        TEST(sealed_has_both_checksums),
-        TEST(every_error_has_a_code),
-        TEST(what_python_worded_goes_out_as_it_is),
-        TEST(our_own_errors_say_what_happened),
+        TEST(a_greeting_has_a_challenge), TEST(accepted_tells_where_to_go_on),
+        TEST(durable_is_one_number),      TEST(sealed_has_both_checksums),
+        TEST(every_error_has_a_code),     TEST(our_own_errors_say_what_happened),
     };
     return harness_run(tests, sizeof tests / sizeof tests[0]);
 }

@@ -38,6 +38,7 @@ PROGRAMS = {
         TESTS / "core" / "zcrx_stage_worker.c",
         CORE / "engine_zcrx.c",
         CORE / "session.c",
+        CORE / "session_pool.c",
         CORE / "zcrx_block.c",
         CORE / "zcrx_pending.c",
     ),

@@ -11,7 +11,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -19,11 +19,13 @@ from typing import Final
 
 import pytest
 
+from ingestd.errors import ConfigError
 from support import profile_worker
-from support.daemon import format_store
+from support.daemon import Daemon, format_store, run_ingestd
 from support.observe import assert_clean, image_bytes
 from support.payload import Payload
 from support.senders import Address, Sent, SocketSender, assert_sealed
+from support.stores import write_config
 
 PROFILES: Final = sorted(product((2, 4, 512, 4096), (512, 4096), (0, 4095)))
 NVME: Final = (4, 512, 4095)  # what PCIe NVMe says to Linux before 6.19
@@ -100,3 +102,27 @@ def test_part_full_slots_on_a_disk_with_a_virtual_boundary(tmp_path: Path) -> No
             for sender, payload in zip(senders, payloads, strict=True)
         ]
     assert_same(store, sent)
+
+
+def test_a_stricter_profile_is_stated_in_the_configuration(
+    tmp_path: Path, start_daemon: Callable[..., Daemon], seed: int
+) -> None:
+    """What holds is logged; a laxer one is refused with both values."""
+    store = format_store(tmp_path / "store.img")
+    stated = {"mem_align": 1024, "write_align": 4096, "virt_boundary": 4096}
+    config = write_config(tmp_path / "c.toml", store={"default": {"direct_io": stated}})
+    daemon = start_daemon(store, config=config)
+    (event,) = daemon.events("worker_started")
+    assert (event["mem_align"], event["write_align"], event["virt_mask"]) == (1024, 4096, 4095)
+    sent = send_with_silences(daemon.address, [Payload(seed + n, n) for n in LENGTHS])
+    assert daemon.stop() == 0
+    assert_same(store, sent)
+
+
+def test_a_laxer_profile_is_refused(tmp_path: Path) -> None:
+    store = format_store(tmp_path / "store.img")
+    listener = {"default": {"address": "127.0.0.1:0"}}
+    tables = {"path": str(store), "direct_io": {"mem_align": 1}}
+    config = write_config(tmp_path / "c.toml", store={"default": tables}, listener=listener)
+    done = run_ingestd("serve", "-c", config, code=ConfigError.exit_code)
+    assert b"store.default.direct_io.mem_align: 1 is laxer than what was found, " in done.stderr

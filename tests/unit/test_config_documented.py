@@ -25,7 +25,11 @@ def _sections() -> Iterator[tuple[str, type[BaseModel]]]:
     """(head of a table, model) of every section; tables by name have the name "default"."""
     for name, field in Settings.model_fields.items():
         if get_origin(field.annotation) is dict:
-            yield f"{name}.default", get_args(field.annotation)[1]
+            model = get_args(field.annotation)[1]
+            yield f"{name}.default", model
+            for key, inner in model.model_fields.items():
+                if isinstance(inner.annotation, type) and issubclass(inner.annotation, BaseModel):
+                    yield f"{name}.default.{key}", inner.annotation
         else:
             assert isinstance(field.annotation, type)
             yield name, field.annotation
@@ -68,9 +72,11 @@ def test_documented_file_has_every_option_with_its_default(
 
 
 def _section(settings: Settings, head: str) -> Any:
-    name, _, key = head.partition(".")
-    section = getattr(settings, name)
-    return section[key] if key else section
+    name, *keys = head.split(".")
+    section: Any = getattr(settings, name)
+    for key in keys:
+        section = section[key] if isinstance(section, dict) else getattr(section, key)
+    return section
 
 
 def test_documented_file_says_what_sighup_applies() -> None:
