@@ -149,8 +149,8 @@ def _keys(loc: tuple[int | str, ...], root: type[BaseModel]) -> dict[str, FieldI
     model, named = next((model, named) for name, model, named in _models(root) if name == loc[0])
     for part in loc[2 if named else 1 : -1]:
         field = model.model_fields.get(str(part))
-        inner = field.annotation if field else None
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
+        inner: Any = field.annotation if field else None
+        if hasattr(inner, "model_fields"):
             model = inner  # a table in a table
     return model.model_fields
 

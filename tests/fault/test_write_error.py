@@ -194,7 +194,7 @@ def test_a_device_that_is_gone_and_comes_back(
         for told in (receipt, open_flow.answer(), SocketSender(daemon.address).answer()):
             assert told["error"] == "store_failed"
         (event,) = wait_until(lambda: daemon.events("store_failed"), "the log tells")
-        assert event["error"].startswith(("ENOSPC", "EIO"))
+        assert event["error"].startswith(("ENOSPC", "EIO", "ENODATA"))
         assert scrape(daemon).total("ingestd_store_failed", store="default") == 1
         wait_until(lambda: manager.told("FAILED: store default"), "STATUS= tells")
         assert daemon.stop() == StoreFailedError.exit_code
