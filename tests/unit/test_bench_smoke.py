@@ -81,6 +81,7 @@ def test_parts_go_between_their_markers() -> None:
         insert(text, {"y": "new"})
 
 
+@pytest.mark.needs_root  # the bench's areas are locked memory, more than 8 MiB
 @pytest.mark.timeout(TIMEOUT_S)
 @pytest.mark.skipif(not INGESTD.exists(), reason="ingestd is not installed here")
 def test_acknowledgements_are_measured(tmp_path: Path) -> None:
@@ -108,6 +109,7 @@ def test_payload_is_shared_out_to_the_flows() -> None:
     assert plan[1].flow_bytes * 3 >= 10 * MIB
 
 
+@pytest.mark.needs_root  # the bench's areas are locked memory, more than 8 MiB
 @pytest.mark.timeout(2 * TIMEOUT_S)
 @pytest.mark.skipif(not INGESTD.exists(), reason="ingestd is not installed here")
 def test_everything_is_measured(tmp_path: Path) -> None:

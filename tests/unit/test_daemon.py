@@ -39,7 +39,11 @@ def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 # --- A life -----------------------------------------------------------------------------
 
 
-def test_a_life(scene: Scene, manager: Callable[[], list[str]]) -> None:
+def test_a_life(
+    scene: Scene, manager: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # An area as large as root's, of which hugepages are wanted.
+    monkeypatch.setattr("ingestd.daemon.startup.locked_memory_limit", lambda: None)
     handlers = [signal.getsignal(number) for number in SIGNALS]
 
     def scenario() -> None:

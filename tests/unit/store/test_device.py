@@ -235,7 +235,7 @@ def test_a_store_moved_to_larger_blocks_can_be_read_but_not_served(
     segment.batch(Open(FLOW), Extent(FLOW, b"x" * 5000), Close(FLOW))
     segment.close()
     store = str(builder.save(tmp_path / "store.img"))
-    monkeypatch.setattr("ingestd.store.device._align_bytes", lambda *_: 16384)
+    monkeypatch.setattr("ingestd.store.device.direct_align_bytes", lambda *_: 16384)
     assert verify_store(store).findings == []
     with pytest.raises(StoreError, match="blocks of 16384 bytes and was formatted with 4096"):
         open_for_serving(store)
