@@ -29,7 +29,8 @@ def code_of(address: tuple[str, int], flow: str, resume: object) -> str:
         return str(sender.refused(flow=flow, resume=resume)["code"])
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+# Two workers lock more memory than an ordinary user may.
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.needs_root)])
 def test_the_id_in_a_receipt_is_taken(
     start_daemon: StartDaemon, tmp_path: Path, seed: int, workers: int
 ) -> None:

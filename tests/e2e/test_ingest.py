@@ -264,6 +264,7 @@ def test_ipv6(serve: Serve, seed: int) -> None:
     assert shown["peer"].startswith("[::1]:")
 
 
+@pytest.mark.needs_root  # several workers lock more memory than an ordinary user may
 def test_resume_with_several_workers(start_daemon: StartDaemon, tmp_path: Path, seed: int) -> None:
     """Connections land on any worker; each goes on where the one before it ended."""
     store = format_store(tmp_path / "store.img", size="128MiB")

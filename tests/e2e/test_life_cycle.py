@@ -131,6 +131,7 @@ def test_port_in_use(store_path: Path) -> None:
         assert_sealed(send(daemon.address, Payload(1, 10)))
 
 
+@pytest.mark.needs_root  # several workers lock more memory than an ordinary user may
 def test_port_in_use_by_another_daemon(daemon: Daemon, tmp_path: Path) -> None:
     """Also with several workers, whose sockets share a port among themselves."""
     other = format_store(tmp_path / "other.img")
@@ -290,6 +291,7 @@ def test_reload_of_a_bad_configuration(
 # --- Several of everything --------------------------------------------------------------
 
 
+@pytest.mark.needs_root  # several workers lock more memory than an ordinary user may
 def test_several_stores_listeners_and_workers(
     start_daemon: StartDaemon, tmp_path: Path, seed: int
 ) -> None:
