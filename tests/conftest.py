@@ -35,6 +35,9 @@ from support.stores import StoreMaker  # noqa: E402
 # A shell has jobs in the background ignore the interrupt, and their children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Where mke2fs and the like lie, which an ordinary user's PATH lacks on Debian.
+os.environ["PATH"] += ":/usr/sbin:/sbin"
+
 SEED_VARIABLE = "INGESTD_TEST_SEED"
 
 # How long an example takes says more of the machine than of the code. Chance looks for new ones,

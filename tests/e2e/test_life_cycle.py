@@ -147,6 +147,7 @@ def test_address_that_is_not_ours(store_path: Path) -> None:
     assert "no address of this machine" in sentence
 
 
+@pytest.mark.needs_root  # others are told of the missing capability first
 def test_engine_that_cannot_be_had(
     store_path: Path, start_daemon: StartDaemon, tmp_path: Path
 ) -> None:

@@ -88,6 +88,7 @@ def test_devices_that_are_made_of_others(below: Callable[[int, int], list[Layer]
     assert {layer.key[0] for layer in raid} >= {os.makedev(8, 0), os.makedev(8, 1)}
 
 
+@pytest.mark.needs_root
 def test_loop_devices_on_parts_of_a_file(tmp_path: Path) -> None:
     image = tmp_path / "image"
     with image.open("wb") as file:
