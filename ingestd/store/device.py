@@ -52,6 +52,7 @@ class Device:
         self.path = path
         self.fd = fd
         self.is_block = is_block
+        self.has_failed_flush = False
         self.size_bytes: int = os.lseek(fd, 0, os.SEEK_END)
         self.align_bytes = direct_align_bytes(path, fd, is_block)
         self.layers = layers_of(fd, path)
@@ -129,10 +130,15 @@ class Device:
                 ) from None
 
     def sync(self) -> None:
-        """Return when all that was written is on stable media; raises StoreError if not."""
+        """Return when all that was written is on stable media; raises StoreError if not.
+
+        Then `has_failed_flush` is set for good: what was written may be lost, and a
+        later flush would not tell.
+        """
         try:
             os.fsync(self.fd)
         except OSError as error:
+            self.has_failed_flush = True
             raise StoreError(
                 f"{self.path} cannot be flushed: {error.strerror}; check the device's health"
             ) from None

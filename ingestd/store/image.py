@@ -10,8 +10,9 @@ context manager. One thread makes it; any may read it.
 from __future__ import annotations
 
 import gc
+import itertools
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -31,6 +32,10 @@ SCAN_THREADS: Final = 8
 SCAN_TRIES: Final = 3
 CANDIDATES_MAX: Final = 5
 ID_DIGITS: Final = 32
+
+
+class ScanStoppedError(Exception):
+    """Raised by a callback of a scan that is to end; no error of the store."""
 
 
 @dataclass(slots=True)
@@ -154,9 +159,18 @@ def _without_collector() -> Iterator[None]:
 
 @_without_collector()
 def image_of(
-    device: Device, reading: SuperblockReading, *, live: bool, thorough: bool
+    device: Device,
+    reading: SuperblockReading,
+    *,
+    live: bool,
+    thorough: bool,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> StoreImage:
-    """Scan every segment of an open store and put its flows together."""
+    """Scan every segment of an open store and put its flows together.
+
+    `on_progress` is called by several threads with how many segments are scanned, and
+    how many there are; what it raises ends the scan, and is raised.
+    """
     superblock = reading.superblock
     warnings = list(reading.warnings)
     if device.size_bytes < superblock.store_bytes:
@@ -168,8 +182,15 @@ def image_of(
     # Behind the device's end there is nothing to be read, however much the superblock tells of.
     room_bytes = max(0, device.size_bytes - superblock.segments_offset)
     present_count = min(superblock.segment_count, room_bytes // superblock.segment_bytes)
+    numbers = itertools.count()
+
+    def scan(index: int) -> SegmentImage:
+        if on_progress is not None:
+            on_progress(next(numbers), present_count)
+        return scanner.scan(index)
+
     with ThreadPoolExecutor(SCAN_THREADS, "store-scan") as pool:
-        segments = list(pool.map(scanner.scan, range(present_count)))
+        segments = list(pool.map(scan, range(present_count)))
     # However many the superblock tells of, those that cannot be there cost nothing.
     missing_count = superblock.segment_count - present_count
     for segment in segments:

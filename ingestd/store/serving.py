@@ -13,7 +13,7 @@ from __future__ import annotations
 import heapq
 import threading
 import time
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from typing import Final
 
@@ -93,6 +93,7 @@ class ServedStore:
         self._free = sorted(free)
         self._counter = 0
         self._mutex = threading.Lock()
+        self._recycles_ahead = False
         self.upkeep = Upkeep(
             device,
             superblock,
@@ -137,7 +138,7 @@ class ServedStore:
         return flows
 
     def overwrite_oldest(self, workers_count: int) -> None:
-        """Let take_segment(), by one thread from now on, give up the oldest when none is free.
+        """Let the oldest be given up when none is free: by take_segment(), or recycle_ahead().
 
         Before the first take_segment(). Raises StoreError if there are too few segments.
         """
@@ -156,6 +157,23 @@ class ServedStore:
     def is_overwriting(self) -> bool:
         """Whether a segment may be had later, though take_segment() gives none now."""
         return self._recycler is not None and self._recycler.error is None
+
+    def recycle_ahead(self, count: int) -> int:
+        """Give up oldest segments until so many are free, or none can be; return how many went.
+
+        Waits for the device. By one thread; from the first call on, take_segment()
+        leaves it to this one, and never waits.
+        """
+        assert self._recycler is not None, self.path
+        self._recycles_ahead = True
+        recycled_count = 0
+        while self.segments_free_count < count:
+            index = self._recycler.recycle()
+            if index is None:
+                break
+            self._hand_out(index)
+            recycled_count += 1
+        return recycled_count
 
     @property
     def overwriting_error(self) -> StoreError | None:
@@ -192,7 +210,7 @@ class ServedStore:
     def take_segment(self) -> tuple[int, int] | None:
         """Return index and sequence of a free segment, lowest index first; None: store full."""
         index = self._take_free()
-        if index is None and self._recycler is not None:
+        if index is None and self._recycler is not None and not self._recycles_ahead:
             index = self._recycler.recycle()
         if index is None:
             return None
@@ -228,38 +246,54 @@ def open_for_serving(
     *,
     expected_uuid: str | None = None,
     on_wait: Callable[[float], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> ServedStore:
     """Lock a store, recover it, and raise its generation.
 
     A store that is held is waited for, up to HELD_WAIT_S; `on_wait` is called
-    once then, with that number of seconds. Raises NotAStoreError,
+    once then, with that number of seconds. `on_progress` is called as image_of()
+    does, and goes on being called after the scan; what it raises ends the opening,
+    which is as safe as a crash. Raises NotAStoreError,
     StoreBusyError, StoreDamagedError or StoreError; of a UUID that is not the
     expected one, StoreError.
     """
     device = open_locked(path, wait_s=HELD_WAIT_S, on_wait=on_wait)
     try:
-        return _recover(device, expected_uuid)
+        return _recover(device, expected_uuid, on_progress or _no_progress)
     except BaseException:
         device.close()
         raise
 
 
-def _recover(device: Device, expected_uuid: str | None) -> ServedStore:
+def _no_progress(_done_count: int, _total_count: int) -> None:
+    """Nobody wants to know."""
+
+
+def _recover(
+    device: Device, expected_uuid: str | None, on_progress: Callable[[int, int], None]
+) -> ServedStore:
     started_s = time.monotonic()
     reading = read_superblock(device)
     check_store(device, reading.superblock, expected_uuid)
     # The daemon that wrote last may have died before its flush: what is read
     # from here on is on stable media before anything rests on it.
     device.sync()
-    image = image_of(device, reading, live=False, thorough=True)
+    image = image_of(device, reading, live=False, thorough=True, on_progress=on_progress)
     superblock = raised(reading.superblock, _next_generation(device, reading, image.segments))
     device.announce(superblock.store_uuid)
     write_superblocks(device, superblock)
     RequestBox(device, superblock).clear()
-    again = [_write_again(device, superblock, segment) for segment in image.segments]
+    count = len(image.segments)
+
+    def each() -> Iterator[SegmentImage]:
+        for segment in image.segments:
+            on_progress(count, count)
+            yield segment
+
+    again = [_write_again(device, superblock, segment) for segment in each()]
     if any(again):
         device.sync()
-    outcome = [_settle(device, superblock, segment) for segment in image.segments]
+    outcome = [_settle(device, superblock, segment) for segment in each()]
     if any(outcome):
         device.sync()
     free = [segment.index for segment in image.segments if segment.state is SegmentState.FREE]

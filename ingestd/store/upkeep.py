@@ -19,7 +19,7 @@ from ingestd.store.device import Device
 from ingestd.store.discard import discard_segment, require_discard
 from ingestd.store.freed import Freer
 from ingestd.store.freeing import REASON_RETENTION, Freeable, Freeing, flows_gone, plan_freeing
-from ingestd.store.image import StoreImage, image_of
+from ingestd.store.image import ScanStoppedError, StoreImage, image_of
 from ingestd.store.removals import RemovalTable, read_removals
 from ingestd.store.requests import Request, RequestBox, RequestState
 from ingestd.store.scan import Scanner
@@ -94,7 +94,7 @@ class Upkeep:
         self._discards = True
 
     def stop(self) -> None:
-        """Let a sweep that is under way end soon; what it leaves, the next opening finds."""
+        """Let a scan or a sweep end soon; what it leaves, the next opening finds."""
         self._is_stopping = True
 
     @property
@@ -103,9 +103,24 @@ class Upkeep:
         return self._table.room_count
 
     def scan(self) -> StoreImage:
-        """Return an image of the store; it is not to be closed. Raises StoreDamagedError."""
+        """Return an image of the store; it is not to be closed.
+
+        Raises StoreDamagedError, and ScanStoppedError after stop().
+        """
         reading = SuperblockReading(self._superblock, ())
-        return image_of(self._device, reading, live=self._live, thorough=False)
+
+        def look_for_stop(_done_count: int, _total_count: int) -> None:
+            if self._is_stopping:
+                raise ScanStoppedError
+
+        return image_of(
+            self._device, reading, live=self._live, thorough=False, on_progress=look_for_stop
+        )
+
+    @property
+    def may_retry(self) -> bool:
+        """Whether what the device refused may be tried again: never after a flush that failed."""
+        return not self._device.has_failed_flush
 
     def remove(self, flows: Iterable[bytes], reason: str) -> None:
         """Have flows removed, durably. Raises StoreError as RemovalTable.add() does."""

@@ -3,8 +3,11 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -247,21 +250,131 @@ def _check_crash(path: Path, before: bytes, kept: list[tuple[int, bytes]]) -> No
     assert not verify_store(str(path)).findings
 
 
-def test_a_device_that_refuses_ends_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _refuse(*_: object) -> int:
+    raise OSError(errno.EIO, "made up")
+
+
+def test_a_flush_that_failed_ends_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     full().save(path)
-
-    def refuse(_: Device) -> None:
-        raise StoreError("no flush")
-
     with open_for_serving(str(path)) as store:
         store.overwrite_oldest(1)
-        monkeypatch.setattr(Device, "sync", refuse)
-        assert store.take_segment() is None
-        monkeypatch.undo()
-        assert str(store.overwriting_error) == "no flush"
+        assert store._recycler is not None
+        store._recycler._clock = lambda: 1e9
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", _refuse)
+            assert store.take_segment() is None
+        assert "cannot be flushed" in str(store.overwriting_error)
+        store._recycler._clock = lambda: 2e9
         assert store.take_segment() is None, "it is not tried again"
         assert not store.is_overwriting
         assert store.overwritten == (0, 0)
+
+
+@pytest.mark.parametrize("refused_number", [0, 1], ids=["the record", "the header"])
+def test_a_write_that_failed_is_tried_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, refused_number: int
+) -> None:
+    """Also in the middle of giving a segment up: the same one goes then, and no other."""
+    full().save(path)
+    clock = [0.0]
+    write, calls = os.pwritev, [0]
+
+    def once(*arguments: Any) -> int:
+        calls[0] += 1
+        if calls[0] == refused_number + 1:
+            _refuse()
+        return write(*arguments)
+
+    with open_for_serving(str(path)) as store:
+        store.overwrite_oldest(1)
+        assert store._recycler is not None
+        store._recycler._clock = lambda: clock[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwritev", once)
+            assert store.take_segment() is None
+        assert store.overwriting_error is not None
+        assert store.take_segment() is None, "the pause is not over"
+        clock[0] += 1.5
+        grant = store.take_segment()
+        assert grant is not None
+        assert grant[0] == SEGMENTS - 1, "the oldest"
+        assert store.overwriting_error is None
+        assert store.is_overwriting
+        assert store.overwritten == (1, PIECE + 100)
+    assert not verify_store(str(path)).findings
+
+
+def test_segments_that_cannot_be_read_are_passed_over(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One bad sector in what was to go anyway must not make the store full."""
+    builder = full()
+    builder.save(path)
+    clock = [0.0]
+    with open_for_serving(str(path)) as store:
+        base = store.superblock.segment_offset(SEGMENTS - 1)
+        bad = (base, base + store.superblock.segment_bytes)
+        read = os.preadv
+
+        def of_a_bad_sector(fd: int, buffers: Any, offset: int) -> int:
+            if bad[0] <= offset < bad[1]:
+                _refuse()
+            return read(fd, buffers, offset)
+
+        store.overwrite_oldest(1)
+        assert store._recycler is not None
+        store._recycler._clock = lambda: clock[0]
+        monkeypatch.setattr(os, "preadv", of_a_bad_sector)
+        grant = store.take_segment()
+        assert grant is not None
+        assert grant[0] == SEGMENTS - 2, "the second oldest"
+        assert store.overwriting_error is None
+        monkeypatch.undo()
+        clock[0] += 10_000.0
+        grant = store.take_segment()
+        assert grant is not None
+        assert grant[0] == SEGMENTS - 1, "it can be read again"
+
+
+def test_ahead_of_time_granting_waits_for_no_device(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full().save(path)
+    with open_for_serving(str(path)) as store:
+        store.overwrite_oldest(1)
+        assert store.recycle_ahead(2) == 2
+        assert store.recycle_ahead(2) == 0
+        with monkeypatch.context() as patch, store._freer.mutex:
+            for call in ("preadv", "pwritev", "fsync"):
+                patch.setattr(os, call, _refuse)
+            assert store.take_segment() is not None
+            assert store.take_segment() is not None
+            assert store.take_segment() is None
+        assert store.overwriting_error is None
+        assert store.recycle_ahead(1) == 1
+
+
+def test_what_another_gave_up_is_not_given_up_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The keeper may free what the device refused to give up; a worker has it then."""
+    full().save(path)
+    clock = [0.0]
+    with open_for_serving(str(path)) as store:
+        store.overwrite_oldest(1)
+        recycler = store._recycler
+        assert recycler is not None
+        recycler._clock = lambda: clock[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwritev", _refuse)
+            assert store.take_segment() is None
+        half = recycler._half_given_up
+        assert half is not None
+        recycler.forget(half.index, half.sequence)
+        clock[0] += 1.5
+        grant = store.take_segment()
+        assert grant is not None
+        assert grant[0] != half.index
 
 
 def test_too_few_segments(path: Path) -> None:
