@@ -8,6 +8,8 @@ Invariants:
  - An event that comes in a flood is counted, not repeated: at most
    RATE_PER_S_MAX lines a second per kind, then one line with the count.
  - Texts that came from the network cannot break a line or steer a terminal.
+ - Emitting waits for the target only as far as the stream or the sink does: the
+   daemon's are a queue (log_writer.py).
 
 Any thread may emit; configuring is the main thread's.
 """
@@ -116,7 +118,7 @@ class LogEvent(Enum):
     OVERWRITING_FAILED = (
         "overwriting_failed",
         "error",
-        "the device refused to give up the oldest segment; the store now counts as full",
+        "the oldest segment could not be given up; why, and when it is tried again",
     )
     REMOVAL_TABLE_FULL = (
         "removal_table_full",
@@ -152,8 +154,9 @@ class LogEvent(Enum):
     UPKEEP_FAILED = (
         "upkeep_failed",
         "error",
-        "the device refused; no flow is removed and no segment freed before a restart",
+        "flows could not be removed or segments freed; why, and when it is tried again",
     )
+    UPKEEP_RESUMED = "upkeep_resumed", "info", "flows are removed and segments freed again"
     STORE_SPACE_LOW = (
         "store_space_low",
         "warning",
@@ -208,6 +211,16 @@ class LogEvent(Enum):
     )
     DRAINING = "draining", "info", "no more connections are accepted; open flows may end"
     STOPPED = "stopped", "info", "everything received is durable or told lost; the process ends"
+    LEFT_BEHIND = (
+        "left_behind",
+        "error",
+        "a part of the daemon hangs and did not end in time; the process ends without it",
+    )
+    LOG_DROPPED = (
+        "log_dropped",
+        "warning",
+        "nobody took the log for a while, so that lines before this one are missing; how many",
+    )
     EVENTS_SUPPRESSED = "events_suppressed", "info", "how many events of a kind were not shown"
 
     def __new__(cls, name: str, level: LevelName, meaning: str) -> Self:
@@ -241,6 +254,8 @@ NEVER_SUPPRESSED: Final = frozenset(
         LogEvent.STORE_FAILED,
         LogEvent.DRAINING,
         LogEvent.STOPPED,
+        LogEvent.LEFT_BEHIND,
+        LogEvent.LOG_DROPPED,
     }
 )
 
@@ -368,7 +383,7 @@ def open_log(
             structlog.dev.ConsoleRenderer(colors=stream.isatty(), sort_keys=False),
         ]
     logger = structlog.wrap_logger(
-        structlog.WriteLogger(stream),
+        _LineLogger(stream),
         processors=processors,
         wrapper_class=structlog.BoundLogger,
         context_class=dict,
@@ -391,6 +406,21 @@ def _safe(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_safe(item) for item in value]
     return value
+
+
+class _LineLogger:
+    """Writes each text as a line; a write may itself log something, which comes before it."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._mutex = threading.RLock()
+
+    def msg(self, text: str) -> None:
+        with self._mutex:
+            self._stream.write(text + "\n")
+            self._stream.flush()
+
+    debug = info = warning = error = msg
 
 
 class _JournalRenderer:
