@@ -27,7 +27,7 @@ def run_serve(arguments: Namespace) -> int:
         area=arguments.area,
     )
     settings = load(arguments.config, overrides)
-    from ingestd.daemon.run import serve
+    from ingestd.daemon.main import serve
     from ingestd.store.streams import refuse_streams_to
 
     # Before the log has its first line.

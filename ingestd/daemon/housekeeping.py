@@ -17,6 +17,7 @@ from ingestd.daemon.keeper import Keeper
 from ingestd.daemon.space import SpaceWatch
 from ingestd.daemon.startup import listeners_of
 from ingestd.daemon.store_watch import StoreWatch
+from ingestd.daemon.threads import join_threads
 from ingestd.log import Log
 from ingestd.store.retention import NS_PER_S, Retention
 
@@ -52,6 +53,7 @@ class Housekeeping:
         self._watches: list[SpaceWatch] = []
         self._keepers: dict[str, Keeper] = {}
         self._store_watches: dict[str, StoreWatch] = {}
+        self._stores: dict[str, ServedStore] = {}
 
     def add(
         self,
@@ -59,13 +61,13 @@ class Housekeeping:
         store: ServedStore,
         settings: Settings,
         is_failed: Callable[[], bool],
-        on_error: Callable[[], None],
     ) -> None:
         """Look after one more store, from start() on."""
+        self._stores[name] = store
         self.gates[name] = FlowGate(store.upkeep.removed)
         retentions = retentions_of(settings, name)
-        self._keepers[name] = Keeper(name, store, self.gates[name], retentions, is_failed, on_error)
-        self._store_watches[name] = StoreWatch(name, store, self._workers, self._log, on_error)
+        self._keepers[name] = Keeper(name, store, self.gates[name], retentions, is_failed)
+        self._store_watches[name] = StoreWatch(name, store, self._workers, self._log)
         percent = settings.store[name].warn_free_percent
         watch = SpaceWatch(name, store, percent, self._log, self._forgetter(name))
         self._watches.append(watch)
@@ -79,31 +81,32 @@ class Housekeeping:
         return forget
 
     def start(self) -> None:
-        """Let the keepers and watches begin."""
+        """Let the keepers and watches begin. Raises ResourceError."""
         for watch in self._store_watches.values():
             watch.start()
         for keeper in self._keepers.values():
             keeper.start()
 
-    def close(self) -> None:
-        """End all of them, and log what the keepers did last."""
+    def close(self, timeout_s: float) -> list[str]:
+        """End all of them, and log what the keepers did last; return who hangs."""
         for watch in self._store_watches.values():
             watch.stop()
-        for watch in self._store_watches.values():
-            watch.close()
         for keeper in self._keepers.values():
-            keeper.close()
+            keeper.stop()
+        threads = [watch.thread for watch in self._store_watches.values()]
+        threads += [keeper.thread for keeper in self._keepers.values()]
+        stuck = join_threads(threads, timeout_s)
         self._tell_news()
+        return stuck
 
-    def error(self) -> tuple[str, BaseException] | None:
-        """Return what ended a keeper or a watch, a bug, and its name."""
-        for name, watch in self._store_watches.items():
-            if watch.error is not None:
-                return f"watch-{name}", watch.error
-        for name, keeper in self._keepers.items():
-            if keeper.error is not None:
-                return f"keeper-{name}", keeper.error
-        return None
+    def failures(self) -> dict[str, str]:
+        """Return why a store's upkeep fails now, by store. By any thread."""
+        found = {name: keeper.failure for name, keeper in self._keepers.items() if keeper.failure}
+        found |= {n: w.failure for n, w in self._store_watches.items() if w.failure}
+        for name, store in self._stores.items():
+            if name not in found and store.overwriting_error is not None:
+                found[name] = str(store.overwriting_error)
+        return found
 
     def tick(self) -> None:
         """Tell, and forget, what there is; once a second."""

@@ -7,23 +7,29 @@ nothing; what there is to tell, the main thread fetches. Invariants:
  - The store is read only when there is cause, and never for more than a part of
    the time.
  - A store that failed is left alone.
+ - What fails, also a bug, is told and tried again after a pause, ever longer: it
+   ends neither the thread nor the process. Only after a flush that failed nothing
+   is tried before a restart, as the device may have lost what it had taken.
 """
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
+import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from ingestd.daemon.backoff import Backoff
 from ingestd.daemon.request_desk import RequestDesk
 from ingestd.daemon.space import segment_fields
 from ingestd.daemon.terms import Terms
+from ingestd.daemon.threads import block_signals, join_threads, start_thread
 from ingestd.errors import StoreError
 from ingestd.log import LogEvent
 from ingestd.store.freeing import Freeable
+from ingestd.store.image import ScanStoppedError
 
 if TYPE_CHECKING:
     from ingestd.daemon.flow_gate import FlowGate
@@ -40,6 +46,8 @@ SWEEPS_AFTER_CHANGE: Final = 3
 # Who lists the store meanwhile may have seen the first segment of a flow before it went.
 DROP_DELAY_S: Final = 60.0
 NEWS_COUNT_MAX: Final = 4096
+TRACE_CHARS_MAX: Final = 4000
+CLOSE_TIME_S: Final = 2.0
 
 
 class Keeper:
@@ -55,9 +63,8 @@ class Keeper:
         gate: FlowGate,
         retentions: Mapping[str, Retention],
         is_failed: Callable[[], bool],
-        on_error: Callable[[], None],
     ) -> None:
-        self.error: BaseException | None = None  # a bug; the main thread tells of it
+        self.failure = ""  # why the last turn failed
         self._name = name
         self._store = store
         self._upkeep = store.upkeep
@@ -65,9 +72,9 @@ class Keeper:
         self._terms = Terms(retentions, self._tell)
         self._desk = RequestDesk(self._upkeep, gate, self._tell, is_stopped=self._is_stopped)
         self._is_failed = is_failed
-        self._on_error = on_error
+        self._backoff = Backoff()
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._main, name=f"keeper-{name}", daemon=True)
+        self.thread = threading.Thread(target=self._main, name=f"keeper-{name}", daemon=True)
         self._news: deque[tuple[LogEvent, dict[str, Any]]] = deque()
         self._lost_count = 0  # of news, by this thread
         self._lost_told_count = 0  # ... of these, by who takes the news
@@ -78,18 +85,20 @@ class Keeper:
         self._granted_count = 0
         self._sweeps_left = 1
         self._is_blocked = False  # segments wait for room in the table of removed flows
-        self._is_broken = False
 
     def start(self) -> None:
-        """Begin to look after the store."""
-        self._thread.start()
+        """Begin to look after the store. Raises ResourceError."""
+        start_thread(self.thread)
 
-    def close(self) -> None:
-        """Let go of the store, once the step that is under way is done."""
+    def stop(self) -> None:
+        """Let the thread end, once the step that is under way is done."""
         self._stop.set()
         self._upkeep.stop()
-        if self._thread.ident is not None:
-            self._thread.join()
+
+    def close(self, timeout_s: float = CLOSE_TIME_S) -> list[str]:
+        """Let go of the store; return the thread's name if it hangs."""
+        self.stop()
+        return join_threads([self.thread], timeout_s)
 
     def _is_stopped(self) -> bool:
         return self._stop.is_set()
@@ -107,23 +116,34 @@ class Keeper:
         return [self._gone.popleft() for _ in range(len(self._gone))]
 
     def _main(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            while not self._stop.wait(TURN_INTERVAL_S):
-                self.turn()
-        except BaseException as bug:
-            self.error = bug
-            self._on_error()
+        block_signals()
+        while not self._stop.wait(TURN_INTERVAL_S):
+            self.turn()
 
     def turn(self) -> None:
         """Do what there is to do now."""
-        if self._is_broken or self._is_failed():
+        if self._is_failed() or not self._backoff.is_due or not self._upkeep.may_retry:
             return
         try:
             self._turn(time.monotonic())
+        except ScanStoppedError:
+            return
         except StoreError as error:
-            self._is_broken = True
-            self._tell(LogEvent.UPKEEP_FAILED, error=str(error))
+            self._fail(str(error), {})
+        except Exception as bug:  # too little memory or threads, also
+            trace = "".join(traceback.format_exception(bug))
+            self._fail(repr(bug), {"trace": trace[-TRACE_CHARS_MAX:]})
+        else:
+            self.failure = ""
+            if self._backoff.succeed():
+                self._tell(LogEvent.UPKEEP_RESUMED)
+
+    def _fail(self, reason: str, more: dict[str, Any]) -> None:
+        self.failure = reason
+        retry_s: float | str = round(self._backoff.fail(), 1)
+        if not self._upkeep.may_retry:
+            retry_s = "at the next start"
+        self._tell(LogEvent.UPKEEP_FAILED, error=reason, retry_s=retry_s, **more)
 
     def _turn(self, now_s: float) -> None:
         self._terms.look()

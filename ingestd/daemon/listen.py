@@ -2,7 +2,8 @@
 """Listening sockets: one address, opened once for each worker that serves it.
 
 Invariants:
- - Either all sockets of a listener are bound and listen, or none is left open.
+ - Either all sockets of a listener are bound, or none is left open. They are bound
+   before anything that takes long is done, and listen when flows can be taken.
  - A port that another process holds is an error, also where SO_REUSEPORT would
    have let both have it: a bind without that option comes first.
  - All sockets of a listener have the same port, also when the kernel chose it.
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from ingestd.address import ANY_HOST, Address
-from ingestd.errors import ListenError
+from ingestd.errors import ListenError, ResourceError
 
 BACKLOG_COUNT: Final = 4096
 # A peer that died without a word is found out after about two minutes (tcp(7)): a minute
@@ -31,6 +32,7 @@ KEEPALIVE_PROBES_COUNT: Final = 6
 # A port that the kernel chose for one address may be taken on the next.
 PORT_CHOICES_MAX: Final = 8
 ADDRESSES_PER_NAME_MAX: Final = 4
+_SHORT: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class _Target(NamedTuple):
@@ -54,6 +56,18 @@ class ListenerSockets:
     per_worker: tuple[tuple[socket.socket, ...], ...]
     note: str  # what an operator should know, or ""
 
+    def listen(self) -> None:
+        """Take connections into the backlog. Raises ListenError or ResourceError.
+
+        Somebody else may have bound the same port meanwhile, and be the first to listen.
+        """
+        for sockets in self.per_worker:
+            for sock in sockets:
+                try:
+                    sock.listen(BACKLOG_COUNT)
+                except OSError as error:
+                    raise _listen_error(self.name, _BindError(_address_of(sock), error)) from None
+
     def close(self) -> None:
         """Close all sockets; connections in their backlogs are reset."""
         for sockets in self.per_worker:
@@ -61,11 +75,11 @@ class ListenerSockets:
                 sock.close()
 
 
-def open_listener(name: str, address: Address, workers_count: int) -> ListenerSockets:
-    """Bind an address for a number of workers, and listen.
+def bind_listener(name: str, address: Address, workers_count: int) -> ListenerSockets:
+    """Bind an address for a number of workers.
 
     A host name is bound at every address it resolves to; "*" is one socket for
-    both families. Raises ListenError.
+    both families. Raises ListenError, or ResourceError where descriptors are short.
     """
     assert workers_count >= 1, workers_count
     targets, note = _resolve(name, address)
@@ -138,7 +152,6 @@ def _open_all(
                 port = _probe(target, port)
             for sockets in per_worker:
                 sock = undo.enter_context(_bind(target, port, reuse_port=workers_count > 1))
-                _listen(sock, target, port)
                 sockets.append(sock)
                 port = sock.getsockname()[1]
         undo.pop_all()
@@ -183,21 +196,14 @@ def _set_for_connections(sock: socket.socket) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES_COUNT)
 
 
-def _listen(sock: socket.socket, target: _Target, port: int) -> None:
-    try:
-        sock.listen(BACKLOG_COUNT)
-    except OSError as error:
-        raise _BindError(Address(target.host, port), error) from None
-
-
 def _address_of(sock: socket.socket) -> Address:
     host, port = sock.getsockname()[:2]
     return Address(str(host), int(port))
 
 
-def _listen_error(name: str, error: _BindError) -> ListenError:
-    reason = bind_problem(error.address, error.cause)
-    return ListenError(f'listener "{name}": {reason}')
+def _listen_error(name: str, error: _BindError) -> ListenError | ResourceError:
+    text = f'listener "{name}": {bind_problem(error.address, error.cause)}'
+    return ResourceError(text) if error.cause.errno in _SHORT else ListenError(text)
 
 
 def bind_problem(address: Address, cause: OSError) -> str:
@@ -220,5 +226,10 @@ def bind_problem(address: Address, cause: OSError) -> str:
     if cause.errno == errno.EAFNOSUPPORT:
         return f"{address} cannot be bound, as this kernel has no IPv6: use an IPv4 address"
     if cause.errno in (errno.EMFILE, errno.ENFILE):
-        return f"{address} cannot be bound, as descriptors ran out: raise LimitNOFILE"
+        return (
+            f"{address} cannot be bound, as descriptors ran out: raise LimitNOFILE"
+            " (`ulimit -n` elsewhere)"
+        )
+    if cause.errno in _SHORT:
+        return f"{address} cannot be bound, as the kernel is short of memory: free some"
     return f"{address} cannot be bound: {os.strerror(cause.errno or 0)}"

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from prometheus_client.core import (
@@ -29,6 +29,7 @@ from ingestd import __version__
 from ingestd.daemon.engine import EngineChoice
 from ingestd.daemon.space_metrics import (
     overwritten_families,
+    upkeep_failed_family,
     upkeep_families,
     warn_free_family,
 )
@@ -237,7 +238,11 @@ class IngestdCollector(Collector):
         core: Core,
         refused_counts: dict[tuple[str, str, str], int],
         warn_free_percents: Mapping[str, float],
+        upkeep_failures: Callable[[], Mapping[str, str]],
+        log_dropped_count: Callable[[], int],
     ) -> None:
+        self._upkeep_failures = upkeep_failures
+        self._log_dropped_count = log_dropped_count
         self._warn_free_percents = warn_free_percents
         self._workers = workers
         self._stores = stores
@@ -256,6 +261,8 @@ class IngestdCollector(Collector):
         yield from overwritten_families(self._stores)
         yield from upkeep_families(self._stores)
         yield warn_free_family(self._warn_free_percents)
+        yield upkeep_failed_family(self._stores, self._upkeep_failures())
+        yield self._log_dropped()
         yield self._refused()
         yield self._engine_info()
         yield _build_info()
@@ -372,6 +379,14 @@ class IngestdCollector(Collector):
         for labels, count in self._refused_counts.copy().items():
             refused.add_metric(list(labels), count)
         return refused
+
+    def _log_dropped(self) -> Metric:
+        dropped = CounterMetricFamily(
+            "ingestd_log_records_dropped",
+            "Lines of the log that were not written, as nobody took them in time.",
+        )
+        dropped.add_metric([], self._log_dropped_count())
+        return dropped
 
     def _engine_info(self) -> Metric:
         info = GaugeMetricFamily(

@@ -2,10 +2,14 @@
 """The daemon: everything brought up in order, looked after, and taken down.
 
 Invariants:
- - Order: stores (locked, recovered), workers (set up), listeners, pump, run,
-   metrics, READY=1. What a failed start has done is undone in reverse. All locks
-   come before the first area: the kernel lets go of a killed daemon's registered
-   memory, and so of its hugepages, before its registered file, and so its lock.
+ - Order: addresses (bound), stores (locked, recovered), workers (set up), listeners,
+   pumps, run, metrics, READY=1. What a failed start has done is undone in reverse.
+   All locks come before the first area: the kernel lets go of a killed daemon's
+   registered memory, and so of its hugepages, before its registered file, and so
+   its lock.
+ - The main thread waits for no device, log, scraper or peer: recovery, granting,
+   upkeep, the log, metrics and look-ups have threads of their own, and whatever of
+   them hangs at the end is left behind (closing.py).
  - The service manager is told that the process lives only while every worker's
    loop turns.
  - A store that failed stays failed and the others go on; a worker that ends
@@ -22,72 +26,64 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ingestd import __version__, systemd
-from ingestd.config.settings import diff, log_target
 from ingestd.daemon import zcrx
 from ingestd.daemon.admission import Admission, door
+from ingestd.daemon.attend import Progress, StartStoppedError, attend
+from ingestd.daemon.closing import CLOSE_TIME_S, STEP_TIME_MAX_S, Closing
 from ingestd.daemon.engine import EngineChoice, fall_back
-from ingestd.daemon.eventlog import EventLog, errno_text, store_failed_advice
+from ingestd.daemon.eventlog import EventLog
 from ingestd.daemon.flow_index import FlowIndex
+from ingestd.daemon.granting import Granting
 from ingestd.daemon.handover import Handover
 from ingestd.daemon.housekeeping import Housekeeping
-from ingestd.daemon.keys import reread_keys
-from ingestd.daemon.pump import Pump
+from ingestd.daemon.listen import bind_listener
+from ingestd.daemon.reload import Reloader
 from ingestd.daemon.signals import SignalInbox
 from ingestd.daemon.startup import (
     StoreOpener,
+    bind_listeners,
     check_limits,
     listeners_of,
     open_listeners,
     open_store,
+    prepare_store,
     release_workers,
     start_workers,
     stop_workers,
 )
 from ingestd.daemon.status import StatusLine
-from ingestd.daemon.worker import Core, WorkerThread, kernel_features, load_core
+from ingestd.daemon.waker import Waker
+from ingestd.daemon.watch import WorkerWatch
+from ingestd.daemon.worker import Core, WorkerThread, kernel_features
 from ingestd.errors import (
-    ConfigError,
     EngineError,
     IngestdError,
     ResourceError,
     StoreFailedError,
     SystemCallError,
 )
-from ingestd.log import Log, LogEvent, open_log
+from ingestd.log import Log, LogEvent
 
 if TYPE_CHECKING:
     from ingestd.config.settings import Settings
     from ingestd.daemon.engine import ZcrxQueue
+    from ingestd.daemon.listen import ListenerSockets
     from ingestd.store.serving import ServedStore
 
 TICK_S: Final = 1.0
 WATCHDOG_PINGS: Final = 3  # in the time that the service manager allows for one
-# The core's loop turns at least once a second; this allows for a busy machine.
-LOOP_AGE_MAX_S: Final = 10.0
 STATUS_INTERVAL_S: Final = 5.0
 # Kept of drain_timeout_s to write, flush and answer after flows were interrupted.
 DRAIN_MARGIN_S: Final = 2.0
 DRAIN_MARGIN_PART: Final = 0.25
 # With less, a healthy flush would be called stuck.
 STOP_TIMEOUT_MIN_S: Final = 2.0
-# For taking down what is left after the workers; told to the service manager.
-CLOSE_TIME_S: Final = 10.0
 EXIT_CODE_BUG: Final = 1
-
-
-def serve(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT; return the exit code. Raises IngestdError at start."""
-    from ingestd.store.serving import open_for_serving
-
-    target = log_target(settings.log)
-    sink = systemd.journal_sink() if target == "journald" else None
-    log = open_log(settings.log.level, target, journal_sink=sink)
-    return Daemon(settings, core=load_core(), open_store=open_for_serving, log=log).run()
 
 
 def drain_time_s(drain_timeout_s: float) -> float:
@@ -106,9 +102,12 @@ class Daemon:
         open_store: StoreOpener,
         log: Log,
         nic_of: Callable[[str], zcrx.Nic] = zcrx.Nic,
+        log_dropped_count: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._started_settings = settings  # what needs a restart to change
-        self._settings = settings  # as reloaded
+        self._settings = settings  # as started; as reloaded: the reloader has them
+        self._reloader = Reloader(settings, log)
+        self._log_dropped_count = log_dropped_count
+        self._closing = Closing(log)
         self._core = core
         self._open_store = open_store
         self._log = log
@@ -121,14 +120,14 @@ class Daemon:
         self._stores: dict[str, ServedStore] = {}
         self._workers: list[WorkerThread] = []
         self._listener_names: list[str] = []
-        self._pump: Pump | None = None
+        self._granting: Granting | None = None
         self._flow_indexes: dict[str, FlowIndex] = {}
         self._housekeeping = Housekeeping(self._flow_indexes, self._workers, log)
         self._failed_stores: set[str] = set()
-        self._late_workers: set[str] = set()
-        self._events_dropped_count = 0
+        self._watch = WorkerWatch(self._workers, self._failed_stores, log)
         self._reload_wanted = False
         self._deadline_s: float | None = None  # set: stopping, and until when
+        self._is_ready = False
         self._exit_code: int | None = None  # set: the loop ends now, with this
         self._next_tick_s = 0.0
         self._next_status_s = 0.0
@@ -137,13 +136,20 @@ class Daemon:
         """Bring everything up, serve until told to stop, take everything down."""
         with ExitStack() as undo:
             self._signals = undo.enter_context(SignalInbox())
-            self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-            undo.callback(self._close_wake_fd)
+            self._waker = Waker()
+            undo.callback(self._waker.close)
             self._selector = undo.enter_context(selectors.DefaultSelector())
             self._selector.register(self._signals, selectors.EVENT_READ, self._on_signals)
-            self._selector.register(self._wake_fd, selectors.EVENT_READ, self._on_wake)
-            if self._bring_up(undo):
+            self._selector.register(self._waker, selectors.EVENT_READ, self._on_wake)
+            try:
+                self._bring_up(undo)
                 self._loop()
+            except StartStoppedError as stopped:
+                systemd.notify_stopping("the start was stopped", CLOSE_TIME_S)
+                if stopped.left_behind:
+                    self._closing.leave_behind(stopped.left_behind)
+            finally:
+                self._begin_closing()
         self._log.tell_suppressed(at_end=True)
         exit_code = self._final_exit_code()
         self._log.emit(LogEvent.STOPPED, exit_code=exit_code)
@@ -151,17 +157,23 @@ class Daemon:
 
     def wake(self) -> None:
         """Let the main loop look at events and workers now."""
-        os.eventfd_write(self._wake_fd, 1)
+        self._waker.wake()
 
-    def _close_wake_fd(self) -> None:
-        # A worker that hangs still knows the number, which must not get another meaning.
-        if not any(worker.alive() for worker in self._workers):
-            os.close(self._wake_fd)
+    def _begin_closing(self) -> None:
+        self._closing.begin()
+        if self._is_ready and self._deadline_s is None:
+            systemd.notify_stopping("a part failed: everything is taken down", CLOSE_TIME_S)
+
+    def _close_store(self, store: ServedStore) -> None:
+        # Its descriptor must not be given to something else under a thread that hangs.
+        own = (worker for worker in self._workers if worker.store is store)
+        if not self._closing.has_left_behind and not any(worker.alive() for worker in own):
+            self._closing.run(f"store {store.path}", store.close)
 
     # --- Start ------------------------------------------------------------------
 
-    def _bring_up(self, undo: ExitStack) -> bool:
-        """Do every step of the start; False when a signal asked to stop meanwhile."""
+    def _bring_up(self, undo: ExitStack) -> None:
+        """Do every step of the start. Raises StartStoppedError when a signal asked to stop."""
         settings = self._settings
         self._doors = {name: door(name, item) for name, item in settings.listener.items()}
         self._log.emit(
@@ -171,34 +183,23 @@ class Daemon:
             stores=sorted(settings.store),
             listeners=sorted(settings.listener),
         )
-        nic_undo = undo.enter_context(ExitStack())
+        nic_undo = ExitStack()
+        undo.callback(self._closing.run, "interface", nic_undo.close)
         # An interface can only be put back when nobody holds its queues any more.
         undo.callback(release_workers, self._workers)
         features = kernel_features(self._core)
         engine = zcrx.choose(settings, features, self._log, nic_undo, self._nic_of)
         self._log.emit(LogEvent.ENGINE_CHOSEN, engine=engine.kind, reason=engine.reason)
         check_limits(settings, self._log, engine)
-        for name in settings.store:
-            self._stores[name] = open_store(
-                settings, name, self._open_store, self._workers, self._log, undo
-            )
-            self._housekeeping.add(
-                name,
-                self._stores[name],
-                settings,
-                partial(self._is_failed, name),
-                self.wake,
-            )
-            store_uuid = self._stores[name].superblock.store_uuid
-            flows = self._stores[name].take_recovered_flows()
-            if any(listener.protocol == "ingest" for _, listener in listeners_of(settings, name)):
-                self._flow_indexes[name] = FlowIndex(store_uuid, flows)
-            if self._stop_wanted_early():
-                return False
+        bound = bind_listeners(settings, undo)
+        metrics = settings.metrics.endpoint
+        metrics_sockets = bind_listener("metrics", metrics, 1) if metrics else None
+        if metrics_sockets is not None:
+            undo.callback(metrics_sockets.close)
+        self._open_stores(undo)
         engine = self._start_workers(engine, nic_undo, undo)
-        if self._stop_wanted_early():
-            return False
-        listening = open_listeners(settings, self._workers, self._log, undo)
+        self._look_for_stop()
+        listening = open_listeners(settings, bound, self._workers, self._log)
         self._listener_names = [name for name, _ in listening]
         advice = zcrx.by_copy_advice(settings, listening) if engine.kind == "zcrx" else None
         self._event_log = EventLog(self._core, self._log, self._listener_names, advice)
@@ -217,7 +218,8 @@ class Daemon:
             self._admission.refused_counts,
         )
         self._run_workers(undo)
-        self._bring_up_metrics(engine, undo)
+        if metrics_sockets is not None:
+            self._bring_up_metrics(metrics_sockets, engine, undo)
         self._log.emit(
             LogEvent.READY,
             addresses=[str(address) for _, address in listening],
@@ -225,7 +227,30 @@ class Daemon:
             reason=engine.reason,
         )
         systemd.notify_ready(self._status_line())
-        return True
+        self._is_ready = True
+
+    def _open_stores(self, undo: ExitStack) -> None:
+        settings = self._settings
+        for name in settings.store:
+            store = open_store(settings, name, self._open_store, self._attended, self._log)
+            self._stores[name] = store
+            undo.callback(self._close_store, store)
+            prepare_store(settings, name, store, self._log)
+            self._housekeeping.add(name, store, settings, partial(self._is_failed, name))
+            flows = store.take_recovered_flows()
+            if any(listener.protocol == "ingest" for _, listener in listeners_of(settings, name)):
+                store_uuid = store.superblock.store_uuid
+                self._flow_indexes[name] = FlowIndex(store_uuid, flows)
+            self._look_for_stop()
+
+    def _attended(self, name: str, step: Callable[[Progress], ServedStore]) -> ServedStore:
+        return attend(
+            name,
+            step,
+            is_stop_wanted=self._stop_wanted_early,
+            stop_time_s=STEP_TIME_MAX_S,
+            undo=lambda store: store.close(),
+        )
 
     def _start_workers(
         self, engine: EngineChoice, nic_undo: ExitStack, undo: ExitStack
@@ -264,6 +289,7 @@ class Daemon:
             self._workers,
             undo,
             queue_of,
+            self._look_for_stop,
         )
         if nic is not None:
             zcrx.tell_napi_ids(settings, self._workers, nic)
@@ -278,21 +304,25 @@ class Daemon:
         self._reload_wanted |= signal.SIGHUP in taken
         return any(number != signal.SIGHUP for number in taken)
 
+    def _look_for_stop(self) -> None:
+        if self._stop_wanted_early():
+            raise StartStoppedError
+
     def _run_workers(self, undo: ExitStack) -> None:
-        self._pump = Pump(self._workers, self.wake)
-        undo.callback(self._pump.close)
-        # Once more, as draining workers may still need the pump.
+        granting = Granting(self._stores, self._workers, self._is_failed, self.wake, self._log)
+        self._granting = granting
+        undo.callback(self._closing.end, "granting", granting.close)
+        # Once more, as draining workers may still need the pumps.
         undo.callback(stop_workers, self._workers)
-        undo.callback(self._housekeeping.close)
-        self._pump.start()
+        undo.callback(self._closing.end, "upkeep", self._housekeeping.close)
+        granting.start()
         self._housekeeping.start()
         for worker in self._workers:
             worker.run()
 
-    def _bring_up_metrics(self, engine: EngineChoice, undo: ExitStack) -> None:
-        endpoint = self._settings.metrics.endpoint
-        if endpoint is None:
-            return
+    def _bring_up_metrics(
+        self, sockets: ListenerSockets, engine: EngineChoice, undo: ExitStack
+    ) -> None:
         # Only now: their library is a good part of the daemon's memory.
         from ingestd.daemon.metrics import IngestdCollector
         from ingestd.daemon.metrics_server import start_metrics
@@ -304,11 +334,18 @@ class Daemon:
             self._core,
             self._admission.refused_counts,
             {name: store.warn_free_percent for name, store in self._settings.store.items()},
+            self._upkeep_failures,
+            self._log_dropped_count,
         )
-        server = start_metrics(endpoint, collector)
-        undo.callback(server.close)
+        server = start_metrics(sockets, collector)
+        undo.callback(self._closing.end, "metrics", server.close)
         for address in server.addresses:
             self._log.emit(LogEvent.LISTENING, listener="metrics", address=str(address))
+
+    def _upkeep_failures(self) -> dict[str, str]:
+        """Why removals, retention or overwriting fail now, by store. By any thread."""
+        granting = self._granting.failures() if self._granting is not None else {}
+        return granting | self._housekeeping.failures()
 
     # --- Loop -------------------------------------------------------------------
 
@@ -330,8 +367,7 @@ class Daemon:
         return self._deadline_s is not None and not any(w.alive() for w in self._workers)
 
     def _on_wake(self) -> None:
-        with suppress(BlockingIOError):
-            os.eventfd_read(self._wake_fd)
+        self._waker.clear()
         self._tell_events()
 
     def _tell_events(self) -> None:
@@ -349,11 +385,9 @@ class Daemon:
                 self._event_log.tell(worker, event)
 
     def _look_after_workers(self) -> None:
-        """End the loop if a worker, or the pump, did what it must not."""
-        if self._pump is not None and self._pump.error is not None:
-            self._tell_dead("pump", self._pump.error)
-            self._exit_code = EXIT_CODE_BUG
-        if (failure := self._housekeeping.error()) is not None:
+        """End the loop if a worker, or a pump, did what it must not."""
+        failure = self._granting.error() if self._granting is not None else None
+        if failure is not None:
             self._tell_dead(*failure)
             self._exit_code = EXIT_CODE_BUG
         if self._deadline_s is None:
@@ -397,9 +431,11 @@ class Daemon:
         self._next_tick_s = now_s + self._tick_s
         self._log.tell_suppressed()
         counters = [worker.counters() for worker in self._workers]
-        self._look_for_lost_events(counters)
+        self._watch.look_for_lost_events(counters)
         self._housekeeping.tick()
-        if self._loops_turn() and self._watchdog_s is not None:
+        if self._granting is not None:
+            self._granting.tick()
+        if self._watch.loops_turn() and self._watchdog_s is not None:
             systemd.notify_watchdog()
         if now_s >= self._next_status_s and self._deadline_s is None:
             self._next_status_s = now_s + STATUS_INTERVAL_S
@@ -408,31 +444,6 @@ class Daemon:
     def _status_line(self) -> str:
         counters = (worker.counters() for worker in self._workers)
         return self._status.line(counters, self._failed_stores)
-
-    def _look_for_lost_events(self, counters: list[dict[str, int]]) -> None:
-        """Tell what the counters know and the events, being too many, did not say."""
-        dropped_count = sum(shot["events_dropped"] for shot in counters)
-        if dropped_count > self._events_dropped_count:
-            self._log.emit(LogEvent.EVENTS_LOST, count=dropped_count - self._events_dropped_count)
-            self._events_dropped_count = dropped_count
-        for worker, shot in zip(self._workers, counters, strict=True):
-            if shot["store_errno"] and worker.store_name not in self._failed_stores:
-                self._failed_stores.add(worker.store_name)
-                self._log.emit(
-                    LogEvent.STORE_FAILED,
-                    store=worker.store_name,
-                    worker=worker.index,
-                    error=errno_text(shot["store_errno"]),
-                    way_out=store_failed_advice(shot["store_errno"]),
-                )
-
-    def _loops_turn(self) -> bool:
-        late = {w.name: w.loop_age_s() for w in self._workers}
-        late = {name: age_s for name, age_s in late.items() if age_s > LOOP_AGE_MAX_S}
-        for name in late.keys() - self._late_workers:
-            self._log.emit(LogEvent.WATCHDOG_LATE, worker=name, loop_age_s=round(late[name], 1))
-        self._late_workers = set(late)
-        return not late
 
     # --- Signals ----------------------------------------------------------------
 
@@ -446,7 +457,7 @@ class Daemon:
     def _stop(self, number: signal.Signals) -> None:
         """Begin to drain; the second time, let open flows have no more time."""
         is_first = self._deadline_s is None
-        timeout_s = self._settings.daemon.drain_timeout_s
+        timeout_s = self._reloader.settings.daemon.drain_timeout_s
         drain_s = drain_time_s(timeout_s) if is_first else 0.0
         self._log.emit(LogEvent.DRAINING, signal=number.name, drain_s=round(drain_s, 3))
         if is_first:
@@ -458,39 +469,9 @@ class Daemon:
             worker.drain(drain_s)
 
     def _reload(self) -> None:
-        """Apply what of a changed configuration can be; a bad one changes nothing."""
         systemd.notify_reloading()
-        try:
-            new = self._settings.reload()
-        except ConfigError as error:
-            self._log.emit(LogEvent.CONFIG_REFUSED, error=str(error))
-        else:
-            self._apply(new)
+        self._reloader.reload(self._workers, self._listener_names, self._admission)
         systemd.notify_ready(self._status_line())
-
-    def _apply(self, new: Settings) -> None:
-        changed = diff(self._settings, new).changed_at_run_time
-        waiting = diff(self._started_settings, new).needs_restart
-        self._settings = new
-        self._log.set_level(new.log.level)
-        for worker in self._workers:
-            store = new.store.get(worker.store_name)
-            if store is not None:
-                worker.set_intervals(store.flush_interval_s, store.commit_interval_s)
-        self._apply_idle_timeouts(new)
-        self._log.emit(LogEvent.CONFIG_RELOADED, changed=list(changed))
-        if waiting:
-            self._log.emit(LogEvent.CONFIG_NEEDS_RESTART, keys=list(waiting))
-        # Another path waits for a restart, like every option that names what is served.
-        reread_keys(self._started_settings.listener, self._admission, self._log)
-
-    def _apply_idle_timeouts(self, new: Settings) -> None:
-        for index, name in enumerate(self._listener_names):
-            store_name = self._started_settings.listener[name].store
-            listener = new.listener.get(name)
-            for worker in self._workers:
-                if listener is not None and worker.store_name == store_name:
-                    worker.set_idle_timeout(index, listener.idle_timeout_s)
 
 
 def _exit_code_of(error: BaseException | None) -> int:

@@ -2,7 +2,8 @@
 """What the log says of the room in stores.
 
 Invariants: each segment that was overwritten has one line; that room is short
-is told once, and again only after there was clearly more. Owned by the main thread.
+is told once, and again only after there was clearly more; each try to overwrite
+that fails is told once. Owned by the main thread.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from ingestd.log import Log, LogEvent
 
 if TYPE_CHECKING:
+    from ingestd.errors import StoreError
     from ingestd.store.serving import ServedStore
 
 FLOWS_SHOWN_MAX: Final = 10
@@ -54,7 +56,7 @@ class SpaceWatch:
         self._log = log
         self._forget = forget
         self._is_short_told = False
-        self._is_failure_told = False
+        self._failure_told: StoreError | None = None
 
     def tick(self) -> None:
         """Tell what happened since the last call."""
@@ -78,9 +80,12 @@ class SpaceWatch:
 
     def _tell_failure(self) -> None:
         error = self._store.overwriting_error
-        if error is not None and not self._is_failure_told:
-            self._is_failure_told = True
-            self._log.emit(LogEvent.OVERWRITING_FAILED, store=self._name, error=str(error))
+        if error is not self._failure_told:
+            self._failure_told = error
+            if error is not None:
+                self._log.emit(LogEvent.OVERWRITING_FAILED, store=self._name, error=str(error))
+            else:
+                self._log.emit(LogEvent.UPKEEP_RESUMED, store=self._name)
 
     def _tell_short(self) -> None:
         count = self._store.superblock.segment_count

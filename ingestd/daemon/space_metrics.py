@@ -85,3 +85,15 @@ def warn_free_family(percents: Mapping[str, float]) -> Metric:
     for name, percent in percents.items():
         share.add_metric([name], percent / 100)
     return share
+
+
+def upkeep_failed_family(stores: Mapping[str, ServedStore], failures: Mapping[str, str]) -> Metric:
+    """Return which stores' upkeep fails, of those that `failures` names."""
+    failed = GaugeMetricFamily(
+        "ingestd_upkeep_failed",
+        "1 while flows cannot be removed, or segments not be given up or back; it is tried again.",
+        labels=["store"],
+    )
+    for name in stores:
+        failed.add_metric([name], name in failures)
+    return failed

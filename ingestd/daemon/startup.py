@@ -35,7 +35,7 @@ from ingestd.daemon.limits import (
     raise_descriptor_limit,
     raise_locked_limit,
 )
-from ingestd.daemon.listen import open_listener
+from ingestd.daemon.listen import ListenerSockets, bind_listener
 from ingestd.daemon.worker import Core, WorkerThread, store_profile
 from ingestd.log import Log, LogEvent
 from ingestd.sizes import exact_size, short_size
@@ -62,6 +62,15 @@ class StoreOpener(Protocol):
         *,
         expected_uuid: str | None = None,
         on_wait: Callable[[float], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
+    ) -> ServedStore: ...
+
+
+class Attended(Protocol):
+    """Opens a store on a thread of its own, as attend() does."""
+
+    def __call__(
+        self, name: str, step: Callable[[Callable[[int, int], None]], ServedStore]
     ) -> ServedStore: ...
 
 
@@ -101,24 +110,24 @@ def open_store(
     settings: Settings,
     name: str,
     opener: StoreOpener,
-    workers: Sequence[WorkerThread],
+    attended: Attended,
     log: Log,
-    undo: ExitStack,
 ) -> ServedStore:
-    """Lock and recover one store. workers: those of all stores, as they come to be."""
+    """Lock and recover one store; to be closed by the caller, also when this fails later."""
     wanted = settings.store[name]
 
     def tell(wait_s: float) -> None:
         log.emit(LogEvent.STORE_HELD, store=name, path=wanted.path, wait_s=wait_s)
 
-    store = opener(wanted.path, expected_uuid=wanted.uuid, on_wait=tell)
+    def step(on_progress: Callable[[int, int], None]) -> ServedStore:
+        return opener(wanted.path, expected_uuid=wanted.uuid, on_wait=tell, on_progress=on_progress)
 
-    def close() -> None:
-        # Its descriptor must not be given to something else under a worker that hangs.
-        if not any(worker.store is store and worker.alive() for worker in workers):
-            store.close()
+    return attended(name, step)
 
-    undo.callback(close)
+
+def prepare_store(settings: Settings, name: str, store: ServedStore, log: Log) -> None:
+    """Set up what is done to a store beside writing flows, and tell of it. Raises StoreError."""
+    wanted = settings.store[name]
     if wanted.on_full == "overwrite-oldest":
         store.overwrite_oldest(wanted.workers)
     if wanted.discard:
@@ -142,7 +151,6 @@ def open_store(
             missing=short_size(missing_bytes),
             way_out=f"fallocate --keep-size --length {superblock.store_bytes} {store.path}",
         )
-    return store
 
 
 def _log_recovery(name: str, recovery: RecoverySummary, log: Log) -> None:
@@ -171,10 +179,12 @@ def start_workers(
     workers: list[WorkerThread],
     undo: ExitStack,
     zcrx_queue: Callable[[str, int], ZcrxQueue | None],
+    look_for_stop: Callable[[], None] = lambda: None,
 ) -> None:
     """Set up every worker, all at the same time, and append it to workers.
 
     zcrx_queue: the rx queue of a store's worker of that index, if it has one.
+    look_for_stop: called while this waits; may raise.
     """
     undo.callback(stop_workers, workers)
     profiles = {
@@ -204,7 +214,7 @@ def start_workers(
             workers.append(worker)
             worker.start()
     for worker in workers:
-        worker.wait_ready()
+        worker.wait_ready(look_for_stop=look_for_stop)
         _log_worker(worker, settings, log)
 
 
@@ -292,19 +302,38 @@ class Listening(NamedTuple):
     address: Address
 
 
-def open_listeners(
-    settings: Settings, workers: Sequence[WorkerThread], log: Log, undo: ExitStack
-) -> list[Listening]:
-    """Bind every listener for every worker of its store. Raises ListenError."""
-    bound: list[Listening] = []
+def bind_listeners(settings: Settings, undo: ExitStack) -> dict[str, ListenerSockets]:
+    """Bind every listener for every worker of its store, none of which need be there.
+
+    Raises ListenError or ResourceError.
+    """
+    bound: dict[str, ListenerSockets] = {}
     for name, listener in settings.listener.items():
+        workers_count = settings.store[listener.store].workers
+        bound[name] = bind_listener(name, listener.endpoint, workers_count)
+        undo.callback(bound[name].close)
+    return bound
+
+
+def open_listeners(
+    settings: Settings,
+    bound: Mapping[str, ListenerSockets],
+    workers: Sequence[WorkerThread],
+    log: Log,
+) -> list[Listening]:
+    """Give the workers the sockets that are bound for them, and listen.
+
+    Raises ListenError or ResourceError.
+    """
+    listening: list[Listening] = []
+    for name, listener in settings.listener.items():
+        sockets = bound[name]
         own = [worker for worker in workers if worker.store_name == listener.store]
-        sockets = open_listener(name, listener.endpoint, len(own))
-        undo.callback(sockets.close)
+        sockets.listen()
         for worker, worker_sockets in zip(own, sockets.per_worker, strict=True):
             for offset, sock in enumerate(worker_sockets):
-                worker.add_listener(sock.fileno(), len(bound) + offset, name, listener)
-        bound += [Listening(name, address) for address in sockets.addresses]
+                worker.add_listener(sock.fileno(), len(listening) + offset, name, listener)
+        listening += [Listening(name, address) for address in sockets.addresses]
         note: dict[str, Any] = {"note": sockets.note} if sockets.note else {}
         for address in sockets.addresses:
             log.emit(
@@ -315,4 +344,4 @@ def open_listeners(
                 store=listener.store,
                 **note,
             )
-    return bound
+    return listening

@@ -9,11 +9,13 @@ which may hang. Invariant: a store that is lost is failed once, on all of its wo
 from __future__ import annotations
 
 import errno
-import signal
 import threading
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
+from ingestd.daemon.backoff import Backoff
+from ingestd.daemon.threads import block_signals, start_thread
 from ingestd.log import Log, LogEvent
 
 if TYPE_CHECKING:
@@ -21,11 +23,10 @@ if TYPE_CHECKING:
     from ingestd.store.serving import ServedStore
 
 WATCH_INTERVAL_S: Final = 1.0
-CLOSE_TIMEOUT_S: Final = 1.0
 
 
 class StoreWatch:
-    """Of one store; start() to close(). `workers`: of all stores, as they come to be."""
+    """Of one store; start() to stop(). `workers`: of all stores, as they come to be."""
 
     def __init__(
         self,
@@ -33,42 +34,51 @@ class StoreWatch:
         store: ServedStore,
         workers: Sequence[WorkerThread],
         log: Log,
-        on_error: Callable[[], None],
     ) -> None:
-        self.error: BaseException | None = None  # a bug; the main thread tells of it
+        self.failure = ""  # why the last look failed, a bug
         self._name = name
         self._store = store
         self._workers = workers
         self._log = log
-        self._on_error = on_error
+        self._backoff = Backoff()
         self._is_elsewhere = False
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._main, name=f"watch-{name}", daemon=True)
+        self.thread = threading.Thread(target=self._main, name=f"watch-{name}", daemon=True)
 
     def start(self) -> None:
-        """Begin to look."""
-        self._thread.start()
+        """Begin to look. Raises ResourceError."""
+        start_thread(self.thread)
 
     def stop(self) -> None:
-        """Look no more."""
+        """Let the thread end, unless the device hangs: it then ends with the process."""
         self._stop.set()
 
-    def close(self) -> None:
-        """End, unless the device hangs: the thread then ends with the process."""
-        self.stop()
-        if self._thread.ident is not None:
-            self._thread.join(CLOSE_TIMEOUT_S)
-
     def _main(self) -> None:
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        block_signals()
+        while not self._stop.wait(WATCH_INTERVAL_S):
+            if self._backoff.is_due and not self._look_again():
+                return
+
+    def _look_again(self) -> bool:
+        """Look; a bug, or too little memory, is told and does not end the looking."""
         try:
-            while not self._stop.wait(WATCH_INTERVAL_S):
-                if not self.look():
-                    return
-        except BaseException as bug:
+            goes_on = self.look()
+        except Exception as bug:
+            self.failure = repr(bug)
+            trace = "".join(traceback.format_exception(bug))
+            retry_s = self._backoff.fail()
             if not self._stop.is_set():
-                self.error = bug
-                self._on_error()
+                self._log.emit(
+                    LogEvent.UPKEEP_FAILED,
+                    store=self._name,
+                    error=repr(bug),
+                    retry_s=retry_s,
+                    trace=trace,
+                )
+            return True
+        self.failure = ""
+        self._backoff.succeed()
+        return goes_on
 
     def look(self) -> bool:
         """Look once; False when the store is lost, and there is no more to be seen."""

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ingestd.daemon.direct_io import DirectProfile, assumed_profile, complete_profile
 from ingestd.daemon.faults import fault_to_error
+from ingestd.daemon.threads import block_signals, start_thread
 from ingestd.errors import (
     IngestdError,
     ListenError,
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from ingestd.store.serving import ServedStore
 
 SETUP_TIMEOUT_S: Final = 60.0
+SETUP_POLL_S: Final = 0.1
 NS_PER_S: Final = 1_000_000_000
 LISTENERS_MAX: Final = 16  # of core/intake.h
 PROTOCOLS: Final = {"raw": 1, "ingest": 2}  # record_open.protocol of core/format.h
@@ -199,13 +200,24 @@ class WorkerThread:
         self._thread = threading.Thread(target=self._main, name=self.name, daemon=True)
 
     def start(self) -> None:
-        """Begin to set up; wait_ready() tells how that went."""
-        self._thread.start()
+        """Begin to set up; wait_ready() tells how that went. Raises ResourceError."""
+        start_thread(self._thread)
 
-    def wait_ready(self, timeout_s: float = SETUP_TIMEOUT_S) -> None:
-        """Return once the worker is set up, or raise why it could not be."""
+    def wait_ready(
+        self,
+        timeout_s: float = SETUP_TIMEOUT_S,
+        look_for_stop: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Return once the worker is set up, or raise why it could not be.
+
+        `look_for_stop` is called meanwhile, and may raise.
+        """
         timeout_s += self.zcrx.queue_retry_s if self.zcrx else 0
-        if not self._is_ready.wait(timeout_s):
+        deadline_s = time.monotonic() + timeout_s
+        while not self._is_ready.wait(max(0.0, min(SETUP_POLL_S, deadline_s - time.monotonic()))):
+            look_for_stop()
+            if time.monotonic() < deadline_s:
+                continue
             raise SystemCallError(
                 f"worker {self.name}: its setup took longer than {timeout_s:g} s:"
                 " make the store's area smaller, or look for a machine short of memory"
@@ -399,7 +411,7 @@ class WorkerThread:
 
     def _main(self) -> None:
         """The thread: everything that must happen on the ring's own thread."""
-        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        block_signals()
         try:
             self._worker = self._make()
             self._worker.setup()

@@ -35,6 +35,8 @@ class FakeUpkeep:
     def requests(self) -> list[Request]:
         return []
 
+    may_retry = True
+
     def stop(self) -> None: ...
 
 
@@ -125,9 +127,11 @@ class FakeOpener:
         *,
         expected_uuid: str | None = None,
         on_wait: Callable[[float], None] | None = None,
+        on_progress: Callable[[int, int], None] | None = None,
     ) -> FakeStore:
         assert expected_uuid is None
         assert on_wait is not None
+        assert on_progress is not None
         if path in self.held_paths:
             on_wait(2.5)
         if path in self.faults:

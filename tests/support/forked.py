@@ -20,7 +20,7 @@ from ingestd.cli import main
 from support.daemon import Daemon
 
 # What serving imports when it runs; to be had before the fork.
-IMPORTED_LATE: Final = ("ingestd.daemon.run", "ingestd.core._core", "ingestd.cli")
+IMPORTED_LATE: Final = ("ingestd.daemon.main", "ingestd.core._core", "ingestd.cli")
 
 
 def serve(arguments: list[str], log: str) -> None:

@@ -50,7 +50,7 @@ class Stage:
         self.scans_count = 0
 
     def make_keeper(self, retentions: dict[str, Retention]) -> Keeper:
-        return Keeper("s", self.store, self.gate, retentions, lambda: self.is_failed, lambda: None)
+        return Keeper("s", self.store, self.gate, retentions, lambda: self.is_failed)
 
     def ask(self, *flows: bytes, token: int = 7) -> None:
         self.box.write(self.box.read() + [Request(flow, token) for flow in flows])

@@ -115,9 +115,9 @@ def fake_serve(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Any], int
     """A function that puts another serve() in the daemon's place."""
 
     def replace(serve: Callable[[Any], int]) -> None:
-        module = types.ModuleType("ingestd.daemon.run")
+        module = types.ModuleType("ingestd.daemon.main")
         module.serve = serve  # type: ignore[attr-defined]
-        monkeypatch.setitem(sys.modules, "ingestd.daemon.run", module)
+        monkeypatch.setitem(sys.modules, "ingestd.daemon.main", module)
 
     return replace
 
@@ -417,9 +417,9 @@ def test_commands_import_what_they_need_and_no_more(command: list[str]) -> None:
     heavy = {"pydantic", "structlog", "tqdm", "tomli_w", "prometheus_client", "asyncio", "rich"}
     allowed = {"pydantic"} if command is SERVE else set[str]()
     program = (
-        "import sys, types; fake = types.ModuleType('ingestd.daemon.run')\n"
+        "import sys, types; fake = types.ModuleType('ingestd.daemon.main')\n"
         "fake.serve = lambda s: 0\n"
-        "sys.modules['ingestd.daemon.run'] = fake\n"
+        "sys.modules['ingestd.daemon.main'] = fake\n"
         "from ingestd.cli import main\n"
         "try: main(sys.argv[1:])\n"
         "except SystemExit: pass\n"

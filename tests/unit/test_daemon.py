@@ -15,7 +15,7 @@ import pytest
 
 from ingestd import systemd
 from ingestd.daemon import run as daemon
-from ingestd.daemon import startup
+from ingestd.daemon import startup, watch
 from ingestd.daemon.run import drain_time_s
 from ingestd.daemon.signals import SIGNALS, SignalInbox
 from support.patience import WAIT_S
@@ -219,7 +219,7 @@ def test_the_watchdog_is_fed_while_loops_turn(
     scene: Scene, manager: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "300000")
-    monkeypatch.setattr(daemon, "LOOP_AGE_MAX_S", 2.0)
+    monkeypatch.setattr(watch, "LOOP_AGE_MAX_S", 2.0)
     assert systemd.watchdog_timeout_s() == 0.3
 
     def scenario() -> None:

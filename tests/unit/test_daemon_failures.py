@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ingestd.daemon import keeper, startup
+from ingestd.daemon import backoff, keeper, overwriter, startup
 from ingestd.daemon import run as daemon
 from ingestd.daemon.signals import SIGNALS
 from ingestd.errors import (
@@ -28,7 +28,7 @@ from ingestd.errors import (
     SystemCallError,
 )
 from support.fake_core import CoreFault
-from support.fake_store import FakeOpener, recovery
+from support.fake_store import FakeOpener, FakeStore, recovery
 from support.patience import WAIT_S
 from support.scene import ONE_STORE, TWO_STORES, Scene, service_manager, wait_for
 
@@ -89,16 +89,18 @@ def test_an_address_that_is_taken(scene: Scene) -> None:
         address = f"127.0.0.1:{other.getsockname()[1]}"
         scene.configure(ONE_STORE, {"listener": {"second": {"address": address}}})
         _fails(scene, ListenError, rf'"second": {address} is in use')
+    assert scene.opener.stores == {}
 
 
 def test_metrics_whose_address_is_taken(scene: Scene) -> None:
-    """The last step: by then, everything else runs."""
+    """Bound before any store is opened, as that may take long."""
     with socket.socket() as other:
         other.bind(("127.0.0.1", 0))
         other.listen()
         address = f"127.0.0.1:{other.getsockname()[1]}"
         scene.configure(ONE_STORE, {"metrics": {"address": address}})
         _fails(scene, ListenError, rf'"metrics": {address} is in use')
+    assert scene.opener.stores == {}
 
 
 def test_a_demand_that_cannot_be_met_touches_no_store(scene: Scene) -> None:
@@ -203,23 +205,65 @@ def test_a_pump_that_breaks_ends_the_process(scene: Scene) -> None:
         wait_for(lambda: "stopped" in scene.log.names(), "stopped")
 
     assert scene.play(scenario) == daemon.EXIT_CODE_BUG
-    assert scene.log.fields("worker_failed")[0]["worker"] == "pump"
+    assert scene.log.fields("worker_failed")[0]["worker"] == "pump-data"
 
 
-def test_a_keeper_that_breaks_ends_the_process(
-    scene: Scene, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("error", [AssertionError("made up"), MemoryError()])
+def test_a_keeper_that_breaks_goes_on_and_the_process_too(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(keeper, "TURN_INTERVAL_S", 0.01)
+    monkeypatch.setattr(backoff, "PAUSE_MIN_S", 0.05)
 
     def scenario() -> None:
         def broken() -> None:
-            raise OSError(errno.EIO, "made up")
+            raise error
 
+        works = scene.store.upkeep.requests
         scene.store.upkeep.requests = broken
-        wait_for(lambda: "stopped" in scene.log.names(), "stopped")
+        wait_for(lambda: len(scene.log.fields("upkeep_failed")) >= 2, "two tries")
+        assert scene.daemon._upkeep_failures() == {"data": repr(error)}
+        scene.store.upkeep.requests = works
+        wait_for(lambda: "upkeep_resumed" in scene.log.names(), "the end of it")
+        assert scene.daemon._upkeep_failures() == {}
 
-    assert scene.play(scenario) == daemon.EXIT_CODE_BUG
-    assert scene.log.fields("worker_failed")[0]["worker"] == "keeper-data"
+    assert scene.play(scenario) == 0
+    first, second = scene.log.fields("upkeep_failed")[:2]
+    assert repr(error) in first["trace"] or type(error).__name__ in first["trace"]
+    assert (first["retry_s"], second["retry_s"]) == (0.1, 0.1)
+
+
+def test_an_overwriter_that_breaks_goes_on_and_the_process_too(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(overwriter, "LOOK_INTERVAL_S", 0.01)
+    monkeypatch.setattr(backoff, "PAUSE_MIN_S", 0.01)
+
+    class Opener(FakeOpener):
+        def __call__(self, path: str, **options: Any) -> Any:
+            store = super().__call__(path, **options)
+            store.is_overwriting = True
+            return store
+
+    scene.opener = Opener()
+    is_broken = True
+
+    def recycle_ahead(_store: FakeStore, count: int) -> int:
+        if is_broken and count:
+            raise RuntimeError("can't start new thread")
+        return 0
+
+    monkeypatch.setattr(FakeStore, "recycle_ahead", recycle_ahead, raising=False)
+
+    def scenario() -> None:
+        nonlocal is_broken
+        wait_for(lambda: "overwriting_failed" in scene.log.names(), "the failure")
+        assert "data" in scene.daemon._upkeep_failures()
+        is_broken = False
+        wait_for(lambda: scene.daemon._upkeep_failures() == {}, "the end of it")
+
+    assert scene.play(scenario) == 0
+    assert "can't start new thread" in scene.log.fields("overwriting_failed")[0]["error"]
 
 
 def test_a_worker_that_does_not_stop(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,19 +271,16 @@ def test_a_worker_that_does_not_stop(scene: Scene, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(startup, "ABANDON_TIMEOUT_S", 0.1)
     scene.configure(ONE_STORE, {"daemon": {"drain_timeout_s": 0}})
     scene.core.is_hanging = True
-    wake_fds: list[int] = []
     try:
-        code = scene.play(lambda: wake_fds.append(scene.daemon._wake_fd))
-        assert code == SystemCallError.exit_code
+        assert scene.play() == SystemCallError.exit_code
         (failed,) = scene.log.fields("worker_failed")
         assert failed["error"] == "it did not stop within drain_timeout_s"
-        # It may still write: its store, and what it would wake, stay open.
+        # It may still write: its store stays open.
         assert scene.store.closed_count == 0
-        os.fstat(wake_fds[0])
     finally:
         scene.core.workers[0].end()
         assert scene.daemon._workers[0].join(WAIT_S)
-        os.close(wake_fds[0])
+    scene.daemon.wake()  # comes late, and finds nothing to write to
 
 
 def test_a_failed_store_is_told_and_the_others_go_on(

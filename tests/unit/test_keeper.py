@@ -14,10 +14,8 @@ from ingestd.daemon import keeper as keeper_module
 from ingestd.daemon import request_desk
 from ingestd.daemon.flow_gate import FlowGate
 from ingestd.daemon.keeper import Keeper
-from ingestd.errors import StoreError
 from ingestd.log import LogEvent
 from ingestd.store import removing
-from ingestd.store.device import Device
 from ingestd.store.image import StoreImage
 from ingestd.store.removing import remove_flows
 from ingestd.store.requests import Request, RequestState
@@ -130,23 +128,6 @@ def test_answers_that_nobody_fetches_are_taken_away(
     assert stage.store.upkeep.removed <= {TWO}
 
 
-def test_a_device_that_refuses_ends_it(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_: Device) -> None:
-        raise StoreError("no flush")
-
-    monkeypatch.setattr(Device, "sync", refuse)
-    stage.ask(ONE)
-    stage.keeper.turn()
-    assert stage.keeper.take_news() == [
-        (LogEvent.UPKEEP_FAILED, {"store": "s", "error": "no flush"})
-    ]
-    assert stage.answers() == [RequestState.SEEN]
-    assert stage.gate.is_removed(ONE), "nobody knows what was written"
-    monkeypatch.undo()
-    stage.keeper.turn()
-    assert stage.answers() == [RequestState.SEEN]
-
-
 def test_a_store_that_failed_is_left_alone(stage: Stage) -> None:
     stage.is_failed = True
     stage.ask(ONE)
@@ -165,7 +146,7 @@ def test_it_waits_after_reading_the_store(stage: Stage, monkeypatch: pytest.Monk
 
 def test_segments_of_a_removal_before_the_start_come_back(stage: Stage) -> None:
     stage.store.upkeep.remove([ONE], "removed")
-    keeper = Keeper("s", stage.store, FlowGate([ONE]), {}, lambda: False, lambda: None)
+    keeper = Keeper("s", stage.store, FlowGate([ONE]), {}, lambda: False)
     keeper.turn()
     assert [event for event, _ in keeper.take_news()] == [LogEvent.SEGMENT_FREED]
 
@@ -277,11 +258,3 @@ def test_too_much_news_is_counted(stage: Stage, monkeypatch: pytest.MonkeyPatch)
     (_, (event, fields)) = stage.keeper.take_news()
     assert (event, fields["count"]) == (LogEvent.EVENTS_LOST, 3)
     assert stage.keeper.take_news() == []
-
-
-def test_a_sweep_ends_soon_when_the_daemon_does(stage: Stage) -> None:
-    stage.store.upkeep.stop()
-    stage.ask(ONE)
-    stage.keeper.turn()
-    assert stage.answers() == [RequestState.REMOVED]
-    assert stage.news() == [LogEvent.FLOW_REMOVED], "its segment is given back at the next start"

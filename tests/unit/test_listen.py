@@ -12,8 +12,8 @@ import pytest
 
 from ingestd.address import Address, parse_address
 from ingestd.daemon import listen
-from ingestd.daemon.listen import ListenerSockets, bind_problem, open_listener
-from ingestd.errors import ListenError
+from ingestd.daemon.listen import ListenerSockets, bind_listener, bind_problem
+from ingestd.errors import ListenError, ResourceError
 from support.patience import WAIT_S
 
 
@@ -36,8 +36,9 @@ def opened() -> Iterator[ExitStack]:
 
 
 def _open(opened: ExitStack, text: str, workers_count: int = 1) -> ListenerSockets:
-    sockets = open_listener("in", parse_address(text), workers_count)
+    sockets = bind_listener("in", parse_address(text), workers_count)
     opened.callback(sockets.close)
+    sockets.listen()
     return sockets
 
 
@@ -91,7 +92,8 @@ def test_a_used_port_is_an_error(opened: ExitStack, workers_count: int) -> None:
 
 def test_a_port_in_time_wait_is_free(opened: ExitStack) -> None:
     """A daemon that restarts binds its port again at once."""
-    first = open_listener("in", parse_address("127.0.0.1:0"), 1)
+    first = bind_listener("in", parse_address("127.0.0.1:0"), 1)
+    first.listen()
     address = first.addresses[0]
     client = socket.create_connection(address, timeout=WAIT_S)
     served, _ = first.per_worker[0][0].accept()
@@ -114,7 +116,7 @@ def test_nothing_stays_open_after_a_failure(
         return made[-1]
 
     monkeypatch.setattr(listen, "_bind", bind)
-    with pytest.raises(ListenError, match="descriptors ran out: raise LimitNOFILE"):
+    with pytest.raises(ResourceError, match="descriptors ran out: raise LimitNOFILE"):
         _open(opened, "127.0.0.1:0", 4)
     assert [sock.fileno() for sock in made] == [-1, -1, -1]
 
@@ -199,17 +201,17 @@ def test_a_chosen_port_that_is_taken_elsewhere_is_chosen_anew(
 def test_a_name_with_too_many_addresses(monkeypatch: pytest.MonkeyPatch) -> None:
     _resolves_to(monkeypatch, *(f"127.0.0.{n}" for n in range(1, 6)))
     with pytest.raises(ListenError, match="stands for 5 addresses, 1 to 4 can be served"):
-        open_listener("in", parse_address("store.example:0"), 1)
+        bind_listener("in", parse_address("store.example:0"), 1)
 
 
 def test_a_name_that_nobody_knows() -> None:
     with pytest.raises(ListenError, match=r'"in": the host of nowhere.invalid:9 cannot be resol'):
-        open_listener("in", parse_address("nowhere.invalid:9"), 1)
+        bind_listener("in", parse_address("nowhere.invalid:9"), 1)
 
 
 def test_an_address_of_another_machine() -> None:
     with pytest.raises(ListenError, match=r"192\.0\.2\.1:9 is no address of this machine"):
-        open_listener("in", parse_address("192.0.2.1:9"), 1)
+        bind_listener("in", parse_address("192.0.2.1:9"), 1)
 
 
 @pytest.mark.parametrize(
@@ -227,7 +229,7 @@ def test_problems_have_a_way_out(code: int, text: str) -> None:
 
 
 def test_close_closes_all() -> None:
-    sockets = open_listener("in", parse_address("127.0.0.1:0"), 2)
+    sockets = bind_listener("in", parse_address("127.0.0.1:0"), 2)
     address = sockets.addresses[0]
     sockets.close()
     assert all(sock.fileno() == -1 for row in sockets.per_worker for sock in row)

@@ -8,26 +8,18 @@ import json
 import math
 import re
 import shutil
-import socket
 import subprocess
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from ingestd import __version__
-from ingestd.address import parse_address
 from ingestd.daemon.engine import EngineChoice
 from ingestd.daemon.metrics import IngestdCollector
-from ingestd.daemon.metrics_server import MetricsServer, start_metrics
-from ingestd.errors import ListenError
 from support.fake_core import FakeCore, counter_names
 from support.fake_store import MIB, FakeStore
-from support.patience import WAIT_S
 
 ROOT = Path(__file__).resolve().parents[2]
 REFUSED = {("data", "in", "unauthorised"): 3}
@@ -93,9 +85,11 @@ STORE_NAMES = {
     "ingestd_removed_flows": set(),
     "ingestd_discarded_bytes_total": set(),
     "ingestd_store_warn_free_ratio": set(),
+    "ingestd_upkeep_failed": set(),
     "ingestd_refused_total": {"listener", "reason"},
 }
 PROCESS_NAMES = {
+    "ingestd_log_records_dropped_total": set(),
     "ingestd_engine_info": {"engine", "reason"},
     "ingestd_build_info": {"version", "python", "kernel"},
 }
@@ -146,6 +140,8 @@ def collector(workers: list[FakeWorker]) -> IngestdCollector:
         FakeCore(),
         dict(REFUSED),
         {"data": 12.5, "more": 0},
+        lambda: {"more": "no flush"},
+        lambda: 5,
     )
 
 
@@ -286,66 +282,6 @@ def test_stores(workers: list[FakeWorker], collector: IngestdCollector) -> None:
     for name in ("ingestd_store_failed", "ingestd_store_full"):
         assert _value(samples, name, store="data") == 1
         assert _value(samples, name, store="more") == 0
-
-
-# --- The endpoint ---------------------------------------------------------------------
-
-
-@pytest.fixture
-def server(collector: IngestdCollector) -> Iterator[MetricsServer]:
-    server = start_metrics(parse_address("127.0.0.1:0"), collector)
-    yield server
-    server.close()
-
-
-def _get(server: MetricsServer, path: str = "/metrics", accept: str = "*/*") -> Any:
-    url = f"http://{server.addresses[0]}{path}"
-    return urllib.request.urlopen(
-        urllib.request.Request(url, headers={"Accept": accept}), timeout=WAIT_S
-    )
-
-
-@pytest.mark.parametrize("accept", ["*/*", "application/openmetrics-text;version=1.0.0,*/*;q=0.1"])
-def test_a_scrape(server: MetricsServer, accept: str) -> None:
-    with _get(server, accept=accept) as answer:
-        assert answer.headers["Content-Type"].startswith("text/plain")
-        text = answer.read().decode()
-    families = list(text_string_to_metric_families(text))
-    names = {sample.name for family in families for sample in family.samples}
-    assert set(EXPORTED) <= names
-    assert "process_resident_memory_bytes" in names
-    types = re.findall(r"^# TYPE (ingestd_flows\w*) (\w+)$", text, re.MULTILINE)
-    assert ("ingestd_flows", "gauge") in types
-    assert ("ingestd_flows_total", "counter") in types
-
-
-def test_other_paths_say_where_it_is(server: MetricsServer) -> None:
-    with pytest.raises(urllib.error.HTTPError) as caught:
-        _get(server, "/")
-    assert caught.value.code == 404
-    assert caught.value.read() == b"Metrics are at /metrics\n"
-
-
-def test_a_silent_client_does_not_stop_the_others(
-    server: MetricsServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from ingestd.daemon import metrics_server
-
-    monkeypatch.setattr(metrics_server._Handler, "timeout", 0.1)
-    with socket.create_connection(server.addresses[0], timeout=WAIT_S), _get(server) as answer:
-        assert answer.status == 200
-
-
-def test_a_used_port(server: MetricsServer, collector: IngestdCollector) -> None:
-    with pytest.raises(ListenError, match=r'"metrics": 127\.0\.0\.1:\d+ is in use'):
-        start_metrics(server.addresses[0], collector)
-
-
-def test_closed_is_closed(collector: IngestdCollector) -> None:
-    server = start_metrics(parse_address("127.0.0.1:0"), collector)
-    server.close()
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(server.addresses[0], timeout=WAIT_S)
 
 
 # --- Files that use the names -----------------------------------------------------------

@@ -80,6 +80,12 @@ def test_why_it_overwrites_no_more_is_told_once(told: Told, store: FakeStore) ->
     assert told.lines == [(LogEvent.OVERWRITING_FAILED, {"store": "s", "error": "no flush"})]
     watch.tick()
     assert told.take() == [LogEvent.OVERWRITING_FAILED]
+    store.overwriting_error = StoreError("no flush")  # of the next try
+    watch.tick()
+    store.overwriting_error = None
+    watch.tick()
+    watch.tick()
+    assert told.take()[-2:] == [LogEvent.OVERWRITING_FAILED, LogEvent.UPKEEP_RESUMED]
 
 
 def test_overwritten_segments(

@@ -23,11 +23,11 @@ class _Store:
     path = "store"
 
     def __init__(self) -> None:
-        self.code: int | OSError | None = None
+        self.code: int | Exception | None = None
         self.is_moved = False
 
     def loss(self) -> int | None:
-        if isinstance(self.code, OSError):
+        if isinstance(self.code, Exception):
             raise self.code
         return self.code
 
@@ -54,7 +54,7 @@ class _Scene:
         log = Log(self.lines, "debug")
         store = cast("ServedStore", self.store)
         workers = cast("Sequence[WorkerThread]", self.workers)
-        self.watch = StoreWatch("a", store, workers, log, lambda: None)
+        self.watch = StoreWatch("a", store, workers, log)
 
     @property
     def codes(self) -> list[list[int]]:
@@ -102,3 +102,14 @@ def test_nothing_is_failed_once_the_watch_has_stopped() -> None:
     scene.watch.stop()
     assert not scene.watch.look()
     assert scene.codes == [[], [], []]
+
+
+def test_a_bug_is_told_and_does_not_end_the_looking() -> None:
+    scene = _Scene()
+    scene.store.code = MemoryError()
+    scene.watch._look_again()
+    assert scene.watch.failure == "MemoryError()"
+    assert scene.lines.names() == ["upkeep_failed"]
+    scene.store.code = None
+    assert scene.watch._look_again()
+    assert scene.watch.failure == ""
