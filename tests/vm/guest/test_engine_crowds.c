@@ -112,7 +112,7 @@ static const struct check_case cases[] = {
      &(const struct crowd){
          .options = "-q 2 -a 4096", .port = MOVED_PORT, .flows = 6, .bytes = 1500001}},
     CROWD("80 senders, 16 places", .options = "-q 2 -n 17", .port = NET_STEERED_PORT, .flows = 80,
-          .bytes = 300001),
+          .bytes = 2000001),
     CROWD("200 senders, 16 places, lossy", .options = "-q 2 -n 17", .port = NET_STEERED_PORT,
           .flows = 200, .bytes = 60001, .drop_every = 53),
     CROWD("60 senders, an area of 1 MiB", .options = "-q 2 -a 1024 -w 128",
