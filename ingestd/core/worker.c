@@ -10,12 +10,15 @@
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 #include <sys/random.h>
 
 #define RING_ENTRIES 4096u
 #define SEGMENT_BATCHES_MIN 16u
 #define RING_AREA_BYTES 512u
+#define LOCK_TRIES_MAX 50u /* 5 s, as long as a store that is held is waited for */
+#define LOCK_PAUSE_NS 100000000
 #define RING_COMPLETIONS_MAX 65536u /* IORING_MAX_CQ_ENTRIES, io_uring/io_uring.h, Linux 6.1 */
 
 /* A restart begins elsewhere, so that a clock set back makes no id again. */
@@ -140,7 +143,17 @@ static uint64_t ring_bytes(const struct worker_settings *s) {
     return heads + ring_completions(s) * completion + RING_ENTRIES * sizeof(struct io_uring_sqe);
 }
 
-static int open_ring(struct worker *w) {
+/* The kernel gives back what a process had locked some time after that process is gone
+ * (io_ring_exit_work, a work queue): its successor, which has the store already, asks again. */
+static bool lock_again(int code, uint32_t *tries) {
+    struct timespec pause = {.tv_nsec = LOCK_PAUSE_NS};
+    if (code != -ENOMEM || ++*tries > LOCK_TRIES_MAX)
+        return false;
+    nanosleep(&pause, NULL);
+    return true;
+}
+
+static int create_ring(struct worker *w) {
     struct io_uring_params p = {
         .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQSIZE |
                  IORING_SETUP_SUBMIT_ALL,
@@ -148,7 +161,14 @@ static int open_ring(struct worker *w) {
     if (w->settings.engine == ENGINE_ZCRX)
         p.flags |= IORING_SETUP_CQE32;
     p.cq_entries = ring_completions(&w->settings);
-    int code = io_uring_queue_init_params(RING_ENTRIES, &w->ring, &p);
+    return io_uring_queue_init_params(RING_ENTRIES, &w->ring, &p);
+}
+
+static int open_ring(struct worker *w) {
+    uint32_t tries = 0;
+    int code = create_ring(w);
+    while (lock_again(code, &tries))
+        code = create_ring(w);
     if (code < 0)
         return fault_set(&w->fault, -code, "io_uring_setup", "worker's ring");
     w->ring_open = true;
@@ -160,7 +180,10 @@ static int register_memory(struct worker *w) {
     struct iovec all = {w->area.base, w->area.mapping_bytes};
     snprintf(object, sizeof object, "area of %llu bytes",
              (unsigned long long)w->area.mapping_bytes);
+    uint32_t tries = 0;
     int code = io_uring_register_buffers(&w->ring, &all, 1);
+    while (lock_again(code, &tries))
+        code = io_uring_register_buffers(&w->ring, &all, 1);
     if (code < 0)
         return fault_set(&w->fault, -code, "io_uring_register_buffers", object);
     code = io_uring_register_files(&w->ring, &w->settings.store_fd, 1);
