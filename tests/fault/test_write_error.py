@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The device fails under a running daemon: nothing is acknowledged that is not there.
 
-Three ways without any special kernel: a limit on the size of files (EFBIG), a
-loop device whose backing file finds no room (its writes fail), and another
-store beside the failing one, which has to go on.
+Ways without any special kernel: a limit on the size of files (EFBIG), a loop
+device whose backing file takes no more writes (EIO), one that ends early, and
+another store beside the failing one, which has to go on.
 """
 
 from __future__ import annotations
 
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import pytest
 from ingestd.errors import StoreDamagedError, StoreFailedError
 from support.daemon import Daemon, format_store, run_ingestd
 from support.ingest import Ingest, checksum, data_of
-from support.loop import limit_size, loop_device, run, tmpfs
+from support.loop import limit_size, loop_device, refuse_writes, sealable_loop_device
 from support.notify import NotifySocket
 from support.observe import (
     assert_claims,
@@ -135,42 +135,51 @@ def _end(sender: SocketSender) -> Receipt:
     return sender.answer()
 
 
-@pytest.fixture
-def short_device(tmp_path: Path) -> Iterator[tuple[Path, Path]]:
-    """A block device of 64 MiB whose backing file has room for 16, and what to enlarge."""
-    with (
-        tmpfs(tmp_path / "tiny", "16M") as directory,
-        loop_device(directory / "disk.img", 64 * MIB, direct=False) as device,
-    ):
-        yield device, directory
-
-
 @pytest.mark.needs_root
 @pytest.mark.parametrize("checksum", ["crc32c", "none"])
 def test_block_device_that_cannot_write(
-    short_device: tuple[Path, Path],
-    start_daemon: StartDaemon,
-    tmp_path: Path,
-    seed: int,
-    checksum: str,
+    start_daemon: StartDaemon, tmp_path: Path, seed: int, checksum: str
 ) -> None:
-    device, backing = short_device
-    run_ingestd("format", device, *SMALL)
-    config = store_config(
-        tmp_path / "c.toml", checksum=checksum, area="8MiB", write_bytes_max="64KiB"
-    )
-    daemon = start_daemon(device, config=config, log=tmp_path / "daemon.log")
-    sealed, receipt = _send_until_failure(daemon, seed, 200)
-    assert sealed
-    _check_failed(daemon, sealed, receipt)
-    assert daemon.stop() == StoreFailedError.exit_code
-    assert_stored(device, sealed)
-    run("mount", "-o", "remount,size=128M", backing)
-    daemon.start()
+    """From one moment on each write is an I/O error, as on a device that wore out.
+
+    A file system without room below the device would not do: of a write that finds room for a
+    part, a loop device says that all of it was written (lo_complete_rq() of drivers/block/loop.c,
+    Linux 6.18, takes nothing but a negative result for an error of a write). What it then lost
+    was acknowledged by the device, and no writer could know.
+    """
+    with sealable_loop_device(64 * MIB) as (device, backing):
+        run_ingestd("format", device, *SMALL)
+        config = store_config(
+            tmp_path / "c.toml", checksum=checksum, area="8MiB", write_bytes_max="64KiB"
+        )
+        daemon = start_daemon(device, config=config, log=tmp_path / "daemon.log")
+        sealed = [send(daemon.address, Payload(seed + n, FLOW_BYTES)) for n in range(8)]
+        for sent in sealed:
+            assert_sealed(sent, has_checksum=checksum == "crc32c")
+        open_flow = SocketSender(daemon.address)
+        open_payload = Payload(seed + 8, FLOW_BYTES)
+        with suppress(OSError):
+            open_flow.write(open_payload.data()[: FLOW_BYTES // 2])
+        refuse_writes(backing)
+        more, receipt = _send_until_failure(daemon, seed + 9, 1)
+        assert not more
+        _check_failed(daemon, sealed, receipt)
+        claims = [(open_payload, open_flow.answer())]
+        assert claims[0][1]["error"] == "store_failed"
+        assert_claims(device, claims)
+        assert daemon.stop() == StoreFailedError.exit_code
+        assert_stored(device, sealed)
+        assert_claims(device, claims)
+        copy = tmp_path / "copy.img"
+        copy.write_bytes(device.read_bytes())
+    daemon = start_daemon(copy, config=config, log=tmp_path / "copy.log")
+    assert_stored(copy, sealed)
+    assert_claims(copy, claims)
     sealed.append(send(daemon.address, Payload(seed + 1000, 5_000_000)))
     assert daemon.stop() == 0
-    assert_stored(device, sealed)
-    run_ingestd("verify", device)
+    assert_stored(copy, sealed)
+    assert_claims(copy, claims)
+    run_ingestd("verify", copy)
 
 
 @pytest.mark.needs_root

@@ -63,23 +63,54 @@ def _attach(backing: Path, block_bytes: int, flags: tuple[str, ...]) -> Path:
 
 @contextmanager
 def loop_device(
-    backing: Path, size_bytes: int, block_bytes: int = 512, *flags: str, direct: bool = True
+    backing: Path, size_bytes: int, block_bytes: int = 512, *flags: str
 ) -> Iterator[Path]:
     """Yield a loop device with logical blocks of block_bytes over a sparse file of size_bytes.
 
-    direct: the backing file is written with direct I/O, as by a real device.
+    The file is written with direct I/O, as by a real device.
     """
     with backing.open("wb") as file:
         file.truncate(size_bytes)
-    device = _attach(backing, block_bytes, ("--direct-io=on", *flags) if direct else flags)
+    try:
+        device = _attach(backing, block_bytes, ("--direct-io=on", *flags))
+        with _held(device):
+            yield device
+    finally:
+        backing.unlink()
+
+
+@contextmanager
+def sealable_loop_device(size_bytes: int) -> Iterator[tuple[Path, int]]:
+    """Yield a loop device over memory, and the descriptor for refuse_writes()."""
+    fd = os.memfd_create("disk", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        os.truncate(fd, size_bytes)
+        device = _attach(Path(f"/proc/{os.getpid()}/fd/{fd}"), 512, ())
+        with _held(device):
+            yield device, fd
+    finally:
+        os.close(fd)
+
+
+def refuse_writes(backing_fd: int) -> None:
+    """From now on each write to a sealable device fails, and nothing of it is written.
+
+    F_SEAL_WRITE of fcntl(2) is looked at once for each write, under the lock that it was set
+    under, before the first byte: shmem_write_begin() of mm/shmem.c, Linux 6.18.
+    """
+    fcntl.fcntl(backing_fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+
+
+@contextmanager
+def _held(device: Path) -> Iterator[None]:
+    """Let a device that was attached go at the end, or when we are killed."""
     hold_fd = os.open(device, os.O_RDONLY | os.O_CLOEXEC)
     try:
         # A device in use goes when the last one closes it: also if we are killed.
         run("losetup", "--detach", device)
-        yield device
+        yield
     finally:
         os.close(hold_fd)
-        backing.unlink()
 
 
 def limit_size(device: Path, size_bytes: int) -> None:
