@@ -95,7 +95,7 @@ class LogEvent(Enum):
     CONNECTION_DENIED = (
         "connection_denied",
         "warning",
-        "connections from networks that the listener does not let in were closed; how many",
+        "connections of networks that may not, or too many of one peer, were not let in; how many",
     )
     FLOW_BY_COPY = (
         "flow_by_copy",

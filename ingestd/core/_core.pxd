@@ -124,6 +124,7 @@ cdef extern from "worker.h" nogil:
         uint32_t protocol
         uint64_t idle_timeout_ns
         uint32_t flows_max
+        uint32_t flows_per_peer_max
         uint64_t hello_timeout_ns
         uint64_t ack_interval_ns
         bint authenticates

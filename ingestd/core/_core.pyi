@@ -32,8 +32,8 @@ EVENT_FLOW_BY_COPY: Final[int]  # code: NAPI id of an rx queue without zero copy
 EVENT_FLOW_ELSEWHERE: Final[int]
 # protocol ingest; code: session_error of core/session.h or 0, then detail: close_reason.
 EVENT_HELLO_FAILED: Final[int]
-# bytes_count: how many connections from networks that are not let in, since the last such
-# event; peer: the last one's.
+# code: enum denial of core/intake.h; bytes_count: how many connections were not let in for
+# it, since the last such event; peer: the last one's.
 EVENT_FLOW_DENIED: Final[int]
 
 # Kinds of Question; the third is none, and is not to be answered.
@@ -174,6 +174,7 @@ class Worker:
         ack_interval_ns: int = 0,
         authenticates: bool = False,  # the greeting asks for a MAC
         allow: Sequence[tuple[int, bytes, int]] = (),  # (4 or 6, address, bits of the prefix)
+        flows_per_peer_max: int = 0,  # of one IPv4 address or IPv6 /64 network; 0: no limit
     ) -> None:
         """Before run(): accept on a listening socket; fd stays the caller's.
 

@@ -160,7 +160,8 @@ cdef class Worker:
         worker_destroy(self.w)
 
     def add_listener(self, int fd, index, str name, protocol, idle_timeout_ns, flows_max, *,
-                     hello_timeout_ns=0, ack_interval_ns=0, bint authenticates=False, allow=()):
+                     hello_timeout_ns=0, ack_interval_ns=0, bint authenticates=False, allow=(),
+                     flows_per_peer_max=0):
         cdef listener_settings s
         cdef bytes text = name.encode()
         if len(text) >= sizeof(s.name):
@@ -172,6 +173,7 @@ cdef class Worker:
         s.protocol = protocol
         s.idle_timeout_ns = idle_timeout_ns
         s.flows_max = flows_max
+        s.flows_per_peer_max = flows_per_peer_max
         s.hello_timeout_ns = hello_timeout_ns
         s.ack_interval_ns = ack_interval_ns
         s.authenticates = authenticates

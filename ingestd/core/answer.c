@@ -28,6 +28,11 @@ static const char *text_of_receiver(int error) {
     }
 }
 
+static const char *text_of_limit(int error) {
+    return error == EUSERS ? "your address has as many connections as it may: end one first"
+                           : "a limit of the listener was reached";
+}
+
 static struct refusal refusal_for(const struct flow *f, int store_errno) {
     if (store_errno != 0)
         return (struct refusal){"store_failed", "the device failed: bytes counts what is safe"};
@@ -39,7 +44,7 @@ static struct refusal refusal_for(const struct flow *f, int store_errno) {
     case CLOSE_REASON_STORE_FULL:
         return (struct refusal){"store_full", "the store has no free segment left"};
     case CLOSE_REASON_LIMIT:
-        return (struct refusal){"limit", "a limit of the listener was reached"};
+        return (struct refusal){"limit", text_of_limit(f->error)};
     case CLOSE_REASON_REPLACED:
         return (struct refusal){"replaced", "a newer connection goes on with the flow"};
     case CLOSE_REASON_RECEIVER:
@@ -183,8 +188,11 @@ size_t answer_last(const struct flow *f, int store_errno, char *line, size_t cap
 
 size_t answer_turned_away(const struct flow *f, char *line, size_t capacity) {
     struct refusal r = refusal_for(f, 0);
-    if (f->reason == CLOSE_REASON_LIMIT) /* "limit" is of a flow, and not worth another try */
-        r = (struct refusal){"busy", "too many connections wait: come back later"};
+    if (f->reason == CLOSE_REASON_LIMIT) { /* "limit" is of a flow, and not worth another try */
+        bool of_peer = f->error == EUSERS;
+        const char *waits = "too many connections wait: come back later";
+        r = (struct refusal){"busy", of_peer ? text_of_limit(f->error) : waits};
+    }
     int bytes = snprintf(line, capacity,
                          "{\"type\": \"error\", \"code\": \"%s\", \"text\": \"%s\", "
                          "\"flow\": null, \"durable\": 0}\n",

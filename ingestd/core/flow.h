@@ -67,6 +67,7 @@ struct flow {
     uint8_t ops_in_flight; /* completions that still name this flow */
     bool opened;           /* its OPEN record is in a batch */
     bool adopted;          /* another worker accepted it */
+    bool counted;          /* among its peer's: struct peers */
     bool polled;           /* a poll of its socket is under way */
     bool eof;              /* the sender has half-closed */
     bool stop;             /* it is to be ended from outside */

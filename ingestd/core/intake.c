@@ -63,24 +63,68 @@ static void accept_failed(struct worker *w, struct listener *l, int code) {
 }
 
 /* One event a second tells of all: a flood of them hides nothing else. */
-static void deny(struct worker *w, struct listener *l, int fd, const struct flow *peer) {
-    close(fd);
-    STAT_ADD(w, flows_denied, 1);
-    l->denied_count++;
-    if (w->now_ns < l->denied_ns)
+static void note_denied(struct worker *w, const struct flow *peer, enum denial why) {
+    struct denied *denied = &w->listeners[peer->listener].denied[why];
+    denied->count++;
+    if (w->now_ns < denied->told_ns)
         return;
-    worker_event(w, EVENT_FLOW_DENIED, peer, 0, 0, l->denied_count);
-    l->denied_count = 0;
-    l->denied_ns = w->now_ns + DENIED_TOLD_NS;
+    worker_event(w, EVENT_FLOW_DENIED, peer, (int)why, 0, denied->count);
+    denied->count = 0;
+    denied->told_ns = w->now_ns + DENIED_TOLD_NS;
 }
 
 static bool is_let_in(struct worker *w, struct listener *l, int fd) {
     struct flow peer = {.listener = (uint8_t)(l - w->listeners)};
     note_peer(&peer, &l->peer);
     bool in = networks_hold(l->allow, l->allow_count, peer.peer_family, peer.peer_address);
-    if (!in)
-        deny(w, l, fd, &peer);
-    return in;
+    if (in)
+        return true;
+    close(fd);
+    STAT_ADD(w, flows_denied, 1);
+    note_denied(w, &peer, DENIED_NETWORK);
+    return false;
+}
+
+/* It is told by what the socket takes at once. What has come of it is dropped before the close,
+ * which would answer it by a reset, and might overtake the line. */
+static void tell_and_close(const struct listener *l, const struct flow *f) {
+    char line[FLOW_LINE_BYTES];
+    size_t bytes = l->protocol == PROTOCOL_INGEST ? answer_turned_away(f, line, sizeof line)
+                                                  : answer_format(f, 0, line, sizeof line);
+    if (send(f->fd, line, bytes, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)bytes)
+        shutdown(f->fd, SHUT_WR);
+    for (int i = 0; i < TURNED_AWAY_READS_MAX; i++)
+        if (recv(f->fd, NULL, DISCARD_BYTES, MSG_DONTWAIT | MSG_TRUNC) <= 0)
+            break;
+    close(f->fd);
+}
+
+static struct peer peer_of(const struct flow *f) {
+    return peers_name(f->listener, f->peer_family, f->peer_address);
+}
+
+/* Of connections that stay with this worker: who is handed away is counted where it goes. One
+ * whose peer has gone already, and is thus unknown, soon ends by itself. */
+static bool is_one_too_many(struct worker *w, const struct listener *l, struct flow *f) {
+    if (l->flows_per_peer_max == 0 || f->peer_family == 0)
+        return false;
+    struct peer peer = peer_of(f);
+    f->counted = peers_add(&w->peers, &peer, l->flows_per_peer_max);
+    return !f->counted;
+}
+
+static void refuse_one_too_many(struct worker *w, const struct listener *l, struct flow *f) {
+    f->state = FLOW_STATE_INTERRUPTED;
+    f->reason = CLOSE_REASON_LIMIT;
+    f->error = EUSERS;
+    memset(f->id, 0, sizeof f->id); /* no flow has begun */
+    tell_and_close(l, f);
+    STAT_ADD(w, flows_over_peer_max, 1);
+    note_denied(w, f, DENIED_PEER);
+    f->fd = -1;
+    f->ended = true;
+    f->phase = FLOW_GONE;
+    intake_gone(w, f);
 }
 
 static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
@@ -97,6 +141,10 @@ static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
     l->flow_count++;
     if (!w->engine->take(w, f))
         return; /* the worker that it belongs to counts it, and greets it */
+    if (is_one_too_many(w, l, f)) {
+        refuse_one_too_many(w, l, f);
+        return;
+    }
     STAT_ADD(w, flows_opened, 1);
     if (l->protocol == PROTOCOL_INGEST) {
         session_begin(w, f);
@@ -127,7 +175,7 @@ void intake_accepted(struct worker *w, uint32_t listener, int result) {
         begin(w, l, result, false);
 }
 
-static void peer_of(int fd, struct sockaddr_storage *peer) {
+static void ask_peer(int fd, struct sockaddr_storage *peer) {
     socklen_t bytes = sizeof *peer;
     *peer = (struct sockaddr_storage){.ss_family = AF_UNSPEC};
     if (getpeername(fd, (struct sockaddr *)peer, &bytes) != 0)
@@ -136,30 +184,20 @@ static void peer_of(int fd, struct sockaddr_storage *peer) {
 
 void intake_adopt(struct worker *w, struct listener *l, int fd) {
     struct sockaddr_storage accepting = l->peer; /* an accept may be under way */
-    peer_of(fd, &l->peer);
+    ask_peer(fd, &l->peer);
     begin(w, l, fd, true);
     l->peer = accepting;
 }
 
-/* It is told by what the socket takes at once. What has come of it is dropped before the close,
- * which would answer it by a reset, and might overtake the line. */
 void intake_turn_away(struct worker *w, struct listener *l, int fd, uint8_t reason) {
     struct flow f = {.fd = fd,
                      .listener = (uint8_t)(l - w->listeners),
                      .state = FLOW_STATE_INTERRUPTED,
                      .reason = reason};
-    char line[FLOW_LINE_BYTES];
     struct sockaddr_storage peer;
-    peer_of(fd, &peer);
+    ask_peer(fd, &peer);
     note_peer(&f, &peer);
-    size_t bytes = l->protocol == PROTOCOL_INGEST ? answer_turned_away(&f, line, sizeof line)
-                                                  : answer_format(&f, 0, line, sizeof line);
-    if (send(fd, line, bytes, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)bytes)
-        shutdown(fd, SHUT_WR);
-    for (int i = 0; i < TURNED_AWAY_READS_MAX; i++)
-        if (recv(fd, NULL, DISCARD_BYTES, MSG_DONTWAIT | MSG_TRUNC) <= 0)
-            break;
-    close(fd);
+    tell_and_close(l, &f);
     STAT_ADD(w, flows_refused, 1);
     worker_event(w, EVENT_FLOW_REFUSED, &f, reason, 0, 0);
 }
@@ -268,6 +306,10 @@ void intake_gone(struct worker *w, struct flow *f) {
         return;
     if (f->session != NULL && !session_give(w, f))
         return;
+    if (f->counted) {
+        struct peer peer = peer_of(f);
+        peers_remove(&w->peers, &peer);
+    }
     w->listeners[f->listener].flow_count--;
     flow_give(&w->flows, f);
 }

@@ -33,12 +33,25 @@ struct listener_settings {
     uint32_t protocol;
     uint64_t idle_timeout_ns; /* 0: none */
     uint32_t flows_max;
-    uint64_t hello_timeout_ns; /* protocol ingest, as the two below */
+    uint32_t flows_per_peer_max; /* 0: no limit */
+    uint64_t hello_timeout_ns;   /* protocol ingest, as the two below */
     uint64_t ack_interval_ns;
     bool authenticates;
     char name[LISTENER_NAME_BYTES]; /* ends with a zero byte */
     uint32_t allow_count;           /* any protocol; 0: every network */
     struct network allow[NETWORKS_MAX];
+};
+
+/* Why a connection was not let in; code of EVENT_FLOW_DENIED. */
+enum denial {
+    DENIED_NETWORK = 0, /* its network is none of those allowed */
+    DENIED_PEER = 1,    /* its peer has as many as it may */
+    DENIALS_COUNT
+};
+
+struct denied {
+    uint32_t count;   /* not told of yet */
+    uint64_t told_ns; /* nor to be told of before */
 };
 
 struct listener {
@@ -54,8 +67,8 @@ struct listener {
     uint64_t news_ns;          /* ... not before */
     uint32_t allow_count;
     struct network allow[NETWORKS_MAX];
-    uint32_t denied_count; /* not told of yet */
-    uint64_t denied_ns;    /* nor to be told of before */
+    struct denied denied[DENIALS_COUNT];
+    uint32_t flows_per_peer_max; /* 0: no limit */
     uint32_t flows_max;
     uint32_t flow_count;
     char name[LISTENER_NAME_BYTES];

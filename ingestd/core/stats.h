@@ -33,6 +33,7 @@
     X(flush_latency_sum_ns, "sum of flush latencies, ns")                                          \
     X(ack_latency_sum_ns, "sum of times from a batch's begin to its commit, each flow in it, ns")  \
     X(flows_denied, "connections closed at once: their network is not let in")                     \
+    X(flows_over_peer_max, "connections told and closed: their peer has as many as it may")        \
     X(flows_opened, "connections accepted")                                                        \
     X(flows_sealed, "flows sealed, receipt due")                                                   \
     X(flows_interrupted, "flows interrupted")                                                      \

@@ -21,12 +21,11 @@
 #define LOCK_PAUSE_NS 100000000
 #define RING_COMPLETIONS_MAX 65536u /* IORING_MAX_CQ_ENTRIES, io_uring/io_uring.h, Linux 6.1 */
 
-/* A restart begins elsewhere, so that a clock set back makes no id again. */
-static uint64_t worker_first_serial(void) {
-    uint64_t serial;
-    while (getrandom(&serial, sizeof serial, 0) != (ssize_t)sizeof serial)
+static uint64_t worker_random(void) {
+    uint64_t word;
+    while (getrandom(&word, sizeof word, 0) != (ssize_t)sizeof word)
         continue; /* a signal came: random(7) */
-    return serial;
+    return word;
 }
 
 struct worker *worker_create(const struct worker_settings *s) {
@@ -36,7 +35,7 @@ struct worker *worker_create(const struct worker_settings *s) {
     w->settings = *s;
     w->engine = s->engine == ENGINE_ZCRX ? &engine_zcrx : &engine_recv;
     w->unasked = w->unasked_hellos = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
-    w->flow_id_serial = worker_first_serial();
+    w->flow_id_serial = worker_random(); /* so that a clock set back makes no id again */
     admission_open(&w->admission);
     if (mailbox_open(&w->mailbox, &w->fault) < 0) {
         worker_destroy(w);
@@ -68,6 +67,7 @@ void worker_destroy(struct worker *w) {
     w->engine->close(w);
     for (uint32_t i = 0; i < w->listener_count; i++)
         session_pool_close(&w->listeners[i].sessions);
+    peers_close(&w->peers);
     admission_close(&w->admission);
     device_close(w);
     writer_close(w);
@@ -76,6 +76,15 @@ void worker_destroy(struct worker *w) {
     area_close(&w->area);
     mailbox_close(&w->mailbox);
     free(w);
+}
+
+static int worker_count_peers(struct worker *w) {
+    uint64_t secret[PEERS_SECRET_WORDS];
+    if (w->peers.places != NULL)
+        return 0;
+    for (uint32_t i = 0; i < PEERS_SECRET_WORDS; i++)
+        secret[i] = worker_random();
+    return peers_open(&w->peers, w->settings.flows_max, secret);
 }
 
 int worker_add_listener(struct worker *w, const struct listener_settings *s) {
@@ -91,6 +100,7 @@ int worker_add_listener(struct worker *w, const struct listener_settings *s) {
         .ack_interval_ns = s->ack_interval_ns,
         .authenticates = s->authenticates,
         .flows_max = s->flows_max,
+        .flows_per_peer_max = s->flows_per_peer_max,
         .allow_count = s->allow_count,
         .idle = {FLOW_NONE, FLOW_NONE, 0},
         .greeting = {FLOW_NONE, FLOW_NONE, 0},
@@ -101,6 +111,8 @@ int worker_add_listener(struct worker *w, const struct listener_settings *s) {
     /* With zcrx, connections that other workers accepted come beside its own. */
     uint64_t own_max = w->settings.engine == ENGINE_ZCRX ? UINT64_MAX : s->flows_max;
     uint32_t sessions_max = (uint32_t)time_min(own_max, w->settings.flows_max);
+    if (s->flows_per_peer_max > 0 && worker_count_peers(w) < 0)
+        return -ENOMEM;
     if (s->protocol == PROTOCOL_INGEST && session_pool_open(&l->sessions, sessions_max) < 0)
         return -ENOMEM;
     w->listener_count++;

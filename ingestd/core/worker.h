@@ -21,6 +21,7 @@
 #include "handover.h"
 #include "intake.h"
 #include "mailbox.h"
+#include "peers.h"
 #include "session.h"
 #include "stats.h"
 #include "uring.h"
@@ -88,6 +89,7 @@ struct worker {
     struct listener listeners[LISTENERS_MAX];
     uint32_t listener_count;
     struct handover handover;
+    struct peers peers; /* open from the first listener with a limit on */
     struct mailbox mailbox;
     struct admission admission;
     /* Sessions whose question found no room, oldest first; hellos come behind all others. */

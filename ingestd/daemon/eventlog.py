@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # enum session_error of core/session.h: what can end a connection before it is a flow.
 _HELLO_TIMEOUT: Final = 1
+_DENIALS: Final = {0: "network", 1: "peer_limit"}  # enum denial of core/intake.h
 _BACKPRESSURE_CAUSES: Final = {1: "area", 2: "device"}
 _IS_LOST: Final = 2
 _WHAT_FAILED: Final = {0: "write", 1: "flush", _IS_LOST: "store"}  # store_failure of core/writer.h
@@ -73,7 +74,8 @@ class EventLog:
             ),
             core.EVENT_FLOW_DENIED: lambda e: (
                 LogEvent.CONNECTION_DENIED,
-                self._flow(e) | {"count": e.bytes_count},
+                self._flow(e)
+                | {"reason": _DENIALS.get(e.code, str(e.code)), "count": e.bytes_count},
             ),
             core.EVENT_FLOW_SEALED: lambda e: (
                 LogEvent.FLOW_SEALED,

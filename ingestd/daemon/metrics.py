@@ -145,9 +145,9 @@ _COUNTERS: Final = (
     ),
     _Family(
         "ingestd_connections_denied",
-        "Connections closed at once, from networks that their listener does not let in.",
-        "",
-        {"": "flows_denied"},
+        "Connections that were not let in: of networks that may not, or too many of one peer.",
+        "reason",
+        {"network": "flows_denied", "peer_limit": "flows_over_peer_max"},
     ),
     _Family(
         "ingestd_flows_resumed",

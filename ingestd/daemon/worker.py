@@ -249,6 +249,7 @@ class WorkerThread:
                     (network.version, network.network_address.packed, network.prefixlen)
                     for network in listener.networks
                 ],
+                flows_per_peer_max=listener.connections_per_peer_max,
             )
         except self._core.CoreFault as fault:
             raise fault_to_error(fault, f'worker {self.name}, listener "{name}"') from None

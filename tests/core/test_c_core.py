@@ -28,6 +28,7 @@ PROGRAMS = {
         CORE / "intake.c",
     ),
     "test_network": (TESTS / "core" / "test_network.c",),
+    "test_peers": (TESTS / "core" / "test_peers.c",),
     "test_plan": (TESTS / "core" / "test_plan.c", MODEL),
     "test_refill": (TESTS / "core" / "test_refill.c",),
     "test_segment": (TESTS / "core" / "test_segment.c",),

@@ -23,6 +23,10 @@ static struct {
     uint8_t state, reason; /* ... and what the last one says */
     bool refuses_close;    /* no batch has room for one */
     uint32_t begun, refused;
+    bool is_elsewhere;     /* connections accepted belong to another worker */
+    int handed_away;       /* ... which has this one now */
+    uint32_t denied, told; /* connections denied, events that told of them */
+    int denial;            /* and why, the last one */
 } stage;
 
 struct io_uring_sqe *worker_sqe(struct worker *w) {
@@ -36,8 +40,15 @@ uint64_t worker_unix_ns(const struct worker *w) {
 
 bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
                   int detail, uint64_t bytes_count) {
-    (void)w, (void)f, (void)code, (void)detail, (void)bytes_count;
+    (void)w, (void)f;
     stage.refused += kind == EVENT_FLOW_REFUSED;
+    if (kind == EVENT_FLOW_ELSEWHERE)
+        stage.handed_away = detail;
+    if (kind == EVENT_FLOW_DENIED) {
+        stage.told++;
+        stage.denied += (uint32_t)bytes_count;
+        stage.denial = code;
+    }
     return true;
 }
 
@@ -52,7 +63,8 @@ bool batch_add_close(struct worker *w, struct flow *f) {
 }
 
 void session_begin(struct worker *w, struct flow *f) {
-    (void)w, (void)f;
+    (void)w;
+    f->phase = FLOW_HELLO;
     stage.begun++;
 }
 
@@ -75,8 +87,7 @@ bool session_stop(struct worker *w, struct flow *f) {
 }
 
 static bool take(struct worker *w, struct flow *f) {
-    (void)w, (void)f;
-    return true;
+    return !stage.is_elsewhere || !intake_hand_away(w, f, 1);
 }
 
 static void start(struct worker *w, struct flow *f) {
@@ -103,7 +114,9 @@ static void open_stage(void) {
 }
 
 static void close_stage(void) {
+    CHECK_EQUAL(stage.w->peers.connections, 0);
     flow_table_destroy(&stage.w->flows);
+    peers_close(&stage.w->peers);
     free(stage.w);
 }
 
@@ -203,12 +216,180 @@ static void who_finds_no_place_to_wait_is_told(void) {
     close_stage();
 }
 
+/* --- Connections of one peer ---------------------------------------------------------- */
+
+static void limit_peers(uint32_t count_max) {
+    const uint64_t secret[PEERS_SECRET_WORDS] = {1, 2, 3, 4, 5, 6};
+    CHECK_EQUAL(peers_open(&stage.w->peers, CAPACITY, secret), 0);
+    for (uint32_t i = 0; i < 2; i++)
+        stage.w->listeners[i].flows_per_peer_max = count_max;
+}
+
+/* Both ends of a connection over loopback, from 127.0.0.HOST. */
+static void connect_from(uint8_t host, int ends[2]) {
+    struct sockaddr_in to = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+    struct sockaddr_in from = {.sin_family = AF_INET, .sin_addr.s_addr = htonl(0x7f000000u + host)};
+    socklen_t bytes = sizeof to;
+    int listening = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK_EQUAL(bind(listening, (void *)&to, sizeof to), 0);
+    CHECK_EQUAL(listen(listening, 1), 0);
+    CHECK_EQUAL(getsockname(listening, (void *)&to, &bytes), 0);
+    ends[0] = socket(AF_INET, SOCK_STREAM, 0);
+    CHECK_EQUAL(bind(ends[0], (void *)&from, sizeof from), 0);
+    CHECK_EQUAL(connect(ends[0], (void *)&to, sizeof to), 0);
+    ends[1] = accept(listening, NULL, NULL);
+    CHECK(ends[1] >= 0);
+    close(listening);
+}
+
+static int accepted_from(uint8_t host, uint32_t listener) {
+    int ends[2];
+    struct listener *l = &stage.w->listeners[listener];
+    connect_from(host, ends);
+    socklen_t bytes = sizeof l->peer;
+    CHECK_EQUAL(getpeername(ends[1], (void *)&l->peer, &bytes), 0);
+    l->accepting = true;
+    intake_accepted(stage.w, listener, ends[1]);
+    return ends[0];
+}
+
+static int adopted_from(uint8_t host, uint32_t listener) {
+    int ends[2];
+    connect_from(host, ends);
+    handover_take(stage.w, 7 + listener, ends[1]);
+    return ends[0];
+}
+
+/* What the sender gets until the connection's end, which must have come. */
+static const char *heard_last(int fd) {
+    static char line[1024];
+    ssize_t bytes = recv(fd, line, sizeof line - 1, 0);
+    line[bytes > 0 ? bytes : 0] = 0;
+    CHECK_EQUAL(recv(fd, line + sizeof line - 1, 1, 0), 0);
+    return line;
+}
+
+static void end_all(void) {
+    for (uint32_t i = 0; i < CAPACITY; i++) {
+        struct flow *f = &stage.w->flows.flows[i];
+        if (f->phase == FLOW_FREE)
+            continue;
+        close(f->fd);
+        flow_idle_remove(&stage.w->flows, &stage.w->listeners[f->listener].idle, f);
+        f->phase = FLOW_GONE;
+        intake_gone(stage.w, f);
+    }
+}
+
+static void one_too_many_of_a_peer_is_told(void) {
+    int senders[6];
+    open_stage();
+    limit_peers(2);
+    senders[0] = accepted_from(1, 0);
+    senders[1] = accepted_from(1, 0);
+    CHECK_EQUAL(stage.begun, 2);
+    senders[2] = accepted_from(1, 0);
+    CHECK(strstr(heard_last(senders[2]), "\"error\": \"limit\", \"text\": \"your address has"));
+    CHECK_EQUAL(stage.begun, 2);
+    CHECK_EQUAL(stage.w->flows.count, 2);
+    CHECK_EQUAL(stage.w->listeners[0].flow_count, 2);
+    CHECK_EQUAL(stage.w->stats.flows_over_peer_max, 1);
+    CHECK_EQUAL(stage.w->stats.flows_opened, 2);
+    CHECK_EQUAL(stage.denial, DENIED_PEER);
+    CHECK_EQUAL(stage.denied, 1);
+    senders[3] = accepted_from(2, 0); /* somebody else */
+    senders[4] = accepted_from(1, 1); /* ... or another listener */
+    CHECK_EQUAL(stage.begun, 4);
+    end_all();
+    CHECK_EQUAL(stage.w->peers.connections, 0);
+    senders[5] = accepted_from(1, 0);
+    CHECK_EQUAL(stage.begun, 5);
+    end_all();
+    for (uint32_t i = 0; i < 6; i++)
+        close(senders[i]);
+    close_stage();
+}
+
+static void a_session_too_many_may_come_back(void) {
+    open_stage();
+    limit_peers(1);
+    int first = accepted_from(1, 1), second = accepted_from(1, 1);
+    CHECK(strstr(heard_last(second), "\"code\": \"busy\", \"text\": \"your address has"));
+    CHECK_EQUAL(stage.begun, 1);
+    end_all();
+    close(first);
+    close(second);
+    close_stage();
+}
+
+/* One line a second tells of a flood. */
+static void a_flood_of_one_peer_is_one_event(void) {
+    open_stage();
+    limit_peers(1);
+    int first = accepted_from(1, 0);
+    for (uint32_t i = 0; i < 5; i++)
+        close(accepted_from(1, 0));
+    CHECK_EQUAL(stage.told, 1);
+    stage.w->now_ns += 2000000000ull;
+    close(accepted_from(1, 0));
+    CHECK_EQUAL(stage.told, 2);
+    CHECK_EQUAL(stage.denied, 6);
+    CHECK_EQUAL(stage.w->stats.flows_over_peer_max, 6);
+    end_all();
+    close(first);
+    close_stage();
+}
+
+/* Where one worker accepts what belongs to another, that other one counts. */
+static void who_is_handed_over_is_counted_where_it_goes(void) {
+    open_stage();
+    limit_peers(1);
+    stage.is_elsewhere = true;
+    for (uint32_t i = 0; i < 3; i++) {
+        int sender = accepted_from(1, 0);
+        CHECK_EQUAL(stage.w->peers.connections, 0);
+        close(stage.handed_away);
+        close(sender);
+    }
+    CHECK_EQUAL(stage.told, 0);
+    int first = adopted_from(1, 0), second = adopted_from(1, 0), other = adopted_from(2, 0);
+    CHECK_EQUAL(stage.w->peers.connections, 2);
+    CHECK_EQUAL(stage.begun, 2);
+    CHECK(strstr(heard_last(second), "\"error\": \"limit\""));
+    end_all();
+    CHECK_EQUAL(stage.w->peers.connections, 0);
+    close(first);
+    close(second);
+    close(other);
+    close_stage();
+}
+
+/* Its address cannot be asked for any more: it is taken, ends by itself, and nobody is counted. */
+static void who_has_gone_already_is_nobody(void) {
+    int ends[2];
+    open_stage();
+    limit_peers(1);
+    for (uint32_t i = 0; i < 2; i++) {
+        connect_from(1, ends);
+        const struct linger at_once = {.l_onoff = 1};
+        CHECK_EQUAL(setsockopt(ends[0], SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once), 0);
+        close(ends[0]); /* a reset: getpeername() fails with ENOTCONN */
+        handover_take(stage.w, 7, ends[1]);
+    }
+    CHECK_EQUAL(stage.begun, 2);
+    CHECK_EQUAL(stage.w->flows.flows[0].peer_family, 0);
+    CHECK_EQUAL(stage.w->peers.connections, 0);
+    end_all();
+    close_stage();
+}
+
 int main(void) {
     static const struct harness_test tests[] = {
-        TEST(sealed_is_what_was_stored_whole),
-        TEST(what_is_given_up_meanwhile_counts),
-        TEST(who_finds_no_room_waits),
-        TEST(who_finds_no_place_to_wait_is_told),
+        TEST(sealed_is_what_was_stored_whole),  TEST(what_is_given_up_meanwhile_counts),
+        TEST(who_finds_no_room_waits),          TEST(who_finds_no_place_to_wait_is_told),
+        TEST(one_too_many_of_a_peer_is_told),   TEST(a_session_too_many_may_come_back),
+        TEST(a_flood_of_one_peer_is_one_event), TEST(who_is_handed_over_is_counted_where_it_goes),
+        TEST(who_has_gone_already_is_nobody),
     };
     return harness_run(tests, sizeof tests / sizeof tests[0]);
 }

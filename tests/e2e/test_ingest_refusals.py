@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import time
@@ -25,7 +26,7 @@ from support.ingest import (
     trailer_block,
     wait_for_event,
 )
-from support.observe import scrape
+from support.observe import scrape, wait_until
 from support.patience import WAIT_S
 from support.refusal import serve_refusal
 from support.stores import write_config
@@ -281,6 +282,41 @@ def test_only_some_networks_are_let_in(
     assert denied[0]["listener"] == "default"
     assert denied[0]["peer"].startswith("127.0.0.1:")
     assert 1 <= sum(line["count"] for line in denied) <= 5  # one line a second tells of all
+
+
+@pytest.mark.parametrize(("protocol", "told"), [("raw", "limit"), ("ingest", "busy")])
+def test_one_peer_has_no_more_connections_than_it_may(
+    start_daemon: Callable[..., Daemon],
+    store_path: Path,
+    tmp_path: Path,
+    protocol: str,
+    told: str,
+) -> None:
+    config = write_config(
+        tmp_path / "ingestd.toml",
+        listener={"default": {"protocol": protocol, "connections_per_peer_max": 3}},
+    )
+    daemon = start_daemon(store_path, config=config)
+
+    def connect(host: str = "127.0.0.1") -> socket.socket:
+        return socket.create_connection(daemon.address, WAIT_S, source_address=(host, 0))
+
+    def is_let_in(sender: socket.socket) -> bool:
+        """Tell from the answer to an end without a byte."""
+        sender.shutdown(socket.SHUT_WR)
+        with sender, sender.makefile("rb") as lines:
+            last = json.loads(lines.readlines()[-1])
+        return told not in (last.get("error"), last.get("code"))
+
+    first = [connect() for _ in range(3)]
+    assert [is_let_in(connect()) for _ in range(4)] == [False] * 4
+    assert is_let_in(connect("127.0.1.9"))
+    assert scrape(daemon).total("ingestd_connections_denied_total", reason="peer_limit") == 4
+    lines = wait_for_event(daemon, "connection_denied")
+    assert {(line["listener"], line["reason"]) for line in lines} == {("default", "peer_limit")}
+    assert all(is_let_in(sender) for sender in first)
+    # They have ended, which the daemon knows a moment after their senders do.
+    wait_until(lambda: is_let_in(connect()), "who has ended counts no more")
 
 
 def test_a_key_file_that_others_can_read_is_no_secret(store_path: Path, key_file: str) -> None:

@@ -33,6 +33,7 @@ PURE_SOURCES: Final = tuple(
         "flow_id.c",
         "frame.c",
         "network.c",
+        "peers.c",
         "plan.c",
         "refill.c",
         "segment.c",

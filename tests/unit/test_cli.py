@@ -212,6 +212,7 @@ def test_check_config_prints_a_configuration(tmp_path: Path, capsys: Capture) ->
         "store": "a",
         "idle_timeout_s": 300.0,
         "connections_max": 10000,
+        "connections_per_peer_max": 0,
         "allow": [],
         "hello_timeout_s": 10.0,
         "ack_interval_s": 0.2,

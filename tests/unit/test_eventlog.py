@@ -47,7 +47,12 @@ SHOWN = {"flow": str(FLOW), "peer": "192.0.2.1:4000", "listener": "other"}
             Event(CORE.EVENT_FLOW_DENIED, bytes_count=3, peer="192.0.2.1:4000", listener_index=1),
             (
                 LogEvent.CONNECTION_DENIED,
-                {"peer": "192.0.2.1:4000", "listener": "other", "count": 3},
+                {
+                    "peer": "192.0.2.1:4000",
+                    "listener": "other",
+                    "reason": "network",
+                    "count": 3,
+                },
             ),
         ),
         (

@@ -54,7 +54,7 @@ WORKER_NAMES = {
     "ingestd_flows": {"state"},
     "ingestd_flows_total": {"outcome"},
     "ingestd_flows_resumed_total": set(),
-    "ingestd_connections_denied_total": set(),
+    "ingestd_connections_denied_total": {"reason"},
     "ingestd_ack_latency_seconds_bucket": {"le"},
     "ingestd_ack_latency_seconds_count": set(),
     "ingestd_ack_latency_seconds_sum": set(),

@@ -203,6 +203,7 @@ def test_listeners(bench: Bench) -> None:
         ack_interval_s=0.5,
         key_file="keys",
         allow=["192.0.2.0/24", "::1"],
+        connections_per_peer_max=20,
     )
     bench.worker.add_listener(10, 0, "in", raw)
     for number in range(1, LISTENERS_MAX):
@@ -214,6 +215,7 @@ def test_listeners(bench: Bench) -> None:
         "ack_interval_ns": 500_000_000,
         "authenticates": True,
         "allow": [(4, bytes([192, 0, 2, 0]), 24), (6, bytes(15) + b"\1", 128)],
+        "flows_per_peer_max": 20,
     }
     with pytest.raises(ListenError, match=f'store "data" has {LISTENERS_MAX} addresses already'):
         bench.worker.add_listener(99, 99, "one-too-many", raw)
