@@ -119,7 +119,8 @@ def locked_bytes(
     """What a worker of these settings locks, bytes.
 
     The area, the worker's own part behind it, the ring, and with engine zcrx the area once more.
-    0 where the area is too small for the rest of the settings.
+    0 where the area is too small for the rest of the settings, -1 where it is too large to be
+    registered (AREA_MAPPING_BYTES_MAX of core/area.h).
     """
 
 class Worker:

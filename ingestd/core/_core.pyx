@@ -112,7 +112,8 @@ def locked_bytes(*, segment_bytes, block_bytes, mem_align, write_align, virt_mas
     s.mem_align, s.write_align, s.virt_mask = mem_align, write_align, virt_mask
     s.iovecs_max, s.write_bytes_max = iovecs_max, write_bytes_max
     s.writes_in_flight_max, s.flows_max, s.engine = writes_in_flight_max, flows_max, engine
-    return max(0, worker_locked_bytes(&s))
+    bytes_count = worker_locked_bytes(&s)
+    return bytes_count if bytes_count > 0 else -1 if bytes_count == -errno.E2BIG else 0
 
 
 cdef class Worker:

@@ -293,6 +293,8 @@ int64_t worker_locked_bytes(const struct worker_settings *s) {
     w->settings = *s;
     make_profile(w);
     int64_t bytes = area_parts(w, &parts);
+    if (bytes == 0 && area_mapping_bytes(&parts) > AREA_MAPPING_BYTES_MAX)
+        bytes = -E2BIG;
     if (bytes == 0)
         bytes = (int64_t)(area_mapping_bytes(&parts) + ring_bytes(s) +
                           (s->engine == ENGINE_ZCRX ? parts.slots_bytes : 0));

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 HUGEPAGE_BYTES: Final = 2 * MIB  # AREA_HUGEPAGE_BYTES of core/area.h
 HUGE_AREA_BYTES_MIN: Final = 16 * MIB  # AREA_HUGE_BYTES_MIN of core/area.h
 AREA_AUTO_BYTES_MAX: Final = 256 * MIB
-AREA_LOCKED_BYTES_MAX: Final = 1024 * MIB  # AREA_MAPPING_BYTES_MAX of core/area.h
 WRITE_BYTES_MIN: Final = 64 * 1024  # the least of write_bytes_max
 WRITE_AUTO_BYTES_MAX: Final = 4 * MIB
 WRITES_AUTO_MAX: Final = 16
@@ -67,7 +66,7 @@ class AreaPlan(NamedTuple):
 
 
 # What one worker locks with an area, writes of a size, and so many of them in flight; 0:
-# they do not go together.
+# they do not go together; negative: area and own part are more than can be registered.
 LockedOf = Callable[[int, int, int], int]
 
 
@@ -177,13 +176,22 @@ def _stated_plan(name: str, settings: StoreSettings, area_bytes: int, locked: Lo
             f" {exact_size(plan.write_bytes_max)} on this store: make it larger, or the writes"
             " smaller"
         )
-    if plan.locked_bytes > AREA_LOCKED_BYTES_MAX:
+    if plan.locked_bytes < 0:
+        fitting = exact_size(_largest_that_fits(settings, area_bytes, locked))
         raise ConfigError(
             f'store "{name}": an area of {exact_size(area_bytes)} and the worker\'s own part behind'
-            f" it come to {exact_size(plan.locked_bytes)}, and one registered buffer holds at most"
-            " 1GiB: make area or writes_in_flight_max smaller"
+            f" it are more than one registered buffer holds (1GiB, io_uring_register(2)): make area"
+            f" {fitting} or less, or writes_in_flight_max or write_bytes_max smaller"
         )
     return plan
+
+
+def _largest_that_fits(settings: StoreSettings, area_bytes: int, locked: LockedOf) -> int:
+    """Return the largest area below a size, in whole MiB, that can be registered."""
+    area_bytes -= area_bytes % MIB
+    while area_bytes > AREA_BYTES_MIN and plan_of(settings, area_bytes, locked).locked_bytes < 0:
+        area_bytes -= MIB
+    return area_bytes
 
 
 def _auto_plan(name: str, settings: StoreSettings, locked: LockedOf, share: Bound) -> AreaPlan:
@@ -196,7 +204,7 @@ def _auto_plan(name: str, settings: StoreSettings, locked: LockedOf, share: Boun
             break
         if 0 < plan.locked_bytes <= share.bytes_count:
             return plan
-        smallest_bytes = plan.locked_bytes or smallest_bytes
+        smallest_bytes = plan.locked_bytes if plan.locked_bytes > 0 else smallest_bytes
     room = exact_size(max(0, share.bytes_count) // 1024 * 1024)
     raise ResourceError(
         f'store "{name}": area = "auto" finds room for {room} for each worker ({share.reason}),'

@@ -20,6 +20,9 @@ from ingestd.store.layout import (
     SEGMENTS_OFFSET,
 )
 
+# A footer takes an eighth of a segment, and headers of batches a quarter of that at most, but
+# a block at least (segment_header_bytes_max() of core/segment.c).
+SEGMENT_BLOCKS_MIN: Final = 32
 SEGMENT_UNIT_BYTES: Final = 1024 * 1024
 SEGMENTS_WANTED: Final = 64
 SEGMENTS_MIN: Final = 4
@@ -49,7 +52,8 @@ def plan_geometry(
     least = 1
     if segment_bytes is None:
         segment_bytes, least = default_segment_bytes(store_bytes), SEGMENTS_MIN
-    _check_segment_bytes(segment_bytes)
+        segment_bytes = max(segment_bytes, SEGMENT_BLOCKS_MIN * block_bytes)
+    _check_segment_bytes(segment_bytes, block_bytes)
     if room_bytes < segment_bytes * least:
         need_bytes = SEGMENTS_OFFSET + segment_bytes * least
         raise StoreError(
@@ -78,7 +82,7 @@ def _power_of_two_below(value: int) -> int:
     return 1 << (value.bit_length() - 1) if value > 0 else 0
 
 
-def _check_segment_bytes(segment_bytes: int) -> None:
+def _check_segment_bytes(segment_bytes: int, block_bytes: int) -> None:
     if not SEGMENT_BYTES_MIN <= segment_bytes <= SEGMENT_BYTES_MAX:
         raise StoreError(
             f"a segment cannot have {full_size(segment_bytes)}: choose from"
@@ -88,6 +92,12 @@ def _check_segment_bytes(segment_bytes: int) -> None:
         raise StoreError(
             f"a segment cannot have {full_size(segment_bytes)}: choose"
             f" {nearest_sizes(segment_bytes, SEGMENT_UNIT_BYTES)}"
+        )
+    if segment_bytes < SEGMENT_BLOCKS_MIN * block_bytes:
+        raise StoreError(
+            f"a segment of {exact_size(segment_bytes)} has no room for headers, as blocks have"
+            f" {exact_size(block_bytes)} here: choose {exact_size(SEGMENT_BLOCKS_MIN * block_bytes)}"
+            " or more"
         )
 
 

@@ -150,11 +150,23 @@ static void an_empty_segment_takes_the_largest_batch(void) {
     }
 }
 
+/* The least segment of each size of block, which formatting asks for: 32 blocks, or the least. */
+static void a_header_has_a_block_at_least(void) {
+    for (uint32_t block = BLOCK; block <= BLOCK_BYTES_MAX; block *= 2) {
+        uint64_t least = 32ull * block > SEGMENT_BYTES_MIN ? 32ull * block : SEGMENT_BYTES_MIN;
+        uint32_t header = segment_header_bytes_max(least, block);
+        CHECK(header >= block && header % block == 0);
+        CHECK(segment_batch_bytes_max(least, block) > least / 3);
+    }
+    CHECK_EQUAL(segment_header_bytes_max(SEGMENT_BYTES_MIN, BLOCK_BYTES_MAX), 0);
+}
+
 int main(void) {
     static const struct harness_test tests[] = {
         TEST(the_footer_tells_what_was_appended),
         TEST(last_words_may_use_the_reserve),
         TEST(an_empty_segment_takes_the_largest_batch),
+        TEST(a_header_has_a_block_at_least),
     };
     random_seed();
     footer = aligned_alloc(BLOCK, 1 << 20);

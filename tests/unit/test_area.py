@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,25 @@ def test_a_stated_area_is_a_demand() -> None:
     assert plan_one(settings, [Bound(MIB, "little")]).area_bytes == 64 * MIB
     with pytest.raises(ResourceError, match="RLIMIT_MEMLOCK allows 67108864"):
         plan_one(settings, PLENTY, limit=64 * MIB)  # its own part counts as well
-    with pytest.raises(ConfigError, match="at most 1GiB"):
-        plan_one(store(area="1GiB"), PLENTY)
+
+
+@pytest.mark.parametrize("zcrx", [False, True])
+def test_an_area_that_cannot_be_registered_is_told_with_one_that_can(zcrx: bool) -> None:
+    """The worker's own part lies behind the area in the same buffer, whatever else is locked."""
+
+    def plan(area: str) -> Any:
+        settings = store(area=area)
+        return plan_areas({"a": settings}, {"a": real(settings, zcrx=zcrx)}, None, PLENTY)["a"]
+
+    with pytest.raises(ConfigError, match=r"area of 1GiB .* make area \d+MiB or less") as caught:
+        plan("1GiB")
+    found = re.search(r"make area (\d+)MiB", str(caught.value))
+    assert found is not None
+    fitting_mib = int(found[1])
+    assert fitting_mib > 700
+    assert plan(f"{fitting_mib}MiB").area_bytes == fitting_mib * MIB
+    with pytest.raises(ConfigError, match=f"make area {fitting_mib}MiB or less"):
+        plan(f"{fitting_mib + 1}MiB")
 
 
 def test_a_stated_size_of_writes_stays() -> None:

@@ -107,6 +107,20 @@ def test_sizes_that_are_refused(
     assert not path.exists()
 
 
+@pytest.mark.parametrize("block_bytes", [4096, 8192, 16384, 32768, 65536])
+def test_a_segment_holds_a_header_of_whole_blocks(block_bytes: int) -> None:
+    """What the core could not write to is not made, and not chosen either."""
+    least = 32 * block_bytes  # a quarter of the footer's eighth is one block
+    assert plan_geometry("x", 64 * MIB, max(least, MIB), block_bytes).segment_bytes >= least
+    assert plan_geometry("x", 64 * MIB, None, block_bytes).segment_bytes >= least
+    assert plan_geometry("x", 9 * MIB, None, block_bytes).segment_bytes >= least
+    if least > MIB:
+        with pytest.raises(StoreError, match="segment of 1MiB.*blocks have 64KiB.*choose 2MiB"):
+            plan_geometry("x", 64 * MIB, MIB, block_bytes)
+        with pytest.raises(StoreError, match="4 segments of 2MiB takes 9 MiB"):
+            plan_geometry("x", 8 * MIB, None, block_bytes)
+
+
 def test_labels_that_are_refused(tmp_path: Path) -> None:
     for label in ("ä" * 33, "a\0b"):
         with pytest.raises(StoreError, match="label"):
