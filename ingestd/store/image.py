@@ -55,6 +55,7 @@ class StoreImage:
     anomalies: list[Anomaly] = field(default_factory=list)
     removed: list[Flow] = field(default_factory=list)
     segments_missing_count: int = 0  # behind the device's end, of which there are no images
+    half_freed: list[int] = field(default_factory=list)  # indexes; free, with their headers there
 
     @property
     def path(self) -> str:
@@ -193,10 +194,12 @@ def image_of(
         segments = list(pool.map(scan, range(present_count)))
     # However many the superblock tells of, those that cannot be there cost nothing.
     missing_count = superblock.segment_count - present_count
-    for segment in segments:
-        warnings += segment.warnings
     # Read last: whatever was given up, or removed, before a segment was scanned is known by then.
     freed = read_freed(device, superblock)
+    found, segments = segments, freed.without_given_up(segments)
+    half_freed = [a.index for a, b in zip(found, segments, strict=True) if a is not b]
+    for segment in segments:
+        warnings += segment.warnings
     flows, anomalies = assemble(
         segments,
         generation=superblock.generation,
@@ -218,4 +221,5 @@ def image_of(
         [anomaly for anomaly in anomalies if anomaly.flow not in hidden],
         [flow for flow in flows if flow.flow in hidden],
         missing_count,
+        half_freed,
     )

@@ -53,7 +53,7 @@ def find_flows(
     # Read last: whatever was given up before a segment was scanned is known by then.
     freed = read_freed(device, superblock)
     flows, _ = assemble(
-        segments,
+        freed.without_given_up(segments),
         generation=superblock.generation,
         live=True,
         freed_sequence=freed.sequence,

@@ -23,7 +23,7 @@ from ingestd.errors import (
 )
 from ingestd.store.device import Device, open_device, open_locked
 from ingestd.store.flows import Flow
-from ingestd.store.freed import Freer
+from ingestd.store.freed import Freer, clear_headers
 from ingestd.store.freeing import REASON_REMOVED
 from ingestd.store.image import StoreImage, id_prefix, read_image
 from ingestd.store.removals import FLOWS_MAX
@@ -123,6 +123,7 @@ class _Removal:
             hand_out=lambda _: None,
         )
         image = upkeep.scan()
+        clear_headers(device, superblock, image.half_freed)
         flows = self._resolve(image)
         present = {flow.flow_id for flow in image.flows}
         for flow in [flow for flow in flows if flow not in present]:

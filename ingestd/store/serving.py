@@ -21,7 +21,7 @@ from ingestd.errors import StoreDamagedError, StoreError
 from ingestd.store.device import READ_BYTES_MAX, Device, open_locked
 from ingestd.store.flows import Flow
 from ingestd.store.footer import build_footer
-from ingestd.store.freed import Freer
+from ingestd.store.freed import Freer, clear_headers
 from ingestd.store.image import StoreImage, image_of
 from ingestd.store.layout import (
     GENERATION_MAX,
@@ -279,6 +279,7 @@ def _recover(
     # from here on is on stable media before anything rests on it.
     device.sync()
     image = image_of(device, reading, live=False, thorough=True, on_progress=on_progress)
+    clear_headers(device, reading.superblock, image.half_freed)
     superblock = raised(reading.superblock, _next_generation(device, reading, image.segments))
     device.announce(superblock.store_uuid)
     write_superblocks(device, superblock)

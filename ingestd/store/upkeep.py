@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Removing flows of a store that this process holds, and giving their segments back.
 
-Invariants: a removal is on stable media before the first segment goes, the
+Invariants: a removal is on stable media before the first segment goes, and so is the
+freed record that names those which go together; a
 freed record before the first header, the headers before a segment is discarded
 or anyone is granted it; an id leaves the table only when no segment holds anything of it. Owned
 by one thread, but for stop(), `removed` and the counts, which are for any.
@@ -18,7 +19,14 @@ from ingestd.errors import StoreError
 from ingestd.store.device import Device
 from ingestd.store.discard import discard_segment, require_discard
 from ingestd.store.freed import Freer
-from ingestd.store.freeing import REASON_RETENTION, Freeable, Freeing, flows_gone, plan_freeing
+from ingestd.store.freeing import (
+    REASON_RETENTION,
+    Freeable,
+    Freeing,
+    Group,
+    flows_gone,
+    plan_freeing,
+)
 from ingestd.store.image import ScanStoppedError, StoreImage, image_of
 from ingestd.store.removals import RemovalTable, read_removals
 from ingestd.store.requests import Request, RequestBox, RequestState
@@ -81,6 +89,7 @@ class Upkeep:
         self._box = RequestBox(device, superblock)
         self.removed: frozenset[bytes] = self._table.flows
         self.counts = UpkeepCounts()
+        self.blocked_count = 0  # as of the last sweep's Swept
         self._discards = False
         self._is_stopping = False
         self._discard_error: StoreError | None = None
@@ -146,12 +155,17 @@ class Upkeep:
         plan = self._plan(image, expired, claim, release)
         if plan.removals:
             self.remove(plan.removals, REASON_RETENTION)
-        freed = self._free(plan.segments)
-        # Only what went counts: somebody else may have been quicker, or the end has come.
-        alone = _flows_of(freed) - removed - self.removed
+        freed: list[Freeable] = []
+        alone: frozenset[bytes] = frozenset()
+        for group in plan.groups:
+            done, went = self._free_group(group)
+            freed += done
+            alone |= went
+        alone -= removed | self.removed
         for flow in _flows_of(plan.segments) - alone - removed - self.removed:
             release(flow)
         self.counts.flows[REASON_RETENTION] += len(alone)
+        self.blocked_count = plan.blocked_count
         indexes = {item.segment.index for item in freed}
         gone = flows_gone(image.segments, indexes, self.removed) | alone
         return Swept(freed, gone, plan.blocked_count, self._discard_error)
@@ -180,6 +194,24 @@ class Upkeep:
                     release(flow)
                 return plan
             expired -= fed
+
+    def _free_group(self, group: Group) -> tuple[list[Freeable], frozenset[bytes]]:
+        """Give back a group; return as _free(), and the flows that went with it.
+
+        Only what went counts: somebody else may have been quicker, or the end has come.
+        """
+        if not group.ranges:
+            done = self._free(group.segments)
+            return done, _flows_of(done)
+        if self._is_stopping:
+            return [], frozenset()
+        with self._freer.mutex:
+            self._freer.announce(group.ranges)
+        done = self._free(group.segments)
+        if not self._is_stopping:
+            with self._freer.mutex:
+                self._freer.done(group.ranges)
+        return done, _flows_of(group.segments)
 
     def _free(self, wanted: Sequence[Freeable]) -> list[Freeable]:
         """Give segments back, durably; return those that were still what they had been.

@@ -19,6 +19,7 @@ from ingestd.store import image, layout
 from ingestd.store.freeing import REASON_REMOVED, flows_gone, flows_of, plan_freeing
 from ingestd.store.image import read_image
 from ingestd.store.reader import read_flow
+from ingestd.store.removals import RemovalTable
 from ingestd.store.removing import remove_flows
 from ingestd.store.segment import SegmentImage, SegmentState, Span
 from ingestd.store.serving import open_for_serving
@@ -155,12 +156,15 @@ def _expire(store: Store, flows: set[bytes], writes: RecordedWrites | None = Non
 
 
 @pytest.mark.parametrize("checksum", ["crc32c", "none"])
-@pytest.mark.parametrize("expires", [False, True])
+@pytest.mark.parametrize(("expires", "has_room"), [(False, True), (True, True), (True, False)])
 def test_power_fails_while_flows_go(
-    seed: int, checksum: str, expires: bool, monkeypatch: pytest.MonkeyPatch
+    seed: int, checksum: str, expires: bool, has_room: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Without room in the table all flows are past their term, and go at once."""
+    if not has_room:
+        monkeypatch.setattr(RemovalTable, "room_count", 0)
     monkeypatch.setattr(image, "ThreadPoolExecutor", Serial)
-    choose = random.Random(f"{seed} {checksum} {expires}")
+    choose = random.Random(f"{seed} {checksum} {expires} {has_room}")
     hidden_count = 0
     for _ in range(ROUNDS):
         block_bytes = choose.choice((4096, 4096, 16384))
@@ -170,7 +174,8 @@ def test_power_fails_while_flows_go(
             with open_for_serving(str(store.path)):
                 pass
             before, all_flows = bytes(store.bytes), _shown(store)
-            wanted = set(choose.sample(sorted(all_flows), choose.randint(1, len(all_flows))))
+            count = choose.randint(1, len(all_flows)) if has_room else len(all_flows)
+            wanted = set(choose.sample(sorted(all_flows), count))
             writes = RecordedWrites()
             if expires:
                 _expire(store, wanted, writes)

@@ -239,9 +239,10 @@ def test_what_finds_no_room_in_the_table_is_told_of_once(
 ) -> None:
     first, second = stage.begin(), stage.begin()
     first.batch(Open(OPEN), Extent(OPEN, b"a" * 100))
+    first.close()
     second.batch(Extent(OPEN, b"b" * 100), Close(OPEN))
+    second.mark(1)
     for segment in (first, second):
-        segment.close()
         stage.put(segment)
     keeper = stage.make_keeper({"data": Retention(for_ns=1)})
     with monkeypatch.context() as full:
@@ -250,12 +251,14 @@ def test_what_finds_no_room_in_the_table_is_told_of_once(
             keeper._terms._next_s = 0.0
             keeper.turn()
     told = [fields for event, fields in keeper.take_news() if event is LogEvent.REMOVAL_TABLE_FULL]
-    assert [fields["segments"] for fields in told] == [2]
+    assert [fields["segments"] for fields in told] == [1]
+    assert stage.store.upkeep.blocked_count == 1
     assert stage.gate.begin(OPEN), "it was not claimed"
     stage.gate.end(OPEN)
     keeper._terms._next_s = 0.0
     keeper.turn()
-    assert [event for event, _ in keeper.take_news()] == 2 * [LogEvent.SEGMENT_FREED]
+    assert [event for event, _ in keeper.take_news()] == [LogEvent.SEGMENT_FREED]
+    assert stage.store.upkeep.blocked_count == 0
 
 
 def test_only_what_went_counts(stage: Stage) -> None:
