@@ -151,6 +151,11 @@ class LogEvent(Enum):
         "warning",
         "the device did not discard a segment that was given back; it is used again all the same",
     )
+    REMOVED_FLOWS_HELD = (
+        "removed_flows_held",
+        "warning",
+        "flows that are removed cannot be forgotten, as segments that are damaged may hold of them",
+    )
     UPKEEP_FAILED = (
         "upkeep_failed",
         "error",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ingestd.cli.output import (
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ingestd.store.superblock import Superblock
 
 _COLUMNS: Final = ("FLOW", "STATE", "SIZE", "BYTES", "STARTED", "NAME", "PEER")
+_SEGMENTS_SHOWN_MAX: Final = 10
 _FLUSH_RIGHT: Final = frozenset({"SIZE", "BYTES"})
 
 
@@ -126,6 +127,8 @@ def run_info(arguments: Namespace) -> int:
 
 def _info_object(image: StoreImage, profile: DirectProfile) -> dict[str, Any]:
     from ingestd.store.flows import utc_text
+    from ingestd.store.presence import damaged_indexes
+    from ingestd.store.removals import FLOWS_MAX
 
     superblock = image.superblock
     return {
@@ -144,7 +147,10 @@ def _info_object(image: StoreImage, profile: DirectProfile) -> dict[str, Any]:
         "removed": {
             "flows": len(image.removed),
             "bytes": sum(flow.bytes - flow.first_offset for flow in image.removed),
+            "remembered": image.removed_count,
+            "remembered_max": FLOWS_MAX,
         },
+        "damaged": damaged_indexes(image.segments),
         "payload_bytes": sum(segment.payload_bytes for segment in image.segments),
         "direct_io": profile._asdict(),
     }
@@ -169,6 +175,7 @@ def _info_pairs(image: StoreImage, profile: DirectProfile) -> list[tuple[str, ob
         ("free", full_size(free_bytes)),
         ("flows", counted(told["flows"])),
         ("removed", _removed_text(told["removed"])),
+        ("damaged", _damaged_text(told["damaged"], told["removed"])),
         ("payload", full_size(told["payload_bytes"])),
         ("direct I/O", _profile_text(profile)),
     ]
@@ -178,6 +185,19 @@ def _removed_text(removed: dict[str, int]) -> str | None:
     if not removed["flows"]:
         return None
     return f"{removed['flows']} flows, {full_size(removed['bytes'])} of them not given back yet"
+
+
+def _damaged_text(indexes: Sequence[int], removed: Mapping[str, int]) -> str | None:
+    """Name damaged segments, and what stays in the table of removed flows for them."""
+    if not indexes:
+        return None
+    more = len(indexes) - _SEGMENTS_SHOWN_MAX
+    text = f"segments {', '.join(map(str, indexes[:_SEGMENTS_SHOWN_MAX]))}"
+    text += f" and {more} more" if more > 0 else ""
+    held_count = removed["remembered"] - removed["flows"]
+    if held_count > 0:
+        text += f"; {held_count} removed flows of which nothing else is left are remembered"
+    return text
 
 
 def _profile_text(profile: DirectProfile) -> str:

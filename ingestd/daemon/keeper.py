@@ -30,6 +30,7 @@ from ingestd.errors import StoreError
 from ingestd.log import LogEvent
 from ingestd.store.freeing import Freeable
 from ingestd.store.image import ScanStoppedError
+from ingestd.store.presence import damaged_indexes
 
 if TYPE_CHECKING:
     from ingestd.daemon.flow_gate import FlowGate
@@ -46,6 +47,7 @@ SWEEPS_AFTER_CHANGE: Final = 3
 # Who lists the store meanwhile may have seen the first segment of a flow before it went.
 DROP_DELAY_S: Final = 60.0
 NEWS_COUNT_MAX: Final = 4096
+SEGMENTS_SHOWN_MAX: Final = 10
 TRACE_CHARS_MAX: Final = 4000
 CLOSE_TIME_S: Final = 2.0
 
@@ -84,6 +86,7 @@ class Keeper:
         self._next_sweep_s = 0.0
         self._granted_count = 0
         self._sweeps_left = 1
+        self._held_by: list[int] = []  # damaged segments that removed flows are remembered for
         self._is_blocked = False  # segments wait for room in the table of removed flows
 
     def start(self) -> None:
@@ -200,9 +203,24 @@ class Keeper:
                 " a store each",
             )
         self._is_blocked = swept.blocked_count > 0
+        self._tell_held(image, swept.held_count)
         now_s = time.monotonic()
         for flow in swept.gone:
             self._gone_since_s.setdefault(flow, now_s)
+
+    def _tell_held(self, image: StoreImage, held_count: int) -> None:
+        damaged = damaged_indexes(image.segments) if held_count else []
+        if held_count and damaged != self._held_by:
+            self._tell(
+                LogEvent.REMOVED_FLOWS_HELD,
+                flows=held_count,
+                segments=damaged[:SEGMENTS_SHOWN_MAX],
+                segments_missing=image.segments_missing_count,
+                room=self._upkeep.room_count,
+                way_out="have the device read them again (dmesg, cabling, multipath) and restart,"
+                " or copy what is kept to another store (ingestd cat) and format this one again",
+            )
+        self._held_by = damaged
 
     def _tell_freed(self, item: Freeable) -> None:
         segment, flows = item.segment, sorted(item.flows)

@@ -59,6 +59,21 @@ def upkeep_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
         "Flows that are removed, and of which segments hold something still.",
         labels=["store"],
     )
+    room = GaugeMetricFamily(
+        "ingestd_removed_flows_room",
+        "How many more flows can be removed before segments are given back.",
+        labels=["store"],
+    )
+    held = GaugeMetricFamily(
+        "ingestd_removed_flows_held",
+        "Removed flows that are remembered only for what damaged segments may hold of them.",
+        labels=["store"],
+    )
+    blocked = GaugeMetricFamily(
+        "ingestd_segments_waiting_for_removal_room",
+        "Segments in which nothing is kept, and that stay as too many removed flows wait.",
+        labels=["store"],
+    )
     discarded = CounterMetricFamily(
         "ingestd_discarded_bytes",
         "Bytes of segments that the device was told to discard.",
@@ -72,7 +87,10 @@ def upkeep_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
             segments.add_metric([name, reason], counts.segments[reason])
             sizes.add_metric([name, reason], counts.payload_bytes[reason])
         waiting.add_metric([name], len(store.upkeep.removed))
-    yield from (flows, segments, sizes, waiting, discarded)
+        room.add_metric([name], store.upkeep.room_count)
+        held.add_metric([name], store.upkeep.held_count)
+        blocked.add_metric([name], store.upkeep.blocked_count)
+    yield from (flows, segments, sizes, waiting, room, held, blocked, discarded)
 
 
 def warn_free_family(percents: Mapping[str, float]) -> Metric:

@@ -14,6 +14,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from typing import Final, NamedTuple
 
 from ingestd.store.freed import FREED_RANGES_MAX
+from ingestd.store.presence import flows_of
 from ingestd.store.segment import SegmentImage, SegmentState
 
 REASON_REMOVED: Final = "removed"
@@ -59,28 +60,24 @@ class Freeing(NamedTuple):
         return [item for group in self.groups for item in group.segments]
 
 
-def flows_of(segment: SegmentImage) -> frozenset[bytes]:
-    """Return the ids of the flows that have anything in a segment."""
-    ids = {span.flow for span in segment.spans}
-    ids.update(event.flow for event in segment.events)
-    return frozenset(ids)
-
-
 def plan_freeing(
     segments: Iterable[SegmentImage],
     *,
     removed: Set[bytes],
     expired: Set[bytes] = frozenset(),
     room_count: int = 0,
+    elsewhere: Set[bytes] = frozenset(),
 ) -> Freeing:
     """Decide which segments to give back, the oldest first.
 
     `removed`: the flows of the table; `expired`: others that need not be kept;
-    `room_count`: how many more fit into the table.
+    `room_count`: how many more fit into the table; `elsewhere`: of those that expired,
+    such as may lie in a segment that cannot be read.
     """
     used = sorted((s for s in segments if s.sequence), key=lambda s: s.sequence)
     held = [(segment, flows_of(segment)) for segment in used]
     places = Counter(flow for _, flows in held for flow in flows)
+    places.update(elsewhere & places.keys())
     freeable, wide = [], []
     for segment, flows in held:
         if segment.state is not SegmentState.CLOSED or not flows:
@@ -168,16 +165,13 @@ class _Open:
 
 
 def flows_gone(
-    segments: Iterable[SegmentImage], freed: Set[int], removed: Set[bytes]
+    segments: Iterable[SegmentImage],
+    freed: Set[int],
+    removed: Set[bytes],
 ) -> frozenset[bytes]:
-    """Return the removed flows of which no segment holds anything once `freed` indexes are free.
-
-    None, as long as a segment is damaged: it may hold some that cannot be seen.
-    """
+    """Return the removed flows that no segment is seen to hold once `freed` indexes are free."""
     left: set[bytes] = set()
     for segment in segments:
-        if segment.state is SegmentState.DAMAGED:
-            return frozenset()
         if segment.index not in freed:
             left |= flows_of(segment)
     return frozenset(removed - left)

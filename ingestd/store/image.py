@@ -55,6 +55,7 @@ class StoreImage:
     anomalies: list[Anomaly] = field(default_factory=list)
     removed: list[Flow] = field(default_factory=list)
     segments_missing_count: int = 0  # behind the device's end, of which there are no images
+    removed_count: int = 0  # of ids in the table, also those of which nothing is seen
     half_freed: list[int] = field(default_factory=list)  # indexes; free, with their headers there
 
     @property
@@ -221,5 +222,6 @@ def image_of(
         [anomaly for anomaly in anomalies if anomaly.flow not in hidden],
         [flow for flow in flows if flow.flow in hidden],
         missing_count,
+        len(gone),
         half_freed,
     )

@@ -28,6 +28,7 @@ from ingestd.store.freeing import (
     plan_freeing,
 )
 from ingestd.store.image import ScanStoppedError, StoreImage, image_of
+from ingestd.store.presence import Presence, damaged_indexes
 from ingestd.store.removals import RemovalTable, read_removals
 from ingestd.store.requests import Request, RequestBox, RequestState
 from ingestd.store.scan import Scanner
@@ -51,13 +52,15 @@ class UpkeepCounts:
 class Swept(NamedTuple):
     """The segments that were given back, and the flows of which nothing is left.
 
-    `blocked_count`: as of freeing.Freeing. `discard_error`: why one of the segments was not
-    discarded, as it should be.
+    `blocked_count`: as of freeing.Freeing. `held_count`: of removed flows that are in the table
+    only for what damaged segments may hold of them. `discard_error`: why one of the segments
+    was not discarded, as it should be.
     """
 
     freed: list[Freeable]
     gone: frozenset[bytes]
     blocked_count: int
+    held_count: int
     discard_error: StoreError | None
 
 
@@ -90,6 +93,9 @@ class Upkeep:
         self.removed: frozenset[bytes] = self._table.flows
         self.counts = UpkeepCounts()
         self.blocked_count = 0  # as of the last sweep's Swept
+        self.held_count = 0
+        # Of removed flows, those of which nothing can lie in a damaged segment, as was seen once.
+        self._certain: set[bytes] = set()
         self._discards = False
         self._is_stopping = False
         self._discard_error: StoreError | None = None
@@ -167,8 +173,15 @@ class Upkeep:
         self.counts.flows[REASON_RETENTION] += len(alone)
         self.blocked_count = plan.blocked_count
         indexes = {item.segment.index for item in freed}
-        gone = flows_gone(image.segments, indexes, self.removed) | alone
-        return Swept(freed, gone, plan.blocked_count, self._discard_error)
+        unseen = flows_gone(image.segments, indexes, self.removed)
+        gone = unseen
+        if not is_readable(image):
+            self._certain &= self.removed
+            is_cut = image.segments_missing_count > 0
+            self._certain |= Presence(image.segments, self.removed, is_cut=is_cut).certain
+            gone &= self._certain
+        self.held_count = len(unseen - gone)
+        return Swept(freed, gone | alone, plan.blocked_count, self.held_count, self._discard_error)
 
     def _plan(
         self,
@@ -179,12 +192,16 @@ class Upkeep:
     ) -> Freeing:
         """Decide, until every flow that goes is claimed."""
         claimed: set[bytes] = set()
+        elsewhere: frozenset[bytes] = frozenset()
+        if not is_readable(image):
+            elsewhere = expired - Presence(image.segments, expired).whole
         while True:
             plan = plan_freeing(
                 image.segments,
                 removed=self.removed,
                 expired=expired,
                 room_count=self._table.room_count,
+                elsewhere=elsewhere,
             )
             going = {flow for item in plan.segments for flow in item.flows} - self.removed
             fed = {flow for flow in going - claimed if not claim(flow)}
@@ -283,6 +300,11 @@ class Upkeep:
             if after != before:
                 self._box.write(after)
             return True
+
+
+def is_readable(image: StoreImage) -> bool:
+    """Tell whether all segments can be read, so that what is not seen is not there."""
+    return not image.segments_missing_count and not damaged_indexes(image.segments)
 
 
 def _flows_of(segments: Iterable[Freeable]) -> frozenset[bytes]:

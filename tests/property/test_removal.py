@@ -16,8 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ingestd.store import image, layout
-from ingestd.store.freeing import REASON_REMOVED, flows_gone, flows_of, plan_freeing
+from ingestd.store.freeing import REASON_REMOVED, flows_gone, plan_freeing
 from ingestd.store.image import read_image
+from ingestd.store.presence import flows_of
 from ingestd.store.reader import read_flow
 from ingestd.store.removals import RemovalTable
 from ingestd.store.removing import remove_flows
@@ -72,8 +73,7 @@ def test_what_may_go(
         if s.state is SegmentState.CLOSED and flows_of(s) and flows_of(s) <= removed | expired
     }
     gone = flows_gone(segments, freed, removed)
-    is_damaged = any(s.state is SegmentState.DAMAGED for s in segments)
-    assert gone == (set() if is_damaged else {flow for flow in removed if not left[flow]})
+    assert gone == {flow for flow in removed if not left[flow]}
 
 
 # --- Power failures ---------------------------------------------------------------------

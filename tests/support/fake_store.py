@@ -31,6 +31,9 @@ class FakeUpkeep:
     def __init__(self) -> None:
         self.removed: frozenset[bytes] = frozenset()
         self.counts = UpkeepCounts()
+        self.room_count = 100
+        self.blocked_count = 0
+        self.held_count = 0
 
     def requests(self) -> list[Request]:
         return []

@@ -22,6 +22,7 @@ from ingestd.daemon.direct_io import DirectProfile
 from ingestd.errors import FlowNotFoundError, StoreDamagedError, UsageError
 from ingestd.store.flows import Flow
 from ingestd.store.layers import layers_of
+from ingestd.store.segment import SegmentImage, SegmentState
 from ingestd.store.superblock import Superblock
 from ingestd.store.verify import DAMAGE, DOUBT, Finding, VerifyReport
 
@@ -69,10 +70,14 @@ class MadeUpImage:
             self.device = SimpleNamespace(layers=layers_of(file.fileno(), path))
         self.flows = flows
         self.removed: list[Flow] = []
+        self.removed_count = 0
         self.superblock = SUPERBLOCK
         self.served = False
         self.warnings: list[str] = []
-        self.segments = [SimpleNamespace(payload_bytes=5000), SimpleNamespace(payload_bytes=0)]
+        self.segments = [
+            SegmentImage(1, SegmentState.CLOSED, payload_bytes=5000),
+            SegmentImage(7, SegmentState.DAMAGED),
+        ]
         self.is_closed = False
 
     def segment_counts(self) -> dict[str, int]:
@@ -290,7 +295,20 @@ def test_info(image: MadeUpImage, capsys: Capture) -> None:
     assert told["free"] == "40 MiB (41943040 bytes)"
     assert told["flows"] == "0 open, 1 sealed, 1 interrupted, 0 damaged"
     assert "removed" not in told
+    assert told["damaged"] == "segments 7"
     assert "aligned to 4, writes to 512 bytes, boundary 4096" in told["direct I/O"]
+
+
+def test_info_tells_what_is_remembered_for_damaged_segments(
+    image: MadeUpImage, capsys: Capture
+) -> None:
+    image.removed_count = 3
+    image.segments = [SegmentImage(index, SegmentState.DAMAGED) for index in range(12)]
+    assert main(["info", image.path]) == 0
+    assert (
+        "segments 0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more; 3 removed flows of which nothing else is"
+        " left are remembered"
+    ) in capsys.readouterr().out
 
 
 def test_info_json(image: MadeUpImage, capsys: Capture) -> None:
@@ -301,7 +319,9 @@ def test_info_json(image: MadeUpImage, capsys: Capture) -> None:
     assert told["uuid"] == "00010203-0405-0607-0809-0a0b0c0d0e0f"
     assert told["created"] == "2023-11-14T22:13:20.000000Z"
     assert told["served"] is True
-    assert told["removed"] == {"flows": 1, "bytes": image.flows[0].bytes}
+    assert (told["removed"]["flows"], told["removed"]["bytes"]) == (1, image.flows[0].bytes)
+    assert (told["removed"]["remembered"], told["removed"]["remembered_max"]) == (0, 14848)
+    assert told["damaged"] == [7]
     assert told["payload_bytes"] == 5000
     assert told["direct_io"] == {
         "mem_align": 4,
