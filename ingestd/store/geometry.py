@@ -93,11 +93,11 @@ def _check_segment_bytes(segment_bytes: int, block_bytes: int) -> None:
             f"a segment cannot have {full_size(segment_bytes)}: choose"
             f" {nearest_sizes(segment_bytes, SEGMENT_UNIT_BYTES)}"
         )
-    if segment_bytes < SEGMENT_BLOCKS_MIN * block_bytes:
+    least_bytes = SEGMENT_BLOCKS_MIN * block_bytes
+    if segment_bytes < least_bytes:
         raise StoreError(
             f"a segment of {exact_size(segment_bytes)} has no room for headers, as blocks have"
-            f" {exact_size(block_bytes)} here: choose {exact_size(SEGMENT_BLOCKS_MIN * block_bytes)}"
-            " or more"
+            f" {exact_size(block_bytes)} here: choose {exact_size(least_bytes)} or more"
         )
 
 
