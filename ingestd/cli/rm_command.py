@@ -10,6 +10,7 @@ from __future__ import annotations
 from argparse import Namespace
 
 from ingestd.cli.output import note, safe
+from ingestd.errors import UsageError
 from ingestd.sizes import full_size
 
 
@@ -17,6 +18,8 @@ def run_rm(arguments: Namespace) -> int:
     """Remove each flow; raise what kept the first of them, in sentences about all."""
     from ingestd.store.removing import remove_flows
 
+    if not arguments.flows:  # of "-- --" argparse leaves nothing
+        raise UsageError("no flow is named: ingestd ls shows their ids")
     report = remove_flows(arguments.store, arguments.flows)
     errors = []
     for outcome in report.outcomes:

@@ -108,6 +108,14 @@ def test_damage_is_found_and_told(store: str, capfdbinary: BinaryCapture) -> Non
     assert err.startswith(b"ingestd: error: ")
 
 
+@pytest.mark.parametrize("name", ["", " ", "-", "--"])
+def test_rm_of_no_flow(store: str, name: str, capsys: Capture) -> None:
+    before = Path(store).read_bytes()
+    assert main(["rm", store, "--", name]) == 2
+    assert "ingestd ls shows" in capsys.readouterr().err
+    assert Path(store).read_bytes() == before
+
+
 def test_rm(store: str, capsys: Capture) -> None:
     assert main(["rm", store, str(SEALED)[:8], "30000000", "40000000"]) == 10
     told = capsys.readouterr()
