@@ -60,6 +60,7 @@ printf '#include <stdlib.h>\n' | gcc -E -x c - >/dev/null 2>&1 || missing+=(libc
 want_python
 if [ "${1:-}" = check ]; then
     want_program ethtool ethtool
+    want_program faketime faketime
     want_program ip iproute2
     want_program losetup mount
     want_program mkfs.ext4 e2fsprogs

@@ -29,6 +29,7 @@ except ModuleNotFoundError:
     sys.path.append(str(ROOT))
     import ingestd
 
+from support import tally  # noqa: E402
 from support.daemon import Daemon, format_store  # noqa: E402
 from support.stores import StoreMaker  # noqa: E402
 
@@ -52,6 +53,11 @@ settings.register_profile(
 settings.load_profile("ingestd")
 
 LEFT_OUT_COUNT = pytest.StashKey[int]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have the faults counted that tests try."""
+    config.pluginmanager.register(tally, "tally")
 
 
 def pytest_report_header() -> str:

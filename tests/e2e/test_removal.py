@@ -199,6 +199,7 @@ class Resumer:
         time.sleep(self._choose.random() * 0.8)
 
 
+@pytest.mark.fault("retention_race")
 def test_removals_race_with_senders_that_come_back(serve: Callable[..., Daemon], seed: int) -> None:
     """Either the removal is refused and all bytes stay, or the sender hears of it."""
     daemon = serve()

@@ -99,6 +99,7 @@ def _settled(daemon: Daemon) -> float:
     return seen[-1]
 
 
+@pytest.mark.fault("device")
 @pytest.mark.needs_root
 def test_device_that_hangs(
     hanging: Path, start_daemon: StartDaemon, tmp_path: Path, seed: int
@@ -130,6 +131,7 @@ def test_device_that_hangs(
     assert_clean(store)
 
 
+@pytest.mark.fault("device")
 @pytest.mark.needs_root
 def test_nothing_is_acknowledged_while_the_device_hangs(
     hanging: Path, start_daemon: StartDaemon, tmp_path: Path
@@ -150,6 +152,7 @@ def test_nothing_is_acknowledged_while_the_device_hangs(
     assert sender.answer()["bytes"] == 11
 
 
+@pytest.mark.fault("device")
 @pytest.mark.needs_root
 def test_sigterm_while_the_device_hangs(
     hanging: Path, start_daemon: StartDaemon, tmp_path: Path
@@ -173,6 +176,7 @@ def test_sigterm_while_the_device_hangs(
     run_ingestd("verify", store)
 
 
+@pytest.mark.fault("device")
 @pytest.mark.needs_root
 def test_device_that_crawls(start_daemon: StartDaemon, tmp_path: Path, seed: int) -> None:
     with loop_device(tmp_path / "disk.img", 256 * MIB) as device:

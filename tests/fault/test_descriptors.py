@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from support.daemon import Daemon
 from support.observe import assert_clean, assert_stored, scrape, wait_until
 from support.payload import Payload
@@ -21,6 +23,7 @@ def _descriptor_count(daemon: Daemon) -> int:
     return len(os.listdir(f"/proc/{daemon.process.pid}/fd"))
 
 
+@pytest.mark.fault("descriptors")
 def test_emfile(store_path: Path, start_daemon: StartDaemon, seed: int) -> None:
     limit = ("prlimit", f"--nofile={DESCRIPTORS_MAX}:{DESCRIPTORS_MAX}")
     daemon = start_daemon(store_path, wrapper=limit)

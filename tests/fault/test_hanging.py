@@ -1,128 +1,151 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands around a daemon hangs: flows go on, and SIGTERM ends it in time."""
+"""Who watches the daemon cannot stop it: a log that nobody reads, scrapers that take their time."""
 
 from __future__ import annotations
 
-import fcntl
 import os
-import signal
 import socket
-import subprocess
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from support.daemon import PROGRAM, Daemon, format_store, run_ingestd
+from support import tally
+from support.daemon import Daemon, format_store, run_ingestd
+from support.ingest import Ingest, data_of, stored
+from support.observe import assert_clean, assert_stored, scrape
 from support.patience import WAIT_S
+from support.payload import Payload
+from support.senders import Sent, SocketSender, assert_sealed, send
+from support.stores import write_config
+from support.stuck_log import stuck_log
 
-F_SETPIPE_SZ: Final = 1031
-FLOWS_COUNT: Final = 200  # whose lines a pipe of a page does not take
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
-    return format_store(tmp_path / "store.img")
-
-
-@pytest.fixture
-def stuck_pipe() -> Iterator[int]:
-    """The writing end of a pipe that nobody reads, with a page of room."""
-    reader, end = os.pipe()
-    fcntl.fcntl(end, F_SETPIPE_SZ, 4096)
-    yield end
-    os.close(end)
-    os.close(reader)
+StartDaemon = Callable[..., Daemon]
+FLOWS_COUNT: Final = 60
+SILENT_COUNT: Final = 40  # more than the server serves at once
+DRIP_INTERVAL_S: Final = 0.2
+DESCRIPTORS_MAX: Final = 64
+WATCHED_S: Final = 2.0
 
 
-def _is_sealed(port: int) -> bool:
-    with socket.create_connection(("127.0.0.1", port), timeout=WAIT_S) as sender:
-        sender.sendall(b"x" * 100)
-        sender.shutdown(socket.SHUT_WR)
-        answer = b""
-        while piece := sender.recv(4096):
-            answer += piece
-    return b'"sealed"' in answer
-
-
-def test_a_log_that_nobody_reads(store: Path, tmp_path: Path, stuck_pipe: int) -> None:
-    """Flows are sealed, hellos answered, and the end comes with its usual exit code."""
-    with ExitStack() as held:
-        ports = []
-        for _ in range(2):
-            sock = held.enter_context(socket.create_server(("127.0.0.1", 0)))
-            ports.append(sock.getsockname()[1])
-    config = tmp_path / "ingestd.toml"
-    config.write_text(
-        f'[store.default]\npath = "{store}"\narea = "4MiB"\n'
-        f'[listener.raw]\naddress = "127.0.0.1:{ports[0]}"\n'
-        f'[listener.ingest]\naddress = "127.0.0.1:{ports[1]}"\nprotocol = "ingest"\n'
-        '[log]\nlevel = "debug"\n'
+@pytest.mark.fault("log")
+def test_nobody_reads_the_log(start_daemon: StartDaemon, tmp_path: Path, seed: int) -> None:
+    """Flows of both protocols are sealed, and the daemon ends when it is asked to."""
+    config = write_config(
+        tmp_path / "c.toml",
+        store={"default": {"area": "8MiB", "write_bytes_max": "64KiB"}},
+        listener={
+            "default": {"address": "127.0.0.1:0"},
+            "ingest": {"address": "127.0.0.1:0", "protocol": "ingest"},
+        },
+        log={"level": "debug"},
     )
-    process = subprocess.Popen([PROGRAM, "serve", "-c", str(config)], stderr=stuck_pipe)
+    with stuck_log(tmp_path) as log:
+        store = format_store(tmp_path / "store.img")
+        daemon = start_daemon(store, config=config, wrapper=log.wrapper, log=log.log)
+        ingest = daemon.listener("ingest")
+        log.stick()
+        sent = [send(daemon.address, Payload(seed + n, 1000 + n)) for n in range(FLOWS_COUNT)]
+        for one in sent:
+            assert_sealed(one)
+        data = data_of(seed, 300_000)
+        with Ingest(ingest) as sender:
+            sender.begin(name="behind the raw ones")
+            sender.send(data)
+            assert sender.sealed()["bytes"] == len(data)
+        assert daemon.stop() == 0
+    assert_stored(store, sent)
+    with tally.acknowledged(len(data)):
+        assert stored(daemon, sender.flow)[1] == data
+    assert_clean(store)
+
+
+@contextmanager
+def dripping(address: tuple[str, int]) -> Iterator[None]:
+    """A request for the metrics of which a byte comes now and then, for ever."""
+    stop = threading.Event()
+
+    def drip() -> None:
+        while not stop.wait(DRIP_INTERVAL_S):
+            # It is sent away, and comes again.
+            with suppress(OSError), socket.create_connection(address, WAIT_S) as client:
+                client.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+                while not stop.wait(DRIP_INTERVAL_S):
+                    client.sendall(b"a")
+
+    thread = threading.Thread(target=drip)
+    thread.start()
     try:
-        limit_s = time.monotonic() + WAIT_S
-        while True:
-            try:
-                assert _is_sealed(ports[0])
-                break
-            except ConnectionRefusedError:
-                assert process.poll() is None
-                assert time.monotonic() < limit_s
-                time.sleep(0.05)
-        assert all(_is_sealed(ports[0]) for _ in range(FLOWS_COUNT))
-        with socket.create_connection(("127.0.0.1", ports[1]), timeout=WAIT_S) as sender:
-            hello = b'ingest/1\n{"name":"x"}\n'
-            sender.recv(4096)
-            sender.sendall(hello.ljust(4096, b"\0"))
-            assert b"accepted" in sender.recv(4096)
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(WAIT_S) == 0
+        yield
     finally:
-        process.kill()
-        process.wait()
+        stop.set()
+        thread.join(WAIT_S)
 
 
-def test_scrapers_that_drip_or_say_nothing(store: Path) -> None:
-    with Daemon(store) as daemon, ExitStack() as clients:
-        address = (daemon.host, daemon.metrics_port)
-        for _ in range(50):
-            clients.enter_context(socket.create_connection(address, timeout=WAIT_S))
-        slow = clients.enter_context(socket.create_connection(address, timeout=WAIT_S))
-        slow.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
-        is_over = threading.Event()
+@pytest.mark.fault("scrapers")
+def test_scrapers_that_take_their_time(daemon: Daemon, seed: int) -> None:
+    """Another is answered, flows are sealed, and the end comes while they are there."""
+    metrics = daemon.listener("metrics")
+    with ExitStack() as stack:
+        for _ in range(SILENT_COUNT):
+            stack.enter_context(socket.create_connection(metrics, WAIT_S))
+        sent = [send(daemon.address, Payload(seed + n, 50_000)) for n in range(10)]
+        assert scrape(daemon).total("ingestd_durable_bytes_total") == 10 * 50_000
+        with dripping(metrics):
+            sent += [send(daemon.address, Payload(seed + n, 50_000)) for n in range(10)]
+            assert scrape(daemon).total("ingestd_durable_bytes_total") == 20 * 50_000
+            assert daemon.stop() == 0
+    for one in sent:
+        assert_sealed(one)
+    assert_stored(daemon.store, sent)
+    assert_clean(daemon.store)
 
-        def drip() -> None:
-            while not is_over.wait(0.2):
-                try:
-                    slow.sendall(b"a")
-                except OSError:
-                    return
 
-        dripper = threading.Thread(target=drip)
-        dripper.start()
-        try:
-            with socket.create_connection(address, timeout=WAIT_S) as scraper:
-                scraper.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
-                assert scraper.recv(12) == b"HTTP/1.0 200"
-            assert daemon.stop(WAIT_S) == 0
-        finally:
-            is_over.set()
-            dripper.join()
+def _cpu_s(daemon: Daemon) -> float:
+    """CPU time that it used so far: utime and stime of proc_pid_stat(5)."""
+    text = Path(f"/proc/{daemon.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(text[11]) + int(text[12])) / os.sysconf("SC_CLK_TCK")
+
+
+@pytest.mark.fault("descriptors")
+def test_a_scraper_that_waits_for_a_descriptor(
+    store_path: Path, start_daemon: StartDaemon, seed: int
+) -> None:
+    """Accepting it is tried again and again, but not as fast as a CPU can."""
+    limit = ("prlimit", f"--nofile={DESCRIPTORS_MAX}:{DESCRIPTORS_MAX}")
+    daemon = start_daemon(store_path, wrapper=limit)
+    early = SocketSender(daemon.address)
+    payload = Payload(seed, 500_000)
+    early.write(payload.data()[:1000])
+    with ExitStack() as stack:
+        for _ in range(2 * DESCRIPTORS_MAX):
+            stack.callback(SocketSender(daemon.address).close)
+        scraper = stack.enter_context(socket.create_connection(daemon.listener("metrics"), WAIT_S))
+        scraper.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        time.sleep(WATCHED_S / 2)
+        before_s = _cpu_s(daemon)
+        time.sleep(WATCHED_S)
+        assert _cpu_s(daemon) - before_s < WATCHED_S / 2
+        early.write(payload.data()[1000:])
+        sent = [Sent(payload, early.finish())]
+        assert_sealed(sent[0])
+    sent.append(send(daemon.address, Payload(seed + 1, 1000)))
+    assert_stored(store_path, sent)
+    assert daemon.stop() == 0
 
 
 @pytest.mark.parametrize("option", ["--listen", "--metrics"])
-def test_a_taken_port_is_told_before_the_store_is_touched(store: Path, option: str) -> None:
-    before = store.read_bytes()[: 1 << 20]
+def test_a_taken_port_is_told_before_the_store_is_touched(store_path: Path, option: str) -> None:
+    before = store_path.read_bytes()[: 1 << 20]
     with socket.create_server(("127.0.0.1", 0)) as other:
         taken = f"127.0.0.1:{other.getsockname()[1]}"
         options = {"--listen": "127.0.0.1:0", option: taken}
         flags = [text for item in options.items() for text in item]
-        result = run_ingestd("serve", "--store", store, *flags, code=12)
+        result = run_ingestd("serve", "--store", store_path, *flags, code=12)
     assert taken.encode() in result.stderr
     assert b"store_opened" not in result.stderr
-    assert store.read_bytes()[: 1 << 20] == before, "nor its generation raised"
+    assert store_path.read_bytes()[: 1 << 20] == before, "nor its generation raised"

@@ -60,6 +60,7 @@ def _is_told_nothing(sender: SocketSender, seconds: float) -> bool:
         sender.sock.settimeout(60)
 
 
+@pytest.mark.fault("silence")
 def test_a_daemon_that_is_stopped_calls_nobody_idle(
     store_path: Path, start_daemon: StartDaemon, tmp_path: Path, seed: int
 ) -> None:
@@ -81,6 +82,7 @@ def test_a_daemon_that_is_stopped_calls_nobody_idle(
     assert_stored(store_path, sent)
 
 
+@pytest.mark.fault("silence")
 def test_receives_that_gather_for_longer_than_the_idle_time(
     store_path: Path, start_daemon: StartDaemon, tmp_path: Path, seed: int
 ) -> None:
@@ -137,6 +139,7 @@ def file_system(tmp_path: Path) -> Iterator[Path]:
             run("umount", directory)
 
 
+@pytest.mark.fault("silence")
 @pytest.mark.needs_root
 def test_bytes_that_wait_for_the_device_are_no_silence(
     file_system: Path, start_daemon: StartDaemon, tmp_path: Path, seed: int

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.errors import SystemCallError, UsageError
+from support import tally
 from support.aliases import loop_over
 from support.daemon import PROGRAM, Daemon, format_store, run_ingestd
 from support.loop import run, tmpfs
@@ -48,6 +49,7 @@ def _shell(command: str) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.fault("output")
 @pytest.mark.parametrize("redirection", ["1<>", ">>", "2>>", "2<>"])
 def test_standard_streams_into_the_store(store: Path, redirection: str) -> None:
     """Of every command that reads a store, whether or not it would have something to write."""
@@ -64,9 +66,12 @@ def test_standard_streams_into_the_store(store: Path, redirection: str) -> None:
         done = _shell(f"{PROGRAM} {words} {redirection}{store}")
         assert done.returncode == UsageError.exit_code, (words, done)
         assert ("goes to the store" in done.stderr) == (redirection[0] != "2"), done
-        assert store.read_bytes() == before, words
+        tally.tried(1)
+        with tally.acknowledged(FLOW_BYTES):
+            assert store.read_bytes() == before, words
 
 
+@pytest.mark.fault("output")
 def test_output_to_what_the_store_lies_on_and_back(store: Path) -> None:
     flow, before = _flow(store), store.read_bytes()
     with loop_over(store) as loop, loop_over(store) as other:
@@ -76,18 +81,24 @@ def test_output_to_what_the_store_lies_on_and_back(store: Path) -> None:
             done = _shell(f"{PROGRAM} cat {source} {flow} 1<>{target}")
             assert done.returncode == UsageError.exit_code, done
             run("blockdev", "--flushbufs", loop)
-            assert store.read_bytes() == before
+            tally.tried(2)
+            with tally.acknowledged(FLOW_BYTES):
+                assert store.read_bytes() == before
 
 
+@pytest.mark.fault("output")
 def test_output_by_links_to_the_store(store: Path, tmp_path: Path) -> None:
     flow, before = _flow(store), store.read_bytes()
     os.link(store, tmp_path / "hard")
     (tmp_path / "soft").symlink_to(store)
     for name in ("hard", "soft", f"../{tmp_path.name}/store"):
         refusal(UsageError, "cat", store, flow, "-o", tmp_path / name)
-        assert store.read_bytes() == before
+        tally.tried(1)
+        with tally.acknowledged(FLOW_BYTES):
+            assert store.read_bytes() == before
 
 
+@pytest.mark.fault("output")
 def test_output_to_another_store(store: Path, tmp_path: Path) -> None:
     other = format_store(tmp_path / "other")
     before = other.read_bytes()

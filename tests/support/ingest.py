@@ -103,8 +103,12 @@ class Ingest:
     def greet(self, *, secret: bytes | None = None, **fields: object) -> Line:
         """Read the greeting and send a hello; return the greeting."""
         greeting = self.expect("hello")
-        self.sock.sendall(hello_block(greeting["challenge"], secret=secret, **fields))
+        self.answer(greeting, secret=secret, **fields)
         return greeting
+
+    def answer(self, greeting: Line, *, secret: bytes | None = None, **fields: object) -> None:
+        """Send a hello to a greeting that was read before."""
+        self.sock.sendall(hello_block(greeting["challenge"], secret=secret, **fields))
 
     def begin(self, *, secret: bytes | None = None, **fields: object) -> int:
         """Get accepted; return the offset from which on to send."""

@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from ingestd.store.image import read_image
 from ingestd.store.reader import read_flow
+from support import tally
 from support.daemon import PROGRAM, Daemon, run_ingestd
 from support.patience import WAIT_S
 from support.payload import Payload
@@ -142,6 +143,11 @@ def assert_stored(store: Path, sent: list[Sent], cat_count: int = 3) -> None:
     Every flow is read through the library, cat_count of them, the smallest and
     the largest among them, by `ingestd cat` as well.
     """
+    with tally.acknowledged(sum(flow.payload.size for flow in sent)):
+        _assert_stored(store, sent, cat_count)
+
+
+def _assert_stored(store: Path, sent: list[Sent], cat_count: int) -> None:
     listed = {entry["flow"]: entry for entry in list_flows(store)}
     for flow in sent:
         entry = listed[flow.flow]

@@ -142,6 +142,7 @@ def test_one_reading_answers_all_who_wait(gate: AskedGate) -> None:
     assert [len(wanted) for wanted in gate.readings] == [1, 40]
 
 
+@pytest.mark.fault("look_ups")
 def test_who_waits_for_the_store_keeps_nobody_else_waiting(gate: AskedGate) -> None:
     parked = [gate.come(flow, host) for host, flow in enumerate(OTHERS[:64])]
     assert gate.workers[0].parked == parked
@@ -150,6 +151,7 @@ def test_who_waits_for_the_store_keeps_nobody_else_waiting(gate: AskedGate) -> N
     assert gate.try_to_come(uuid.uuid4(), 99, False)[1][0] == "admit", "a new flow needs no store"
 
 
+@pytest.mark.fault("look_ups")
 def test_one_address_has_a_few_places_only(gate: AskedGate) -> None:
     mine = [gate.come(flow) for flow in OTHERS[:PEER_LOOKUPS_MAX]]
     assert gate.try_to_come(OTHERS[50])[1][1]["code"] == "busy"
@@ -199,6 +201,7 @@ def test_who_takes_over_and_finds_no_place_waits_all_the_same(gate: AskedGate) -
     assert gate.workers[1].answers[newer][0] == "admit"
 
 
+@pytest.mark.fault("look_ups")
 def test_the_end_waits_for_no_reading(gate: AskedGate) -> None:
     """It is told to end, and nobody is woken afterwards, whenever the device answers."""
     gate.come(FLOW)

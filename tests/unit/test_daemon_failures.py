@@ -208,6 +208,7 @@ def test_a_pump_that_breaks_ends_the_process(scene: Scene) -> None:
     assert scene.log.fields("worker_failed")[0]["worker"] == "pump-data"
 
 
+@pytest.mark.fault("upkeep")
 @pytest.mark.parametrize("error", [AssertionError("made up"), MemoryError()])
 def test_a_keeper_that_breaks_goes_on_and_the_process_too(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, error: Exception
@@ -233,6 +234,7 @@ def test_a_keeper_that_breaks_goes_on_and_the_process_too(
     assert (first["retry_s"], second["retry_s"]) == (0.1, 0.1)
 
 
+@pytest.mark.fault("upkeep")
 def test_an_overwriter_that_breaks_goes_on_and_the_process_too(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:

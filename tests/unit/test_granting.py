@@ -90,6 +90,7 @@ def _granting(stores: dict[str, Any], workers: list[Any]) -> Granting:
     return Granting(stores, workers, lambda _: False, lambda: None, log)
 
 
+@pytest.mark.fault("device_of_two")
 def test_a_store_whose_device_hangs_holds_up_no_other(
     stores: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

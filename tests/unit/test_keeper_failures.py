@@ -23,6 +23,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
         yield made
 
 
+@pytest.mark.fault("upkeep")
 def test_a_flush_that_failed_is_never_tried_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -45,6 +46,7 @@ def test_a_flush_that_failed_is_never_tried_again(
     assert stage.keeper.failure
 
 
+@pytest.mark.fault("upkeep")
 def test_a_device_that_refuses_once_is_tried_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,6 +166,7 @@ def _log_to(writer: LogWriter) -> Any:
     return log
 
 
+@pytest.mark.fault("log")
 def test_a_pipe_that_nobody_reads() -> None:
     reader, end = os.pipe()
     fcntl.fcntl(end, F_SETPIPE_SZ, 4096)
@@ -206,6 +207,7 @@ def test_a_pipe_that_somebody_made_non_blocking() -> None:
     os.close(end)
 
 
+@pytest.mark.fault("log")
 def test_a_journal_that_hangs(tmp_path: Path) -> None:
     """Nobody reads its socket: whoever logs goes on, and so does every other thread."""
     path = str(tmp_path / "journal")

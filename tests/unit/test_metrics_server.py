@@ -151,6 +151,7 @@ def test_no_request_at_all(server: MetricsServer) -> None:
 # --- Clients that take their time ---------------------------------------------------------
 
 
+@pytest.mark.fault("scrapers")
 def test_silent_connections_keep_nobody_out(server: MetricsServer) -> None:
     with ExitStack() as clients:
         silent = [_connect(server, clients) for _ in range(10 * metrics_server.CONNECTIONS_MAX)]
@@ -174,6 +175,7 @@ def test_who_is_being_answered_does_not_give_way(
         assert scraper.recv(9) == b"HTTP/1.0 "
 
 
+@pytest.mark.fault("scrapers")
 @pytest.mark.parametrize("request_begin", [b"", b"GET /metrics HTTP/1.1\r\nX: "])
 def test_a_request_has_a_deadline_however_it_drips(
     server: MetricsServer, monkeypatch: pytest.MonkeyPatch, request_begin: bytes
@@ -196,6 +198,7 @@ def test_a_request_has_a_deadline_however_it_drips(
         _wait_for(lambda: server._threads_count == 0)
 
 
+@pytest.mark.fault("scrapers")
 def test_an_answer_that_nobody_reads_has_a_deadline(
     server: MetricsServer, collector: TwoFamilies, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +210,7 @@ def test_an_answer_that_nobody_reads_has_a_deadline(
         _wait_for(lambda: server._threads_count == 0)
 
 
+@pytest.mark.fault("descriptors")
 def test_out_of_descriptors_it_pauses(
     server: MetricsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -270,6 +270,7 @@ def test_a_flush_that_failed_ends_it(path: Path, monkeypatch: pytest.MonkeyPatch
         assert store.overwritten == (0, 0)
 
 
+@pytest.mark.fault("upkeep")
 @pytest.mark.parametrize("refused_number", [0, 1], ids=["the record", "the header"])
 def test_a_write_that_failed_is_tried_again(
     path: Path, monkeypatch: pytest.MonkeyPatch, refused_number: int
@@ -304,6 +305,7 @@ def test_a_write_that_failed_is_tried_again(
     assert not verify_store(str(path)).findings
 
 
+@pytest.mark.fault("upkeep")
 def test_segments_that_cannot_be_read_are_passed_over(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
