@@ -116,6 +116,7 @@ class Admission:
         wake: Callable[[], None],
     ) -> None:
         self.refused_counts: Counter[tuple[str, str, str]] = Counter()  # store, listener, code
+        self.lookups_waiting_counts = dict.fromkeys(indexes, 0)  # by store
         self._core = core
         self._log = log
         self._doors = list(doors)
@@ -302,6 +303,7 @@ class Admission:
             self._refuse_candidate(candidate, busy)
             return
         self._lookups_of[name, candidate.address] += 1
+        self.lookups_waiting_counts[name] += 1
         self._looked_for.setdefault((name, flow), {})[candidate.connection] = candidate
 
     def _park(self, candidate: _Candidate) -> bool:
@@ -317,6 +319,7 @@ class Admission:
         waiting = self._looked_for[name, candidate.flow]
         del waiting[candidate.connection]
         self._lookups_of[name, candidate.address] -= 1
+        self.lookups_waiting_counts[name] -= 1
         if not self._lookups_of[name, candidate.address]:
             del self._lookups_of[name, candidate.address]
         if not waiting:

@@ -240,7 +240,9 @@ class IngestdCollector(Collector):
         warn_free_percents: Mapping[str, float],
         upkeep_failures: Callable[[], Mapping[str, str]],
         log_dropped_count: Callable[[], int],
+        lookups_waiting_counts: Mapping[str, int],
     ) -> None:
+        self._lookups_waiting_counts = lookups_waiting_counts
         self._upkeep_failures = upkeep_failures
         self._log_dropped_count = log_dropped_count
         self._warn_free_percents = warn_free_percents
@@ -264,6 +266,7 @@ class IngestdCollector(Collector):
         yield upkeep_failed_family(self._stores, self._upkeep_failures())
         yield self._log_dropped()
         yield self._refused()
+        yield self._lookups_waiting()
         yield self._engine_info()
         yield _build_info()
 
@@ -379,6 +382,16 @@ class IngestdCollector(Collector):
         for labels, count in self._refused_counts.copy().items():
             refused.add_metric(list(labels), count)
         return refused
+
+    def _lookups_waiting(self) -> Metric:
+        waiting = GaugeMetricFamily(
+            "ingestd_lookups_waiting",
+            "Connections of protocol ingest that wait until the store was read for their flow.",
+            labels=["store"],
+        )
+        for name, count in self._lookups_waiting_counts.items():
+            waiting.add_metric([name], count)
+        return waiting
 
     def _log_dropped(self) -> Metric:
         dropped = CounterMetricFamily(

@@ -336,6 +336,7 @@ class Daemon:
             {name: store.warn_free_percent for name, store in self._settings.store.items()},
             self._upkeep_failures,
             self._log_dropped_count,
+            self._admission.lookups_waiting_counts,
         )
         server = start_metrics(sockets, collector)
         undo.callback(self._closing.end, "metrics", server.close)

@@ -119,6 +119,23 @@ def id_prefix(text: str, digits_min: int = 1) -> str:
     return wanted
 
 
+@contextmanager
+def _without_collector() -> Iterator[None]:
+    """Keep Python's cycle collector out: of a million new objects, it would find none to free.
+
+    It concerns the whole process: for commands, whose work the reading is. A daemon, with much else
+    to do, calls image_of().
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_without_collector()
 def read_image(path: str, *, thorough: bool = False) -> StoreImage:
     """Read what a store holds, whether or not a daemon serves it.
 
@@ -147,19 +164,6 @@ def _read(device: Device, thorough: bool) -> StoreImage:
     return image
 
 
-@contextmanager
-def _without_collector() -> Iterator[None]:
-    """Keep Python's cycle collector out: of a million new objects, it would find none to free."""
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_enabled:
-            gc.enable()
-
-
-@_without_collector()
 def image_of(
     device: Device,
     reading: SuperblockReading,

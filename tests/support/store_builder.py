@@ -170,7 +170,7 @@ class StoreBuilder:
             file.truncate(self.store_bytes)
             for at in range(0, self.store_bytes, 64 * 1024):
                 piece = self.image[at : at + 64 * 1024]
-                if any(piece):
+                if piece.count(0) < len(piece):
                     file.seek(at)
                     file.write(piece)
         return path
@@ -203,6 +203,7 @@ class SegmentWriter:
         self.mark_sequence = 0
         self._copies: list[bytes] = []
         self._parts: list[tuple[bytes, _FlowPart]] = []
+        self._last_parts: dict[bytes, _FlowPart] = {}
 
     @property
     def batch_count(self) -> int:
@@ -287,11 +288,12 @@ class SegmentWriter:
 
     def _part(self, flow: bytes, offset: int, crc: int) -> _FlowPart:
         block = self.at // self.store.block_bytes
-        part = next((part for mine, part in reversed(self._parts) if mine == flow), None)
+        part = self._last_parts.get(flow)
         if part is None or (part.end_offset != offset and part.first_offset != part.end_offset):
             # A connection has a part of its own where it does not follow the one before.
             part = _FlowPart(offset, offset, block, block, crc, crc)
             self._parts.append((flow, part))
+            self._last_parts[flow] = part
         part.last_block = block
         return part
 
@@ -380,7 +382,7 @@ class SegmentWriter:
     def close(self, *, lose_records: bool = False) -> None:
         """Write the footer; the marks do not count from here on."""
         block_bytes, segment_bytes = self.store.block_bytes, self.store.segment_bytes
-        records = b"".join(self._copies)
+        rows = [*self._copies]
         for flow, part in self._parts:
             row = layout.RecordSpanRow(
                 *self._head(layout.RECORD_SPAN, layout.SPAN.size_bytes, part.flags, flow),
@@ -391,7 +393,8 @@ class SegmentWriter:
                 part.crc_before,
                 part.crc_after,
             )
-            records += layout.SPAN.pack(row)
+            rows.append(layout.SPAN.pack(row))
+        records = b"".join(rows)
         records_offset = segment_bytes - block_bytes - round_up(len(records), block_bytes)
         assert records_offset >= self.at
         footer = layout.SegmentFooterRow(

@@ -90,6 +90,7 @@ STORE_NAMES = {
     "ingestd_store_warn_free_ratio": set(),
     "ingestd_upkeep_failed": set(),
     "ingestd_refused_total": {"listener", "reason"},
+    "ingestd_lookups_waiting": set(),
 }
 PROCESS_NAMES = {
     "ingestd_log_records_dropped_total": set(),
@@ -145,6 +146,7 @@ def collector(workers: list[FakeWorker]) -> IngestdCollector:
         {"data": 12.5, "more": 0},
         lambda: {"more": "no flush"},
         lambda: 5,
+        {"data": 0, "more": 3},
     )
 
 
