@@ -105,7 +105,8 @@ void worker_destroy(struct worker *w);
 int worker_add_listener(struct worker *w, const struct listener_settings *s);
 int worker_setup(struct worker *w); /* 0 or -errno with w->fault */
 /* What a worker of these settings registers with its ring, and thus locks; -EINVAL where
- * the area is too small for them, -E2BIG where it is too large to be registered. Any thread; nothing is taken. */
+ * the area is too small for them, -E2BIG where it is too large to be registered. Any thread;
+ * nothing is taken. */
 int64_t worker_locked_bytes(const struct worker_settings *s);
 int worker_run(struct worker *w); /* 0 after a drain, or -errno with w->fault */
 
