@@ -21,7 +21,8 @@ import time
 import uuid
 
 BLOCK_BYTES = 4096
-PASSING = ("busy", "shutdown", "idle_timeout", "hello_timeout")  # it can be tried again
+# It can be tried again.
+PASSING = ("busy", "shutdown", "idle_timeout", "hello_timeout", "interrupted")
 ZEROS = b"0" * 64  # in the place of the MAC, while it is computed
 
 

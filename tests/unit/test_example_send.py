@@ -94,3 +94,16 @@ def test_it_needs_nothing_but_python() -> None:
     }
     assert not any(isinstance(node, ast.ImportFrom) for node in ast.walk(tree))
     assert imported <= sys.stdlib_module_names
+
+
+def test_it_tries_again_after_the_errors_that_the_document_says() -> None:
+    assigned = [
+        node.value
+        for node in ast.parse(EXAMPLE.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "PASSING"
+    ]
+    (passing,) = map(ast.literal_eval, assigned)
+    text = (EXAMPLE.parents[1] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    rows = [line.split("|") for line in text.splitlines() if line.startswith("| `")]
+    again = {row[1].strip(" `") for row in rows if len(row) == 5 and row[3].strip() == "yes"}
+    assert set(passing) == again
