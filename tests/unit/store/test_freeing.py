@@ -18,7 +18,7 @@ from ingestd.store.removing import remove_flows
 from ingestd.store.segment import SegmentImage, SegmentState, Span
 from ingestd.store.serving import open_for_serving
 from ingestd.store.verify import verify_store
-from support.store_builder import Close, Extent, Open, StoreBuilder
+from support.store_builder import MIB, Close, Extent, Open, StoreBuilder
 
 KEPT = b"\xee" * 16
 FLOWS_OF_BATCH = 100
@@ -126,6 +126,27 @@ def test_more_flows_than_the_table_holds_go(
         assert store.segments_free_count == free_count + 3
         assert store.upkeep.removed == frozenset()
     assert shown(path) == ({KEPT}, ["free", "free", "free", "closed", "free"])
+
+
+def test_all_their_segments_are_given_back_at_the_real_limit(tmp_path: Path) -> None:
+    """One more than finds room; each segment has as many records as a writer's footer may have."""
+    flows = ids(FLOWS_MAX + 1)
+    half = len(flows) // 2
+    builder = StoreBuilder(segment_count=7, segment_bytes=16 * MIB)
+    for number, some in enumerate((flows[:half], flows[half:], flows, flows[:half], flows[half:])):
+        segment = builder.segment(number)
+        for at in range(0, len(some), FLOWS_OF_BATCH):
+            part = some[at : at + FLOWS_OF_BATCH]
+            begins = [Open(flow) for flow in part if number < 2]
+            ends = [Close(flow) for flow in part if number > 2]
+            segment.batch(*begins, *(Extent(flow, b"x") for flow in part), *ends)
+        segment.close()
+    path = builder.save(tmp_path / "store.img")
+    with open_for_serving(str(path)) as store:
+        swept = store.upkeep.sweep(store.upkeep.scan(), frozenset(flows))
+        assert (len(swept.freed), swept.blocked_count) == (5, 0)
+        assert swept.gone == frozenset(flows)
+    assert shown(path) == (set(), 7 * ["free"])
 
 
 def _open(path: Path) -> None:
