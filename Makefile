@@ -8,6 +8,7 @@
 # make format lays the sources out as `make check` wants them
 # make soak   twenty minutes of random flows, kills and full stores; SOAK_S names other seconds
 # make bench  measures ingestd beside other receivers (not part of the tests)
+# make faults  tries every fault of docs/reliability.md's second table, N times in random order
 # make vm     boots a machine with a virtual network card and runs the tests that need one
 # make fresh  builds, checks and tests a clone on minimal systems of Debian 12 and 13
 # make clean  removes what was built; var/ (the demo's store) stays
@@ -120,5 +121,6 @@ clean:
 	rm -rf $(BUILD) .ruff_cache .mypy_cache .pytest_cache
 
 include tests/bench/bench.mk
+include tests/fault/faults.mk
 include tests/fresh/fresh.mk
 include tests/vm/vm.mk
