@@ -23,7 +23,9 @@
 #define SEGMENTS_LIVE_MAX 4u
 #define SEGMENTS_READY_MAX 4u
 #define UNCOMMITTED_ITEMS_MAX 4096u /* a power of two */
-#define ACKS_MAX 65536u             /* a power of two */
+#ifndef ACKS_MAX
+#define ACKS_MAX 65536u /* a power of two */
+#endif
 
 enum live_state {
     LIVE_NONE = 0,

@@ -121,10 +121,11 @@ static void complete_one(uint32_t i) {
     device_write_complete(kernel.w, (uint32_t)o.user_data, result);
 }
 
-void kernel_complete_some(void) {
-    uint32_t most = random_below(kernel.operations_count + 1);
+uint32_t kernel_complete_some(void) {
+    uint32_t most = random_below(kernel.operations_count + 1), count = 0;
     if (random_below(kernel.slow_of) != 0)
-        return;
-    while (most-- > 0 && kernel.operations_count > 0)
+        return 0;
+    for (; count < most && kernel.operations_count > 0; count++)
         complete_one(random_below(kernel.operations_count));
+    return count;
 }

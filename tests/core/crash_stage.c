@@ -53,6 +53,7 @@ static struct {
     uint32_t numbers[SLOTS_MAX]; /* of each place in the flow table: its last sender's */
     uint32_t slots_count, started_count, flows_count;
     uint32_t segments[SEGMENTS_MAX], segments_count, segments_granted, grants_wanted;
+    uint64_t sleeps_until_ns; /* the loop, where nothing wakes it */
     uint64_t generation;
     uint64_t told[SLOTS_MAX]; /* durable bytes in the trace */
     uint32_t stream_bytes_max;
@@ -321,6 +322,7 @@ static void stage_advance(struct sender *s) {
 
 static void grant_some(void) {
     while (stage.grants_wanted > 0 && random_below(2)) {
+        stage.sleeps_until_ns = 0;
         if (stage.segments_granted == stage.segments_count) {
             stage.w->writer.full = true;
             return;
@@ -342,19 +344,30 @@ static void settle_full_store(void) {
     intake_interrupt_all(w, CLOSE_REASON_STORE_FULL, true);
 }
 
+/* The loop sleeps until something completes, or is granted, or the time has come that the turn
+ * before named. What could have gone on before that waits for nothing. */
+static void check_sleep(void) {
+    struct worker *w = stage.w;
+    const struct batch *waits = w->batches.open;
+    bool sleeps = w->now_ns < stage.sleeps_until_ns && waits != NULL && waits->full;
+    batch_turn(w);
+    if (sleeps && w->batches.open != waits)
+        die("a batch that had its place slept on");
+}
+
 static void turn(void) {
     struct worker *w = stage.w;
-    batch_turn(w);
+    check_sleep();
     for (uint32_t i = 0; i < stage.slots_count; i++)
         if (random_below(2))
             stage_advance(&stage.senders[random_below(stage.slots_count)]);
     if (random_below(50) == 0)
         batch_hurry(w);
-    batch_turn(w);
+    uint64_t next_ns = batch_turn(w);
     settle_full_store();
     bool over = w->writer.failed || w->writer.exhausted || stage.started_count == stage.flows_count;
     w->writer.closing = over && w->flows.count == 0 && w->batches.open == NULL;
-    writer_turn(w);
+    stage.sleeps_until_ns = time_min(next_ns, writer_turn(w));
     for (uint32_t i = 0; i < stage.slots_count; i++)
         if (stage.senders[i].flow != NULL)
             tell(&stage.senders[i]);
@@ -365,7 +378,8 @@ static bool run(void) {
     struct worker *w = stage.w;
     for (uint32_t step = 0; step < STEPS_MAX; step++) {
         w->now_ns += random_below(MS);
-        kernel_complete_some();
+        if (kernel_complete_some() > 0)
+            stage.sleeps_until_ns = 0;
         grant_some();
         turn();
         if (w->writer.closing && writer_is_idle(w) && kernel.operations_count == 0)

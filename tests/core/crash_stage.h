@@ -50,7 +50,7 @@ void note_placed(const struct batch *b);
 
 /* What a turn has asked for goes to the kernel at its end, as in the worker's loop. */
 void kernel_submit(void);
-/* Some of what is under way, or nothing, is complete: in any order. */
-void kernel_complete_some(void);
+/* Some of what is under way, or nothing, is complete: in any order. Returns how many. */
+uint32_t kernel_complete_some(void);
 
 #endif

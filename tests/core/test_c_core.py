@@ -27,6 +27,8 @@ PROGRAMS = {
         CORE / "handover.c",
         CORE / "intake.c",
     ),
+    # The kernel, the clock and the worker's parts are played by the test.
+    "test_loop": (TESTS / "core" / "test_loop.c", CORE / "loop.c"),
     "test_network": (TESTS / "core" / "test_network.c",),
     "test_peers": (TESTS / "core" / "test_peers.c",),
     "test_plan": (TESTS / "core" / "test_plan.c", MODEL),

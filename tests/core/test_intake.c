@@ -23,6 +23,8 @@ static struct {
     uint8_t state, reason; /* ... and what the last one says */
     bool refuses_close;    /* no batch has room for one */
     uint32_t begun, refused;
+    uint32_t stopped;      /* flows that were stopped ... */
+    uint8_t stopped_for;   /* ... and why, the last one */
     bool is_elsewhere;     /* connections accepted belong to another worker */
     int handed_away;       /* ... which has this one now */
     uint32_t denied, told; /* connections denied, events that told of them */
@@ -86,6 +88,12 @@ bool session_stop(struct worker *w, struct flow *f) {
     return true;
 }
 
+static void stop(struct worker *w, struct flow *f) {
+    (void)w;
+    stage.stopped++;
+    stage.stopped_for = f->reason;
+}
+
 static bool take(struct worker *w, struct flow *f) {
     return !stage.is_elsewhere || !intake_hand_away(w, f, 1);
 }
@@ -96,7 +104,7 @@ static void start(struct worker *w, struct flow *f) {
     stage.begun++;
 }
 
-static const struct engine engine = {.take = take, .start = start};
+static const struct engine engine = {.take = take, .start = start, .stop = stop};
 
 static void open_stage(void) {
     memset(&stage, 0, sizeof stage);
@@ -383,13 +391,73 @@ static void who_has_gone_already_is_nobody(void) {
     close_stage();
 }
 
+/* --- Accepts that were faster than what ends accepting ---------------------------------- */
+
+static void who_is_accepted_behind_a_stop_is_told(void) {
+    open_stage();
+    intake_stop_accepting(stage.w);
+    int raw = accepted_from(1, 0), ingest = accepted_from(1, 1);
+    CHECK_EQUAL(stage.begun, 2);
+    CHECK_EQUAL(stage.stopped, 2);
+    CHECK_EQUAL(stage.stopped_for, CLOSE_REASON_SHUTDOWN);
+    CHECK(stage.w->flows.flows[0].drop && stage.w->flows.flows[1].drop);
+    end_all();
+    close(raw);
+    close(ingest);
+    close_stage();
+}
+
+static void who_is_accepted_behind_a_full_store_is_told(void) {
+    open_stage();
+    stage.w->writer.exhausted = true;
+    int raw = accepted_from(1, 0);
+    CHECK_EQUAL(stage.stopped, 1);
+    CHECK_EQUAL(stage.stopped_for, CLOSE_REASON_STORE_FULL);
+    end_all();
+    close(raw);
+    close_stage();
+}
+
+/* An accept that the kernel cancelled, or that found nobody any more, is no failure; one that
+ * found no descriptor is, and the next try waits a moment. */
+static void an_accept_that_fails_waits(void) {
+    struct listener *l;
+    open_stage();
+    l = &stage.w->listeners[0];
+    l->flows_max = CAPACITY;
+    const int harmless[] = {ECANCELED, ECONNABORTED, EINTR, EAGAIN};
+    for (uint32_t i = 0; i < 4; i++) {
+        l->accepting = true;
+        intake_accepted(stage.w, 0, -harmless[i]);
+        CHECK_EQUAL(l->retry_ns, 0);
+    }
+    CHECK_EQUAL(stage.w->stats.accept_errors, 0);
+    l->accepting = true;
+    intake_accepted(stage.w, 0, -EMFILE);
+    CHECK_EQUAL(stage.w->stats.accept_errors, 1);
+    CHECK(l->retry_ns > stage.w->now_ns);
+    CHECK_EQUAL(intake_turn(stage.w), l->retry_ns);
+    CHECK(!l->accepting);
+    stage.w->now_ns = l->retry_ns;
+    intake_turn(stage.w);
+    CHECK(l->accepting);
+    close_stage();
+}
+
 int main(void) {
     static const struct harness_test tests[] = {
-        TEST(sealed_is_what_was_stored_whole),  TEST(what_is_given_up_meanwhile_counts),
-        TEST(who_finds_no_room_waits),          TEST(who_finds_no_place_to_wait_is_told),
-        TEST(one_too_many_of_a_peer_is_told),   TEST(a_session_too_many_may_come_back),
-        TEST(a_flood_of_one_peer_is_one_event), TEST(who_is_handed_over_is_counted_where_it_goes),
+        TEST(sealed_is_what_was_stored_whole),
+        TEST(what_is_given_up_meanwhile_counts),
+        TEST(who_finds_no_room_waits),
+        TEST(who_finds_no_place_to_wait_is_told),
+        TEST(one_too_many_of_a_peer_is_told),
+        TEST(a_session_too_many_may_come_back),
+        TEST(a_flood_of_one_peer_is_one_event),
+        TEST(who_is_handed_over_is_counted_where_it_goes),
         TEST(who_has_gone_already_is_nobody),
+        TEST(who_is_accepted_behind_a_stop_is_told),
+        TEST(who_is_accepted_behind_a_full_store_is_told),
+        TEST(an_accept_that_fails_waits),
     };
     return harness_run(tests, sizeof tests / sizeof tests[0]);
 }
