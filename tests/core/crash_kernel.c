@@ -51,6 +51,22 @@ static uint64_t gather(const struct operation *o, uint8_t *out) {
     return size;
 }
 
+/* A device takes nothing but what its profile says, also of the rest behind a short write. */
+static void check_shape(const struct operation *o, uint64_t offset) {
+    const struct plan_profile *p = &kernel.w->batches.profile;
+    uint32_t write_align = kernel.w->settings.write_align;
+    if (o->iov_count > p->iovecs_max || offset % write_align != 0 || o->size % write_align != 0)
+        die("a write has too many pieces, or an end that the device does not take");
+    for (uint32_t i = 0; i < o->iov_count; i++) {
+        uint64_t begin = (uintptr_t)o->iov[i].iov_base, end = begin + o->iov[i].iov_len;
+        if (begin % p->mem_align != 0 || end % p->mem_align != 0 || begin == end)
+            die("a piece of a write is empty, or not aligned");
+        if ((i > 0 && (begin & p->virt_mask) != 0) ||
+            (i + 1 < o->iov_count && (end & p->virt_mask) != 0))
+            die("two pieces of a write meet beside the virtual boundary");
+    }
+}
+
 void kernel_submit(void) {
     for (uint32_t i = 0; i < kernel.entries_count; i++) {
         const struct io_uring_sqe *sqe = &kernel.entries[i];
@@ -75,6 +91,7 @@ void kernel_submit(void) {
             o->iov = &o->single;
         const struct device_write *write = &kernel.w->device.writes[(uint32_t)o->user_data];
         o->size = gather(o, NULL);
+        check_shape(o, sqe->off);
         o->bytes = pages(o->size);
         gather(o, o->bytes);
         if (write->kind == DEVICE_BATCH)

@@ -399,7 +399,7 @@ static void choose_shape(struct worker *w, uint32_t block_bytes) {
     s->segments_offset = SEGMENTS_OFFSET;
     s->segment_bytes = SEGMENT_BYTES;
     s->block_bytes = block_bytes;
-    s->write_align = 512;
+    s->write_align = ONE_OF(512, 4096);
     s->writes_in_flight_max = 1 + random_below(8);
     s->flush_interval_ns = ONE_OF(MS / 10, 5 * MS, 50 * MS);
     s->commit_interval_ns = ONE_OF(MS, 20 * MS, 200 * MS);
@@ -408,7 +408,7 @@ static void choose_shape(struct worker *w, uint32_t block_bytes) {
     p->header_bytes_max = segment_header_bytes_max(SEGMENT_BYTES, block_bytes);
     p->holds_max = ONE_OF(4, BATCH_HOLDS_MAX);
     p->profile = (struct plan_profile){
-        .mem_align = ONE_OF(4, 512, 4096),
+        .mem_align = ONE_OF(2, 4, 512, 4096),
         .block_bytes = block_bytes,
         .virt_mask = random_below(4) ? 0 : 4095,
         .iovecs_max = ONE_OF(BATCH_IOVECS_MIN, 32, BATCH_IOVECS_MAX),
