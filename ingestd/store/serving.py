@@ -14,10 +14,11 @@ import heapq
 import threading
 import time
 from collections.abc import Callable, Iterator, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from ingestd.errors import StoreDamagedError, StoreError
+from ingestd.store.compaction import compact_newest
 from ingestd.store.device import READ_BYTES_MAX, Device, open_locked
 from ingestd.store.flows import Flow
 from ingestd.store.footer import build_footer
@@ -47,6 +48,8 @@ from ingestd.store.upkeep import Upkeep
 # The kernel takes an io_uring down after its process is gone, and holds the store's file
 # meanwhile: some tenths of a second, seconds on a busy machine.
 HELD_WAIT_S: Final = 5.0
+# The first of a generation's sequences is that of the segment that the opening may make.
+COMPACTED_COUNTER: Final = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +58,8 @@ class RecoverySummary:
 
     The counts of segments are those after the recovery: `segments_open` are
     older ones that hold no room for a footer. `segments_recovered` were left
-    open and got one; `segments_freed` were opened and never used.
+    open and got one; `segments_freed` were opened and never used; of
+    `segments_compacted`, what they held was put together in one.
     """
 
     segments_free: int
@@ -69,6 +73,7 @@ class RecoverySummary:
     batches_dropped: int
     seconds: float
     warnings: tuple[str, ...]
+    segments_compacted: int = 0
 
 
 class ServedStore:
@@ -82,7 +87,9 @@ class ServedStore:
         recovery: RecoverySummary,
         flows: list[Flow] | None = None,
         ended: list[tuple[int, int]] | None = None,
+        used_count: int = 0,
     ) -> None:
+        """`used_count`: sequences of this generation that the opening has used already."""
         self._flows = flows or []
         self._ended = ended or []
         self._recycler: Recycler | None = None
@@ -91,7 +98,7 @@ class ServedStore:
         self.recovery = recovery
         self._device = device
         self._free = sorted(free)
-        self._counter = 0
+        self._counter = self._counter_first = used_count
         self._mutex = threading.Lock()
         self._recycles_ahead = False
         self.upkeep = Upkeep(
@@ -142,7 +149,7 @@ class ServedStore:
 
         Before the first take_segment(). Raises StoreError if there are too few segments.
         """
-        assert self._counter == 0
+        assert self._counter == self._counter_first
         usable_count = len(self._free) + len(self._ended)
         self._recycler = Recycler(
             self._device,
@@ -195,7 +202,7 @@ class ServedStore:
     def segments_granted_count(self) -> int:
         """How many segments take_segment() has handed out; each may be a sign of one closed."""
         with self._mutex:
-            return self._counter
+            return self._counter - self._counter_first
 
     def _forget(self, segment: SegmentImage) -> None:
         """Know of a segment that the upkeep gave up; under the freer's mutex."""
@@ -297,10 +304,15 @@ def _recover(
     outcome = [_settle(device, superblock, segment) for segment in each()]
     if any(outcome):
         device.sync()
+    compaction = compact_newest(
+        device, superblock, image, sequence_of(superblock.generation, COMPACTED_COUNTER)
+    )
     free = [segment.index for segment in image.segments if segment.state is SegmentState.FREE]
     summary = _summary(image, outcome, time.monotonic() - started_s)
     ended = [(s.sequence, s.index) for s in image.segments if s.state is SegmentState.CLOSED]
-    return ServedStore(device, superblock, free, summary, image.flows, ended)
+    summary = replace(summary, segments_compacted=len(compaction.freed))
+    used_count = COMPACTED_COUNTER if compaction.made else 0
+    return ServedStore(device, superblock, free, summary, image.flows, ended, used_count)
 
 
 def _next_generation(
