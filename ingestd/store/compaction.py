@@ -187,6 +187,9 @@ def _copy(
     base, block_bytes = superblock.segment_offset(index), superblock.block_bytes
     at = SEGMENT_DATA_BLOCK * block_bytes
     tally = Tally(index, sequence, block_bytes)
+    # A header may be torn, behind its first 512 bytes, into what was there before. With a
+    # valid footer that would look like damage, so that nothing may be there but zeros.
+    device.write(base, bytes(block_bytes))
     for segment in run:
         for batch in _batches(device, superblock, segment):
             moved = _moved(batch, at, sequence, tally.batch_count)
@@ -211,6 +214,7 @@ def _copy(
     footer = build_footer(made, superblock, closed_ns)
     if footer is None or len(footer) > footer_bytes_max(superblock.segment_bytes):
         raise CopyError
+    device.sync()
     device.write(base + superblock.segment_bytes - len(footer), footer)
     device.sync()
     if sum(1 for _ in _batches(device, superblock, made)) != made.batch_count:

@@ -17,6 +17,9 @@ from typing import Any, Final
 
 from support.native import PURE_SOURCES, TESTS, build_library
 
+# Without assertions, what only they look at is not used.
+NDEBUG_FLAGS = ("-DNDEBUG", "-Wno-unused-variable", "-Wno-unused-parameter", "-Wno-unused-function")
+
 PAGE_BYTES: Final = 4096
 BOUNCE_REASONS: Final = ("head", "tail", "small", "boundary", "pressure", "trailer")
 
@@ -117,7 +120,7 @@ class Planner:
 def load_planner() -> Planner:
     """Compile the pure core and load it; raises RuntimeError if the structs differ."""
     sources = [*PURE_SOURCES, TESTS / "core" / "plan_export.c"]
-    library = ctypes.CDLL(str(build_library("plan_library", sources, flags=["-DNDEBUG"])))
+    library = ctypes.CDLL(str(build_library("plan_library", sources, flags=NDEBUG_FLAGS)))
     structs = (Profile, Fragment, Batch, FrameBatch)
     sizes = list((ctypes.c_uint32 * len(structs)).in_dll(library, "plan_struct_bytes"))
     if sizes != [ctypes.sizeof(struct) for struct in structs]:
