@@ -28,6 +28,7 @@ class WorkerWatch:
         self._failed_stores = failed_stores
         self._log = log
         self._late_workers: set[str] = set()
+        self._failed_workers: set[str] = set()
         self._events_dropped_count = 0
 
     def look_for_lost_events(self, counters: Sequence[Mapping[str, int]]) -> None:
@@ -37,7 +38,12 @@ class WorkerWatch:
             self._log.emit(LogEvent.EVENTS_LOST, count=dropped_count - self._events_dropped_count)
             self._events_dropped_count = dropped_count
         for worker, shot in zip(self._workers, counters, strict=True):
-            if shot["store_errno"] and worker.store_name not in self._failed_stores:
+            if not shot["store_errno"] or worker.store_name in self._failed_stores:
+                continue
+            # The event follows the counter: it is lost if it is not there by the next look.
+            if worker.name not in self._failed_workers:
+                self._failed_workers.add(worker.name)
+            else:
                 self._failed_stores.add(worker.store_name)
                 self._log.emit(
                     LogEvent.STORE_FAILED,

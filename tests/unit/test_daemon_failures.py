@@ -293,8 +293,8 @@ def test_a_failed_store_is_told_and_the_others_go_on(
 
     def scenario() -> None:
         worker = scene.core.workers[0]
-        worker.values["store_errno"] = errno.EIO
         worker.emit(scene.core.EVENT_STORE_FAILED, code=errno.EIO, detail=1)
+        worker.values["store_errno"] = errno.EIO
         wait_for(lambda: any("FAILED: store a" in message for message in manager()), "status")
         assert all(worker.is_running for worker in scene.core.workers)
 
