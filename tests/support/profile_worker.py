@@ -34,7 +34,7 @@ def make_worker(store: ServedStore, profile: DirectProfile) -> WorkerThread:
         store_name="profile",
         index=0,
         profile=profile,
-        area=AreaPlan(8 * MIB, 512 * 1024, 4, 0, ""),
+        area=AreaPlan(2 * MIB, 128 * 1024, 4, 0, ""),
         on_end=lambda: None,
     )
 

@@ -202,6 +202,7 @@ def test_the_unit_names_what_the_other_files_make() -> None:
     assert unit["StateDirectory"] == ["ingestd"]
 
 
+@pytest.mark.needs_root  # it wants a runtime directory, which a user without a session lacks
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is missing")
 def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     """Verified with a program that exists, as the unit names the installed one."""
@@ -220,6 +221,7 @@ def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
+@pytest.mark.needs_root  # it wants a runtime directory, which a user without a session lacks
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd-analyze is missing")
 def test_the_unit_is_hardened() -> None:
     """The exposure level of systemd-analyze security: 0 is safe, 10 is not."""
