@@ -44,6 +44,7 @@ from ingestd.store.window import read_batch
 # A run grows over an older segment only while that is no larger than this, or than twice
 # what is gathered already: each byte is copied a few times in its life, not at each start.
 SMALL_BYTES: Final = 1024 * 1024
+SEGMENTS_MIN: Final = 4  # fewer are not worth the copying at every start
 SEGMENTS_MAX: Final = 64  # of one run
 COPY_BYTES_MAX: Final = 64 * 1024 * 1024
 
@@ -75,7 +76,7 @@ def compact_newest(
         return Compaction(None, ())  # what is not there may have had a part of any flow
     run, superseded = _newest_run(image, superblock)
     made = None
-    if len(run) > 1 and free:
+    if len(run) >= SEGMENTS_MIN and free:
         target = min(free, key=lambda segment: segment.index)
         try:
             made = _copy(device, superblock, run, target.index, sequence)

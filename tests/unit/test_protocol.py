@@ -128,5 +128,5 @@ def test_not_durable_is_not_sealed() -> None:
 
 
 def test_error_codes_are_those_that_the_core_writes() -> None:
-    written = re.findall(r'\(struct refusal\)\{"(\w+)", "', ANSWER_C.read_text(encoding="utf-8"))
+    written = re.findall(r'\(struct refusal\)\{"(\w+)", ', ANSWER_C.read_text(encoding="utf-8"))
     assert set(ErrorCode) <= set(written) <= {*ErrorCode, *Code}  # some are for protocol ingest
