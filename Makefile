@@ -81,7 +81,7 @@ test: setup-check build
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory -j2 -Oline pytest vm-and-soak # neither keeps two CPUs busy
 
-pytest: build
+pytest: setup-check build
 	@$(BIN)/pytest --ignore=tests/soak $(PYTEST_ARGS)
 
 # Beside the other tests, behind the virtual machine: both together take less time than those.
