@@ -8,12 +8,14 @@ it fails, since there nobody would see the skip.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import struct
 import subprocess
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
@@ -203,8 +205,22 @@ def throttled(
         yield
     finally:
         (directory / lifted[0]).write_text(lifted[1])
-        (home / "cgroup.procs").write_text(str(pid))
-        directory.rmdir()
+        with suppress(ProcessLookupError):  # it may have ended meanwhile
+            (home / "cgroup.procs").write_text(str(pid))
+        _remove_group(directory)
+
+
+def _remove_group(directory: Path) -> None:
+    """Remove a control group; threads that are ending cannot be moved, and stay until they end."""
+    deadline_s = time.monotonic() + WAIT_S
+    while True:
+        try:
+            directory.rmdir()
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY or time.monotonic() > deadline_s:
+                raise
+        time.sleep(0.01)
 
 
 _Setting = tuple[str, str]
