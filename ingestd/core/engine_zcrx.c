@@ -158,12 +158,17 @@ static void arm(struct worker *w, struct flow *f) {
     uint32_t bytes_max = bounded ? (uint32_t)time_min(left, RECEIVE_BYTES_MAX) : 0;
     f->bound_bytes = bounded ? f->received_bytes + bytes_max : UINT64_MAX;
     arm_as(w, f, TAG_RECEIVE, bytes_max);
+    w->zcrx.receives_run = true;
     f->phase = FLOW_RECEIVING;
 }
 
-/* Received is only as long as the table of fragments has room for all that one turn can bring. */
+/* Received is only as long as the table of fragments has room for all that may still come: what the
+ * completion queue brings until the turn sees that it is low, and what it holds once more when
+ * the kernel has taken the cancels. A completion brings one fragment, and the queue is never read
+ * further than it is long. */
 static bool table_is_low(const struct worker *w) {
-    return w->zcrx.fragment_count - w->zcrx.fragments_pending < w->ring.cq.ring_entries;
+    uint64_t coming = 2ull * w->ring.cq.ring_entries;
+    return w->zcrx.fragment_count - w->zcrx.fragments_pending < coming;
 }
 
 /* The kernel found no chunk, or the table has no room: to be tried again when there may be some.
@@ -400,13 +405,15 @@ static void keep_table(struct worker *w) {
         w->zcrx.probes = w->flows.capacity;
         w->zcrx.probe_ns = 0;
     }
-    for (uint32_t i = 0; low && !w->zcrx.table_low && i < w->flows.used_upto; i++) {
+    for (uint32_t i = 0; low && w->zcrx.receives_run && i < w->flows.used_upto; i++) {
         struct flow *f = &w->flows.flows[i];
         if (f->phase != FLOW_RECEIVING || !f->armed)
             continue;
         f->starved = true;
         zcrx_pause(w, f, TAG_RECEIVE);
     }
+    if (low)
+        w->zcrx.receives_run = false;
     w->zcrx.table_low = low;
 }
 

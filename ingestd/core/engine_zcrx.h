@@ -42,7 +42,8 @@ struct zcrx {
     uint32_t buffers_for; /* flows that half of the area is shared among; a power of two */
     uint32_t probes;      /* starved flows that try again without a sign of free chunks ... */
     uint64_t probe_ns;    /* ... at this time */
-    bool table_low;       /* receives have been paused for want of fragments */
+    bool table_low;       /* the last turn found too few fragments free */
+    bool receives_run;    /* one was armed since the table's want of room paused them all */
     struct refill refill;
     struct zcrx_fragment *fragments;
     uint32_t fragment_count;

@@ -241,7 +241,8 @@ static void no_fragment_is_lost(bool ingest) {
                                     .stream_bytes = 200 * KIB,
                                     .slow_of = 2000,
                                     .turn_completions_max = 16,
-                                    .table_count = 32});
+                                    .turn_of = 64,
+                                    .table_count = 48});
     CHECK(stage.table_low_count > 0);
     for (uint32_t i = 0; i < stage.shape.flows_count; i++)
         CHECK_EQUAL(stage.senders[i].error, 0);

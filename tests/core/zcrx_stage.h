@@ -45,6 +45,7 @@ struct stage_shape {
     bool in_order;         /* chunks are used again in the order they came back */
     uint32_t trouble_of;   /* one completion of so many ends its receive; 0: none */
     uint32_t slow_of;      /* one step of so many completes a batch (20) */
+    uint32_t turn_of;      /* one step of so many is followed by a turn (4) */
     uint32_t mem_align, block_bytes; /* (4, 4096) */
     bool ingest;                     /* flow i is of stage_kind i % STAGE_KINDS_COUNT ... */
     enum stage_kind first_kind;      /* ... counted from here */
