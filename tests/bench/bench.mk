@@ -10,8 +10,8 @@
 # machine and some 15 GiB of disk.
 
 .PHONY: bench bench-ack
-bench-ack: build
+bench-ack: build ## measures what acknowledgements cost
 	$(BIN)/python tests/bench/ack.py $(BENCH_ARGS)
 
-bench: build
+bench: build ## measures ingestd beside other receivers (not part of the tests)
 	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
