@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def run_doctor(arguments: Namespace) -> int:
     """Look at everything and tell."""
-    from ingestd.daemon.worker import load_core
+    from ingestd.daemon.workers.worker import load_core
     from ingestd.doctor.examine import examine
 
     report = examine(_settings(arguments), load_core())

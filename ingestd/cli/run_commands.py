@@ -28,7 +28,7 @@ def run_serve(arguments: Namespace) -> int:
     )
     settings = load(arguments.config, overrides)
     from ingestd.daemon.main import serve
-    from ingestd.store.streams import refuse_streams_to
+    from ingestd.store.device.output_guard import refuse_streams_to
 
     # Before the log has its first line.
     for store in settings.store.values():

@@ -25,10 +25,10 @@ from ingestd.cli.output import (
 from ingestd.sizes import full_size, short_size
 
 if TYPE_CHECKING:
-    from ingestd.daemon.direct_io import DirectProfile
-    from ingestd.store.flows import Flow
-    from ingestd.store.image import StoreImage
-    from ingestd.store.superblock import Superblock
+    from ingestd.daemon.machine.direct_io import DirectProfile
+    from ingestd.store.metadata.superblock import Superblock
+    from ingestd.store.read.flows import Flow
+    from ingestd.store.read.image import StoreImage
 
 _COLUMNS: Final = ("FLOW", "STATE", "SIZE", "BYTES", "STARTED", "NAME", "PEER")
 _SEGMENTS_SHOWN_MAX: Final = 10
@@ -37,7 +37,7 @@ _FLUSH_RIGHT: Final = frozenset({"SIZE", "BYTES"})
 
 def run_format(arguments: Namespace) -> int:
     """Make a store; print its UUID and geometry."""
-    from ingestd.store.formatting import format_store
+    from ingestd.store.create.formatting import format_store
 
     superblock = format_store(
         arguments.path,
@@ -64,8 +64,8 @@ def _geometry(superblock: Superblock) -> list[tuple[str, object]]:
 
 def run_ls(arguments: Namespace) -> int:
     """List the flows, oldest first."""
-    from ingestd.store.dating import floor_ns, is_misdated
-    from ingestd.store.image import read_image
+    from ingestd.store.read.flow_age import floor_ns, is_misdated
+    from ingestd.store.read.image import read_image
 
     with read_image(arguments.store) as image:
         _tell_warnings(image.warnings)
@@ -109,12 +109,12 @@ def _tell_warnings(warnings: Iterable[str]) -> None:
 
 def run_info(arguments: Namespace) -> int:
     """Show identity, geometry, use and device of a store."""
-    from ingestd.store.image import read_image
+    from ingestd.store.read.image import read_image
 
     with read_image(arguments.store) as image:
         _tell_warnings(image.warnings)
         # The profile is the core's knowledge, and reading a store needs no core.
-        from ingestd.daemon.worker import device_profile
+        from ingestd.daemon.workers.worker import device_profile
 
         profile = device_profile(image.path)
         if arguments.json:
@@ -126,9 +126,9 @@ def run_info(arguments: Namespace) -> int:
 
 
 def _info_object(image: StoreImage, profile: DirectProfile) -> dict[str, Any]:
-    from ingestd.store.flows import utc_text
-    from ingestd.store.presence import damaged_indexes
-    from ingestd.store.removals import FLOWS_MAX
+    from ingestd.store.metadata.tombstones import FLOWS_MAX
+    from ingestd.store.read.flows import utc_text
+    from ingestd.store.reclaim.presence import damaged_indexes
 
     superblock = image.superblock
     return {
@@ -157,7 +157,7 @@ def _info_object(image: StoreImage, profile: DirectProfile) -> dict[str, Any]:
 
 
 def _flow_counts(image: StoreImage) -> dict[str, int]:
-    from ingestd.store.flows import STATES
+    from ingestd.store.read.flows import STATES
 
     counts = Counter(flow.state for flow in image.flows)
     return {state: counts[state] for state in STATES}

@@ -3,7 +3,7 @@
  * Ids of flows that this daemon names: UUIDs of version 7 (RFC 9562) that carry a mark.
  *
  * The last 4 bytes are the CRC32C of the store's UUID and the 12 bytes before. Who
- * decides on a sender's id (daemon/flow_ids.py) so knows one of ours without a list,
+ * decides on a sender's id (daemon/admission/marked_ids.py) so knows one of ours without a list,
  * at any time, of any worker and generation: before its flow is told of, and after
  * a restart. The mark is no secret: who makes an id that bears it is only refused.
  * Invariants: a worker makes no id twice, whatever the clock does (FLOW_ID_SERIAL_BITS

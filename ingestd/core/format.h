@@ -4,7 +4,7 @@
  *
  * Invariants:
  *  - Every integer is little-endian; every struct is laid out without holes
- *    and its size is asserted here and compared with ingestd/store/layout.py
+ *    and its size is asserted here and compared with ingestd/store/format/layout.py
  *    by a test.
  *  - Positions are multiples of block_bytes, which is taken from the device
  *    (at least 4096), so that a store can move between devices.

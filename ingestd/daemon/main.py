@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 from ingestd import systemd
 from ingestd.config.settings import log_target
-from ingestd.daemon.closing import LOG_TIME_S, leave
 from ingestd.daemon.run import EXIT_CODE_BUG, Daemon
-from ingestd.daemon.worker import load_core
+from ingestd.daemon.shutdown import LOG_TIME_S, leave
+from ingestd.daemon.workers.worker import load_core
 from ingestd.errors import IngestdError
 from ingestd.log import LogEvent, open_log
 from ingestd.log_writer import LogWriter, QueuedStream, descriptor_writer
@@ -30,7 +30,7 @@ def serve(settings: Settings) -> int:
 
     Where a thread hangs, this ends the process instead of returning or raising.
     """
-    from ingestd.store.serving import open_for_serving
+    from ingestd.store.serve.served_store import open_for_serving
 
     target = log_target(settings.log)
     writer = LogWriter(systemd.journal_sink() if target == "journald" else descriptor_writer(2))

@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ingestd.config.settings import diff
-from ingestd.daemon.keys import reread_keys
+from ingestd.daemon.admission.listener_keys import reread_keys
 from ingestd.errors import ConfigError
 from ingestd.log import Log, LogEvent
 
 if TYPE_CHECKING:
     from ingestd.config.settings import Settings
-    from ingestd.daemon.admission import Admission
-    from ingestd.daemon.worker import WorkerThread
+    from ingestd.daemon.admission.admission import Admission
+    from ingestd.daemon.workers.worker import WorkerThread
 
 
 class Reloader:

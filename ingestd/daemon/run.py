@@ -9,7 +9,7 @@ Invariants:
    its lock.
  - The main thread waits for no device, log, scraper or peer: recovery, granting,
    upkeep, the log, metrics and look-ups have threads of their own, and whatever of
-   them hangs at the end is left behind (closing.py).
+   them hangs at the end is left behind (shutdown.py).
  - The service manager is told that the process lives only while every worker's
    loop turns.
  - A store that failed stays failed and the others go on; a worker that ends
@@ -31,18 +31,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ingestd import __version__, systemd
-from ingestd.daemon import zcrx
-from ingestd.daemon.admission import Admission, door
-from ingestd.daemon.attend import Progress, StartStoppedError, attend
-from ingestd.daemon.closing import CLOSE_TIME_S, STEP_TIME_MAX_S, Closing
-from ingestd.daemon.engine import EngineChoice, fall_back
-from ingestd.daemon.eventlog import EventLog
-from ingestd.daemon.flow_index import FlowIndex
-from ingestd.daemon.granting import Granting
-from ingestd.daemon.handover import Handover
-from ingestd.daemon.housekeeping import Housekeeping
-from ingestd.daemon.listen import bind_listener
+from ingestd.daemon.admission.admission import Admission, door
+from ingestd.daemon.admission.flow_index import FlowIndex
+from ingestd.daemon.base.listen import bind_listener
+from ingestd.daemon.base.waker import Waker
+from ingestd.daemon.interruptible import Progress, StartStoppedError, attend
+from ingestd.daemon.maintenance.coordinator import Housekeeping
 from ingestd.daemon.reload import Reloader
+from ingestd.daemon.segments.granting import Granting
+from ingestd.daemon.shutdown import CLOSE_TIME_S, STEP_TIME_MAX_S, Closing
 from ingestd.daemon.signals import SignalInbox
 from ingestd.daemon.startup import (
     StoreOpener,
@@ -57,9 +54,12 @@ from ingestd.daemon.startup import (
     stop_workers,
 )
 from ingestd.daemon.status import StatusLine
-from ingestd.daemon.waker import Waker
-from ingestd.daemon.watch import WorkerWatch
-from ingestd.daemon.worker import Core, WorkerThread, kernel_features
+from ingestd.daemon.telemetry.event_log import EventLog
+from ingestd.daemon.telemetry.worker_health import WorkerWatch
+from ingestd.daemon.workers import zcrx
+from ingestd.daemon.workers.engine import EngineChoice, fall_back
+from ingestd.daemon.workers.handover import Handover
+from ingestd.daemon.workers.worker import Core, WorkerThread, kernel_features
 from ingestd.errors import (
     EngineError,
     IngestdError,
@@ -71,9 +71,9 @@ from ingestd.log import Log, LogEvent
 
 if TYPE_CHECKING:
     from ingestd.config.settings import Settings
-    from ingestd.daemon.engine import ZcrxQueue
-    from ingestd.daemon.listen import ListenerSockets
-    from ingestd.store.serving import ServedStore
+    from ingestd.daemon.base.listen import ListenerSockets
+    from ingestd.daemon.workers.engine import ZcrxQueue
+    from ingestd.store.serve.served_store import ServedStore
 
 TICK_S: Final = 1.0
 WATCHDOG_PINGS: Final = 3  # in the time that the service manager allows for one
@@ -324,8 +324,8 @@ class Daemon:
         self, sockets: ListenerSockets, engine: EngineChoice, undo: ExitStack
     ) -> None:
         # Only now: their library is a good part of the daemon's memory.
-        from ingestd.daemon.metrics import IngestdCollector
-        from ingestd.daemon.metrics_server import start_metrics
+        from ingestd.daemon.telemetry.metrics import IngestdCollector
+        from ingestd.daemon.telemetry.metrics_server import start_metrics
 
         collector = IngestdCollector(
             self._workers,

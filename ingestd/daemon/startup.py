@@ -18,7 +18,16 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from ingestd.address import Address
-from ingestd.daemon.area import (
+from ingestd.daemon.base.listen import ListenerSockets, bind_listener
+from ingestd.daemon.machine.direct_io import stricter_profile
+from ingestd.daemon.machine.limits import (
+    LockedNeed,
+    check_locked_memory,
+    locked_memory_limit,
+    raise_descriptor_limit,
+    raise_locked_limit,
+)
+from ingestd.daemon.workers.area import (
     HUGE_AREA_BYTES_MIN,
     HUGEPAGE_BYTES,
     AreaPlan,
@@ -27,24 +36,15 @@ from ingestd.daemon.area import (
     locked_of,
     plan_areas,
 )
-from ingestd.daemon.direct_io import stricter_profile
-from ingestd.daemon.limits import (
-    LockedNeed,
-    check_locked_memory,
-    locked_memory_limit,
-    raise_descriptor_limit,
-    raise_locked_limit,
-)
-from ingestd.daemon.listen import ListenerSockets, bind_listener
-from ingestd.daemon.worker import Core, WorkerThread, store_profile
+from ingestd.daemon.workers.worker import Core, WorkerThread, store_profile
 from ingestd.log import Log, LogEvent
 from ingestd.sizes import exact_size, short_size
 
 if TYPE_CHECKING:
     from ingestd.config.settings import ListenerSettings, Settings
-    from ingestd.daemon.direct_io import DirectProfile
-    from ingestd.daemon.engine import EngineChoice, ZcrxQueue
-    from ingestd.store.serving import RecoverySummary, ServedStore
+    from ingestd.daemon.machine.direct_io import DirectProfile
+    from ingestd.daemon.workers.engine import EngineChoice, ZcrxQueue
+    from ingestd.store.serve.served_store import RecoverySummary, ServedStore
 
 # Descriptors of the process itself: stores, rings, event fds, log, metrics.
 DESCRIPTORS_OWN_COUNT: Final = 256
@@ -54,7 +54,7 @@ ABANDON_TIMEOUT_S: Final = 2.0
 
 
 class StoreOpener(Protocol):
-    """ingestd.store.serving.open_for_serving, or what stands in for it in a test."""
+    """ingestd.store.serve.served_store.open_for_serving, or what stands in for it in a test."""
 
     def __call__(
         self,

@@ -13,13 +13,13 @@ from functools import partial
 from typing import Final
 
 from ingestd.config.settings import Settings
-from ingestd.daemon import zcrx
-from ingestd.daemon.area import area_bytes_at_most
-from ingestd.daemon.direct_io import DirectProfile
-from ingestd.daemon.engine import choose_engine
-from ingestd.daemon.readiness import MEMINFO_PATH, hugepage_finding
-from ingestd.daemon.worker import Core, device_profile, kernel_features
-from ingestd.doctor.room import Room, room_finding, room_of
+from ingestd.daemon.machine.direct_io import DirectProfile
+from ingestd.daemon.machine.zcrx_support import MEMINFO_PATH, hugepage_finding
+from ingestd.daemon.workers import zcrx
+from ingestd.daemon.workers.area import area_bytes_at_most
+from ingestd.daemon.workers.engine import choose_engine
+from ingestd.daemon.workers.worker import Core, device_profile, kernel_features
+from ingestd.doctor.capacity import Room, room_finding, room_of
 from ingestd.doctor.storage import storage_findings
 from ingestd.errors import EngineError, IngestdError
 from ingestd.finding import Finding, failures

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from ingestd.daemon.direct_io import SYSFS_DEVICES, DirectProfile
+from ingestd.daemon.machine.direct_io import SYSFS_DEVICES, DirectProfile
 from ingestd.errors import IngestdError
 from ingestd.finding import Finding
 

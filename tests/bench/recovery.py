@@ -25,12 +25,12 @@ ROOT: Final = Path(__file__).resolve().parents[2]
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
 sys.path += [str(ROOT), str(ROOT / "tests")]  # for `tests.bench` and `support`
 
-from ingestd.store import layout  # noqa: E402
-from ingestd.store.device import open_device  # noqa: E402
-from ingestd.store.geometry import Geometry, plan_geometry  # noqa: E402
-from ingestd.store.image import read_image  # noqa: E402
-from ingestd.store.serving import open_for_serving  # noqa: E402
-from ingestd.store.superblock import Superblock, write_superblocks  # noqa: E402
+from ingestd.store.create.geometry import Geometry, plan_geometry  # noqa: E402
+from ingestd.store.device.device import open_device  # noqa: E402
+from ingestd.store.format import layout  # noqa: E402
+from ingestd.store.metadata.superblock import Superblock, write_superblocks  # noqa: E402
+from ingestd.store.read.image import read_image  # noqa: E402
+from ingestd.store.serve.served_store import open_for_serving  # noqa: E402
 from tests.bench import machine, report  # noqa: E402
 
 DOCUMENT: Final = ROOT / "docs" / "reliability.md"

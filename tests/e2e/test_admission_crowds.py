@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
 from support.daemon import Daemon, format_store
 from support.ingest import Ingest, data_of, trailer_block
 from support.observe import assert_clean, scrape

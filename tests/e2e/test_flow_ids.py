@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.daemon.flow_ids import is_raw_id
-from ingestd.store.image import read_image
+from ingestd.daemon.admission.marked_ids import is_raw_id
+from ingestd.store.read.image import read_image
 from support import tally
 from support.daemon import Daemon, format_store
 from support.ingest import Ingest

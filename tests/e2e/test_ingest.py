@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.store.image import read_image
+from ingestd.store.read.image import read_image
 from support.daemon import Daemon, format_store, run_ingestd
 from support.ingest import Ingest, checksum, data_of, stored, trailer_block, wait_for_event
 from support.observe import assert_clean, scrape

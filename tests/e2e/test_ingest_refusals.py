@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ingestd.errors import ConfigError
-from ingestd.store.image import read_image
+from ingestd.store.read.image import read_image
 from support.daemon import Daemon
 from support.ingest import (
     Ingest,

@@ -19,7 +19,7 @@ from ingestd.errors import (
     StoreDamagedError,
     StoreError,
 )
-from ingestd.store.layout import SUPERBLOCK, sealed
+from ingestd.store.format.layout import SUPERBLOCK, sealed
 from support.daemon import Daemon, format_store, run_ingestd
 from support.observe import assert_clean, assert_stored, list_flows
 from support.payload import Payload

@@ -11,8 +11,8 @@ from typing import Final
 import pytest
 
 from ingestd.errors import StoreDamagedError
-from ingestd.store.image import read_image
-from ingestd.store.verify import FINDINGS_MAX
+from ingestd.store.read.image import read_image
+from ingestd.store.read.verify import FINDINGS_MAX
 from support import tally
 from support.daemon import Daemon, format_store, run_ingestd
 from support.observe import assert_stored, cat, flow_of

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.store.device import open_device
-from ingestd.store.flows import Flow
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
+from ingestd.store.device.device import open_device
+from ingestd.store.read.flows import Flow
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
 from support.daemon import format_store
 from support.forked import ForkedDaemon
 from support.observe import assert_clean, wait_until

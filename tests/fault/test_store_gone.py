@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.errors import StoreFailedError
-from ingestd.store.holder import HOLDER_OFFSET
+from ingestd.store.device.holder import HOLDER_OFFSET
 from support import tally
 from support.aliases import loop_over
 from support.daemon import Daemon, format_store, run_ingestd

@@ -13,8 +13,8 @@ from typing import Final
 
 import atheris
 
-with atheris.instrument_imports(include=["ingestd.protocol", "ingestd.daemon.hello"]):
-    from ingestd.daemon.hello import (
+with atheris.instrument_imports(include=["ingestd.protocol", "ingestd.daemon.admission.hello"]):
+    from ingestd.daemon.admission.hello import (
         Refusal,
         authenticate,
         flow_id,

@@ -26,14 +26,14 @@ from crc32c import crc32c
 
 with atheris.instrument_imports(include=["ingestd.store"]):
     from ingestd.errors import StoreDamagedError, StoreError
-    from ingestd.store import image as image_module
-    from ingestd.store import layout
-    from ingestd.store.device import Device
-    from ingestd.store.flows import Flow
-    from ingestd.store.image import StoreImage, read_image
-    from ingestd.store.reader import read_flow
-    from ingestd.store.serving import ServedStore, open_for_serving
-    from ingestd.store.verify import verify_store
+    from ingestd.store.device.device import Device
+    from ingestd.store.format import layout
+    from ingestd.store.read import image as image_module
+    from ingestd.store.read.flows import Flow
+    from ingestd.store.read.image import StoreImage, read_image
+    from ingestd.store.read.reader import read_flow
+    from ingestd.store.read.verify import verify_store
+    from ingestd.store.serve.served_store import ServedStore, open_for_serving
 
 from support.fuzzing import Field, edits, fields_of, fields_of_records, run
 from support.store_builder import Close, Extent, Open, SegmentWriter, StoreBuilder

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import pytest
 
 from ingestd.errors import StoreDamagedError
-from ingestd.store import image, layout
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
-from ingestd.store.records import UNIT_BYTES
-from ingestd.store.serving import open_for_serving
-from ingestd.store.verify import verify_store
+from ingestd.store.format import layout
+from ingestd.store.format.records import UNIT_BYTES
+from ingestd.store.read import image
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
+from ingestd.store.read.verify import verify_store
+from ingestd.store.serve.served_store import open_for_serving
 from support.crash_disk import Disk
 from support.crash_life import FLUSHED, WRITE, Event, Promises, happen, play
 from support.crash_store import SEGMENT_COUNT, STORE_BYTES, Serial, Store, store_in_memory

@@ -14,12 +14,13 @@ from dataclasses import dataclass, field
 import pytest
 from crc32c import crc32c
 
-from ingestd.store import image, layout
-from ingestd.store.flows import Flow
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
-from ingestd.store.serving import open_for_serving
-from ingestd.store.verify import DAMAGE, verify_store
+from ingestd.store.format import layout
+from ingestd.store.read import image
+from ingestd.store.read.flows import Flow
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
+from ingestd.store.read.verify import DAMAGE, verify_store
+from ingestd.store.serve.served_store import open_for_serving
 from support.crash_disk import Disk
 from support.crash_life import Promise, Promises, happen, play
 from support.crash_store import STORE_BYTES, Serial, Store, store_in_memory

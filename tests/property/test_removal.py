@@ -15,16 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingestd.store import image, layout
-from ingestd.store.freeing import REASON_REMOVED, flows_gone, plan_freeing
-from ingestd.store.image import read_image
-from ingestd.store.presence import flows_of
-from ingestd.store.reader import read_flow
-from ingestd.store.removals import RemovalTable
-from ingestd.store.removing import remove_flows
-from ingestd.store.segment import SegmentImage, SegmentState, Span
-from ingestd.store.serving import open_for_serving
-from ingestd.store.verify import DAMAGE, verify_store
+from ingestd.store.format import layout
+from ingestd.store.format.segment import SegmentImage, SegmentState, Span
+from ingestd.store.metadata.tombstones import RemovalTable
+from ingestd.store.read import image
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
+from ingestd.store.read.verify import DAMAGE, verify_store
+from ingestd.store.reclaim.candidates import REASON_REMOVED, flows_gone, plan_freeing
+from ingestd.store.reclaim.deletion import remove_flows
+from ingestd.store.reclaim.presence import flows_of
+from ingestd.store.serve.served_store import open_for_serving
 from support.crash_disk import Disk
 from support.crash_store import Serial, Store, store_in_memory
 from support.recorded_writes import RecordedWrites

@@ -18,13 +18,13 @@ from crc32c import crc32c
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingestd.daemon.flow_index import Known, known_of
-from ingestd.store import layout
-from ingestd.store.device import Device
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
-from ingestd.store.serving import open_for_serving
-from ingestd.store.verify import DAMAGE, verify_store
+from ingestd.daemon.admission.flow_index import Known, known_of
+from ingestd.store.device.device import Device
+from ingestd.store.format import layout
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
+from ingestd.store.read.verify import DAMAGE, verify_store
+from ingestd.store.serve.served_store import open_for_serving
 from support.store_builder import Close, Extent, Item, Lost, Open, SegmentWriter, StoreBuilder
 
 FLOWS = [bytes([0xF0 + number]) * 16 for number in range(3)]

@@ -23,8 +23,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from ingestd.store.device import open_device
-from ingestd.store.image import read_image
+from ingestd.store.device.device import open_device
+from ingestd.store.read.image import read_image
 from soak import removal
 from soak.ledger import Ledger
 from soak.memory import LIFE_S_MIN, Sampler, assert_flat, look

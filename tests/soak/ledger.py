@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ingestd.errors import StoreError
-from ingestd.store.flows import Flow
-from ingestd.store.freed import read_freed
-from ingestd.store.image import StoreImage
-from ingestd.store.reader import read_flow
-from ingestd.store.segment import SegmentState, Span
+from ingestd.store.format.segment import SegmentState, Span
+from ingestd.store.metadata.freed_record import read_freed
+from ingestd.store.read.flows import Flow
+from ingestd.store.read.image import StoreImage
+from ingestd.store.read.reader import read_flow
 from soak.content import HEAD_BYTES, Content, seed_of
 from soak.sender import Begun
 from support.observe import wait_until

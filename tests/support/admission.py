@@ -10,13 +10,13 @@ from collections.abc import Callable, Set
 from types import SimpleNamespace
 from typing import Any
 
-from ingestd.daemon.admission import Admission, Door
-from ingestd.daemon.flow_gate import FlowGate
-from ingestd.daemon.flow_index import FlowIndex
+from ingestd.daemon.admission.admission import Admission, Door
+from ingestd.daemon.admission.flow_index import FlowIndex
+from ingestd.daemon.admission.flow_lock import FlowGate
 from ingestd.log import Log
-from ingestd.store.device import open_device
-from ingestd.store.lookup import Found, find_flows
-from ingestd.store.superblock import read_superblock
+from ingestd.store.device.device import open_device
+from ingestd.store.metadata.superblock import read_superblock
+from ingestd.store.read.point_query import Found, find_flows
 from support.fake_core import FakeCore
 from support.fake_log import Recorder
 from support.ingest import hello_block

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ingestd.errors import StoreError
-from ingestd.store.flows import Flow
-from ingestd.store.recycle import Overwritten
-from ingestd.store.requests import Request
-from ingestd.store.serving import RecoverySummary
-from ingestd.store.superblock import Superblock
-from ingestd.store.upkeep import UpkeepCounts
+from ingestd.store.metadata.request_block import Request
+from ingestd.store.metadata.superblock import Superblock
+from ingestd.store.read.flows import Flow
+from ingestd.store.reclaim.eviction import Overwritten
+from ingestd.store.reclaim.sweep import UpkeepCounts
+from ingestd.store.serve.served_store import RecoverySummary
 
 MIB = 1024 * 1024
 

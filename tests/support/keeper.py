@@ -9,15 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.daemon import keeper as keeper_module
-from ingestd.daemon.flow_gate import FlowGate
-from ingestd.daemon.keeper import Keeper
+from ingestd.daemon.admission.flow_lock import FlowGate
+from ingestd.daemon.maintenance import maintenance_thread as keeper_module
+from ingestd.daemon.maintenance.maintenance_thread import Keeper
 from ingestd.log import LogEvent
-from ingestd.store.device import open_device
-from ingestd.store.requests import Request, RequestBox, RequestState
-from ingestd.store.retention import Retention
-from ingestd.store.serving import ServedStore, open_for_serving
-from ingestd.store.upkeep import Upkeep
+from ingestd.store.device.device import open_device
+from ingestd.store.metadata.request_block import Request, RequestBox, RequestState
+from ingestd.store.reclaim.retention import Retention
+from ingestd.store.reclaim.sweep import Upkeep
+from ingestd.store.serve.served_store import ServedStore, open_for_serving
 from support.store_builder import (
     Close,
     Extent,

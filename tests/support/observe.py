@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
 from support import tally
 from support.daemon import PROGRAM, Daemon, run_ingestd
 from support.patience import WAIT_S

@@ -21,7 +21,7 @@ from typing import Any
 from ingestd.config.settings import Overrides, load
 from ingestd.daemon.run import Daemon
 from ingestd.daemon.signals import SignalInbox
-from ingestd.daemon.zcrx import Nic
+from ingestd.daemon.workers.zcrx import Nic
 from ingestd.log import Log
 from support.fake_core import FakeCore
 from support.fake_log import Recorder

@@ -18,8 +18,8 @@ from typing import Final, Literal, TypeAlias
 
 from crc32c import crc32c
 
-from ingestd.store import layout
-from ingestd.store.layout import round_up, sealed
+from ingestd.store.format import layout
+from ingestd.store.format.layout import round_up, sealed
 
 MIB: Final = 1024 * 1024
 CREATED_NS: Final = 1_767_312_000_123_456_789

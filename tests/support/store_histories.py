@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from hypothesis import strategies as st
 
-from ingestd.store import layout
+from ingestd.store.format import layout
 from support.store_builder import (
     MIB,
     Close,

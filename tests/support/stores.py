@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import tomli_w
 
-from ingestd.daemon.limits import locked_memory_limit
+from ingestd.daemon.machine.limits import locked_memory_limit
 from ingestd.sizes import parse_size
 from support.daemon import format_store, run_ingestd
 from support.loop import loop_device

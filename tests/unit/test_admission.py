@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ingestd.config.settings import ListenerSettings
-from ingestd.daemon.admission import UNLIMITED, Door, door
-from ingestd.daemon.flow_index import Known
+from ingestd.daemon.admission.admission import UNLIMITED, Door, door
+from ingestd.daemon.admission.flow_index import Known
 from support.admission import CORE, FLOW, RAW_FLOW, SECRET, Gate
 from support.ingest import trailer_block
 

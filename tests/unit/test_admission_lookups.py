@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from ingestd.daemon.admission import PEER_LOOKUPS_MAX
-from ingestd.daemon.flow_index import Known
+from ingestd.daemon.admission.admission import PEER_LOOKUPS_MAX
+from ingestd.daemon.admission.flow_index import Known
 from support.admission import CHALLENGE, CORE, FLOW, Gate
 from support.ingest import hello_block
 from support.scene import wait_for

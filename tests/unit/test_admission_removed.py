@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.daemon.flow_index import Known
+from ingestd.daemon.admission.flow_index import Known
 from support.admission import FLOW, Gate
 from support.scene import wait_for
 from support.store_builder import Close, Extent, Open, StoreBuilder

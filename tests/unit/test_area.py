@@ -12,7 +12,8 @@ import pytest
 
 from ingestd.config.settings import StoreSettings
 from ingestd.core import _core
-from ingestd.daemon.area import (
+from ingestd.daemon.machine.direct_io import DirectProfile
+from ingestd.daemon.workers.area import (
     AREA_AUTO_BYTES_MAX,
     Bound,
     bounds_now,
@@ -22,7 +23,6 @@ from ingestd.daemon.area import (
     plan_areas,
     plan_of,
 )
-from ingestd.daemon.direct_io import DirectProfile
 from ingestd.errors import ConfigError, ResourceError
 from support.fake_store import MIB, FakeStore
 

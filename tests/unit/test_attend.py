@@ -11,11 +11,11 @@ from typing import TypeVar
 
 import pytest
 
-from ingestd.daemon import attend as module
-from ingestd.daemon.attend import Progress, StartStoppedError, attend
+from ingestd.daemon import interruptible as module
+from ingestd.daemon.interruptible import Progress, StartStoppedError, attend
 from ingestd.errors import StoreDamagedError
-from ingestd.store.image import ScanStoppedError
-from ingestd.store.serving import open_for_serving
+from ingestd.store.read.image import ScanStoppedError
+from ingestd.store.serve.served_store import open_for_serving
 from support.patience import WAIT_S
 from support.scene import service_manager, wait_for
 from support.store_builder import StoreBuilder

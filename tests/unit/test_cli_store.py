@@ -18,13 +18,13 @@ import pytest
 
 from ingestd.cli import main
 from ingestd.cli.cat_command import PROGRESS_BYTES_MIN
-from ingestd.daemon.direct_io import DirectProfile
+from ingestd.daemon.machine.direct_io import DirectProfile
 from ingestd.errors import FlowNotFoundError, StoreDamagedError, UsageError
-from ingestd.store.flows import Flow
-from ingestd.store.layers import layers_of
-from ingestd.store.segment import SegmentImage, SegmentState
-from ingestd.store.superblock import Superblock
-from ingestd.store.verify import DAMAGE, DOUBT, Finding, VerifyReport
+from ingestd.store.device.stacking import layers_of
+from ingestd.store.format.segment import SegmentImage, SegmentState
+from ingestd.store.metadata.superblock import Superblock
+from ingestd.store.read.flows import Flow
+from ingestd.store.read.verify import DAMAGE, DOUBT, Finding, VerifyReport
 
 Capture = pytest.CaptureFixture[str]
 BinaryCapture = pytest.CaptureFixture[bytes]
@@ -109,10 +109,11 @@ def image(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[MadeUpIma
         end = flow.bytes if length is None else min(flow.bytes, offset + length)
         return iter([CONTENT[offset:end][:100], CONTENT[offset:end][100:]])
 
-    monkeypatch.setattr("ingestd.store.image.read_image", lambda path: image)
-    monkeypatch.setattr("ingestd.store.reader.read_flow", read_flow)
+    monkeypatch.setattr("ingestd.store.read.image.read_image", lambda path: image)
+    monkeypatch.setattr("ingestd.store.read.reader.read_flow", read_flow)
     monkeypatch.setattr(
-        "ingestd.daemon.worker.device_profile", lambda path: DirectProfile(4, 512, 4095, 1024)
+        "ingestd.daemon.workers.worker.device_profile",
+        lambda path: DirectProfile(4, 512, 4095, 1024),
     )
     yield image
     assert image.is_closed
@@ -256,7 +257,7 @@ def test_cat_of_damaged_bytes_gives_the_whole_ones_and_fails(
         yield b"whole"
         raise StoreDamagedError("segment 3 is damaged")
 
-    monkeypatch.setattr("ingestd.store.reader.read_flow", read_flow)
+    monkeypatch.setattr("ingestd.store.read.reader.read_flow", read_flow)
     assert main(["cat", image.path, "00000001"]) == 6
     out, err = capfdbinary.readouterr()
     assert out == b"whole"
@@ -363,7 +364,7 @@ def test_verify(
     capsys: Capture,
 ) -> None:
     monkeypatch.setattr(
-        "ingestd.store.verify.verify_store", lambda path, progress: _report(*findings)
+        "ingestd.store.read.verify.verify_store", lambda path, progress: _report(*findings)
     )
     assert main(["verify", "/dev/sdx", *(["--json"] if as_json else [])]) == code
     captured = capsys.readouterr()
@@ -396,7 +397,7 @@ def test_verify_shows_how_far_it_is(monkeypatch: pytest.MonkeyPatch, capsys: Cap
             progress(done_bytes, 4 << 30)
         return _report()
 
-    monkeypatch.setattr("ingestd.store.verify.verify_store", verify_store)
+    monkeypatch.setattr("ingestd.store.read.verify.verify_store", verify_store)
     assert main(["verify", "/dev/sdx"]) == 0
     assert capsys.readouterr().err == ""
     leader, terminal = os.openpty()

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from ingestd.daemon import closing
-from ingestd.daemon.closing import Closing
-from ingestd.daemon.threads import join_threads, start_thread
-from ingestd.daemon.waker import Waker
+from ingestd.daemon import shutdown as closing
+from ingestd.daemon.base.threads import join_threads, start_thread
+from ingestd.daemon.base.waker import Waker
+from ingestd.daemon.shutdown import Closing
 from ingestd.errors import ResourceError
 from ingestd.log import Log
 from support.fake_log import Recorder
@@ -115,7 +115,7 @@ def test_joining_together_takes_one_bound(hang: threading.Event) -> None:
 LEAVING = """
 import sys, threading
 from concurrent.futures import ThreadPoolExecutor
-from ingestd.daemon.closing import leave
+from ingestd.daemon.shutdown import leave
 hang = threading.Event()
 if {hangs}:
     # The interpreter would wait for this one.

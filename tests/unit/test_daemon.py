@@ -15,9 +15,10 @@ import pytest
 
 from ingestd import systemd
 from ingestd.daemon import run as daemon
-from ingestd.daemon import startup, watch
+from ingestd.daemon import startup
 from ingestd.daemon.run import drain_time_s
 from ingestd.daemon.signals import SIGNALS, SignalInbox
+from ingestd.daemon.telemetry import worker_health as watch
 from support.patience import WAIT_S
 from support.scene import ONE_STORE, Scene, service_manager, wait_for
 

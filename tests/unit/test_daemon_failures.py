@@ -15,8 +15,11 @@ from typing import Any
 
 import pytest
 
-from ingestd.daemon import backoff, keeper, overwriter, startup
 from ingestd.daemon import run as daemon
+from ingestd.daemon import startup
+from ingestd.daemon.base import backoff
+from ingestd.daemon.maintenance import maintenance_thread as keeper
+from ingestd.daemon.segments import overwriter
 from ingestd.daemon.signals import SIGNALS
 from ingestd.errors import (
     EngineError,

@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 
-from ingestd.daemon import closing, keeper, startup
 from ingestd.daemon import run as daemon
+from ingestd.daemon import shutdown as closing
+from ingestd.daemon import startup
+from ingestd.daemon.maintenance import maintenance_thread as keeper
 from support.fake_store import FakeOpener, FakeStore
 from support.patience import WAIT_S
 from support.scene import Scene, wait_for

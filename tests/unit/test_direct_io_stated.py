@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.config.settings import DirectIoSettings, effective_toml, load
-from ingestd.daemon.direct_io import DirectProfile, stricter_profile
+from ingestd.daemon.machine.direct_io import DirectProfile, stricter_profile
 from ingestd.errors import ConfigError
 
 NVME = DirectProfile(4, 512, 4095, 1024)

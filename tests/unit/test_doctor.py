@@ -12,17 +12,17 @@ import pytest
 
 from ingestd.cli import main
 from ingestd.config.settings import MIB, Settings, StoreSettings
-from ingestd.daemon import zcrx
-from ingestd.daemon.direct_io import DirectProfile
-from ingestd.daemon.zcrx import wanted_flows
+from ingestd.daemon.machine.direct_io import DirectProfile
+from ingestd.daemon.workers import zcrx
+from ingestd.daemon.workers.zcrx import wanted_flows
 from ingestd.doctor import examine as examine_module
+from ingestd.doctor.capacity import Room, room_finding, room_of
 from ingestd.doctor.examine import Report, examine
-from ingestd.doctor.room import Room, room_finding, room_of
 from ingestd.doctor.storage import storage_findings
 from ingestd.errors import EngineError, NotAStoreError
 from ingestd.nic.plan import plan_changes
 from ingestd.nic.work import make
-from ingestd.store.formatting import format_store
+from ingestd.store.create.formatting import format_store
 from support.facts import ALL_FEATURES, CAP_ALL, CAP_NONE
 from support.fake_core import CoreFault, FakeCore
 from support.fake_nic import FakeNic
@@ -290,7 +290,7 @@ def test_a_full_store_is_not_in_the_way_of_zcrx(bench: Bench) -> None:
 def command(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The path of a configuration; the command meets the made-up machine."""
     monkeypatch.setattr(examine_module, "examine", lambda *_: bench.examine())
-    monkeypatch.setattr("ingestd.daemon.worker.load_core", lambda: bench.core)
+    monkeypatch.setattr("ingestd.daemon.workers.worker.load_core", lambda: bench.core)
     path = tmp_path / "ingestd.toml"
     path.write_text(
         f'[store.data]\npath = "{os.devnull}"\n[listener.in]\naddress = "0.0.0.0:7070"\n'
@@ -342,7 +342,7 @@ def test_flags_instead_of_a_file(
         return bench.examine()
 
     monkeypatch.setattr(examine_module, "examine", note)
-    monkeypatch.setattr("ingestd.daemon.worker.load_core", lambda: bench.core)
+    monkeypatch.setattr("ingestd.daemon.workers.worker.load_core", lambda: bench.core)
     monkeypatch.setattr("ingestd.nic.reading.read_nic", lambda _: bench.nic.read())
     assert main(["doctor", "--store", "/dev/made-up", "--interface", "zc0"]) == 0
     assert main(["doctor", "--interface", "none"]) == 0

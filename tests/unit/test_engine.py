@@ -6,14 +6,14 @@ from __future__ import annotations
 import pytest
 
 from ingestd.config.settings import EngineSettings
-from ingestd.daemon.engine import choose_engine, fall_back
-from ingestd.daemon.limits import LockedNeed
-from ingestd.daemon.readiness import (
+from ingestd.daemon.machine.limits import LockedNeed
+from ingestd.daemon.machine.zcrx_support import (
     hugepage_finding,
     kernel_findings,
     locked_finding,
     privilege_findings,
 )
+from ingestd.daemon.workers.engine import choose_engine, fall_back
 from ingestd.errors import EngineError
 from ingestd.finding import Finding, failures
 from support.facts import ALL_FEATURES, CAP_ALL, CAP_NONE

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from ingestd.daemon.eventlog import EventLog, errno_text
 from ingestd.daemon.status import StatusLine
+from ingestd.daemon.telemetry.event_log import EventLog, errno_text
 from ingestd.log import Log, LogEvent
-from ingestd.store import layout
+from ingestd.store.format import layout
 from support.fake_core import Event, FakeCore
 from support.fake_log import Recorder
 

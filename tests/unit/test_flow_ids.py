@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestd.daemon import flow_ids
-from ingestd.daemon.flow_ids import is_raw_id, new_flow_id
+from ingestd.daemon.admission import marked_ids as flow_ids
+from ingestd.daemon.admission.marked_ids import is_raw_id, new_flow_id
 
 STORE = bytes(range(16))
 # tests/core/test_flow_id.c has the same two.

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import random
 
-from ingestd.daemon.flow_index import RAW, FlowIndex, Known, known_of
-from ingestd.store.flows import Flow
-from ingestd.store.segment import Span
+from ingestd.daemon.admission.flow_index import RAW, FlowIndex, Known, known_of
+from ingestd.store.format.segment import Span
+from ingestd.store.read.flows import Flow
 from support.admission import RAW_FLOW, STORE_UUID
 
 

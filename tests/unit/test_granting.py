@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ingestd.daemon import overwriter
-from ingestd.daemon.granting import Granting
+from ingestd.daemon.segments import overwriter
+from ingestd.daemon.segments.granting import Granting
 from ingestd.log import Log
 from support.fake_core import FakeCore
 from support.fake_log import Recorder

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
-from ingestd.daemon import handover
-from ingestd.daemon.handover import Handover
+from ingestd.daemon.workers import handover
+from ingestd.daemon.workers.handover import Handover
 from ingestd.protocol.lines import Code, Refusal, parse_line
 from ingestd.protocol.receipt import ErrorCode, ReceiptState, parse_receipt
 

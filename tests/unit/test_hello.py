@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestd.daemon.hello import (
+from ingestd.daemon.admission.hello import (
     Refusal,
     authenticate,
     flow_id,

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestd.daemon import id_filter
-from ingestd.daemon.id_filter import BITS_PER_ID, FILTER_BYTES_MIN, IdFilter
+from ingestd.daemon.admission import bloom_filter as id_filter
+from ingestd.daemon.admission.bloom_filter import BITS_PER_ID, FILTER_BYTES_MIN, IdFilter
 
 FEW_BYTES = 128
 

@@ -10,17 +10,17 @@ from typing import Any
 
 import pytest
 
-from ingestd.daemon import keeper as keeper_module
-from ingestd.daemon import request_desk
-from ingestd.daemon.flow_gate import FlowGate
-from ingestd.daemon.keeper import Keeper
+from ingestd.daemon.admission.flow_lock import FlowGate
+from ingestd.daemon.maintenance import delete_requests as request_desk
+from ingestd.daemon.maintenance import maintenance_thread as keeper_module
+from ingestd.daemon.maintenance.maintenance_thread import Keeper
 from ingestd.log import LogEvent
-from ingestd.store import removing
-from ingestd.store.image import StoreImage
-from ingestd.store.removing import remove_flows
-from ingestd.store.requests import Request, RequestState
-from ingestd.store.serving import open_for_serving
-from ingestd.store.upkeep import Upkeep
+from ingestd.store.metadata.request_block import Request, RequestState
+from ingestd.store.read.image import StoreImage
+from ingestd.store.reclaim import deletion as removing
+from ingestd.store.reclaim.deletion import remove_flows
+from ingestd.store.reclaim.sweep import Upkeep
+from ingestd.store.serve.served_store import open_for_serving
 from support.keeper import ABSENT, ONE, OPEN, TWO, Stage, staged
 from support.store_builder import (
     Close,

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.daemon import backoff
+from ingestd.daemon.base import backoff
 from ingestd.log import LogEvent
-from ingestd.store.requests import RequestState
-from ingestd.store.upkeep import Upkeep
+from ingestd.store.metadata.request_block import RequestState
+from ingestd.store.reclaim.sweep import Upkeep
 from support.keeper import ONE, Stage, staged
 
 

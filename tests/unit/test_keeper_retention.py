@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.daemon.keeper import Keeper
-from ingestd.daemon.term_clock import Reading, TermClock
-from ingestd.daemon.terms import Terms
+from ingestd.daemon.maintenance.expiry import Terms
+from ingestd.daemon.maintenance.maintenance_thread import Keeper
+from ingestd.daemon.maintenance.steady_clock import Reading, TermClock
 from ingestd.log import LogEvent
-from ingestd.store.image import StoreImage, read_image
-from ingestd.store.reader import read_flow
-from ingestd.store.removals import RemovalTable
-from ingestd.store.requests import RequestState
-from ingestd.store.retention import Retention
-from ingestd.store.segment import SegmentState
-from ingestd.store.upkeep import Upkeep
+from ingestd.store.format.segment import SegmentState
+from ingestd.store.metadata.request_block import RequestState
+from ingestd.store.metadata.tombstones import RemovalTable
+from ingestd.store.read.image import StoreImage, read_image
+from ingestd.store.read.reader import read_flow
+from ingestd.store.reclaim.retention import Retention
+from ingestd.store.reclaim.sweep import Upkeep
 from support import tally
 from support.keeper import ONE, OPEN, TWO, Stage, staged
 from support.store_builder import (

@@ -12,17 +12,18 @@ from types import SimpleNamespace
 import pytest
 
 from ingestd.config.settings import StoreSettings
-from ingestd.daemon import direct_io, limits, worker
-from ingestd.daemon.area import locked_bytes_min
-from ingestd.daemon.direct_io import complete_profile, virt_boundary_mask
-from ingestd.daemon.limits import (
+from ingestd.daemon.machine import direct_io, limits
+from ingestd.daemon.machine.direct_io import complete_profile, virt_boundary_mask
+from ingestd.daemon.machine.limits import (
     LockedNeed,
     check_locked_memory,
     has_capability,
     locked_memory_limit,
     raise_descriptor_limit,
 )
-from ingestd.daemon.worker import store_profile
+from ingestd.daemon.workers import worker
+from ingestd.daemon.workers.area import locked_bytes_min
+from ingestd.daemon.workers.worker import store_profile
 from ingestd.errors import IngestdError, ResourceError, SystemCallError
 from support.fake_core import CoreFault, FakeCore
 from support.fake_store import MIB

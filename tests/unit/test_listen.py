@@ -11,8 +11,8 @@ from contextlib import ExitStack, closing
 import pytest
 
 from ingestd.address import Address, parse_address
-from ingestd.daemon import listen
-from ingestd.daemon.listen import ListenerSockets, bind_listener, bind_problem
+from ingestd.daemon.base import listen
+from ingestd.daemon.base.listen import ListenerSockets, bind_listener, bind_problem
 from ingestd.errors import ListenError, ResourceError
 from support.patience import WAIT_S
 

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from ingestd import __version__
-from ingestd.daemon.engine import EngineChoice
-from ingestd.daemon.metrics import IngestdCollector
+from ingestd.daemon.telemetry.metrics import IngestdCollector
+from ingestd.daemon.workers.engine import EngineChoice
 from support.fake_core import FakeCore, counter_names
 from support.fake_store import MIB, FakeStore
 

@@ -23,9 +23,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
 from ingestd.address import parse_address
-from ingestd.daemon import metrics_server
-from ingestd.daemon.listen import bind_listener
-from ingestd.daemon.metrics_server import MetricsServer, start_metrics
+from ingestd.daemon.base.listen import bind_listener
+from ingestd.daemon.telemetry import metrics_server
+from ingestd.daemon.telemetry.metrics_server import MetricsServer, start_metrics
 from ingestd.errors import ListenError
 from support.patience import WAIT_S
 

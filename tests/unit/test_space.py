@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from ingestd.daemon.space import SpaceWatch
+from ingestd.daemon.maintenance.capacity_log import SpaceWatch
 from ingestd.errors import StoreError
 from ingestd.log import LogEvent
-from ingestd.store.recycle import Overwritten
+from ingestd.store.reclaim.eviction import Overwritten
 from support.fake_store import FakeStore
 
 

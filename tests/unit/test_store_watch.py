@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
-from ingestd.daemon.store_watch import StoreWatch
+from ingestd.daemon.maintenance.store_watch import StoreWatch
 from ingestd.log import Log
 from support.fake_log import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ingestd.daemon.worker import WorkerThread
-    from ingestd.store.serving import ServedStore
+    from ingestd.daemon.workers.worker import WorkerThread
+    from ingestd.store.serve.served_store import ServedStore
 
 
 class _Store:

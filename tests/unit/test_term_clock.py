@@ -6,7 +6,13 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestd.daemon.term_clock import STEADY_NS, STEPS_KEPT_MAX, Reading, TermClock, read_clocks
+from ingestd.daemon.maintenance.steady_clock import (
+    STEADY_NS,
+    STEPS_KEPT_MAX,
+    Reading,
+    TermClock,
+    read_clocks,
+)
 
 S = 10**9
 YEAR = 365 * 86400 * S

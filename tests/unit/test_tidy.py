@@ -178,7 +178,7 @@ def test_licence_is_in_every_head() -> None:
 
 
 def _module_of(path: Path) -> str:
-    """`ingestd.store.image` for ingestd/store/image.py; a package for its __init__."""
+    """`ingestd.store.read.image` for ingestd/store/read/image.py; a package for its __init__."""
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -200,7 +200,7 @@ def _imports(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def _part(module: str) -> str | None:
-    """`store` for ingestd.store.image; None for what is not ours."""
+    """`store` for ingestd.store.read.image; None for what is not ours."""
     names = module.split(".")
     return names[1] if names[0] == "ingestd" and len(names) > 1 else None
 

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from ingestd.config.settings import ListenerSettings, StoreSettings
-from ingestd.daemon import faults, worker
-from ingestd.daemon.area import AreaPlan
-from ingestd.daemon.direct_io import DirectProfile
-from ingestd.daemon.faults import fault_to_error
-from ingestd.daemon.pump import Pump
-from ingestd.daemon.worker import LISTENERS_MAX, WorkerThread
+from ingestd.daemon.machine.direct_io import DirectProfile
+from ingestd.daemon.segments.pump import Pump
+from ingestd.daemon.workers import faults, worker
+from ingestd.daemon.workers.area import AreaPlan
+from ingestd.daemon.workers.faults import fault_to_error
+from ingestd.daemon.workers.worker import LISTENERS_MAX, WorkerThread
 from ingestd.errors import (
     ConfigError,
     EngineError,
@@ -382,7 +382,7 @@ def test_faults_have_a_class_and_a_way_out(
     code: int, call: str, error: type[IngestdError], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 0)  # whom a way out of root's is told
-    monkeypatch.setattr("ingestd.daemon.limits.locked_memory_limit", lambda: None)
+    monkeypatch.setattr("ingestd.daemon.machine.limits.locked_memory_limit", lambda: None)
     made = fault_to_error(CoreFault(code, call, "this object"), "worker data-0", 2 * MIB, "eth7")
     assert type(made) is error
     assert str(made).startswith(

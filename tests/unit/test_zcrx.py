@@ -15,8 +15,9 @@ import pytest
 from ingestd.address import parse_address
 from ingestd.config.settings import Settings
 from ingestd.daemon import run as daemon
-from ingestd.daemon import startup, zcrx
-from ingestd.daemon.zcrx import queues_of_stores, steered_families, wanted_flows
+from ingestd.daemon import startup
+from ingestd.daemon.workers import zcrx
+from ingestd.daemon.workers.zcrx import queues_of_stores, steered_families, wanted_flows
 from ingestd.errors import EngineError, ResourceError
 from ingestd.finding import Finding
 from ingestd.nic.findings import nic_findings

@@ -22,10 +22,10 @@ from engine_stores import Sent, check_image
 from write_log import Buffer, Write, crash_states, parse_log
 
 from ingestd.errors import IngestdError
-from ingestd.store.flows import STATE_SEALED
-from ingestd.store.image import StoreImage, read_image
-from ingestd.store.serving import open_for_serving
-from ingestd.store.verify import DAMAGE, verify_store
+from ingestd.store.read.flows import STATE_SEALED
+from ingestd.store.read.image import StoreImage, read_image
+from ingestd.store.read.verify import DAMAGE, verify_store
+from ingestd.store.serve.served_store import open_for_serving
 
 MEMORY_DIRECTORY = Path("/dev/shm")
 MARK_FORMATTED = "formatted"

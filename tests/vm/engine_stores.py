@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ingestd.store.flows import STATE_SEALED, Flow
-from ingestd.store.image import StoreImage, read_image
-from ingestd.store.reader import read_flow
-from ingestd.store.verify import verify_store
+from ingestd.store.read.flows import STATE_SEALED, Flow
+from ingestd.store.read.image import StoreImage, read_image
+from ingestd.store.read.reader import read_flow
+from ingestd.store.read.verify import verify_store
 
 STATE_RESET = "reset"
 RING_BYTES = (1 << 20) + 13

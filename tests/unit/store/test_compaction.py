@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.store import layout
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
-from ingestd.store.segment import SegmentState
-from ingestd.store.serving import open_for_serving
-from ingestd.store.verify import verify_store
+from ingestd.store.format import layout
+from ingestd.store.format.segment import SegmentState
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
+from ingestd.store.read.verify import verify_store
+from ingestd.store.serve.served_store import open_for_serving
 from support.crash_disk import Disk
 from support.recorded_writes import RecordedWrites
 from support.store_builder import MIB, Close, Extent, Item, Open, StoreBuilder

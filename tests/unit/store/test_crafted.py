@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.store import layout, scan
-from ingestd.store.image import read_image
-from ingestd.store.layout import SEGMENT_FOOTER, SEGMENTS_OFFSET, sealed
+from ingestd.store.format import layout
+from ingestd.store.format.layout import SEGMENT_FOOTER, SEGMENTS_OFFSET, sealed
+from ingestd.store.read import scan
+from ingestd.store.read.image import read_image
 from support.store_builder import Close, Extent, Open, StoreBuilder
 
 FLOW = b"\xab" * 16

@@ -10,10 +10,10 @@ import pytest
 
 from ingestd.cli import main
 from ingestd.errors import StoreDamagedError
-from ingestd.store.image import read_image
-from ingestd.store.layout import SEGMENTS_OFFSET
-from ingestd.store.reader import read_flow
-from ingestd.store.verify import verify_store
+from ingestd.store.format.layout import SEGMENTS_OFFSET
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
+from ingestd.store.read.verify import verify_store
 from support.store_builder import Close, Extent, Item, Open, StoreBuilder
 
 FLOW, OTHER = b"\xab" * 16, b"\xcd" * 16

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from ingestd.errors import StoreBusyError, StoreDamagedError, StoreError
-from ingestd.store import serving
-from ingestd.store.device import Device, aligned_memory, open_device
-from ingestd.store.image import read_image
-from ingestd.store.layout import SEGMENTS_OFFSET
-from ingestd.store.segment import SegmentState
-from ingestd.store.serving import open_for_serving
-from ingestd.store.verify import verify_store
+from ingestd.store.device.device import Device, aligned_memory, open_device
+from ingestd.store.format.layout import SEGMENTS_OFFSET
+from ingestd.store.format.segment import SegmentState
+from ingestd.store.read.image import read_image
+from ingestd.store.read.verify import verify_store
+from ingestd.store.serve import served_store as serving
+from ingestd.store.serve.served_store import open_for_serving
 from support.loop import loop_device
 from support.store_builder import Close, Extent, Open, StoreBuilder
 
@@ -213,12 +213,12 @@ def test_a_block_device_that_is_given_up_meanwhile_is_served(loop: str) -> None:
 def test_larger_logical_blocks_are_taken_from_the_device(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ingestd.store.device.logical_block_bytes", lambda _fd: 16384)
+    monkeypatch.setattr("ingestd.store.device.device.logical_block_bytes", lambda _fd: 16384)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
     with Device(str(path), fd, is_block=True) as device:
         assert device.align_bytes == 16384
         assert device.read(20000, 10) == path.read_bytes()[20000:20010]
-    monkeypatch.setattr("ingestd.store.device.logical_block_bytes", lambda _fd: 131072)
+    monkeypatch.setattr("ingestd.store.device.device.logical_block_bytes", lambda _fd: 131072)
     fd = os.open(path, os.O_RDONLY | os.O_DIRECT)
     try:
         with pytest.raises(StoreError, match="blocks of 131072 bytes"):
@@ -235,7 +235,7 @@ def test_a_store_moved_to_larger_blocks_can_be_read_but_not_served(
     segment.batch(Open(FLOW), Extent(FLOW, b"x" * 5000), Close(FLOW))
     segment.close()
     store = str(builder.save(tmp_path / "store.img"))
-    monkeypatch.setattr("ingestd.store.device.direct_align_bytes", lambda *_: 16384)
+    monkeypatch.setattr("ingestd.store.device.device.direct_align_bytes", lambda *_: 16384)
     assert verify_store(store).findings == []
     with pytest.raises(StoreError, match="blocks of 16384 bytes and was formatted with 4096"):
         open_for_serving(store)

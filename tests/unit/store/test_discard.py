@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from ingestd.errors import StoreError
-from ingestd.store import discard
-from ingestd.store.device import Device
-from ingestd.store.serving import open_for_serving
+from ingestd.store.device.device import Device
+from ingestd.store.reclaim import discard
+from ingestd.store.serve.served_store import open_for_serving
 from support.store_builder import MIB, Close, Extent, Open, StoreBuilder
 
 FLOWS = [bytes([number]) * 16 for number in range(1, 4)]

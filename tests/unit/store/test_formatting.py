@@ -14,12 +14,12 @@ from typing import NoReturn
 import pytest
 
 from ingestd.errors import NotAStoreError, StoreBusyError, StoreError, UnsafeDeviceError
-from ingestd.store import formatting
-from ingestd.store.device import Device
-from ingestd.store.geometry import default_segment_bytes, plan_geometry
-from ingestd.store.image import read_image
-from ingestd.store.safety import BlockDevice, signatures
-from ingestd.store.superblock import Superblock
+from ingestd.store.create import formatting
+from ingestd.store.create.geometry import default_segment_bytes, plan_geometry
+from ingestd.store.device.block_device import BlockDevice, signatures
+from ingestd.store.device.device import Device
+from ingestd.store.metadata.superblock import Superblock
+from ingestd.store.read.image import read_image
 from support.loop import cannot, loop_device, make_ext4, mounted, write_partition_table
 
 KIB, MIB, GIB, TIB = 1024, 1024**2, 1024**3, 1024**4

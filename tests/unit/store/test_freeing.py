@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from ingestd.errors import StoreError
-from ingestd.store.freed import FREED_OFFSETS, FREED_RECORD, Freer, read_freed
-from ingestd.store.freeing import GROUP_RANGES_MAX, Freeing, plan_freeing
-from ingestd.store.image import read_image
-from ingestd.store.removals import FLOWS_MAX, RemovalTable
-from ingestd.store.removing import remove_flows
-from ingestd.store.segment import SegmentImage, SegmentState, Span
-from ingestd.store.serving import open_for_serving
-from ingestd.store.verify import verify_store
+from ingestd.store.format.segment import SegmentImage, SegmentState, Span
+from ingestd.store.metadata.freed_record import FREED_OFFSETS, FREED_RECORD, Freer, read_freed
+from ingestd.store.metadata.tombstones import FLOWS_MAX, RemovalTable
+from ingestd.store.read.image import read_image
+from ingestd.store.read.verify import verify_store
+from ingestd.store.reclaim.candidates import GROUP_RANGES_MAX, Freeing, plan_freeing
+from ingestd.store.reclaim.deletion import remove_flows
+from ingestd.store.serve.served_store import open_for_serving
 from support.store_builder import MIB, Close, Extent, Open, StoreBuilder
 
 KEPT = b"\xee" * 16

@@ -11,10 +11,10 @@ import pytest
 from crc32c import crc32c
 
 from ingestd.errors import FlowNotFoundError, NotAStoreError, StoreDamagedError, StoreError
-from ingestd.store import layout
-from ingestd.store.image import StoreImage, read_image
-from ingestd.store.reader import read_flow
-from ingestd.store.segment import SegmentState
+from ingestd.store.format import layout
+from ingestd.store.format.segment import SegmentState
+from ingestd.store.read.image import StoreImage, read_image
+from ingestd.store.read.reader import read_flow
 from support.store_builder import Close, Extent, Open, StoreBuilder
 
 FLOW = b"\xab" * 16

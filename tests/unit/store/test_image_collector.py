@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.store.image import read_image
-from ingestd.store.scan import Scanner
-from ingestd.store.segment import SegmentImage
-from ingestd.store.serving import open_for_serving
+from ingestd.store.format.segment import SegmentImage
+from ingestd.store.read.image import read_image
+from ingestd.store.read.scan import Scanner
+from ingestd.store.serve.served_store import open_for_serving
 from support.store_builder import StoreBuilder
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.store.layers import OFFSET_END, Layer, layers_of, loops_over, overlap
+from ingestd.store.device.stacking import OFFSET_END, Layer, layers_of, loops_over, overlap
 from support.aliases import loop_over
 from support.loop import loop_device, write_partition_table
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from crc32c import crc32c
 
-from ingestd.store import layout
+from ingestd.store.format import layout
 from support.native import CORE, build_executable
 
 HEADER = (CORE / "format.h").read_text(encoding="utf-8")

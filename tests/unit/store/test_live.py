@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
-from ingestd.store.scan import Scanner
-from ingestd.store.segment import SegmentImage, SegmentState
-from ingestd.store.verify import verify_store
+from ingestd.store.format.segment import SegmentImage, SegmentState
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
+from ingestd.store.read.scan import Scanner
+from ingestd.store.read.verify import verify_store
 from support.store_builder import Close, Extent, Open, StoreBuilder
 
 FLOW = b"\xab" * 16

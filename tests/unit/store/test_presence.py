@@ -7,21 +7,21 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.daemon import keeper as keeper_module
-from ingestd.daemon.flow_gate import FlowGate
-from ingestd.daemon.keeper import Keeper
+from ingestd.daemon.admission.flow_lock import FlowGate
+from ingestd.daemon.maintenance import maintenance_thread as keeper_module
+from ingestd.daemon.maintenance.maintenance_thread import Keeper
 from ingestd.log import LogEvent
-from ingestd.store.image import read_image
-from ingestd.store.layout import (
+from ingestd.store.format.layout import (
     CLOSE_REASON_PEER,
     FLOW_STATE_INTERRUPTED,
     SEGMENT_DATA_BLOCK,
     SEGMENTS_OFFSET,
 )
-from ingestd.store.presence import damaged_indexes
-from ingestd.store.removals import RemovalTable
-from ingestd.store.removing import remove_flows
-from ingestd.store.serving import open_for_serving
+from ingestd.store.metadata.tombstones import RemovalTable
+from ingestd.store.read.image import read_image
+from ingestd.store.reclaim.deletion import remove_flows
+from ingestd.store.reclaim.presence import damaged_indexes
+from ingestd.store.serve.served_store import open_for_serving
 from support.store_builder import MIB, Close, Extent, Item, Open, StoreBuilder
 
 RAW, INGEST, ANEW, TWICE, HEADLESS, CUT, KEPT, LOST = (bytes([n]) * 16 for n in range(1, 9))

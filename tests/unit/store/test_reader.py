@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from ingestd.errors import StoreDamagedError, UsageError
-from ingestd.store import reader
-from ingestd.store.device import Device
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
+from ingestd.store.device.device import Device
+from ingestd.store.read import reader
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
 from support.store_builder import Close, Extent, Open, StoreBuilder
 
 FLOW = b"\xab" * 16

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 from ingestd.errors import StoreError, UsageError
-from ingestd.store.device import Device
-from ingestd.store.freed import FREED_OFFSETS, FREED_RECORD, read_freed
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
-from ingestd.store.serving import open_for_serving
-from ingestd.store.verify import verify_store
+from ingestd.store.device.device import Device
+from ingestd.store.metadata.freed_record import FREED_OFFSETS, FREED_RECORD, read_freed
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
+from ingestd.store.read.verify import verify_store
+from ingestd.store.serve.served_store import open_for_serving
 from support.store_builder import Close, Extent, Open, SegmentWriter, StoreBuilder
 
 FLOW = b"\xab" * 16

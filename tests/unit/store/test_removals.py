@@ -12,12 +12,19 @@ from pathlib import Path
 import pytest
 
 from ingestd.errors import FlowNotFoundError, StoreBusyError, StoreError, UsageError
-from ingestd.store import removing
-from ingestd.store.device import open_device, open_locked
-from ingestd.store.freed import read_freed
-from ingestd.store.image import read_image
-from ingestd.store.layout import sealed
-from ingestd.store.removals import (
+from ingestd.store.device.device import open_device, open_locked
+from ingestd.store.format.layout import sealed
+from ingestd.store.metadata.freed_record import read_freed
+from ingestd.store.metadata.request_block import (
+    REQUEST_BLOCK,
+    REQUEST_OFFSET,
+    REQUESTS_MAX,
+    Request,
+    RequestBox,
+    RequestState,
+)
+from ingestd.store.metadata.superblock import read_superblock
+from ingestd.store.metadata.tombstones import (
     FLOWS_MAX,
     REMOVAL_SECTOR,
     SECTOR_BYTES,
@@ -27,18 +34,11 @@ from ingestd.store.removals import (
     RemovalTable,
     read_removals,
 )
-from ingestd.store.removing import remove_flows
-from ingestd.store.requests import (
-    REQUEST_BLOCK,
-    REQUEST_OFFSET,
-    REQUESTS_MAX,
-    Request,
-    RequestBox,
-    RequestState,
-)
-from ingestd.store.serving import open_for_serving
-from ingestd.store.superblock import read_superblock
-from ingestd.store.verify import verify_store
+from ingestd.store.read.image import read_image
+from ingestd.store.read.verify import verify_store
+from ingestd.store.reclaim import deletion as removing
+from ingestd.store.reclaim.deletion import remove_flows
+from ingestd.store.serve.served_store import open_for_serving
 from support.store_builder import Close, Extent, Open, StoreBuilder
 
 ONE, TWO, THREE = (bytes([number]) * 16 for number in (0x11, 0x22, 0x33))

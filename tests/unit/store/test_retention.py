@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from ingestd.store.dating import Clock
-from ingestd.store.flows import Flow
-from ingestd.store.layout import RecordCloseRow, SegmentFooterRow, sequence_of
-from ingestd.store.records import CloseEvent
-from ingestd.store.retention import Expired, Retention, expired_flows
-from ingestd.store.segment import SegmentImage, SegmentState, Span
+from ingestd.store.format.layout import RecordCloseRow, SegmentFooterRow, sequence_of
+from ingestd.store.format.records import CloseEvent
+from ingestd.store.format.segment import SegmentImage, SegmentState, Span
+from ingestd.store.read.flow_age import Clock
+from ingestd.store.read.flows import Flow
+from ingestd.store.reclaim.retention import Expired, Retention, expired_flows
 
 FLOOR_NS = 10**15
 NOW_NS = FLOOR_NS + 10**12  # long after the floor, and a second is nothing

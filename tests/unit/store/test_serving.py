@@ -13,14 +13,15 @@ from pathlib import Path
 import pytest
 
 from ingestd.errors import NotAStoreError, StoreBusyError, StoreDamagedError, StoreError
-from ingestd.store import layout, serving
-from ingestd.store.device import Device
-from ingestd.store.image import read_image
-from ingestd.store.layout import sequence_of
-from ingestd.store.reader import read_flow
-from ingestd.store.segment import SegmentState
-from ingestd.store.serving import open_for_serving
-from ingestd.store.superblock import read_superblock
+from ingestd.store.device.device import Device
+from ingestd.store.format import layout
+from ingestd.store.format.layout import sequence_of
+from ingestd.store.format.segment import SegmentState
+from ingestd.store.metadata.superblock import read_superblock
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
+from ingestd.store.serve import served_store as serving
+from ingestd.store.serve.served_store import open_for_serving
 from support.store_builder import Close, Extent, Open, StoreBuilder
 
 FLOW = b"\xab" * 16

@@ -13,8 +13,9 @@ import pytest
 from crc32c import crc32c
 
 from ingestd.errors import StoreDamagedError
-from ingestd.store import layout, verify
-from ingestd.store.verify import verify_store
+from ingestd.store.format import layout
+from ingestd.store.read import verify
+from ingestd.store.read.verify import verify_store
 from support.store_builder import Close, Extent, Open, StoreBuilder
 
 FLOW = b"\xab" * 16

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Admission of flows of protocol `ingest`: hello, key, id, resume offset, and the flow lock."""

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is looked after in every store beside its flows: room, removals, what is forgotten.
+
+Invariants: what a keeper tells is logged once; a flow of which nothing is left is
+forgotten by the index before the gate lets its id in again. Owned by the main
+thread; the keepers have threads of their own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from ingestd.daemon.admission.flow_lock import FlowGate
+from ingestd.daemon.base.threads import join_threads
+from ingestd.daemon.maintenance.capacity_log import SpaceWatch
+from ingestd.daemon.maintenance.maintenance_thread import Keeper
+from ingestd.daemon.maintenance.store_watch import StoreWatch
+from ingestd.daemon.startup import listeners_of
+from ingestd.log import Log
+from ingestd.store.reclaim.retention import NS_PER_S, Retention
+
+if TYPE_CHECKING:
+    from ingestd.config.settings import Settings
+    from ingestd.daemon.admission.flow_index import FlowIndex
+    from ingestd.daemon.workers.worker import WorkerThread
+    from ingestd.store.serve.served_store import ServedStore
+
+
+def retentions_of(settings: Settings, store_name: str) -> dict[str, Retention]:
+    """Return what is to be kept of a store's ended flows, by listener; others keep all."""
+    return {
+        name: Retention(
+            for_ns=math.ceil(listener.retain_for_s * NS_PER_S) or None,
+            bytes_count=listener.retain_bytes or None,
+        )
+        for name, listener in listeners_of(settings, store_name)
+        if listener.retain_for_s or listener.retain_bytes
+    }
+
+
+class Housekeeping:
+    """All stores: add() each, start(), tick(), close()."""
+
+    def __init__(
+        self, indexes: Mapping[str, FlowIndex], workers: Sequence[WorkerThread], log: Log
+    ) -> None:
+        self.gates: dict[str, FlowGate] = {}
+        self._indexes = indexes
+        self._workers = workers
+        self._log = log
+        self._watches: list[SpaceWatch] = []
+        self._keepers: dict[str, Keeper] = {}
+        self._store_watches: dict[str, StoreWatch] = {}
+        self._stores: dict[str, ServedStore] = {}
+
+    def add(
+        self,
+        name: str,
+        store: ServedStore,
+        settings: Settings,
+        is_failed: Callable[[], bool],
+    ) -> None:
+        """Look after one more store, from start() on."""
+        self._stores[name] = store
+        self.gates[name] = FlowGate(store.upkeep.removed)
+        retentions = retentions_of(settings, name)
+        self._keepers[name] = Keeper(name, store, self.gates[name], retentions, is_failed)
+        self._store_watches[name] = StoreWatch(name, store, self._workers, self._log)
+        percent = settings.store[name].warn_free_percent
+        watch = SpaceWatch(name, store, percent, self._log, self._forgetter(name))
+        self._watches.append(watch)
+
+    def _forgetter(self, name: str) -> Callable[[bytes], None]:
+        def forget(flow: bytes) -> None:
+            index = self._indexes.get(name)
+            if index is not None:
+                index.forget(flow)
+
+        return forget
+
+    def start(self) -> None:
+        """Let the keepers and watches begin. Raises ResourceError."""
+        for watch in self._store_watches.values():
+            watch.start()
+        for keeper in self._keepers.values():
+            keeper.start()
+
+    def close(self, timeout_s: float) -> list[str]:
+        """End all of them, and log what the keepers did last; return who hangs."""
+        for watch in self._store_watches.values():
+            watch.stop()
+        for keeper in self._keepers.values():
+            keeper.stop()
+        threads = [watch.thread for watch in self._store_watches.values()]
+        threads += [keeper.thread for keeper in self._keepers.values()]
+        stuck = join_threads(threads, timeout_s)
+        self._tell_news()
+        return stuck
+
+    def failures(self) -> dict[str, str]:
+        """Return why a store's upkeep fails now, by store. By any thread."""
+        found = {name: keeper.failure for name, keeper in self._keepers.items() if keeper.failure}
+        found |= {n: w.failure for n, w in self._store_watches.items() if w.failure}
+        for name, store in self._stores.items():
+            if name not in found and store.overwriting_error is not None:
+                found[name] = str(store.overwriting_error)
+        return found
+
+    def tick(self) -> None:
+        """Tell, and forget, what there is; once a second."""
+        for watch in self._watches:
+            watch.tick()
+        self._tell_news()
+
+    def _tell_news(self) -> None:
+        for name, keeper in self._keepers.items():
+            for event, fields in keeper.take_news():
+                self._log.emit(event, **fields)
+            forget = self._forgetter(name)
+            for flow in keeper.take_gone():
+                forget(flow)
+                self.gates[name].release(flow)

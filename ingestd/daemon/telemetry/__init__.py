@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Telemetry: what workers and stores report, as log lines and metrics."""

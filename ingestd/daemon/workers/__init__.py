@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Workers: the border to the core, their engines and areas, connections that are handed over."""

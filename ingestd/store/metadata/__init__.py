@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The blocks that describe a store: superblocks, footers, freed record, tombstones, requests."""

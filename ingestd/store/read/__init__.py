@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a store: scanning segments, the image of all flows, a flow's bytes, verification."""

@@ -1,0 +1,437 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Flows, put together from the spans and events of all segments.
+
+Invariants: a flow's bytes are [first_offset, bytes), which its spans cover
+without a hole, durable up to durable_bytes; only where a segment is damaged may
+bytes be missing in between or at the end, and the flow says which (state
+`damaged`). first_offset is 0 but for flows
+whose first bytes went with segments given up on purpose. What lay
+behind a hole when a generation ended is never joined to later bytes: the next
+generation's sender went on at the hole, perhaps with other bytes. And where a
+connection of a later generation went on before the end of what is there, its
+bytes take the place of those: docs/format.md has the rule. Values; any thread
+may read.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Final, TypeAlias
+
+from ingestd.store.format.layout import (
+    CLOSE_HAS_CRC32C,
+    CLOSE_REASON_CHECKSUM,
+    CLOSE_REASON_IDLE,
+    CLOSE_REASON_LENGTH,
+    CLOSE_REASON_LIMIT,
+    CLOSE_REASON_NONE,
+    CLOSE_REASON_PEER,
+    CLOSE_REASON_RECEIVER,
+    CLOSE_REASON_REPLACED,
+    CLOSE_REASON_SHUTDOWN,
+    CLOSE_REASON_STORE_FULL,
+    FLOW_STATE_SEALED,
+    RecordCloseRow,
+    generation_of,
+)
+from ingestd.store.format.records import CloseEvent, Event, OpenEvent
+from ingestd.store.format.segment import SegmentImage, SegmentState, Span
+
+STATE_OPEN: Final = "open"
+STATE_SEALED: Final = "sealed"
+STATE_INTERRUPTED: Final = "interrupted"
+STATE_DAMAGED: Final = "damaged"  # bytes are missing, and a damaged segment may have had them
+STATES: Final = (STATE_OPEN, STATE_SEALED, STATE_INTERRUPTED, STATE_DAMAGED)
+
+PROTOCOLS: Final = {1: "raw", 2: "ingest"}
+# In the words of the log and of the raw protocol's errors.
+REASONS: Final = {
+    CLOSE_REASON_NONE: "none",
+    CLOSE_REASON_PEER: "connection_lost",
+    CLOSE_REASON_IDLE: "idle_timeout",
+    CLOSE_REASON_SHUTDOWN: "shutdown",
+    CLOSE_REASON_STORE_FULL: "store_full",
+    CLOSE_REASON_LIMIT: "limit",
+    CLOSE_REASON_REPLACED: "replaced",
+    CLOSE_REASON_CHECKSUM: "checksum",
+    CLOSE_REASON_LENGTH: "length",
+    CLOSE_REASON_RECEIVER: "receiver",
+}
+
+FlowId: TypeAlias = bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """One flow as the store shows it.
+
+    `flow` is the UUID in text, `peer` "1.2.3.4:5" or "[::1]:5", `state` one of
+    open, sealed, interrupted, damaged; times are RFC 3339 in UTC; `checksum` is
+    "crc32c:" and eight hexadecimal digits of all of its bytes. `reason` tells
+    why it was interrupted; None also where no CLOSE record came to be, as after
+    a crash. What a reader needs is in `spans`. `bytes` and `durable_bytes` count
+    from the flow's beginning, though only those from `first_offset` on are there.
+    `started_ns` and `ended_ns` are Unix times; the former is 0 where no OPEN record is left, the
+    latter as long as it is not over, and where no CLOSE record tells. `missing` are the
+    ranges [from, to) of bytes that a damaged flow lacks, in order.
+    """
+
+    flow: str
+    name: str | None
+    peer: str | None
+    listener: str | None
+    state: str
+    bytes: int
+    durable_bytes: int
+    started: str | None
+    ended: str | None
+    checksum: str | None
+    reason: str | None = None
+    protocol: str | None = None
+    labels: dict[str, str] = field(default_factory=dict)
+    flow_id: FlowId = b""
+    spans: tuple[Span, ...] = ()
+    first_offset: int = 0
+    started_ns: int = 0
+    ended_ns: int = 0
+    missing: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def resume_bytes(self) -> int:
+        """The byte at which a sender resumes: behind all that follows without a hole."""
+        return self.missing[0][0] if self.missing else self.bytes
+
+    def as_dict(self) -> dict[str, object]:
+        """Return what a listing shows of a flow, in its order."""
+        return {
+            "flow": self.flow,
+            "name": self.name,
+            "peer": self.peer,
+            "listener": self.listener,
+            "state": self.state,
+            "bytes": self.bytes,
+            "durable_bytes": self.durable_bytes,
+            "started": self.started,
+            "ended": self.ended,
+            "checksum": self.checksum,
+            "first_offset": self.first_offset,
+            "head_overwritten": self.first_offset > 0,
+            "labels": self.labels,
+            "protocol": self.protocol,
+            "reason": self.reason,
+            "missing": [list(pair) for pair in self.missing],
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Anomaly:
+    """Something odd about a flow's spans; `is_damage`: no crash leaves it so."""
+
+    flow: str
+    text: str
+    is_damage: bool
+
+
+@dataclass(slots=True)
+class _Parts:
+    """All that the segments have of one flow, in the order of their sequences."""
+
+    spans: list[Span] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
+    # Of each event, what puts it in order; and where connections went on.
+    order: list[tuple[int, int, int, int]] = field(default_factory=list)
+    starts: set[tuple[int, int]] = field(default_factory=set)
+    generation: int = 0
+
+    def note(self, event: Event, generation: int) -> None:
+        """Add an event of a segment; segments come in the order of their sequences."""
+        if isinstance(event, OpenEvent):
+            offset, time_ns, is_seal = event.row.stream_offset, event.row.started_ns, 0
+            self.starts.add((generation, offset))
+        else:
+            offset, time_ns = event.row.stream_bytes, event.row.ended_ns
+            is_seal = int(event.row.state == FLOW_STATE_SEALED)
+        self.events.append(event)
+        self.order.append((generation, offset, is_seal, time_ns))
+
+    def sort_events(self) -> None:
+        """Put the events into the order in which they happened.
+
+        Workers fill segments beside each other, so that a flow which one worker
+        resumed after another may lie in segments of any order. Offsets only grow
+        from one connection to the next, and nothing comes after a seal.
+        """
+        ranks = sorted(range(len(self.events)), key=self.order.__getitem__)
+        self.events = [self.events[rank] for rank in ranks]
+
+
+@dataclass(slots=True)
+class _Prefix:
+    """The spans that follow each other from `first` on, and how far they reach."""
+
+    spans: list[Span] = field(default_factory=list)
+    first: int = 0
+    end: int = 0
+    durable_end: int = 0
+    has_crc32c: bool = True
+    crc: int = 0
+    hole: tuple[int, int] | None = None
+    missing: list[tuple[int, int]] = field(default_factory=list)
+    overlap: tuple[int, int] | None = None
+    broken_chain_at: int | None = None
+
+
+def assemble(
+    segments: Sequence[SegmentImage],
+    *,
+    generation: int,
+    live: bool,
+    freed_sequence: int = 0,
+    is_cut: bool = False,
+) -> tuple[list[Flow], list[Anomaly]]:
+    """Return the flows in the order in which they began, and what is odd about them.
+
+    `generation` is the superblock's; `live`: a daemon serves the store now, so
+    that flows of this generation may go on. `freed_sequence`: the highest of a
+    segment that was given up on purpose; what lay in it is no loss. `is_cut`: segments
+    lie behind the device's end, where they are as good as damaged.
+    """
+    has_damage = is_cut or any(segment.state is SegmentState.DAMAGED for segment in segments)
+    parts: defaultdict[FlowId, _Parts] = defaultdict(_Parts)
+    for segment in sorted(segments, key=lambda s: s.sequence):
+        segment_generation = segment.generation
+        for span in segment.spans:
+            part = parts[span.flow]
+            part.spans.append(span)
+            part.generation = segment_generation
+        for event in segment.events:
+            part = parts[event.flow]
+            part.note(event, segment_generation)
+            part.generation = segment_generation
+    flows, anomalies = [], []
+    for flow_id, part in parts.items():
+        part.sort_events()
+        may_go_on = live and part.generation >= generation
+        over_holes = has_damage and not may_go_on
+        prefix = _prefix(part, generation, freed_sequence, over_holes=over_holes)
+        flow = _flow(flow_id, part, prefix, may_go_on=may_go_on)
+        flows.append(flow)
+        anomalies += _damages(flow, part, prefix)
+        if flow.state != STATE_OPEN:
+            anomalies += _losses(flow, part, prefix)
+    flows.sort(key=lambda f: (f.started or "", f.flow))
+    return flows, anomalies
+
+
+def _prefix(
+    part: _Parts, generation: int, freed_sequence: int, *, over_holes: bool = False
+) -> _Prefix:
+    """Join spans from the first byte that may be there, one generation after the other.
+
+    `over_holes`: a damaged segment may have had what is not there, so that a hole is
+    noted as missing and what lies behind it is kept.
+    """
+    prefix = _behind_head(part) if freed_sequence else _Prefix()
+    of_generation: dict[int, list[Span]] = {}
+    for span in part.spans:
+        if span.end_offset > span.first_offset:
+            of_generation.setdefault(generation_of(span.segment_sequence), []).append(span)
+    for number, group in sorted(of_generation.items()):
+        group.sort(key=lambda s: (s.first_offset, s.segment_sequence))
+        first = group[0].first_offset
+        if first < prefix.end and (number, first) in part.starts:
+            _cut(prefix, first)
+        for span in group:
+            if span.first_offset > prefix.end:
+                prefix.hole = prefix.hole or (prefix.end, span.first_offset)
+                if not over_holes:
+                    break
+                _skip(prefix, span)
+            if span.first_offset < prefix.end:
+                prefix.overlap = prefix.overlap or (span.first_offset, prefix.end)
+                continue
+            _join(prefix, span, span.end_offset if number < generation else span.durable_end)
+    if over_holes:
+        _note_end(part, prefix)
+    return prefix
+
+
+def _skip(prefix: _Prefix, span: Span) -> None:
+    """Go over a hole to the span behind it; no checksum of the whole is known any more."""
+    prefix.missing.append((prefix.end, span.first_offset))
+    prefix.end, prefix.crc, prefix.has_crc32c = span.first_offset, span.crc_before, False
+
+
+def _note_end(part: _Parts, prefix: _Prefix) -> None:
+    """Where the flow was sealed with more bytes than are there, the end is missing."""
+    last = part.events[-1].row if part.events else None
+    is_seal = isinstance(last, RecordCloseRow) and last.state == FLOW_STATE_SEALED
+    if isinstance(last, RecordCloseRow) and is_seal and last.stream_bytes > prefix.end:
+        prefix.missing.append((prefix.end, last.stream_bytes))
+        prefix.end, prefix.has_crc32c = last.stream_bytes, False
+
+
+def _behind_head(part: _Parts) -> _Prefix:
+    """Begin where the flow's oldest bytes do, if segments before may have been given up.
+
+    An OPEN record lies before the bytes of its connection. One that begins
+    earlier is still there only if what followed it was lost in another way.
+    """
+    filled = [span for span in part.spans if span.end_offset > span.first_offset]
+    if filled:
+        first_generation = min(generation_of(span.segment_sequence) for span in filled)
+        head = min(
+            (s for s in filled if generation_of(s.segment_sequence) == first_generation),
+            key=lambda s: (s.first_offset, s.segment_sequence),
+        )
+        first, crc, has_crc32c = head.first_offset, head.crc_before, head.has_crc32c
+    else:
+        # Only records are left of it: a CLOSE tells how many bytes there were.
+        first, crc, has_crc32c = max(span.first_offset for span in part.spans), 0, False
+    if first == 0 or any(offset < first for _, offset in part.starts):
+        return _Prefix()
+    return _Prefix(first=first, end=first, durable_end=first, crc=crc, has_crc32c=has_crc32c)
+
+
+def _cut(prefix: _Prefix, end: int) -> None:
+    """Give up what lies behind `end`: a later connection went on there."""
+    kept = [span for span in prefix.spans if span.first_offset < end]
+    if kept and kept[-1].end_offset > end:
+        # The chain of checksums is known at the ends of spans only.
+        last = replace(kept[-1], end_offset=end, durable_end=min(kept[-1].durable_end, end))
+        kept[-1] = last
+        prefix.has_crc32c = False
+    prefix.spans = kept
+    prefix.end = end
+    prefix.first = min(prefix.first, end)
+    prefix.durable_end = min(prefix.durable_end, end)
+    prefix.missing = [(first, min(last, end)) for first, last in prefix.missing if first < end]
+    prefix.crc = kept[-1].crc_after if kept else 0
+    if not kept:
+        prefix.has_crc32c, prefix.broken_chain_at = True, None
+
+
+def _join(prefix: _Prefix, span: Span, durable_end: int) -> None:
+    if prefix.durable_end == span.first_offset:
+        prefix.durable_end = durable_end
+    if prefix.has_crc32c and span.has_crc32c and span.crc_before != prefix.crc:
+        prefix.broken_chain_at = span.first_offset
+    prefix.has_crc32c &= span.has_crc32c
+    prefix.crc = span.crc_after
+    prefix.end = span.end_offset
+    prefix.spans.append(span)
+
+
+def _flow(flow_id: FlowId, part: _Parts, prefix: _Prefix, *, may_go_on: bool) -> Flow:
+    opens = [event for event in part.events if isinstance(event, OpenEvent)]
+    last = part.events[-1] if part.events else None
+    close = last.row if isinstance(last, CloseEvent) else None
+    state = _state(close, prefix, may_go_on=may_go_on)
+    listener, name, labels = opens[0].texts() if opens else ("", "", "")
+    return Flow(
+        flow=str(uuid.UUID(bytes=flow_id)),
+        name=name or None,
+        peer=opens[-1].peer() if opens else None,
+        listener=listener or None,
+        state=state,
+        bytes=prefix.end,
+        durable_bytes=prefix.durable_end,
+        started=utc_text(opens[0].row.started_ns) if opens else None,
+        ended=utc_text(close.ended_ns) if close and state != STATE_OPEN else None,
+        checksum=_checksum(close, prefix),
+        reason=REASONS.get(close.reason) if close and state == STATE_INTERRUPTED else None,
+        protocol=PROTOCOLS.get(opens[0].row.protocol) if opens else None,
+        labels=_labels(labels),
+        flow_id=flow_id,
+        spans=tuple(prefix.spans),
+        first_offset=prefix.first,
+        started_ns=opens[0].row.started_ns if opens else 0,
+        ended_ns=close.ended_ns if close and state != STATE_OPEN else 0,
+        missing=tuple(prefix.missing),
+    )
+
+
+def _state(close: RecordCloseRow | None, prefix: _Prefix, *, may_go_on: bool) -> str:
+    """The state that the flow's last event leaves it in; `close` is that event, if a CLOSE."""
+    if prefix.missing:
+        return STATE_DAMAGED
+    if close and close.state == FLOW_STATE_SEALED and close.stream_bytes == prefix.end:
+        return STATE_SEALED
+    if close and close.state != FLOW_STATE_SEALED:
+        return STATE_INTERRUPTED
+    # A seal whose bytes are not all found yet, under a daemon that goes on writing.
+    return STATE_OPEN if may_go_on else STATE_INTERRUPTED
+
+
+def _checksum(close: RecordCloseRow | None, prefix: _Prefix) -> str | None:
+    if close and close.flags & CLOSE_HAS_CRC32C and close.stream_bytes == prefix.end:
+        return checksum_text(close.crc32c)
+    if prefix.spans and prefix.has_crc32c and prefix.broken_chain_at is None:
+        return checksum_text(prefix.crc)
+    return None
+
+
+def _labels(text: str) -> dict[str, str]:
+    pairs = (line.partition("=") for line in text.splitlines() if line)
+    return {key: value for key, _, value in pairs}
+
+
+def _damages(flow: Flow, part: _Parts, prefix: _Prefix) -> list[Anomaly]:
+    """What no order of whole and lost writes explains."""
+    found = []
+    if prefix.overlap:
+        found.append(
+            f"bytes {prefix.overlap[0]} to {prefix.overlap[1]} are there twice; those that"
+            " were written later are not presented"
+        )
+    if prefix.broken_chain_at is not None:
+        found.append(f"the checksums before and behind byte {prefix.broken_chain_at} disagree")
+    close = part.events[-1].row if part.events else None
+    if (
+        isinstance(close, RecordCloseRow)
+        and close.flags & CLOSE_HAS_CRC32C
+        and prefix.has_crc32c
+        and close.stream_bytes == prefix.end
+        and close.crc32c != prefix.crc
+    ):
+        found.append(
+            f"its CLOSE record states {checksum_text(close.crc32c)}, its bytes have"
+            f" {checksum_text(prefix.crc)}"
+        )
+    return [Anomaly(flow.flow, text, is_damage=True) for text in found]
+
+
+def _losses(flow: Flow, part: _Parts, prefix: _Prefix) -> list[Anomaly]:
+    """What a crash leaves behind where nothing had been acknowledged; or what damage took."""
+    if prefix.missing:
+        ranges = ", ".join(f"{first} to {last}" for first, last in prefix.missing)
+        text = f"of its {prefix.end} bytes, {ranges} are missing: a damaged segment had them"
+        return [Anomaly(flow.flow, text, is_damage=True)]
+    found = []
+    if prefix.hole:
+        found.append(
+            f"bytes {prefix.hole[0]} to {prefix.hole[1]} are not there, and what lies behind"
+            " them is not presented"
+        )
+    close = part.events[-1].row if part.events else None
+    if isinstance(close, RecordCloseRow) and close.stream_bytes > prefix.end:
+        found.append(f"it ended with {close.stream_bytes} bytes, and {prefix.end} are there")
+    return [Anomaly(flow.flow, text, is_damage=False) for text in found]
+
+
+def checksum_text(crc: int) -> str:
+    """Return a CRC32C as receipts and listings show it."""
+    return f"crc32c:{crc:08x}"
+
+
+def utc_text(time_ns: int) -> str | None:
+    """Return a Unix time in RFC 3339, UTC, to the microsecond; None for 0."""
+    if not time_ns:
+        return None
+    seconds, rest_ns = divmod(time_ns, 10**9)
+    when = datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
+    return f"{when.isoformat()}.{rest_ns // 1000:06d}Z"

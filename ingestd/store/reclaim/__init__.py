@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reclaiming segments: retention, deletion, eviction of the oldest, discard."""
