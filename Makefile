@@ -12,8 +12,8 @@ BIN := $(VENV)/bin
 
 PACKAGE_FILES := $(shell find ingestd -type f -not -name '*.pyc' -not -name '*.so')
 DATA_FILES := $(wildcard config/* systemd/*)
-C_FILES := $(wildcard ingestd/core/*.c)
-CLANG_FORMAT_FILES := $(C_FILES) $(wildcard ingestd/core/*.h) \
+C_FILES := $(shell find ingestd/core -name '*.c')
+CLANG_FORMAT_FILES := $(C_FILES) $(shell find ingestd/core -name '*.h') \
 	$(shell find tests -name '*.[ch]' -not -path 'tests/vm/nic/*') # those are in the kernel's style
 
 # `ingestd` of the source tree has no compiled core and must not hide the

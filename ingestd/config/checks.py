@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ingestd.config.settings import Settings
 
 RETAIN_S_MIN: Final = 1.0
-LISTENERS_PER_STORE_MAX: Final = 16  # LISTENERS_MAX of core/intake.h
+LISTENERS_PER_STORE_MAX: Final = 16  # LISTENERS_MAX of core/connection/intake.h
 INGEST_KEYS: Final = ("hello_timeout_s", "ack_interval_s", "flow_bytes_max", "key_file")
 WRITES_PER_AREA_MIN: Final = 4  # one fills, one is written, one is flushed, one to spare
 

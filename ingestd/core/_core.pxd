@@ -7,18 +7,18 @@ Invariant: names and types are those of the headers, which the C compiler checks
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-cdef extern from "fault.h" nogil:
+cdef extern from "base/fault.h" nogil:
     struct fault:
         int code
         char call[40]
         char object[88]
 
-cdef extern from "stats.h" nogil:
+cdef extern from "base/stats.h" nogil:
     int HISTOGRAM_BUCKETS_COUNT
     struct histogram:
         uint64_t counts[21]
 
-cdef extern from "mailbox.h" nogil:
+cdef extern from "base/mailbox.h" nogil:
     enum:
         _GRANT_SEGMENT "COMMAND_GRANT_SEGMENT"
         _STORE_FULL "COMMAND_STORE_FULL"
@@ -64,7 +64,7 @@ cdef extern from "mailbox.h" nogil:
     bint mailbox_read(mailbox *m, event *out)
     uint32_t mailbox_grants_wanted(mailbox *m)
 
-cdef extern from "admission.h" nogil:
+cdef extern from "connection/ingest/admission.h" nogil:
     enum:
         _QUESTION_HELLO "QUESTION_HELLO"
         _QUESTION_TRAILER "QUESTION_TRAILER"
@@ -110,7 +110,7 @@ cdef extern from "admission.h" nogil:
         pass
     bint admission_take_question(admission *a, question *out)
 
-cdef extern from "network.h" nogil:
+cdef extern from "connection/network.h" nogil:
     int NETWORKS_MAX
     struct network:
         uint8_t family
@@ -179,7 +179,7 @@ cdef extern from "worker.h" nogil:
     int64_t worker_locked_bytes(const worker_settings *s)
     int worker_run(worker *w)
 
-cdef extern from "probe.h" nogil:
+cdef extern from "storage/probe.h" nogil:
     struct probe_profile:
         uint32_t mem_align
         uint32_t virt_mask

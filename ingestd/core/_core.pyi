@@ -17,7 +17,7 @@ COMMAND_END_FLOW: Final[int]  # a, b: a connection, which a newer one replaces; 
 
 EVENT_FLOW_OPENED: Final[int]
 EVENT_FLOW_SEALED: Final[int]  # bytes_count: the flow's bytes, all durable
-EVENT_FLOW_INTERRUPTED: Final[int]  # code: close_reason of core/format.h; detail: errno or 0
+EVENT_FLOW_INTERRUPTED: Final[int]  # code: close_reason of core/format/format.h; detail: errno or 0
 EVENT_FLOW_REFUSED: Final[int]  # code: close_reason; nothing was stored of it
 EVENT_ACCEPT_FAILED: Final[int]  # code: errno
 EVENT_STORE_FAILED: Final[int]  # code: errno; detail: 0 write, 1 flush; bytes_count: store offset
@@ -30,9 +30,9 @@ EVENT_FLOW_BY_COPY: Final[int]  # code: NAPI id of an rx queue without zero copy
 # code: index of the worker that the connection belongs to; detail: its descriptor,
 # which now belongs to whoever reads this: pass it on by COMMAND_ADOPT, or close it.
 EVENT_FLOW_ELSEWHERE: Final[int]
-# protocol ingest; code: session_error of core/session.h or 0, then detail: close_reason.
+# protocol ingest; code: session_error of ingest/session.h or 0, then detail: close_reason.
 EVENT_HELLO_FAILED: Final[int]
-# code: enum denial of core/intake.h; bytes_count: how many connections were not let in for
+# code: enum denial of connection/intake.h; bytes_count: how many connections were not let in for
 # it, since the last such event; peer: the last one's.
 EVENT_FLOW_DENIED: Final[int]
 
@@ -120,7 +120,7 @@ def locked_bytes(
 
     The area, the worker's own part behind it, the ring, and with engine zcrx the area once more.
     0 where the area is too small for the rest of the settings, -1 where it is too large to be
-    registered (AREA_MAPPING_BYTES_MAX of core/area.h).
+    registered (AREA_MAPPING_BYTES_MAX of core/memory/area.h).
     """
 
 class Worker:
@@ -218,7 +218,7 @@ class Worker:
     def segments_wanted(self) -> int:
         """How many segments the worker wants to hold ready and does not have."""
     def counters(self) -> dict[str, int]:
-        """Totals and gauges; see ingestd/core/stats.h for each name and unit."""
+        """Totals and gauges; see ingestd/core/base/stats.h for each name and unit."""
     def histograms(self) -> dict[str, tuple[int, ...]]:
         """write_latency, flush_latency, ack_latency: counts per bucket of HISTOGRAM_BOUNDS_NS,
         then over; their sums, such as write_latency_sum_ns, are among the counters.

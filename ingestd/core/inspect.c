@@ -10,7 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "zcrx_open.h"
+#include "receive/zcrx/register.h"
 
 static const char *const stats_names[] = {
 #define STATS_NAME(name, help) #name,

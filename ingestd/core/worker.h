@@ -10,22 +10,22 @@
 #ifndef INGESTD_WORKER_H
 #define INGESTD_WORKER_H
 
-#include "admission.h"
-#include "area.h"
-#include "batch.h"
-#include "device.h"
-#include "engine.h"
-#include "engine_zcrx.h"
-#include "fault.h"
-#include "flow.h"
-#include "handover.h"
-#include "intake.h"
-#include "mailbox.h"
-#include "peers.h"
-#include "session.h"
-#include "stats.h"
-#include "uring.h"
-#include "writer.h"
+#include "connection/ingest/admission.h"
+#include "memory/area.h"
+#include "storage/batch.h"
+#include "storage/device.h"
+#include "receive/engine.h"
+#include "receive/zcrx/zcrx.h"
+#include "base/fault.h"
+#include "connection/flow.h"
+#include "connection/handover.h"
+#include "connection/intake.h"
+#include "base/mailbox.h"
+#include "connection/peers.h"
+#include "connection/ingest/session.h"
+#include "base/stats.h"
+#include "base/uring.h"
+#include "storage/writer.h"
 
 #define WORKER_TURN_NS_MAX 1000000000ull /* the loop shows that it lives once a second */
 #define TIME_NEVER UINT64_MAX

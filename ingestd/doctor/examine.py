@@ -30,7 +30,7 @@ from ingestd.nic.reading import read_nic
 from ingestd.nic.shape import FAMILY_NAMES, predict
 from ingestd.nic.state import Family, NicState
 
-COPY_BELOW_BYTES: Final = 256  # PLAN_GATHER_BYTES_MIN of core/plan.h
+COPY_BELOW_BYTES: Final = 256  # PLAN_GATHER_BYTES_MIN of core/storage/plan.h
 # Chunks that the NIC's own ring may take of an area, before little is left to work with.
 RING_PART_MAX: Final = 0.5
 READ_WITH_IRQS: Final = partial(read_nic, with_irqs=True)

@@ -68,7 +68,7 @@ def predict(
 
     A model: a fragment's whole multiples of max(mem_align, virt_mask + 1) are
     written directly unless they are fewer than copy_below bytes, what is behind
-    is copied (core/plan.h); a segment larger than a chunk is cut at its end. A
+    is copied (core/storage/plan.h); a segment larger than a chunk is cut at its end. A
     NIC that packs segments into a chunk makes fragments that begin elsewhere:
     where their alignment is below mem_align, less is direct than predicted
     here; contiguous ones are merged, and more is.

@@ -34,7 +34,7 @@ class ReceiptState(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """Why a flow was not sealed; core/answer.c writes these, and a test compares."""
+    """Why a flow was not sealed; connection/ingest/answer.c of the core writes these."""
 
     STORE_FULL = "store_full"  # no segment is free
     STORE_FAILED = "store_failed"  # the device failed

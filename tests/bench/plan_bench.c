@@ -11,8 +11,8 @@
  * flow, plan_add, and (per batch) plan_finish, give the chunks back and show
  * them to the kernel, plan_begin.
  */
-#include "plan.h"
-#include "refill.h"
+#include "storage/plan.h"
+#include "receive/zcrx/refill.h"
 
 #include <stdio.h>
 #include <stdlib.h>

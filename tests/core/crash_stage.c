@@ -16,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "answer.h"
+#include "connection/ingest/answer.h"
 #include "crash_stage.h"
 #include "random.h"
 

@@ -2,7 +2,7 @@
  *
  * The queues between a worker and Python: order, bounds, and one answer each.
  */
-#include "admission.h"
+#include "connection/ingest/admission.h"
 
 #include <stdlib.h>
 #include <string.h>

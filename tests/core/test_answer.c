@@ -2,7 +2,7 @@
  *
  * The lines of protocol ingest, byte by byte.
  */
-#include "answer.h"
+#include "connection/ingest/answer.h"
 
 #include <errno.h>
 #include <string.h>

@@ -17,15 +17,15 @@ PROGRAMS = {
     "test_answer": (TESTS / "core" / "test_answer.c",),
     "test_buddy": (TESTS / "core" / "test_buddy.c",),
     "test_commit": (TESTS / "core" / "test_commit.c",),
-    "test_engine": (TESTS / "core" / "test_engine.c", CORE / "engine.c"),
+    "test_engine": (TESTS / "core" / "test_engine.c", CORE / "receive/engine.c"),
     "test_flow": (TESTS / "core" / "test_flow.c",),
     "test_flow_id": (TESTS / "core" / "test_flow_id.c",),
     "test_frame": (TESTS / "core" / "test_frame.c",),
     # The worker around it is played by the test.
     "test_intake": (
         TESTS / "core" / "test_intake.c",
-        CORE / "handover.c",
-        CORE / "intake.c",
+        CORE / "connection/handover.c",
+        CORE / "connection/intake.c",
     ),
     # The kernel, the clock and the worker's parts are played by the test.
     "test_loop": (TESTS / "core" / "test_loop.c", CORE / "loop.c"),
@@ -39,11 +39,11 @@ PROGRAMS = {
         TESTS / "core" / "test_zcrx.c",
         TESTS / "core" / "zcrx_stage.c",
         TESTS / "core" / "zcrx_stage_worker.c",
-        CORE / "engine_zcrx.c",
-        CORE / "session.c",
-        CORE / "session_pool.c",
-        CORE / "zcrx_block.c",
-        CORE / "zcrx_pending.c",
+        CORE / "receive/zcrx/zcrx.c",
+        CORE / "connection/ingest/session.c",
+        CORE / "connection/ingest/session_pool.c",
+        CORE / "receive/zcrx/control.c",
+        CORE / "receive/zcrx/pending.c",
     ),
 }
 

@@ -2,11 +2,11 @@
  *
  * The flow table, its queues, and the last line that a sender gets.
  */
-#include "flow.h"
+#include "connection/flow.h"
 
 #include <string.h>
 
-#include "answer.h"
+#include "connection/ingest/answer.h"
 #include "harness.h"
 
 #define CAPACITY 4

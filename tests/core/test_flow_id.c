@@ -2,7 +2,7 @@
  *
  * Ids that the daemon makes: where each part lies, and that none is made twice.
  */
-#include "flow_id.h"
+#include "format/flow_id.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -3,7 +3,7 @@
  * How flows end and connections are turned away, with the rest of the worker played here: what a
  * CLOSE record says, what a sender hears.
  */
-#include "intake.h"
+#include "connection/intake.h"
 
 #include <errno.h>
 #include <stdlib.h>

@@ -2,7 +2,7 @@
  *
  * Placing batches in a segment, and the footer that tells of them.
  */
-#include "segment.h"
+#include "format/segment.h"
 
 #include <stdlib.h>
 #include <string.h>

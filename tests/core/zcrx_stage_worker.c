@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "random.h"
-#include "zcrx_open.h"
+#include "receive/zcrx/register.h"
 
 void stage_submit(void) {
     const struct io_uring_sqe *sqe = &stage.sqe;

@@ -18,7 +18,7 @@ from collections import deque
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-STATS_H: Final = Path(__file__).resolve().parents[2] / "ingestd" / "core" / "stats.h"
+STATS_H: Final = Path(__file__).resolve().parents[2] / "ingestd" / "core" / "base" / "stats.h"
 BEAT_INTERVAL_S: Final = 0.02
 NO_FLOW: Final = bytes(16)
 
@@ -47,7 +47,7 @@ class CoreFault(OSError):
 
 
 def counter_names() -> list[str]:
-    """Return the names of core/stats.h, in order."""
+    """Return the names of core/base/stats.h, in order."""
     return re.findall(r"\bX\((\w+), ", STATS_H.read_text(encoding="utf-8"))
 
 

@@ -25,18 +25,18 @@ TESTS: Final = ROOT / "tests"
 PURE_SOURCES: Final = tuple(
     CORE / name
     for name in (
-        "admission.c",
-        "answer.c",
-        "buddy.c",
-        "commit.c",
-        "flow.c",
-        "flow_id.c",
-        "frame.c",
-        "network.c",
-        "peers.c",
-        "plan.c",
-        "refill.c",
-        "segment.c",
+        "connection/ingest/admission.c",
+        "connection/ingest/answer.c",
+        "memory/buddy.c",
+        "storage/commit.c",
+        "connection/flow.c",
+        "format/flow_id.c",
+        "format/frame.c",
+        "connection/network.c",
+        "connection/peers.c",
+        "storage/plan.c",
+        "receive/zcrx/refill.c",
+        "format/segment.c",
     )
 )
 
@@ -73,7 +73,7 @@ def _key(command: Sequence[str], sources: Sequence[Path]) -> str:
     version = subprocess.run([command[0], "--version"], capture_output=True, check=True)
     digest.update(version.stdout)
     digest.update("\0".join(command).encode())
-    headers = sorted([*CORE.glob("*.h"), *TESTS.glob("*/*.h")])
+    headers = sorted([*CORE.rglob("*.h"), *TESTS.glob("*/*.h")])
     for path in [*sources, *headers]:
         digest.update(f"\0{path}\0".encode())
         digest.update(path.read_bytes())

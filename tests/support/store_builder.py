@@ -3,7 +3,7 @@
 
 It places batches, marks and footers by the rules of docs/format.md and by none
 of the code under test but the structs of layout.py, which are compared with
-core/format.h. The store is built in memory, together with a model of what each
+core/format/format.h. The store is built in memory, together with a model of what each
 flow holds, and then written to a file.
 
 Invariants: `used` has every range of bytes that a checksum covers and that

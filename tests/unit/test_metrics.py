@@ -174,7 +174,7 @@ def test_names_and_labels(collector: IngestdCollector) -> None:
 def test_every_counter_of_the_core_is_exported(
     workers: list[FakeWorker], collector: IngestdCollector
 ) -> None:
-    """A counter that is added to core/stats.h must not be forgotten here."""
+    """A counter that is added to core/base/stats.h must not be forgotten here."""
     read: set[str] = set()
 
     class Noting(dict[str, int]):

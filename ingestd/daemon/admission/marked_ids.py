@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ids that the daemon makes for flows: core/flow_id.h has the layout of those with a mark.
+"""Ids that the daemon makes for flows: core/format/flow_id.h has the layout of those with a mark.
 
 Flows of protocol `raw` get theirs from a worker and bear the mark of their store. So
 a sender of protocol `ingest` that names such an id is known by the id alone, whenever

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The store watch: sees once a second whether a served store is still there, and is still ours.
 
-A worker looks at the file before it acknowledges (core/device.c); this sees what else can be
-lost, and sees it without a flow. It has a thread for each store, as it reads from the device,
+A worker looks at the file before it acknowledges (core/storage/device.c); this sees what else can
+be lost, and sees it without a flow. It has a thread for each store, as it reads from the device,
 which may hang. Invariant: a store that is lost is failed once, on all of its workers.
 """
 

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
     from ingestd.core._core import Event
     from ingestd.daemon.workers.worker import Core, WorkerThread
 
-# enum session_error of core/session.h: what can end a connection before it is a flow.
+# enum session_error of connection/ingest/session.h: what can end a connection before it is a flow.
 _HELLO_TIMEOUT: Final = 1
-_DENIALS: Final = {0: "network", 1: "peer_limit"}  # enum denial of core/intake.h
+_DENIALS: Final = {0: "network", 1: "peer_limit"}  # enum denial of core/connection/intake.h
 _BACKPRESSURE_CAUSES: Final = {1: "area", 2: "device"}
 _IS_LOST: Final = 2
-_WHAT_FAILED: Final = {0: "write", 1: "flush", _IS_LOST: "store"}  # store_failure of core/writer.h
+_WHAT_FAILED: Final = {0: "write", 1: "flush", _IS_LOST: "store"}  # store_failure of writer.h
 # Of store/serve/backing_check.py, and of the file system below a store file that is not
 # preallocated (any more).
 _LOSSES: Final = {errno.EIDRM, errno.ENODATA, errno.ESTALE}

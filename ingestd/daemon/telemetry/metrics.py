@@ -48,7 +48,7 @@ class _Family(NamedTuple):
     name: str  # of counters: without _total
     help: str
     label: str  # the label that tells the samples apart, or ""
-    counters: dict[str, str]  # value of that label -> name in core/stats.h
+    counters: dict[str, str]  # value of that label -> name in core/base/stats.h
 
 
 _BOUNCED: Final = {

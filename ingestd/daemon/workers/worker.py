@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 SETUP_TIMEOUT_S: Final = 60.0
 SETUP_POLL_S: Final = 0.1
 NS_PER_S: Final = 1_000_000_000
-LISTENERS_MAX: Final = 16  # of core/intake.h
-PROTOCOLS: Final = {"raw": 1, "ingest": 2}  # record_open.protocol of core/format.h
+LISTENERS_MAX: Final = 16  # of core/connection/intake.h
+PROTOCOLS: Final = {"raw": 1, "ingest": 2}  # record_open.protocol of core/format/format.h
 
 
 class Core(Protocol):
@@ -395,7 +395,7 @@ class WorkerThread:
         return self.core_worker.events()
 
     def counters(self) -> dict[str, int]:
-        """Return the worker's counters, named as in core/stats.h."""
+        """Return the worker's counters, named as in core/base/stats.h."""
         return self.core_worker.counters()
 
     def histograms(self) -> dict[str, tuple[int, ...]]:

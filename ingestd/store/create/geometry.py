@@ -21,7 +21,7 @@ from ingestd.store.format.layout import (
 )
 
 # A footer takes an eighth of a segment, and headers of batches a quarter of that at most, but
-# a block at least (segment_header_bytes_max() of core/segment.c).
+# a block at least (segment_header_bytes_max() of core/format/segment.c).
 SEGMENT_BLOCKS_MIN: Final = 32
 SEGMENT_UNIT_BYTES: Final = 1024 * 1024
 SEGMENTS_WANTED: Final = 64

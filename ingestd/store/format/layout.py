@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Python's mirror of core/format.h: every struct, constant and enum of the format.
+"""Python's mirror of core/format/format.h: every struct, constant and enum of the format.
 
 Invariants: a Layout has the size and the offsets of the C struct of its name,
-which a test compares by compiling core/format.h; integers are little-endian
+which a test compares by compiling core/format/format.h; integers are little-endian
 and there are no holes. `crc32c` lies at byte 8 of every struct that has it and
 counts as 0 in its own sum. No state; any thread may call.
 """
@@ -446,7 +446,7 @@ def generation_of(segment_sequence: int) -> int:
 
 
 def footer_bytes_max(segment_bytes: int) -> int:
-    """Return the most that a segment's footer takes (core/segment.c, segment_footer_bytes_max)."""
+    """Return the most that a segment's footer takes (segment_footer_bytes_max() of the core)."""
     return min(segment_bytes // 8, FOOTER_BYTES_MAX)
 
 

@@ -28,7 +28,7 @@ from ingestd.store.metadata.freed_record import Freer
 from ingestd.store.metadata.superblock import Superblock
 from ingestd.store.read.scan import Scanner
 
-# What a worker may hold: SEGMENTS_LIVE_MAX and SEGMENTS_READY_MAX of core/writer.h.
+# What a worker may hold: SEGMENTS_LIVE_MAX and SEGMENTS_READY_MAX of core/storage/writer.h.
 HELD_BY_WORKER_MAX: Final = 8
 CLOSED_KEPT_MIN: Final = 1
 NEWS_COUNT_MAX: Final = 1024

@@ -19,7 +19,7 @@ from ingestd.store.device.device import Device
 from ingestd.store.device.holder import read_holder
 from ingestd.store.metadata.superblock import Superblock
 
-# As journald has them. The core (core/device.c) looks at the first two before each
+# As journald has them. The core (core/storage/device.c) looks at the first two before each
 # acknowledgement.
 FILE_DELETED: Final = errno.EIDRM
 FILE_CUT: Final = errno.ENODATA

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Python mirror of core/format.h against what the system's compiler makes of it.
+"""The Python mirror of core/format/format.h against what the system's compiler makes of it.
 
 The names of structs, fields and constants are read from the header itself, so
 that nothing added there can be forgotten here.
@@ -17,11 +17,11 @@ from crc32c import crc32c
 from ingestd.store.format import layout
 from support.native import CORE, build_executable
 
-HEADER = (CORE / "format.h").read_text(encoding="utf-8")
+HEADER = (CORE / "format" / "format.h").read_text(encoding="utf-8")
 WITHOUT_COMMENTS = re.sub(r"/\*.*?\*/", "", HEADER, flags=re.DOTALL)
 
 LAYOUTS = {item.name: item for item in vars(layout).values() if isinstance(item, layout.Layout)}
-NOT_MIRRORED = {"INGESTD_FORMAT_H"}
+NOT_MIRRORED = {"INGESTD_FORMAT_FORMAT_H"}
 
 
 def _c_structs() -> dict[str, list[str]]:
@@ -59,7 +59,7 @@ def _program() -> str:
             lines.append(f'printf("number {name} %lld\\n", (long long)({name}));')
     body = "\n    ".join(lines)
     return (
-        '#include "format.h"\n#include <stddef.h>\n#include <stdio.h>\n'
+        '#include "format/format.h"\n#include <stddef.h>\n#include <stdio.h>\n'
         f"int main(void) {{\n    {body}\n    return 0;\n}}\n"
     )
 

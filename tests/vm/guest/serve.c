@@ -44,7 +44,7 @@
 #include "inspect.h"
 #include "napi.h"
 #include "observe.h"
-#include "probe.h"
+#include "storage/probe.h"
 #include "store.h"
 #include "worker.h"
 

@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "frame.h"
+#include "format/frame.h"
 
 #define OPEN_TRIES 200
 #define OPEN_PAUSE_US 50000

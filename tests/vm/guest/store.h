@@ -9,7 +9,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "format.h"
+#include "format/format.h"
 
 struct store {
     int fd;

@@ -1,0 +1,112 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Admission: what a worker asks Python about a connection, and what it is told.
+ *
+ * Python decides on a hello and on a trailer, once per flow; it is also told of
+ * each end of a flow that it has let in. Both ways are bounded queues under one
+ * mutex. Invariants:
+ *  - Nothing is lost: a question that finds no room is asked again later.
+ *  - At most QUESTIONS_MAX questions are without an answer, of these HELLOS_MAX
+ *    hellos, so that no flood of connections keeps a flow from its end; beside them at
+ *    most PARKED_MAX, whose answers need a store to be read first. Each gets exactly
+ *    one answer, so that the answers always find room.
+ *  - A connection is named by its flow's index and a serial number that no other
+ *    connection of the worker ever has: late answers are told apart.
+ */
+#ifndef INGESTD_CONNECTION_INGEST_ADMISSION_H
+#define INGESTD_CONNECTION_INGEST_ADMISSION_H
+
+#include <pthread.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "connection/ingest/session.h"
+
+#define QUESTIONS_MAX 64u
+#define HELLOS_MAX 32u
+#define PARKED_MAX 64u
+#define PLACES_MAX (QUESTIONS_MAX + PARKED_MAX)
+#define REFUSAL_BYTES_MAX 1024u
+#define QUESTION_PEER_BYTES 64
+
+enum question_kind {
+    QUESTION_HELLO = 1,   /* block: the hello; may the flow begin, and where? */
+    QUESTION_TRAILER = 2, /* block: the trailer; does it match? */
+    NOTE_ENDED = 3,       /* no question: the connection has ended */
+};
+
+#define QUESTION_HAS_CRC 1u /* crc is that of all bytes of the flow up to bytes_count */
+#define QUESTION_WHOLE 2u   /* ended: everything stored of it is durable */
+#define QUESTION_STORED 4u  /* ended: this connection has stored something */
+#define QUESTION_SEALED 8u  /* ended: and the flow with it */
+
+struct question {
+    uint32_t kind;
+    uint32_t flow_index;
+    uint64_t serial;
+    int32_t listener_index;
+    uint32_t flags;
+    uint64_t bytes_count; /* trailer: of the payload; ended: durable ones */
+    uint32_t crc;         /* the flow's chain at bytes_count, for a connection that goes on */
+    uint8_t flow[16];
+    char peer[QUESTION_PEER_BYTES];
+    uint8_t challenge[SESSION_CHALLENGE_BYTES];
+    uint8_t block[SESSION_BLOCK_BYTES];
+};
+
+enum answer_kind {
+    ANSWER_ADMIT = 1,  /* the flow begins, or goes on */
+    ANSWER_REFUSE = 2, /* text is the line to send before hanging up */
+    ANSWER_SEAL = 3,   /* the trailer is right; crc is the sender's, if it has one */
+};
+
+#define ANSWER_HAS_CRC 1u /* admit: crc is that of all bytes before; seal: the sender's */
+#define ANSWER_STATED 2u  /* limit_bytes is the flow's length as the sender states it */
+#define ANSWER_TRAILER 4u /* a trailer follows the payload */
+
+struct answer {
+    uint32_t kind;
+    uint32_t flow_index;
+    uint64_t serial;
+    uint32_t flags;
+    uint32_t crc;
+    uint64_t base_bytes;  /* where the connection begins in the flow */
+    uint64_t limit_bytes; /* the most that the flow may have */
+    uint8_t flow[16];
+    uint16_t name_bytes, labels_bytes, text_bytes;
+    char name[SESSION_NAME_BYTES_MAX];
+    char labels[SESSION_LABELS_BYTES_MAX];
+    char text[REFUSAL_BYTES_MAX];
+};
+
+/* A question without an answer that was taken; of a connection there is one at most. */
+struct admission_place {
+    uint64_t serial;
+    uint32_t kind; /* enum question_kind; 0: nobody has the place */
+    bool parked;
+    bool answered;
+};
+
+struct admission {
+    pthread_mutex_t lock;
+    struct question questions[QUESTIONS_MAX];
+    uint32_t question_head, question_tail;
+    struct admission_place places[PLACES_MAX];
+    uint32_t unanswered, hellos, parked; /* hellos: of the unanswered */
+    struct answer answers[PLACES_MAX];
+    uint32_t answer_head, answer_tail;
+};
+
+void admission_open(struct admission *a);
+void admission_close(struct admission *a);
+
+/* Worker's thread: false when there is no room now. */
+bool admission_ask(struct admission *a, const struct question *q);
+bool admission_take_answer(struct admission *a, struct answer *out);
+/* Python's side, one thread at a time. */
+bool admission_take_question(struct admission *a, struct question *out);
+/* Another question may come meanwhile; false: too many are parked. */
+bool admission_park(struct admission *a, uint64_t serial);
+void admission_answer(struct admission *a, const struct answer *answer);
+
+#endif

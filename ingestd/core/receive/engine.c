@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the engines of engine.h have in common.
+ */
+#include "receive/engine.h"
+
+#include <errno.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#include "worker.h"
+
+void engine_finish(struct worker *w, struct flow *f) {
+    if (f->stop)
+        intake_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, 0);
+    else if (f->error)
+        intake_end(w, f, FLOW_STATE_INTERRUPTED, engine_close_reason(f->error), f->error);
+    else if (f->session == NULL || !session_goes_on(w, f))
+        intake_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+}
+
+void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, struct flow *f)) {
+    struct flow *f;
+    while ((f = flow_first(&w->flows, QUEUE_BLOCKED)) != NULL) {
+        if (f->phase == FLOW_CLOSING) {
+            if (!intake_retry_close(w, f))
+                return;
+            continue;
+        }
+        advance(w, f);
+        if (f->queue == QUEUE_BLOCKED)
+            return;
+    }
+}
+
+int engine_end_of_stream(const struct flow *f) {
+    struct tcp_info info = {0};
+    socklen_t bytes = sizeof info;
+    if (getsockopt(f->fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) != 0)
+        return errno;
+    return info.tcpi_state == TCP_CLOSE_WAIT ? 0 : ECONNRESET;
+}
+
+void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag) {
+    struct io_uring_sqe *sqe = worker_sqe(w);
+    io_uring_prep_cancel64(sqe, uring_tag(tag, f->index), 0);
+    sqe->user_data = uring_tag(TAG_CANCEL, f->index);
+    f->ops_in_flight++;
+}

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * An engine is how fragments arrive: a table of a few functions.
+ *
+ * All are called on the worker's thread. An engine reads sockets into the area,
+ * hands bytes to batch_add() in stream order, and tells the flow's end by
+ * intake_end(). Whatever it handed over as a hold comes back by release(). Where a
+ * session wants a block, which is no payload, its bytes go there instead.
+ */
+#ifndef INGESTD_RECEIVE_ENGINE_H
+#define INGESTD_RECEIVE_ENGINE_H
+
+#include <errno.h>
+
+#include "connection/flow.h"
+#include "base/uring.h"
+
+struct worker;
+
+struct engine {
+    const char *name;
+    /* Registers what it needs with the ring; 0 or -errno with the fault set. */
+    int (*open)(struct worker *w);
+    /* A connection has come, and nothing of it was read. False: it was handed to
+     * the worker whose rx queue it came by. */
+    bool (*take)(struct worker *w, struct flow *f);
+    /* Payload is to be received, up to f->limit_bytes. */
+    void (*start)(struct worker *w, struct flow *f);
+    /* Phases FLOW_HELLO and FLOW_TAIL: receives what session_room() has room for,
+     * never a byte more, and tells by session_received(). */
+    void (*receive_block)(struct worker *w, struct flow *f);
+    /* A completion with one of the engine's tags. */
+    void (*complete)(struct worker *w, enum uring_tag tag, struct flow *f,
+                     const struct io_uring_cqe *cqe);
+    /* Once a turn: hand over what is old, serve who waits. Returns the next time. */
+    uint64_t (*turn)(struct worker *w);
+    /* The flow is to end now (f->stop): hand over what it has, or let go of it
+     * (f->drop), then intake_end(); a block is told as cancelled instead. */
+    void (*stop)(struct worker *w, struct flow *f);
+    /* A write that read from this hold is complete. */
+    void (*release)(struct worker *w, uint64_t hold);
+    /* Memory of its own, taken in open(). */
+    void (*close)(struct worker *w);
+};
+
+extern const struct engine engine_recv;
+extern const struct engine engine_zcrx;
+
+/* Shared by the engines: ends a flow whose bytes are all with batches, and lets
+ * flows that found no room try again in the order in which they came. Who fails
+ * again keeps its place: advance() leaves it in QUEUE_BLOCKED. */
+void engine_finish(struct worker *w, struct flow *f);
+void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, struct flow *f));
+/* A receive returned 0. Whether that is the sender's FIN the socket's state tells:
+ * io_uring may have met a reset, which clears the error, and told only of the
+ * bytes before it. Returns 0 for a FIN, else the errno that ended the stream. */
+int engine_end_of_stream(const struct flow *f);
+void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag);
+/* Why a flow ends by an errno of its receive (enum close_reason): for most of them we
+ * are the reason, and the sender, who is there, is told. */
+static inline uint8_t engine_close_reason(int error) {
+    switch (error) {
+    case ECONNRESET:
+    case ECONNABORTED:
+    case ECONNREFUSED:
+    case EPIPE:
+    case ENOTCONN:
+    case ETIMEDOUT:
+    case EHOSTDOWN:
+    case EHOSTUNREACH:
+    case ENETDOWN:
+    case ENETRESET:
+    case ENETUNREACH:
+    case ENOPROTOOPT: /* what ICMP tells of a peer that is no more: ip(7), tcp(7) */
+    case EPROTO:
+        return CLOSE_REASON_PEER;
+    default:
+        return CLOSE_REASON_RECEIVER;
+    }
+}
+/* Whether it is the session that gets what is received now. */
+static inline bool engine_receives_block(const struct flow *f) {
+    return f->phase == FLOW_HELLO || f->phase == FLOW_TAIL;
+}
+
+#endif

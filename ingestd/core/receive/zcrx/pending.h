@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What engine `zcrx` has of a flow and no batch has yet: lists of pending fragments,
+ * handing them over, and the relief valve that copies them out when chunks are short.
+ *
+ * No system call. Owned by the worker's thread. Invariants:
+ *  - A flow's list is in stream order, and what comes goes behind it.
+ *  - What several batches share, or a batch and a list, has as many holders: a chunk
+ *    as well as a slot that was copied into.
+ */
+#ifndef INGESTD_RECEIVE_ZCRX_PENDING_H
+#define INGESTD_RECEIVE_ZCRX_PENDING_H
+
+#include <assert.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "worker.h"
+
+/* Memory for the lists and the relief slots; the count of chunks is known. 0 or -ENOMEM. */
+int zcrx_pending_open(struct worker *w);
+void zcrx_pending_close(struct worker *w);
+
+/* Hands bytes to batches until all are taken; returns how many were. Of less than
+ * all, the caller keeps being a holder of the rest. */
+uint32_t zcrx_hand_over(struct worker *w, struct flow *f, uint64_t hold, uint32_t bytes);
+/* A holder lets go of it. */
+void zcrx_let_go(struct worker *w, uint64_t hold);
+
+/* Puts bytes at the end of the flow's list; false when the table is used up. */
+bool zcrx_append(struct worker *w, struct flow *f, uint64_t hold, uint32_t bytes);
+/* The first of the list is no longer pending. */
+void zcrx_pop(struct worker *w, struct flow *f);
+/* Gives the flow's pending fragments to batches, or up. True when none is left. */
+bool zcrx_settle(struct worker *w, struct flow *f);
+
+/* The relief valve: TCP's out-of-order queue holds chunks too, and with none
+ * left for a retransmission it would hold them for ever. */
+void zcrx_relieve(struct worker *w);
+
+static inline bool zcrx_chunks_are_short(const struct worker *w) {
+    return w->zcrx.refill.chunks_lent > w->zcrx.chunk_count / 4 * 3;
+}
+
+static inline struct zcrx_fragment *zcrx_fragment_at(struct worker *w, uint32_t index) {
+    assert(index < w->zcrx.fragment_count);
+    return &w->zcrx.fragments[index];
+}
+
+static inline bool zcrx_is_copied(uint64_t hold) {
+    return (hold & BATCH_HOLD_COPIED) != 0;
+}
+
+#endif

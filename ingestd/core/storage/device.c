@@ -1,0 +1,183 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Submitting writes and flushes of device.h.
+ */
+#include "storage/device.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#include "worker.h"
+
+#define STORE_FILE 0 /* index of the store in the ring's file table */
+#define AREA_BUFFER 0
+
+int device_open(struct worker *w, uint32_t write_count) {
+    struct device *d = &w->device;
+    d->writes = calloc(write_count, sizeof *d->writes);
+    if (d->writes == NULL)
+        return fault_set(&w->fault, ENOMEM, "calloc", "device writes");
+    d->write_count = write_count;
+    for (uint32_t i = 0; i < write_count; i++)
+        d->writes[i].index = i;
+    struct io_uring_probe *probe = io_uring_get_probe_ring(&w->ring);
+    if (probe == NULL)
+        return fault_set(&w->fault, ENOMEM, "io_uring_get_probe_ring", "worker's ring");
+    d->writev_fixed = io_uring_opcode_supported(probe, URING_OP_WRITEV_FIXED);
+    io_uring_free_probe(probe);
+    return 0;
+}
+
+void device_close(struct worker *w) {
+    free(w->device.writes);
+    w->device.writes = NULL;
+}
+
+static void prepare(struct worker *w, struct device_write *d) {
+    struct io_uring_sqe *sqe = worker_sqe(w);
+    if (d->iov_count == 1) {
+        io_uring_prep_write_fixed(sqe, STORE_FILE, d->iov[0].iov_base, (unsigned)d->iov[0].iov_len,
+                                  d->offset, AREA_BUFFER);
+    } else {
+        io_uring_prep_writev(sqe, STORE_FILE, d->iov, d->iov_count, d->offset);
+        if (w->device.writev_fixed) {
+            sqe->opcode = URING_OP_WRITEV_FIXED;
+            sqe->buf_index = AREA_BUFFER;
+        }
+    }
+    sqe->flags |= IOSQE_FIXED_FILE;
+    sqe->rw_flags = d->stable ? RWF_DSYNC : 0;
+    sqe->user_data = uring_tag(TAG_WRITE, d->index);
+}
+
+void device_submit(struct worker *w, struct device_write *d) {
+    assert(!d->in_flight && d->iov_count > 0 && d->bytes > 0);
+    d->in_flight = true;
+    d->tries = 0;
+    d->submitted_ns = w->now_ns;
+    w->device.in_flight++;
+    w->device.batches_in_flight += d->kind == DEVICE_BATCH;
+    prepare(w, d);
+}
+
+void device_submit_single(struct worker *w, struct device_write *d, void *data, uint64_t bytes,
+                          uint64_t offset) {
+    d->single = (struct iovec){data, bytes};
+    d->iov = &d->single;
+    d->iov_count = 1;
+    d->bytes = bytes;
+    d->offset = offset;
+    device_submit(w, d);
+}
+
+void device_flush(struct worker *w) {
+    struct io_uring_sqe *sqe = worker_sqe(w);
+    assert(!w->device.flush_in_flight);
+    /* A flush runs in a kernel thread, which would have to take the ring's lock to
+     * look a registered file up, while this thread holds it to receive. */
+    io_uring_prep_fsync(sqe, w->settings.store_fd, IORING_FSYNC_DATASYNC);
+    sqe->user_data = uring_tag(TAG_FLUSH, 0);
+    w->device.flush_in_flight = true;
+    w->device.flush_submitted_ns = w->now_ns;
+}
+
+int device_lost(const struct worker *w) {
+    struct stat s;
+    if (w->settings.store_bytes == 0)
+        return 0;
+    if (fstat(w->settings.store_fd, &s) != 0)
+        return errno;
+    if (!S_ISREG(s.st_mode))
+        return 0;
+    if (s.st_nlink == 0)
+        return EIDRM;
+    return (uint64_t)s.st_size < w->settings.store_bytes ? ENODATA : 0;
+}
+
+/* Behind a short write the rest is tried alone: it either goes or gives the
+ * errno that says why. */
+static void skip_written(struct device_write *d, uint64_t written) {
+    d->offset += written;
+    d->bytes -= written;
+    while (written >= d->iov[0].iov_len) {
+        written -= d->iov[0].iov_len;
+        d->iov++;
+        d->iov_count--;
+    }
+    d->iov[0].iov_base = (uint8_t *)d->iov[0].iov_base + written;
+    d->iov[0].iov_len -= written;
+}
+
+/* No other try could end differently. */
+static bool device_refuses_for_good(int code) {
+    return code == EINVAL || code == EBADF || code == EFAULT || code == EFBIG;
+}
+
+/* A device may refuse for a moment: a retry costs little, a failed store a night. Who
+ * stops the daemon is not kept waiting by it. */
+static bool device_may_retry(const struct worker *w, const struct device_write *d, int code) {
+    bool late = w->draining && w->now_ns >= w->drain_deadline_ns;
+    return d->tries + 1 < DEVICE_TRIES_MAX && !w->writer.failed && !late &&
+           !device_refuses_for_good(code);
+}
+
+static void device_pause(struct worker *w, struct device_write *d, int code) {
+    uint64_t pause_ns = DEVICE_PAUSE_NS_MIN << d->tries;
+    pause_ns = time_min(pause_ns, DEVICE_PAUSE_NS_MAX);
+    d->tries++;
+    d->pause.tv_sec = (long long)(pause_ns / 1000000000ull);
+    d->pause.tv_nsec = (long long)(pause_ns % 1000000000ull);
+    STAT_ADD(w, write_retries, 1);
+    worker_event(w, EVENT_WRITE_RETRIED, NULL, code, (int)d->tries, d->offset);
+    struct io_uring_sqe *sqe = worker_sqe(w);
+    io_uring_prep_timeout(sqe, &d->pause, 0, 0);
+    sqe->user_data = uring_tag(TAG_RETRY, d->index);
+}
+
+void device_retry(struct worker *w, uint32_t index) {
+    struct device_write *d = &w->device.writes[index];
+    assert(index < w->device.write_count && d->in_flight);
+    prepare(w, d); /* also when the store has failed meanwhile: its completion says so */
+}
+
+void device_write_complete(struct worker *w, uint32_t index, int result) {
+    struct device_write *d = &w->device.writes[index];
+    assert(index < w->device.write_count && d->in_flight);
+    bool whole = result >= 0 && (uint64_t)result == d->bytes;
+    int code = result < 0 ? -result : EIO;
+    if (!whole && result > 0 && (uint32_t)result % w->settings.write_align == 0)
+        skip_written(d, (uint64_t)result);
+    if (!whole && device_may_retry(w, d, code)) {
+        device_pause(w, d, code);
+        return;
+    }
+    d->in_flight = false;
+    w->device.in_flight--;
+    w->device.batches_in_flight -= d->kind == DEVICE_BATCH;
+    if (!whole)
+        writer_fail(w, code, FAILED_WRITE, d->offset);
+    else
+        STAT_ADD(w, written_bytes, d->bytes);
+    uint64_t latency_ns = w->now_ns - d->submitted_ns;
+    if (whole && d->kind == DEVICE_BATCH) {
+        histogram_add(&w->write_latency, latency_ns);
+        STAT_ADD(w, write_latency_sum_ns, latency_ns);
+    }
+    writer_write_done(w, d);
+}
+
+void device_flush_complete(struct worker *w, int result) {
+    assert(w->device.flush_in_flight);
+    w->device.flush_in_flight = false;
+    if (result < 0) {
+        writer_fail(w, -result, FAILED_FLUSH, 0);
+        return;
+    }
+    uint64_t latency_ns = w->now_ns - w->device.flush_submitted_ns;
+    histogram_add(&w->flush_latency, latency_ns);
+    STAT_ADD(w, flush_latency_sum_ns, latency_ns);
+    STAT_ADD(w, flushes, 1);
+    writer_flush_done(w);
+}
