@@ -18,7 +18,7 @@ from ingestd.config.problems import constraints
 from ingestd.config.settings import Settings, load
 from ingestd.sizes import exact_size
 
-DOCUMENTED = Path(__file__).parents[2] / "config" / "ingestd.toml"
+DOCUMENTED = Path(__file__).parents[3] / "config" / "ingestd.toml"
 
 
 def _sections() -> Iterator[tuple[str, type[BaseModel]]]:

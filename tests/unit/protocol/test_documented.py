@@ -30,7 +30,7 @@ from ingestd.protocol.fields import LINE_BYTES_MAX
 from ingestd.protocol.lines import PASSING_CODES, Code, Greeting, parse_line
 from ingestd.protocol.receipt import ErrorCode, parse_receipt
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs" / "protocol.md").read_text(encoding="utf-8")
+TEXT = (Path(__file__).resolve().parents[3] / "docs" / "protocol.md").read_text(encoding="utf-8")
 RAW, _, INGEST = TEXT.partition("# Protocol `ingest`")
 EXAMPLES = re.findall(r"^    (\S.*)$", TEXT, re.MULTILINE)
 OBJECTS = [json.loads(line) for line in EXAMPLES if line.startswith("{")]

@@ -19,7 +19,7 @@ from ingestd.config.checks import crosscheck
 from ingestd.config.settings import Overrides, Settings, cpus_online, diff, effective_toml, load
 from ingestd.errors import ConfigError
 
-DOCUMENTED = Path(__file__).parents[2] / "config" / "ingestd.toml"
+DOCUMENTED = Path(__file__).parents[3] / "config" / "ingestd.toml"
 MINIMAL = '[store.a]\npath = "{store}"\n[listener.x]\naddress = "127.0.0.1:7000"\n'
 FLAGS = Overrides(store="/var/s", listen="127.0.0.1:7000")
 

@@ -21,7 +21,7 @@ from ingestd.daemon.workers.engine import EngineChoice
 from support.fake_core import FakeCore, counter_names
 from support.fake_store import MIB, FakeStore
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[4]
 REFUSED = {("data", "in", "unauthorised"): 3}
 BOUNDS_NS = FakeCore.HISTOGRAM_BOUNDS_NS
 
@@ -359,7 +359,7 @@ def test_the_alerts_use_names_that_exist() -> None:
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing")
 def test_the_alerts_fire_when_they_should(tmp_path: Path) -> None:
     rules = ROOT / "config" / "prometheus-rules.yml"
-    text = Path(__file__).with_name("prometheus_rules_test.yml").read_text(encoding="utf-8")
+    text = (ROOT / "tests/unit/prometheus_rules_test.yml").read_text(encoding="utf-8")
     script = tmp_path / "test.yml"
     script.write_text(text.replace("[RULES]", f"[{rules}]"), encoding="utf-8")
     result = subprocess.run(

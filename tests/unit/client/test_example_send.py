@@ -17,7 +17,7 @@ from support.patience import WAIT_S
 from support.payload import Payload
 from support.protocol_server import running
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "send.py"
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "send.py"
 FLOW = str(uuid.UUID(int=5))
 
 

@@ -21,7 +21,7 @@ from ingestd.protocol import (
 )
 from ingestd.protocol.lines import Code
 
-ANSWER_C = Path(__file__).parents[2] / "ingestd" / "core" / "connection" / "ingest" / "answer.c"
+ANSWER_C = Path(__file__).parents[3] / "ingestd" / "core" / "connection" / "ingest" / "answer.c"
 
 FLOW = "0192f0c1-2b3c-7def-8000-123456789abc"
 SEALED = {

@@ -378,7 +378,7 @@ def test_reader_that_goes_away_is_quiet() -> None:
         _, err = process.communicate(timeout=WAIT_S)
     os.close(write_fd)
     assert err == b""
-    config = Path(__file__).parents[2] / "config" / "ingestd.toml"
+    config = Path(__file__).parents[3] / "config" / "ingestd.toml"
     read_fd, write_fd = os.pipe()
     os.close(read_fd)
     with _program(
@@ -402,7 +402,7 @@ def test_output_in_another_script_needs_no_locale(tmp_path: Path) -> None:
 
 
 def test_full_disk_under_the_output_is_told() -> None:
-    config = Path(__file__).parents[2] / "config" / "ingestd.toml"
+    config = Path(__file__).parents[3] / "config" / "ingestd.toml"
     with (
         Path("/dev/full").open("wb") as full,
         _program("check-config", "-c", str(config), stdout=full, stderr=subprocess.PIPE) as process,
