@@ -34,7 +34,8 @@ def run_doctor(arguments: Namespace) -> int:
 
 
 def _settings(arguments: Namespace) -> Settings:
-    from ingestd.config.settings import Settings, load
+    from ingestd.config.loading import load
+    from ingestd.config.settings import Settings
 
     by_flags = arguments.store or arguments.interface
     if arguments.config and by_flags:

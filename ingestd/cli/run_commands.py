@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def run_serve(arguments: Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
-    from ingestd.config.settings import Overrides, load
+    from ingestd.config.loading import load
+    from ingestd.config.settings import Overrides
 
     overrides = Overrides(
         store=arguments.store,
@@ -42,7 +43,7 @@ def run_check_config(arguments: Namespace) -> int:
 
     Raises ConfigError, also where a key file cannot be used.
     """
-    from ingestd.config.settings import effective_toml, load
+    from ingestd.config.loading import effective_toml, load
 
     settings = load(arguments.config)
     _check_keys(settings, arguments.config)

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ingestd.address import Address, same_listening_address
 from ingestd.config.problems import Problem
+from ingestd.config.settings import Settings
 from ingestd.identity import identity
 from ingestd.sizes import exact_size
-
-if TYPE_CHECKING:
-    from ingestd.config.settings import Settings
 
 RETAIN_S_MIN: Final = 1.0
 LISTENERS_PER_STORE_MAX: Final = 16  # LISTENERS_MAX of core/connection/intake.h

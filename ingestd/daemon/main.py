@@ -13,7 +13,7 @@ import traceback
 from typing import TYPE_CHECKING, TextIO, cast
 
 from ingestd import systemd
-from ingestd.config.settings import log_target
+from ingestd.config.loading import log_target
 from ingestd.daemon.run import EXIT_CODE_BUG, Daemon
 from ingestd.daemon.shutdown import LOG_TIME_S, leave
 from ingestd.daemon.workers.worker import load_core

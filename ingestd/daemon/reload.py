@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ingestd.config.settings import diff
+from ingestd.config.diff import diff
+from ingestd.config.loading import reload
 from ingestd.daemon.admission.listener_keys import reread_keys
 from ingestd.errors import ConfigError
 from ingestd.log import Log, LogEvent
@@ -37,7 +38,7 @@ class Reloader:
     ) -> None:
         """Apply what of a changed configuration can be; a bad one changes nothing."""
         try:
-            new = self.settings.reload()
+            new = reload(self.settings)
         except ConfigError as error:
             self._log.emit(LogEvent.CONFIG_REFUSED, error=str(error))
             return

@@ -45,7 +45,6 @@ from ingestd.daemon.startup import (
     StoreOpener,
     bind_listeners,
     check_limits,
-    listeners_of,
     open_listeners,
     open_store,
     prepare_store,
@@ -238,7 +237,7 @@ class Daemon:
             prepare_store(settings, name, store, self._log)
             self._housekeeping.add(name, store, settings, partial(self._is_failed, name))
             flows = store.take_recovered_flows()
-            if any(listener.protocol == "ingest" for _, listener in listeners_of(settings, name)):
+            if any(listener.protocol == "ingest" for _, listener in settings.listeners_of(name)):
                 store_uuid = store.superblock.store_uuid
                 self._flow_indexes[name] = FlowIndex(store_uuid, flows)
             self._look_for_stop()

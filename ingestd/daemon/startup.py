@@ -27,21 +27,21 @@ from ingestd.daemon.machine.limits import (
     raise_descriptor_limit,
     raise_locked_limit,
 )
+from ingestd.daemon.machine.memory import bounds_now
 from ingestd.daemon.workers.area import (
     HUGE_AREA_BYTES_MIN,
     HUGEPAGE_BYTES,
     AreaPlan,
-    bounds_now,
     locked_bytes_min,
-    locked_of,
     plan_areas,
 )
+from ingestd.daemon.workers.locked_memory import locked_of
 from ingestd.daemon.workers.worker import Core, WorkerThread, store_profile
 from ingestd.log import Log, LogEvent
 from ingestd.sizes import exact_size, short_size
 
 if TYPE_CHECKING:
-    from ingestd.config.settings import ListenerSettings, Settings
+    from ingestd.config.settings import Settings
     from ingestd.daemon.machine.direct_io import DirectProfile
     from ingestd.daemon.workers.engine import EngineChoice, ZcrxQueue
     from ingestd.store.serve.served_store import RecoverySummary, ServedStore
@@ -98,12 +98,7 @@ def check_limits(settings: Settings, log: Log, engine: EngineChoice) -> None:
 
 
 def _connections_max(settings: Settings, store_name: str) -> int:
-    return sum(listener.connections_max for _, listener in listeners_of(settings, store_name))
-
-
-def listeners_of(settings: Settings, store_name: str) -> list[tuple[str, ListenerSettings]]:
-    """Return the listeners that feed a store, as (name, settings)."""
-    return [item for item in settings.listener.items() if item[1].store == store_name]
+    return sum(listener.connections_max for _, listener in settings.listeners_of(store_name))
 
 
 def open_store(

@@ -26,7 +26,7 @@ sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != RO
 sys.path += [str(ROOT), str(ROOT / "tests")]  # for `tests.bench` and `support`
 
 from ingestd.store.create.geometry import Geometry, plan_geometry  # noqa: E402
-from ingestd.store.device.device import open_device  # noqa: E402
+from ingestd.store.device.opening import open_device  # noqa: E402
 from ingestd.store.format import layout  # noqa: E402
 from ingestd.store.metadata.superblock import Superblock, write_superblocks  # noqa: E402
 from ingestd.store.read.image import read_image  # noqa: E402

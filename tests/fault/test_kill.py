@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.store.device.device import open_device
+from ingestd.store.device.claim import is_claimed
+from ingestd.store.device.opening import open_device
 from ingestd.store.read.flows import Flow
 from ingestd.store.read.image import read_image
 from ingestd.store.read.reader import read_flow
@@ -119,7 +120,7 @@ def test_kill_9_at_random_moments(tmp_path: Path, seed: int, checksum: str) -> N
 
 def _is_served(store: Path) -> bool:
     with open_device(str(store)) as device:
-        return device.is_served()
+        return is_claimed(device)
 
 
 def _check(store: Path, senders: Senders) -> None:

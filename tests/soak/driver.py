@@ -23,7 +23,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from ingestd.store.device.device import open_device
+from ingestd.store.device.claim import is_claimed
+from ingestd.store.device.opening import open_device
 from ingestd.store.read.image import read_image
 from soak import removal
 from soak.ledger import Ledger
@@ -131,7 +132,7 @@ class Senders:
 def _is_served(store: Path) -> bool:
     """Whether a process holds a store; the kernel lets go of one some time after its end."""
     with open_device(str(store)) as device:
-        return device.is_served()
+        return is_claimed(device)
 
 
 class Soak:

@@ -14,7 +14,7 @@ from ingestd.daemon.admission.admission import Admission, Door
 from ingestd.daemon.admission.flow_index import FlowIndex
 from ingestd.daemon.admission.flow_lock import FlowGate
 from ingestd.log import Log
-from ingestd.store.device.device import open_device
+from ingestd.store.device.opening import open_device
 from ingestd.store.metadata.superblock import read_superblock
 from ingestd.store.read.point_query import Found, find_flows
 from support.fake_core import FakeCore

@@ -13,7 +13,7 @@ from ingestd.daemon.admission.flow_lock import FlowGate
 from ingestd.daemon.maintenance import maintenance_thread as keeper_module
 from ingestd.daemon.maintenance.maintenance_thread import Keeper
 from ingestd.log import LogEvent
-from ingestd.store.device.device import open_device
+from ingestd.store.device.opening import open_device
 from ingestd.store.metadata.request_block import Request, RequestBox, RequestState
 from ingestd.store.reclaim.retention import Retention
 from ingestd.store.reclaim.sweep import Upkeep

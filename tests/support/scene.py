@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ingestd.config.settings import Overrides, load
+from ingestd.config.loading import load
+from ingestd.config.settings import Overrides
 from ingestd.daemon.run import Daemon
 from ingestd.daemon.signals import SignalInbox
 from ingestd.daemon.workers.zcrx import Nic

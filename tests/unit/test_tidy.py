@@ -271,19 +271,19 @@ def test_dependencies_are_declared() -> None:
 
 def test_only_config_reads_settings() -> None:
     """Environment variables and TOML are read in one place, but for keys and systemd's own."""
-    exempt = (PACKAGE / "config" / "settings.py", PACKAGE / "keyfile.py", PACKAGE / "systemd.py")
+    exempt = (PACKAGE / "config" / "loading.py", PACKAGE / "keyfile.py", PACKAGE / "systemd.py")
     offences = []
     for path in MODULES:
         if path in exempt:
             continue
         offences += [
-            f"{_name(path, line)}: only ingestd/config/settings.py may import {module}"
+            f"{_name(path, line)}: only ingestd/config/loading.py may import {module}"
             for module, line in _imports(path)
             if module.split(".")[0] in {"tomllib", "configparser"}
             or module in {"os.environ", "os.getenv"}
         ]
         offences += [
-            f"{_name(path, node.lineno)}: only ingestd/config/settings.py may read the environment"
+            f"{_name(path, node.lineno)}: only ingestd/config/loading.py may read the environment"
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Attribute) and node.attr in {"environ", "environb", "getenv"}
         ]

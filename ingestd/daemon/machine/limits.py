@@ -14,6 +14,7 @@ import resource
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from ingestd.daemon.machine.proc_text import proc_fields
 from ingestd.errors import ResourceError
 from ingestd.sizes import full_size
 
@@ -40,11 +41,10 @@ def has_capability(status: str, number: int) -> bool:
 
     proc(5): CapEff is a mask in hexadecimal. Raises ValueError without that line.
     """
-    for line in status.splitlines():
-        key, _, value = line.partition(":")
-        if key == "CapEff":
-            return bool(int(value.strip(), 16) >> number & 1)
-    raise ValueError("no CapEff line")
+    mask = proc_fields(status).get("CapEff")
+    if mask is None:
+        raise ValueError("no CapEff line")
+    return bool(int(mask, 16) >> number & 1)
 
 
 def locked_memory_limit() -> int | None:

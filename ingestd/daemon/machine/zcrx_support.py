@@ -18,6 +18,7 @@ from ingestd.daemon.machine.limits import (
     has_capability,
     memlock_advice,
 )
+from ingestd.daemon.machine.proc_text import meminfo_number
 from ingestd.finding import Finding
 from ingestd.sizes import full_size
 
@@ -112,7 +113,7 @@ def locked_finding(needs: list[LockedNeed], limit_bytes: int | None, status: str
 def hugepage_finding(needed_bytes: int, rx_buf_bytes: int, meminfo: str) -> Finding:
     """Tell whether areas fit the free hugepages of a text of /proc/meminfo."""
     needed = -(-needed_bytes // HUGEPAGE_BYTES)
-    free = _meminfo_count(meminfo, "HugePages_Free")
+    free = meminfo_number(meminfo, "HugePages_Free")
     if free >= needed:
         return Finding("hugepages", "ok", f"{free} are free, the areas take {needed}")
     why = "larger receive buffers need them" if rx_buf_bytes > PAGE_BYTES else "they save work"
@@ -120,13 +121,5 @@ def hugepage_finding(needed_bytes: int, rx_buf_bytes: int, meminfo: str) -> Find
         "hugepages",
         "warn",
         f"{free} are free, and the areas take {needed}: {why}",
-        f"sysctl vm.nr_hugepages={_meminfo_count(meminfo, 'HugePages_Total') + needed - free}",
+        f"sysctl vm.nr_hugepages={meminfo_number(meminfo, 'HugePages_Total') + needed - free}",
     )
-
-
-def _meminfo_count(meminfo: str, name: str) -> int:
-    for line in meminfo.splitlines():
-        key, _, value = line.partition(":")
-        if key == name:
-            return int(value.split()[0])
-    return 0

@@ -17,7 +17,6 @@ from ingestd.daemon.base.threads import join_threads
 from ingestd.daemon.maintenance.capacity_log import SpaceWatch
 from ingestd.daemon.maintenance.maintenance_thread import Keeper
 from ingestd.daemon.maintenance.store_watch import StoreWatch
-from ingestd.daemon.startup import listeners_of
 from ingestd.log import Log
 from ingestd.store.reclaim.retention import NS_PER_S, Retention
 
@@ -35,7 +34,7 @@ def retentions_of(settings: Settings, store_name: str) -> dict[str, Retention]:
             for_ns=math.ceil(listener.retain_for_s * NS_PER_S) or None,
             bytes_count=listener.retain_bytes or None,
         )
-        for name, listener in listeners_of(settings, store_name)
+        for name, listener in settings.listeners_of(store_name)
         if listener.retain_for_s or listener.retain_bytes
     }
 

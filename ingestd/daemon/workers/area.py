@@ -2,35 +2,22 @@
 """How large each worker's area is: as stated, or as large as "auto" finds room for.
 
 Invariants: a stated size is a demand, which is only checked; "auto" takes no more
-than the least of what RLIMIT_MEMLOCK, the memory control group and the machine's
-free memory leave, shared equally by the workers that ask for it, and says which of
-them it was. What a worker locks is the core's own answer (locked_bytes), so that
-this module and the registration cannot disagree. Owned by the main thread, at start.
+than the least of what machine/memory.py finds to be left, shared equally by the
+workers that ask for it, and says which of them it was. Owned by the main thread, at
+start.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from ingestd.config.checks import WRITES_PER_AREA_MIN
 from ingestd.config.settings import AREA_BYTES_MIN, AUTO, MIB, StoreSettings
-from ingestd.daemon.machine.limits import (
-    CAP_IPC_LOCK,
-    LockedNeed,
-    check_locked_memory,
-    has_capability,
-    memlock_advice,
-)
+from ingestd.daemon.machine.limits import LockedNeed, check_locked_memory, memlock_advice
+from ingestd.daemon.machine.memory import Bound
 from ingestd.errors import ConfigError, ResourceError
 from ingestd.sizes import exact_size
-
-if TYPE_CHECKING:
-    from ingestd.daemon.machine.direct_io import DirectProfile
-    from ingestd.daemon.workers.worker import Core
-    from ingestd.store.metadata.superblock import Superblock
 
 HUGEPAGE_BYTES: Final = 2 * MIB  # AREA_HUGEPAGE_BYTES of core/memory/area.h
 HUGE_AREA_BYTES_MIN: Final = 16 * MIB  # AREA_HUGE_BYTES_MIN of core/memory/area.h
@@ -40,19 +27,6 @@ WRITE_AUTO_BYTES_MAX: Final = 4 * MIB
 WRITES_AUTO_MAX: Final = 16
 # Writes that an area of automatic size holds: some fill, some are written, some flushed.
 WRITES_PER_AREA: Final = 8
-# The rest is for the process itself, for socket buffers and for everybody else.
-MEMORY_PART: Final = 0.5
-
-PROC: Final = Path("/proc")
-CGROUPS: Final = Path("/sys/fs/cgroup")
-CGROUP_LIMIT_BYTES_MAX: Final = 1 << 60  # version 1 writes a huge number for "none"
-
-
-class Bound(NamedTuple):
-    """Bytes that something leaves for all areas together, and what that is."""
-
-    bytes_count: int
-    reason: str
 
 
 class AreaPlan(NamedTuple):
@@ -105,34 +79,6 @@ def locked_bytes_min(settings: StoreSettings, *, is_zcrx: bool = False) -> int:
 def area_bytes_at_most(settings: StoreSettings) -> int:
     """Return the size of a store's areas as stated, or the most that "auto" takes."""
     return AREA_AUTO_BYTES_MAX if settings.area == AUTO else settings.area
-
-
-def locked_of(
-    core: Core,
-    settings: StoreSettings,
-    superblock: Superblock,
-    profile: DirectProfile,
-    *,
-    is_zcrx: bool,
-) -> LockedOf:
-    """Return what tells, for one store, how much a worker locks."""
-
-    def ask(area_bytes: int, write_bytes_max: int, writes_in_flight_max: int) -> int:
-        return core.locked_bytes(
-            segment_bytes=superblock.segment_bytes,
-            block_bytes=superblock.block_bytes,
-            mem_align=profile.mem_align,
-            write_align=profile.write_align,
-            virt_mask=profile.virt_mask,
-            iovecs_max=profile.iovecs_max,
-            area_bytes=area_bytes,
-            write_bytes_max=write_bytes_max,
-            writes_in_flight_max=writes_in_flight_max,
-            flows_max=settings.flows_max,
-            engine=core.ENGINE_ZCRX if is_zcrx else core.ENGINE_RECV,
-        )
-
-    return ask
 
 
 def plan_areas(
@@ -221,99 +167,3 @@ def _sizes() -> Iterator[int]:
         yield area_bytes
         area_bytes = area_bytes * 9 // 10 // 4096 * 4096
     yield AREA_BYTES_MIN
-
-
-# --- What there is ----------------------------------------------------------------------
-
-
-def bounds_now(limit_bytes: int | None) -> list[Bound]:
-    """Return what limit, control group and machine leave at this moment, for all areas."""
-    bounds = [*_machine_bounds(PROC), *cgroup_bounds(PROC, CGROUPS)]
-    if limit_bytes is not None:
-        taken_bytes = pinned_by_others(PROC)
-        taken = f", of which others of this user hold {taken_bytes}" if taken_bytes else ""
-        bounds.append(
-            Bound(limit_bytes - taken_bytes, f"RLIMIT_MEMLOCK is {limit_bytes} bytes{taken}")
-        )
-    return bounds
-
-
-def pinned_by_others(proc: Path) -> int:
-    """Return the bytes that other processes of this user have pinned, as /proc shows them.
-
-    RLIMIT_MEMLOCK counts registered buffers by user (io_uring_register(2)); VmPin of
-    proc_pid_status(5) is the same count by process. Who has CAP_IPC_LOCK is not counted.
-    """
-    own_uid, total = os.getuid(), 0
-    for entry in proc.iterdir():
-        if not entry.name.isdigit() or entry.name == str(os.getpid()):
-            continue
-        try:
-            status = (entry / "status").read_text(encoding="ascii", errors="replace")
-        except OSError:
-            continue  # it has ended meanwhile, or is hidden from us
-        fields = dict(line.partition(":")[::2] for line in status.splitlines())
-        is_own = fields.get("Uid", "").split()[:1] == [str(own_uid)]
-        if is_own and "VmPin" in fields and not has_capability(status, CAP_IPC_LOCK):
-            total += int(fields["VmPin"].split()[0]) * 1024
-    return total
-
-
-def _machine_bounds(proc: Path) -> list[Bound]:
-    text = (proc / "meminfo").read_text(encoding="ascii")
-    numbers = {key: int(rest.split()[0]) for key, _, rest in _pairs(text)}
-    free_bytes = int(numbers["MemAvailable"] * 1024 * MEMORY_PART)
-    hugepage_bytes = numbers.get("HugePages_Free", 0) * numbers.get("Hugepagesize", 0) * 1024
-    return [Bound(max(free_bytes, hugepage_bytes), "half of the memory that is available")]
-
-
-def _pairs(text: str) -> list[tuple[str, str, str]]:
-    return [line.partition(":") for line in text.splitlines() if ":" in line]
-
-
-def cgroup_bounds(proc: Path, cgroups: Path) -> list[Bound]:
-    """Return half of what each memory control group above this process leaves.
-
-    cgroups(7): version 2 has memory.max and memory.current, version 1
-    memory.limit_in_bytes and memory.usage_in_bytes. Page cache counts as used,
-    although it gives way; so it is taken for free where memory.stat tells it.
-    """
-    try:
-        lines = (proc / "self/cgroup").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
-    bounds = []
-    for line in lines:
-        hierarchy, controllers, path = line.split(":", 2)
-        if hierarchy == "0":
-            root, limit, usage = cgroups, "memory.max", "memory.current"
-        elif "memory" in controllers.split(","):
-            root = cgroups / "memory"
-            limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
-        else:
-            continue
-        here = root / path.lstrip("/")
-        for group in (here, *here.parents):
-            left_bytes = _left_bytes(group, limit, usage)
-            if left_bytes is not None:
-                bounds.append(
-                    Bound(int(left_bytes * MEMORY_PART), f"half of what {limit} leaves free")
-                )
-            if group == root:
-                break
-    return bounds
-
-
-def _left_bytes(group: Path, limit: str, usage: str) -> int | None:
-    """Return limit less usage of one control group; None: it has no limit, or is not shown."""
-    try:
-        limit_text = (group / limit).read_text(encoding="ascii").strip()
-        usage_bytes = int((group / usage).read_text(encoding="ascii"))
-        stat = (group / "memory.stat").read_text(encoding="ascii")
-    except (OSError, ValueError):
-        return None
-    if limit_text == "max" or int(limit_text) >= CGROUP_LIMIT_BYTES_MAX:
-        return None
-    numbers = dict(line.split()[:2] for line in stat.splitlines() if len(line.split()) == 2)
-    cache_bytes = int(numbers.get("inactive_file", "0"))
-    return int(limit_text) - max(0, usage_bytes - cache_bytes)

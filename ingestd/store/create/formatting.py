@@ -31,7 +31,8 @@ from ingestd.errors import (
 from ingestd.sizes import full_size
 from ingestd.store.create.geometry import Geometry, check_store_bytes, plan_geometry
 from ingestd.store.device.block_device import BlockDevice, Signature, signatures
-from ingestd.store.device.device import READ_BYTES_MAX, Device, aligned_memory, open_locked
+from ingestd.store.device.device import READ_BYTES_MAX, Device, aligned_memory
+from ingestd.store.device.opening import open_locked
 from ingestd.store.device.stacking import loops_over
 from ingestd.store.format.layout import SEGMENTS_OFFSET, round_up
 from ingestd.store.metadata.superblock import (

@@ -1,45 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The file or block device under a store: direct I/O, size, block, lock.
+"""The file or block device under a store: direct I/O, size, block.
 
 Invariants: everything is read and written with O_DIRECT through page-aligned
 memory, so that the page cache neither shows old bytes nor keeps new ones from
 the device; offsets and lengths given to the kernel are multiples of
 `align_bytes`. A Device may be read by several threads at once: each has a
-buffer of its own. Who may write is told by claim.py; readers never hold a lock for
-longer than it takes to ask. No store is opened by a process whose output goes to it.
+buffer of its own. opening.py opens one, claim.py says who may write.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import mmap
 import os
-import stat
 import struct
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
-from ingestd.errors import (
-    NotAStoreError,
-    StoreBusyError,
-    StoreDamagedError,
-    StoreError,
-)
-from ingestd.store.device.block_device import BlockDevice
-from ingestd.store.device.claim import is_claimed, take_claim
-from ingestd.store.device.holder import forget_holder, new_holder, write_holder
-from ingestd.store.device.output_guard import refuse_streams
+from ingestd.errors import StoreDamagedError, StoreError
 from ingestd.store.device.stacking import layers_of
 from ingestd.store.format.layout import BLOCK_BYTES_MAX, BLOCK_BYTES_MIN, Bytes, round_up
 
 READ_BYTES_MAX: Final = 8 * 1024 * 1024
-# A reader that asks whether the store is served holds a shared lock for a moment.
-READER_WAIT_S: Final = 0.5
-HELD_INTERVAL_S: Final = 0.025
 
 _BLKSSZGET: Final = 0x1268  # linux/fs.h: logical block size of a block device
 _PROBE_OFFSET: Final = BLOCK_BYTES_MAX
@@ -58,11 +42,13 @@ class Device:
         self.layers = layers_of(fd, path)
         self.claims: list[int] = []  # descriptors of what lies below, which close() closes
         self.token = b""  # of the holder record that this opening wrote
+        self.on_close: list[Callable[[], None]] = []  # each called by every close()
         self._buffers = threading.local()
 
     def close(self) -> None:
         """Close the file, and with it drop every lock on it; a second call does nothing."""
-        forget_holder(self.token)
+        for callback in self.on_close:
+            callback()
         while self.claims:
             os.close(self.claims.pop())
         if self.fd >= 0:
@@ -143,19 +129,6 @@ class Device:
                 f"{self.path} cannot be flushed: {error.strerror}; check the device's health"
             ) from None
 
-    def lock(self) -> None:
-        """Claim the store; raises StoreBusyError if somebody has it right now: open_locked()."""
-        take_claim(self)
-
-    def announce(self, store_uuid: bytes) -> None:
-        """Tell in the store who holds it; lock() comes before. Raises StoreError."""
-        self.token = new_holder()
-        write_holder(self, store_uuid)
-
-    def is_served(self) -> bool:
-        """Tell whether a daemon holds the store right now, by whatever name of it."""
-        return is_claimed(self)
-
     def _buffer(self, size: int) -> memoryview:
         """This thread's page-aligned memory, grown to at least `size` bytes."""
         held: memoryview | None = getattr(self._buffers, "view", None)
@@ -168,114 +141,6 @@ class Device:
 def aligned_memory(size: int) -> memoryview:
     """Return zeroed, page-aligned memory of at least `size` bytes."""
     return memoryview(mmap.mmap(-1, round_up(max(size, 1), BLOCK_BYTES_MAX)))
-
-
-def open_device(path: str, *, write: bool = False, exclusive: bool = False) -> Device:
-    """Open a store's file or block device for direct I/O.
-
-    `exclusive` opens a block device with O_EXCL, which fails while it is
-    mounted or otherwise claimed. Raises NotAStoreError, StoreBusyError or
-    StoreError.
-    """
-    with _naming(path):
-        mode = os.stat(path).st_mode  # noqa: PTH116 - the descriptor follows, not a Path
-    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
-        raise NotAStoreError(f"{path} is neither a block device nor a regular file")
-    flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_DIRECT | os.O_CLOEXEC
-    if exclusive and stat.S_ISBLK(mode):
-        flags |= os.O_EXCL
-    with _naming(path):
-        fd = os.open(path, flags)
-    try:
-        if stat.S_IFMT(os.fstat(fd).st_mode) != stat.S_IFMT(mode):
-            raise StoreError(f"{path} was replaced while it was opened: try it again")
-        device = Device(path, fd, is_block=stat.S_ISBLK(mode))
-        refuse_streams(path, device.layers)
-    except BaseException:
-        os.close(fd)
-        raise
-    return device
-
-
-def open_locked(
-    path: str,
-    *,
-    wait_s: float = READER_WAIT_S,
-    on_wait: Callable[[float], None] | None = None,
-) -> Device:
-    """Open a store for writing and lock it, so that nobody else writes to it.
-
-    What is held is waited for, up to `wait_s`, but for a mount; `on_wait` is called once
-    with that, as soon as it is more than a reader that holds it. Errors as of
-    open_device(); StoreBusyError also if the lock is not given up.
-    """
-    started_s = time.monotonic()
-    while True:
-        try:
-            return _try_locked(path)
-        except StoreBusyError as error:
-            waited_s = time.monotonic() - started_s
-            if error.is_lasting or waited_s >= wait_s:
-                raise
-        if on_wait is not None and waited_s >= READER_WAIT_S:
-            on_wait(wait_s)
-            on_wait = None
-        time.sleep(HELD_INTERVAL_S)
-
-
-def _try_locked(path: str) -> Device:
-    device = open_device(path, write=True, exclusive=True)
-    try:
-        device.lock()
-    except BaseException:
-        device.close()
-        raise
-    return device
-
-
-@contextlib.contextmanager
-def _naming(path: str) -> Iterator[None]:
-    """Turn what the kernel answers to an opening into a sentence about the store."""
-    try:
-        yield
-    except ValueError:
-        raise NotAStoreError(f"{path!r} is not a path") from None
-    except OSError as error:
-        raise _opening_error(path, error) from None
-
-
-def _opening_error(path: str, error: OSError) -> StoreError:
-    if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.ENODEV):
-        return NotAStoreError(
-            f"{path} does not exist: check the path, or make a store there with: ingestd format"
-        )
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return StoreError(
-            f"{path} cannot be opened: {error.strerror};"
-            " run as a user who may, or change its owner or mode"
-        )
-    if error.errno == errno.EBUSY and (by := _mounts(path)):
-        return StoreBusyError(
-            f"{path} is mounted on {', '.join(by)}: unmount it first", is_lasting=True
-        )
-    if error.errno in (errno.EBUSY, errno.ETXTBSY):
-        return StoreBusyError(
-            f"{path} is held by another process, a mount or a device made from it: release it first"
-        )
-    if error.errno == errno.EINVAL:
-        return StoreError(
-            f"the file system of {path} refuses direct I/O (O_DIRECT): put the store"
-            " on a block device or on a file system such as ext4 or XFS"
-        )
-    return StoreError(f"{path} cannot be opened: {error.strerror}")
-
-
-def _mounts(path: str) -> list[str]:
-    with contextlib.suppress(OSError, StoreError):
-        status = os.stat(path)  # noqa: PTH116 - as in open_device()
-        if stat.S_ISBLK(status.st_mode):
-            return BlockDevice(status.st_rdev).mounts()
-    return []
 
 
 def logical_block_bytes(fd: int) -> int:

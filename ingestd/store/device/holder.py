@@ -107,26 +107,22 @@ class Holder:
         return any(_is_alive(pid, self.started_ticks, proc) for pid in _outer_pids(self.pid, proc))
 
 
-def new_holder() -> bytes:
-    """Return the token of a record that this process is about to write."""
-    token = secrets.token_bytes(16)
+def write_holder(device: Device, store_uuid: bytes) -> None:
+    """Write this process's record, valid until the device is closed. Raises StoreError.
+
+    take_claim() comes before. It is not flushed: with the machine, the process is gone as well.
+    """
+    token = device.token = secrets.token_bytes(16)
     with _own_mutex:
         _own_tokens.add(token)
-    return token
-
-
-def write_holder(device: Device, store_uuid: bytes) -> None:
-    """Write this process's record, with the device's token. Raises StoreError.
-
-    It is not flushed: with the machine, the process is gone as well.
-    """
+    device.on_close.append(lambda: _forget(token))
     places = _places(device.layers)
     row = HolderRow(
         magic=HOLDER_MAGIC,
         crc32c=0,
         version=FORMAT_VERSION,
         store_uuid=store_uuid,
-        token=device.token,
+        token=token,
         boot_id=_boot_id(),
         pid=os.getpid(),
         place_count=len(places),
@@ -138,7 +134,7 @@ def write_holder(device: Device, store_uuid: bytes) -> None:
     device.write(HOLDER_OFFSET, block.ljust(device.align_bytes, b"\0"))
 
 
-def forget_holder(token: bytes) -> None:
+def _forget(token: bytes) -> None:
     """Let this process's record count no more: the store is closed."""
     with _own_mutex:
         _own_tokens.discard(token)

@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from ingestd.errors import FlowNotFoundError, UsageError
-from ingestd.store.device.device import Device, open_device
+from ingestd.store.device.claim import is_claimed
+from ingestd.store.device.device import Device
+from ingestd.store.device.opening import open_device
 from ingestd.store.format.segment import SegmentImage, SegmentState
 from ingestd.store.metadata.freed_record import read_freed
 from ingestd.store.metadata.superblock import Superblock, SuperblockReading, read_superblock
@@ -153,7 +155,7 @@ def read_image(path: str, *, thorough: bool = False) -> StoreImage:
 
 def _read(device: Device, thorough: bool) -> StoreImage:
     for left in reversed(range(SCAN_TRIES)):
-        served = device.is_served()
+        served = is_claimed(device)
         reading = read_superblock(device)
         image = image_of(device, reading, live=served, thorough=thorough and not served)
         # A daemon that started meanwhile has changed what the states mean.

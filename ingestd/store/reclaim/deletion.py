@@ -21,7 +21,10 @@ from ingestd.errors import (
     StoreBusyError,
     StoreError,
 )
-from ingestd.store.device.device import Device, open_device, open_locked
+from ingestd.store.device.claim import is_claimed
+from ingestd.store.device.device import Device
+from ingestd.store.device.holder import write_holder
+from ingestd.store.device.opening import open_device, open_locked
 from ingestd.store.metadata.freed_record import Freer, clear_headers
 from ingestd.store.metadata.request_block import (
     REQUESTS_MAX,
@@ -117,7 +120,7 @@ class _Removal:
     def _remove(self, device: Device) -> None:
         superblock = read_superblock(device).superblock
         check_store(device, superblock)
-        device.announce(superblock.store_uuid)
+        write_holder(device, superblock.store_uuid)
         # A daemon may have died before its flush: what is read must be there for good.
         device.sync()
         upkeep = Upkeep(
@@ -175,7 +178,7 @@ class _Removal:
     def by_daemon(self) -> bool:
         """Ask the daemon that holds the store; False if it went away before all was answered."""
         with open_device(self._path, write=True) as device:
-            if not device.is_served():
+            if not is_claimed(device):
                 return False
             self.report.is_served = True
             superblock = read_superblock(device).superblock
@@ -198,7 +201,7 @@ class _Removal:
                     self._exchange(box)
             if not self._flows:
                 break
-            if not device.is_served():
+            if not is_claimed(device):
                 return False
             if time.monotonic() >= self._deadline_s:
                 self._give_up_waiting()

@@ -18,7 +18,9 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 from ingestd.errors import StoreDamagedError, StoreError
-from ingestd.store.device.device import READ_BYTES_MAX, Device, open_locked
+from ingestd.store.device.device import READ_BYTES_MAX, Device
+from ingestd.store.device.holder import write_holder
+from ingestd.store.device.opening import open_locked
 from ingestd.store.format.layout import (
     GENERATION_MAX,
     SEGMENT_DATA_BLOCK,
@@ -288,7 +290,7 @@ def _recover(
     image = image_of(device, reading, live=False, thorough=True, on_progress=on_progress)
     clear_headers(device, reading.superblock, image.half_freed)
     superblock = raised(reading.superblock, _next_generation(device, reading, image.segments))
-    device.announce(superblock.store_uuid)
+    write_holder(device, superblock.store_uuid)
     write_superblocks(device, superblock)
     RequestBox(device, superblock).clear()
     count = len(image.segments)

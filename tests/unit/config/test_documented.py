@@ -13,9 +13,10 @@ import pytest
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ingestd.config import settings as config
+from ingestd.config.diff import RUN_TIME_KEYS
+from ingestd.config.loading import load
 from ingestd.config.problems import constraints
-from ingestd.config.settings import Settings, load
+from ingestd.config.settings import Settings
 from ingestd.sizes import exact_size
 
 DOCUMENTED = Path(__file__).parents[3] / "config" / "ingestd.toml"
@@ -91,7 +92,7 @@ def test_documented_file_says_what_sighup_applies() -> None:
             comment = ""
         else:
             comment += line
-    assert found == set(config.RUN_TIME_KEYS)
+    assert found == set(RUN_TIME_KEYS)
 
 
 def test_documented_limits_are_those_of_the_models() -> None:
@@ -128,4 +129,4 @@ def test_run_time_keys_are_keys() -> None:
         for head, model in _sections()
         for name in model.model_fields
     }
-    assert set(config.RUN_TIME_KEYS) <= fields
+    assert set(RUN_TIME_KEYS) <= fields

@@ -14,9 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ingestd.address import Address
-from ingestd.config import settings as config
+from ingestd.config import loading
 from ingestd.config.checks import crosscheck
-from ingestd.config.settings import Overrides, Settings, cpus_online, diff, effective_toml, load
+from ingestd.config.diff import diff
+from ingestd.config.loading import cpus_online, effective_toml, load, reload
+from ingestd.config.settings import LogSettings, Overrides, Settings
 from ingestd.errors import ConfigError
 
 DOCUMENTED = Path(__file__).parents[3] / "config" / "ingestd.toml"
@@ -153,7 +155,7 @@ def test_flag_does_not_hide_that_the_file_is_wrong(toml: Any) -> None:
         (b"[store.a\n", r"is not valid TOML: .*line 1"),
         (b"a = 1\na = 2\n", r"is not valid TOML: .*line 2"),
         (b"a = 1\n# \xff\n", r"is not UTF-8 at line 2"),
-        (b"#" * (config.CONFIG_FILE_BYTES_MAX + 1), r"is longer than 1MiB"),
+        (b"#" * (loading.CONFIG_FILE_BYTES_MAX + 1), r"is longer than 1MiB"),
         (b"a = " + b"[" * 100_000, r"nested too deep|is not valid TOML"),
     ],
 )
@@ -362,31 +364,31 @@ def test_reload_reads_the_file_again_and_keeps_the_flags(tmp_path: Path) -> None
     path.write_text('[log]\nlevel = "info"\n')
     settings = load(str(path), FLAGS)
     path.write_text('[log]\nlevel = "error"\n')
-    again = settings.reload()
+    again = reload(settings)
     assert again.log.level == "error"
     assert again.store["default"].path == "/var/s"
     path.write_text("[log\n")
     with pytest.raises(ConfigError, match="not valid TOML"):
-        again.reload()
-    assert load(None, FLAGS).reload() == load(None, FLAGS)
+        reload(again)
+    assert reload(load(None, FLAGS)) == load(None, FLAGS)
 
 
 # --- where the log goes ----------------------------------------------------------
 
 
 def test_log_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    auto = config.LogSettings()
+    auto = LogSettings()
     with (tmp_path / "err").open("w") as file:
         status = os.fstat(file.fileno())
         monkeypatch.delenv("JOURNAL_STREAM", raising=False)
-        assert config.log_target(auto, file.fileno()) == "json"
+        assert loading.log_target(auto, file.fileno()) == "json"
         monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
-        assert config.log_target(auto, file.fileno()) == "journald"
-        assert config.log_target(config.LogSettings(format="console"), file.fileno()) == "console"
+        assert loading.log_target(auto, file.fileno()) == "journald"
+        assert loading.log_target(LogSettings(format="console"), file.fileno()) == "console"
         monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino + 1}")
-        assert config.log_target(auto, file.fileno()) == "json", "redirected: not the journal"
+        assert loading.log_target(auto, file.fileno()) == "json", "redirected: not the journal"
     leader, terminal = os.openpty()
-    assert config.log_target(auto, terminal) == "console"
+    assert loading.log_target(auto, terminal) == "console"
     os.close(leader)
     os.close(terminal)
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.config.settings import DirectIoSettings, effective_toml, load
+from ingestd.config.loading import effective_toml, load
+from ingestd.config.settings import DirectIoSettings
 from ingestd.daemon.machine.direct_io import DirectProfile, stricter_profile
 from ingestd.errors import ConfigError
 

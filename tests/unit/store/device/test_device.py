@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from ingestd.errors import StoreBusyError, StoreDamagedError, StoreError
-from ingestd.store.device.device import Device, aligned_memory, open_device
+from ingestd.store.device.claim import is_claimed, take_claim
+from ingestd.store.device.device import Device, aligned_memory
+from ingestd.store.device.opening import open_device
 from ingestd.store.format.layout import SEGMENTS_OFFSET
 from ingestd.store.format.segment import SegmentState
 from ingestd.store.read.image import read_image
@@ -152,14 +154,14 @@ def test_who_may_not_open_is_told(path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_lock_is_seen_and_given_back(path: Path) -> None:
     with open_device(str(path)) as one, open_device(str(path)) as other:
-        assert not other.is_served()
-        one.lock()
-        assert other.is_served()
+        assert not is_claimed(other)
+        take_claim(one)
+        assert is_claimed(other)
         with pytest.raises(StoreBusyError):
-            other.lock()
+            take_claim(other)
         one.close()
-        assert not other.is_served()
-        other.lock()
+        assert not is_claimed(other)
+        take_claim(other)
 
 
 @pytest.fixture

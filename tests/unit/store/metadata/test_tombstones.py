@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.errors import FlowNotFoundError, StoreBusyError, StoreError, UsageError
-from ingestd.store.device.device import open_device, open_locked
+from ingestd.store.device.opening import open_device, open_locked
 from ingestd.store.format.layout import sealed
 from ingestd.store.metadata.freed_record import read_freed
 from ingestd.store.metadata.request_block import (

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Memory that one worker locks, as the core states it.
+
+Invariant: the number is the core's own (locked_bytes), so that what is planned and what is
+registered cannot disagree. Owned by the main thread, at start.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ingestd.config.settings import StoreSettings
+    from ingestd.daemon.machine.direct_io import DirectProfile
+    from ingestd.daemon.workers.area import LockedOf
+    from ingestd.daemon.workers.worker import Core
+    from ingestd.store.metadata.superblock import Superblock
+
+
+def locked_of(
+    core: Core,
+    settings: StoreSettings,
+    superblock: Superblock,
+    profile: DirectProfile,
+    *,
+    is_zcrx: bool,
+) -> LockedOf:
+    """Return what tells, for one store, how much a worker locks."""
+
+    def ask(area_bytes: int, write_bytes_max: int, writes_in_flight_max: int) -> int:
+        return core.locked_bytes(
+            segment_bytes=superblock.segment_bytes,
+            block_bytes=superblock.block_bytes,
+            mem_align=profile.mem_align,
+            write_align=profile.write_align,
+            virt_mask=profile.virt_mask,
+            iovecs_max=profile.iovecs_max,
+            area_bytes=area_bytes,
+            write_bytes_max=write_bytes_max,
+            writes_in_flight_max=writes_in_flight_max,
+            flows_max=settings.flows_max,
+            engine=core.ENGINE_ZCRX if is_zcrx else core.ENGINE_RECV,
+        )
+
+    return ask
