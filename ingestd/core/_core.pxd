@@ -64,6 +64,15 @@ cdef extern from "base/mailbox.h" nogil:
     bint mailbox_read(mailbox *m, event *out)
     uint32_t mailbox_grants_wanted(mailbox *m)
 
+cdef extern from "base/reactor.h" nogil:
+    struct reactor:
+        fault fault
+        mailbox mailbox
+        histogram write_latency
+        histogram flush_latency
+        histogram ack_latency
+        histogram commit_bytes
+
 cdef extern from "connection/ingest/admission.h" nogil:
     enum:
         _QUESTION_HELLO "QUESTION_HELLO"
@@ -164,14 +173,9 @@ cdef extern from "worker.h" nogil:
         uint32_t napi_owners[64]
         uint32_t napi_other_count
     struct worker:
-        fault fault
+        reactor reactor
         zcrx zcrx
-        mailbox mailbox
         admission admission
-        histogram write_latency
-        histogram flush_latency
-        histogram ack_latency
-        histogram commit_bytes
     worker *worker_create(const worker_settings *s)
     void worker_destroy(worker *w)
     int worker_add_listener(worker *w, const listener_settings *s)

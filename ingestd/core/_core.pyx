@@ -206,28 +206,28 @@ cdef class Worker:
         with nogil:
             code = worker_setup(self.w)
         if code < 0:
-            raise_fault(&self.w.fault)
+            raise_fault(&self.w.reactor.fault)
 
     def run(self):
         cdef int code
         with nogil:
             code = worker_run(self.w)
         if code < 0:
-            raise_fault(&self.w.fault)
+            raise_fault(&self.w.reactor.fault)
 
     def command(self, kind, a=0, b=0):
         cdef command c
         c.kind = kind
         c.a = a
         c.b = b
-        code = mailbox_post(&self.w.mailbox, c)
+        code = mailbox_post(&self.w.reactor.mailbox, c)
         if code < 0:
             raise CoreFault(-code, "command", "worker's mailbox")
 
     def events(self):
         cdef event e
         events = []
-        while mailbox_read(&self.w.mailbox, &e):
+        while mailbox_read(&self.w.reactor.mailbox, &e):
             events.append(Event(e.kind, e.code, e.detail, e.bytes_count, e.listener_index,
                                 (<bytes>e.peer).decode(),
                                 PyBytes_FromStringAndSize(<char *>e.flow, 16), e.time_ns))
@@ -291,10 +291,10 @@ cdef class Worker:
 
     @property
     def event_fd(self):
-        return self.w.mailbox.event_fd
+        return self.w.reactor.mailbox.event_fd
 
     def segments_wanted(self):
-        return mailbox_grants_wanted(&self.w.mailbox)
+        return mailbox_grants_wanted(&self.w.reactor.mailbox)
 
     def counters(self):
         return {stats_name(i).decode(): stats_value(self.w, i) for i in range(STATS_COUNT)}
@@ -302,8 +302,8 @@ cdef class Worker:
     def histograms(self):
         buckets = range(HISTOGRAM_BUCKETS_COUNT + 1)
         return {
-            "write_latency": tuple([histogram_count(&self.w.write_latency, i) for i in buckets]),
-            "flush_latency": tuple([histogram_count(&self.w.flush_latency, i) for i in buckets]),
-            "ack_latency": tuple([histogram_count(&self.w.ack_latency, i) for i in buckets]),
-            "commit_bytes": tuple([histogram_count(&self.w.commit_bytes, i) for i in buckets]),
+            "write_latency": tuple([histogram_count(&self.w.reactor.write_latency, i) for i in buckets]),
+            "flush_latency": tuple([histogram_count(&self.w.reactor.flush_latency, i) for i in buckets]),
+            "ack_latency": tuple([histogram_count(&self.w.reactor.ack_latency, i) for i in buckets]),
+            "commit_bytes": tuple([histogram_count(&self.w.reactor.commit_bytes, i) for i in buckets]),
         }

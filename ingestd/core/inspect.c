@@ -23,7 +23,7 @@ const char *stats_name(int index) {
 }
 
 uint64_t stats_value(const struct worker *w, int index) {
-    return __atomic_load_n((const uint64_t *)&w->stats + index, __ATOMIC_RELAXED);
+    return __atomic_load_n((const uint64_t *)&w->reactor.stats + index, __ATOMIC_RELAXED);
 }
 
 uint64_t histogram_count(const struct histogram *h, int bucket) {

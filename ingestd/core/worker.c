@@ -4,22 +4,15 @@
  */
 #include "worker.h"
 
-#include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 #include <sys/random.h>
 
-#define RING_ENTRIES 4096u
 #define SEGMENT_BATCHES_MIN 16u
-#define RING_AREA_BYTES 512u
-#define LOCK_TRIES_MAX 50u /* 5 s, as long as a store that is held is waited for */
-#define LOCK_PAUSE_NS 100000000
-#define RING_COMPLETIONS_MAX 65536u /* IORING_MAX_CQ_ENTRIES, io_uring/io_uring.h, Linux 6.1 */
 
 static uint64_t worker_random(void) {
     uint64_t word;
@@ -37,11 +30,11 @@ struct worker *worker_create(const struct worker_settings *s) {
     w->unasked = w->unasked_hellos = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
     w->flow_id_serial = worker_random(); /* so that a clock set back makes no id again */
     admission_open(&w->admission);
-    if (mailbox_open(&w->mailbox, &w->fault) < 0) {
+    if (mailbox_open(&w->reactor.mailbox, &w->reactor.fault) < 0) {
         worker_destroy(w);
         return NULL;
     }
-    w->mailbox.grants_wanted = SEGMENTS_READY_MAX;
+    w->reactor.mailbox.grants_wanted = SEGMENTS_READY_MAX;
     return w;
 }
 
@@ -53,7 +46,7 @@ static void close_connections(struct worker *w) {
         if (f->phase != FLOW_FREE && f->fd >= 0)
             close(f->fd);
     }
-    while (mailbox_take(&w->mailbox, &c))
+    while (mailbox_take(&w->reactor.mailbox, &c))
         if (c.kind == COMMAND_ADOPT)
             close((int)c.a);
 }
@@ -61,8 +54,7 @@ static void close_connections(struct worker *w) {
 void worker_destroy(struct worker *w) {
     if (w == NULL)
         return;
-    if (w->ring_open)
-        io_uring_queue_exit(&w->ring);
+    reactor_close_ring(&w->reactor);
     close_connections(w);
     w->engine->close(w);
     for (uint32_t i = 0; i < w->listener_count; i++)
@@ -74,7 +66,7 @@ void worker_destroy(struct worker *w) {
     batch_pool_close(w);
     flow_table_destroy(&w->flows);
     area_close(&w->area);
-    mailbox_close(&w->mailbox);
+    mailbox_close(&w->reactor.mailbox);
     free(w);
 }
 
@@ -128,7 +120,7 @@ static int worker_pin(struct worker *w) {
     CPU_SET((size_t)w->settings.cpu, &set);
     snprintf(object, sizeof object, "CPU %d", w->settings.cpu);
     if (sched_setaffinity(0, sizeof set, &set) != 0)
-        return fault_set(&w->fault, errno, "sched_setaffinity", object);
+        return fault_set(&w->reactor.fault, errno, "sched_setaffinity", object);
     return 0;
 }
 
@@ -140,68 +132,7 @@ static uint32_t power_of_two_below(uint64_t value) {
 }
 
 static uint32_t ring_completions(const struct worker_settings *s) {
-    /* What is under way is bounded by the flows, and by the memory for their bytes. */
-    uint64_t by_flows = 4ull * s->flows_max + 2 * RING_ENTRIES;
-    uint64_t by_area = s->area_bytes / RING_AREA_BYTES + 2 * RING_ENTRIES;
-    uint64_t count = time_min(time_min(by_flows, by_area), RING_COMPLETIONS_MAX);
-    return power_of_two_below(count);
-}
-
-/* What the ring itself locks: newer kernels count it like registered memory (Linux 6.14,
- * io_uring/memmap.c). Both queues with their heads, and the entries for submission. */
-static uint64_t ring_bytes(const struct worker_settings *s) {
-    uint64_t completion = s->engine == ENGINE_ZCRX ? 32 : 16;
-    uint64_t heads = 2 * AREA_PAGE_BYTES + RING_ENTRIES * sizeof(uint32_t);
-    return heads + ring_completions(s) * completion + RING_ENTRIES * sizeof(struct io_uring_sqe);
-}
-
-/* The kernel gives back what a process had locked some time after that process is gone
- * (io_ring_exit_work, a work queue): its successor, which has the store already, asks again. */
-static bool lock_again(int code, uint32_t *tries) {
-    struct timespec pause = {.tv_nsec = LOCK_PAUSE_NS};
-    if (code != -ENOMEM || ++*tries > LOCK_TRIES_MAX)
-        return false;
-    nanosleep(&pause, NULL);
-    return true;
-}
-
-static int create_ring(struct worker *w) {
-    struct io_uring_params p = {
-        .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQSIZE |
-                 IORING_SETUP_SUBMIT_ALL,
-    };
-    if (w->settings.engine == ENGINE_ZCRX)
-        p.flags |= IORING_SETUP_CQE32;
-    p.cq_entries = ring_completions(&w->settings);
-    return io_uring_queue_init_params(RING_ENTRIES, &w->ring, &p);
-}
-
-static int open_ring(struct worker *w) {
-    uint32_t tries = 0;
-    int code = create_ring(w);
-    while (lock_again(code, &tries))
-        code = create_ring(w);
-    if (code < 0)
-        return fault_set(&w->fault, -code, "io_uring_setup", "worker's ring");
-    w->ring_open = true;
-    return 0;
-}
-
-static int register_memory(struct worker *w) {
-    char object[64];
-    struct iovec all = {w->area.base, w->area.mapping_bytes};
-    snprintf(object, sizeof object, "area of %llu bytes",
-             (unsigned long long)w->area.mapping_bytes);
-    uint32_t tries = 0;
-    int code = io_uring_register_buffers(&w->ring, &all, 1);
-    while (lock_again(code, &tries))
-        code = io_uring_register_buffers(&w->ring, &all, 1);
-    if (code < 0)
-        return fault_set(&w->fault, -code, "io_uring_register_buffers", object);
-    code = io_uring_register_files(&w->ring, &w->settings.store_fd, 1);
-    if (code < 0)
-        return fault_set(&w->fault, -code, "io_uring_register_files", "store");
-    return 0;
+    return reactor_completions(s->flows_max, s->area_bytes);
 }
 
 static uint32_t batch_count(const struct worker_settings *s) {
@@ -243,7 +174,8 @@ static int check_profile(struct worker *w) {
     const struct plan_profile *p = &w->batches.profile;
     bool usable = plan_profile_is_usable(p, w->batches.header_bytes_max, BATCH_IOVECS_MAX) &&
                   p->iovecs_max >= BATCH_IOVECS_MIN;
-    return usable ? 0 : fault_set(&w->fault, EINVAL, "profile", "device's direct-I/O profile");
+    return usable ? 0
+                  : fault_set(&w->reactor.fault, EINVAL, "profile", "device's direct-I/O profile");
 }
 
 /* Slots of `recv` end on a boundary of their own and are padded in place.
@@ -266,7 +198,7 @@ static int area_parts(struct worker *w, struct area_parts *out) {
     w->batches.bounce_bytes = bounce_bytes(w);
     out->slot_bytes_max = power_of_two_below(w->batches.payload_bytes_max);
     if (out->slot_bytes_max < SLOT_BYTES_MIN || s->area_bytes < 2 * out->slot_bytes_max)
-        return fault_set(&w->fault, EINVAL, "area", "area too small for write_bytes_max");
+        return fault_set(&w->reactor.fault, EINVAL, "area", "area too small for write_bytes_max");
     out->slots_bytes = s->area_bytes / out->slot_bytes_max * out->slot_bytes_max;
     out->own_bytes = batch_pool_own_bytes(batch_count(s), w->batches.bounce_bytes) +
                      writer_own_bytes(s->segment_bytes, s->block_bytes);
@@ -278,10 +210,10 @@ static int area_parts(struct worker *w, struct area_parts *out) {
 static int open_area(struct worker *w) {
     struct area_parts parts;
     int code = area_parts(w, &parts);
-    code = code < 0 ? code : area_open(&w->area, &parts, &w->fault);
-    STAT_SET(w, area_bytes, w->area.slots_bytes);
-    STAT_SET(w, area_free_bytes, w->area.slots_bytes);
-    STAT_SET(w, area_hugepage_bytes, w->area.hugepage_bytes);
+    code = code < 0 ? code : area_open(&w->area, &parts, &w->reactor.fault);
+    STAT_SET(&w->reactor, area_bytes, w->area.slots_bytes);
+    STAT_SET(&w->reactor, area_free_bytes, w->area.slots_bytes);
+    STAT_SET(&w->reactor, area_hugepage_bytes, w->area.hugepage_bytes);
     return code;
 }
 
@@ -296,7 +228,8 @@ int64_t worker_locked_bytes(const struct worker_settings *s) {
     if (bytes == 0 && area_mapping_bytes(&parts) > AREA_MAPPING_BYTES_MAX)
         bytes = -E2BIG;
     if (bytes == 0)
-        bytes = (int64_t)(area_mapping_bytes(&parts) + ring_bytes(s) +
+        bytes = (int64_t)(area_mapping_bytes(&parts) +
+                          reactor_locked_bytes(ring_completions(s), s->engine == ENGINE_ZCRX) +
                           (s->engine == ENGINE_ZCRX ? parts.slots_bytes : 0));
     free(w);
     return bytes;
@@ -308,74 +241,30 @@ int worker_setup(struct worker *w) {
     make_profile(w);
     code = code < 0 ? code : check_profile(w);
     code = code < 0 ? code : open_area(w);
-    code = code < 0 ? code : open_ring(w);
-    code = code < 0 ? code : register_memory(w);
+    code = code < 0 ? code
+                    : reactor_open_ring(&w->reactor, ring_completions(&w->settings),
+                                        w->settings.engine == ENGINE_ZCRX);
+    code = code < 0 ? code
+                    : reactor_register(&w->reactor, w->area.base, w->area.mapping_bytes,
+                                       w->settings.store_fd);
     code = code < 0 ? code : batch_pool_open(w, count);
     code = code < 0 ? code : device_open(w, count + 3 * SEGMENTS_LIVE_MAX);
     code = code < 0 ? code : writer_open(w);
     w->flows_at_once_max = w->settings.flows_max;
     code = code < 0 ? code : w->engine->open(w);
     if (code == 0 && flow_table_init(&w->flows, w->settings.flows_max) < 0)
-        code = fault_set(&w->fault, ENOMEM, "calloc", "flow table");
+        code = fault_set(&w->reactor.fault, ENOMEM, "calloc", "flow table");
     return code;
-}
-
-void worker_format_peer(const struct flow *f, char *out, size_t capacity) {
-    char address[INET6_ADDRSTRLEN];
-    if (f->peer_family == 0)
-        return;
-    inet_ntop(f->peer_family == 4 ? AF_INET : AF_INET6, f->peer_address, address, sizeof address);
-    snprintf(out, capacity, f->peer_family == 4 ? "%s:%u" : "[%s]:%u", address, f->peer_port);
-}
-
-bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
-                  int detail, uint64_t bytes_count) {
-    struct event *e = mailbox_event(&w->mailbox);
-    if (e == NULL) {
-        STAT_ADD(w, events_dropped, 1);
-        return false;
-    }
-    e->kind = kind;
-    e->code = code;
-    e->detail = detail;
-    e->bytes_count = bytes_count;
-    e->time_ns = worker_unix_ns(w);
-    if (f != NULL) {
-        e->listener_index = (int32_t)w->listeners[f->listener].index;
-        memcpy(e->flow, f->id, sizeof e->flow);
-        worker_format_peer(f, e->peer, sizeof e->peer);
-    }
-    mailbox_publish(&w->mailbox, kind == EVENT_SEGMENT_OPENED || kind == EVENT_SEGMENT_CLOSED);
-    return true;
 }
 
 void worker_answer(struct worker *w, const struct answer *a) {
     admission_answer(&w->admission, a);
-    mailbox_wake_worker(&w->mailbox);
+    mailbox_wake_worker(&w->reactor.mailbox);
 }
 
 bool worker_park(struct worker *w, uint64_t serial) {
     bool parked = admission_park(&w->admission, serial);
     if (parked)
-        mailbox_wake_worker(&w->mailbox); /* somebody may wait for the place */
+        mailbox_wake_worker(&w->reactor.mailbox); /* somebody may wait for the place */
     return parked;
-}
-
-static void count_in(struct histogram *h, uint32_t bucket) {
-    __atomic_store_n(&h->counts[bucket], h->counts[bucket] + 1, __ATOMIC_RELAXED);
-}
-
-void histogram_add(struct histogram *h, uint64_t value_ns) {
-    static const uint64_t bounds[HISTOGRAM_BUCKETS_COUNT] = {HISTOGRAM_BOUNDS_NS_LIST};
-    uint32_t bucket = 0;
-    while (bucket < HISTOGRAM_BUCKETS_COUNT && value_ns > bounds[bucket])
-        bucket++;
-    count_in(h, bucket);
-}
-
-void histogram_add_bytes(struct histogram *h, uint64_t bytes_count) {
-    uint32_t bucket = 0;
-    while (bucket < HISTOGRAM_BUCKETS_COUNT && bytes_count > HISTOGRAM_BYTES_MIN << bucket)
-        bucket++;
-    count_in(h, bucket);
 }

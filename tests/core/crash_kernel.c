@@ -23,12 +23,13 @@ struct operation {
 static struct operation operations[KERNEL_OPERATIONS_MAX];
 struct kernel kernel = {.operations = operations};
 
-struct io_uring_sqe *worker_sqe(struct worker *w) {
-    (void)w;
+struct io_uring_sqe *reactor_sqe(struct reactor *r, enum uring_tag tag, uint32_t index) {
+    (void)r;
     if (kernel.entries_count == KERNEL_OPERATIONS_MAX)
         die("more is submitted in a turn than fits");
     struct io_uring_sqe *sqe = &kernel.entries[kernel.entries_count++];
     memset(sqe, 0, sizeof *sqe);
+    sqe->user_data = uring_tag(tag, index);
     return sqe;
 }
 

@@ -106,13 +106,13 @@ void note_placed(const struct batch *b) {
 
 /* ---- What the core calls. ---- */
 
-uint64_t worker_unix_ns(const struct worker *w) {
-    return 1700000000000000000u + w->now_ns;
+uint64_t reactor_unix_ns(const struct reactor *r) {
+    return 1700000000000000000u + r->now_ns;
 }
 
-bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
-                  int detail, uint64_t bytes_count) {
-    (void)w, (void)kind, (void)f, (void)code, (void)detail, (void)bytes_count;
+bool reactor_event(struct reactor *r, enum event_kind kind, int code, int detail,
+                   uint64_t bytes_count) {
+    (void)r, (void)kind, (void)code, (void)detail, (void)bytes_count;
     return true;
 }
 
@@ -236,7 +236,7 @@ static void start_flow(struct sender *s) {
         f->id[i] = (uint8_t)(random_next() ^ uuid[i] ^ stage.generation);
     f->phase = FLOW_RECEIVING;
     f->checksummed = w->settings.checksum;
-    f->started_ns = worker_unix_ns(w);
+    f->started_ns = reactor_unix_ns(&w->reactor);
     stage.told[s - stage.senders] = 0;
     trace(TRACE_FLOW, s->number, s->start, 0, f->id, 16);
 }
@@ -349,7 +349,7 @@ static void settle_full_store(void) {
 static void check_sleep(void) {
     struct worker *w = stage.w;
     const struct batch *waits = w->batches.open;
-    bool sleeps = w->now_ns < stage.sleeps_until_ns && waits != NULL && waits->full;
+    bool sleeps = w->reactor.now_ns < stage.sleeps_until_ns && waits != NULL && waits->full;
     batch_turn(w);
     if (sleeps && w->batches.open != waits)
         die("a batch that had its place slept on");
@@ -377,7 +377,7 @@ static void turn(void) {
 static bool run(void) {
     struct worker *w = stage.w;
     for (uint32_t step = 0; step < STEPS_MAX; step++) {
-        w->now_ns += random_below(MS);
+        w->reactor.now_ns += random_below(MS);
         if (kernel_complete_some() > 0)
             stage.sleeps_until_ns = 0;
         grant_some();
@@ -429,7 +429,7 @@ static void open_worker(uint32_t block_bytes) {
     struct worker *w = stage.w;
     choose_shape(w, block_bytes);
     w->engine = &engine_stage;
-    w->now_ns = 1;
+    w->reactor.now_ns = 1;
     w->listener_count = 1;
     w->listeners[0].protocol = 1;
     strcpy(w->listeners[0].name, "stage");

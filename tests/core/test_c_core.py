@@ -28,7 +28,12 @@ PROGRAMS = {
         CORE / "connection/intake.c",
     ),
     # The kernel, the clock and the worker's parts are played by the test.
-    "test_loop": (TESTS / "core" / "test_loop.c", CORE / "loop.c"),
+    "test_loop": (
+        TESTS / "core" / "test_loop.c",
+        CORE / "base/mailbox.c",
+        CORE / "base/reactor.c",
+        CORE / "loop.c",
+    ),
     "test_network": (TESTS / "core" / "test_network.c",),
     "test_peers": (TESTS / "core" / "test_peers.c",),
     "test_plan": (TESTS / "core" / "test_plan.c", MODEL),

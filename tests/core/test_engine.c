@@ -12,10 +12,8 @@
 static struct worker worker;
 static uint32_t room; /* how many flows find room yet */
 
-struct io_uring_sqe *worker_sqe(struct worker *w) {
-    static struct io_uring_sqe sqe;
-    (void)w;
-    return &sqe;
+void reactor_cancel(struct reactor *r, enum uring_tag tag, uint32_t index, enum uring_tag found) {
+    (void)r, (void)tag, (void)index, (void)found;
 }
 
 bool session_goes_on(struct worker *w, struct flow *f) {
@@ -31,19 +29,19 @@ bool intake_retry_close(struct worker *w, struct flow *f) {
     if (room == 0)
         return false;
     room--;
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
     return true;
 }
 
 static void test_advance(struct worker *w, struct flow *f) {
     if (flow_is_behind(&w->flows, f, QUEUE_BLOCKED) || room == 0) {
         f->phase = FLOW_BLOCKED;
-        flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
+        flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->reactor.now_ns);
         return;
     }
     room--;
     f->phase = FLOW_POLLING;
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
 }
 
 static void check_order(uint32_t first) {

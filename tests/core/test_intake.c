@@ -31,17 +31,28 @@ static struct {
     int denial;            /* and why, the last one */
 } stage;
 
-struct io_uring_sqe *worker_sqe(struct worker *w) {
-    (void)w;
+struct io_uring_sqe *reactor_sqe(struct reactor *r, enum uring_tag tag, uint32_t index) {
+    (void)r;
+    stage.sqe.user_data = uring_tag(tag, index);
     return &stage.sqe;
 }
 
-uint64_t worker_unix_ns(const struct worker *w) {
-    return w->now_ns;
+uint64_t reactor_unix_ns(const struct reactor *r) {
+    return r->now_ns;
 }
 
-bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
-                  int detail, uint64_t bytes_count) {
+void reactor_cancel(struct reactor *r, enum uring_tag tag, uint32_t index, enum uring_tag found) {
+    (void)r, (void)tag, (void)index, (void)found;
+}
+
+bool reactor_event(struct reactor *r, enum event_kind kind, int code, int detail,
+                   uint64_t bytes_count) {
+    (void)r, (void)kind, (void)code, (void)detail, (void)bytes_count;
+    return true;
+}
+
+bool flow_event(struct worker *w, enum event_kind kind, const struct flow *f, int code, int detail,
+                uint64_t bytes_count) {
     (void)w, (void)f;
     stage.refused += kind == EVENT_FLOW_REFUSED;
     if (kind == EVENT_FLOW_ELSEWHERE)
@@ -112,7 +123,7 @@ static void open_stage(void) {
     CHECK_EQUAL(flow_table_init(&w->flows, CAPACITY), 0);
     w->engine = &engine;
     w->flows_at_once_max = CAPACITY;
-    w->now_ns = 1;
+    w->reactor.now_ns = 1;
     for (uint32_t i = 0; i < 2; i++) {
         struct listener *l = &w->listeners[w->listener_count++];
         l->index = 7 + i;
@@ -217,7 +228,7 @@ static void who_finds_no_place_to_wait_is_told(void) {
     CHECK(strstr(heard(raw), "\"error\": \"limit\""));
     CHECK(strstr(heard(ingest), "\"type\": \"error\", \"code\": \"busy\""));
     CHECK_EQUAL(stage.refused, 2);
-    CHECK_EQUAL(stage.w->stats.flows_refused, 2);
+    CHECK_EQUAL(stage.w->reactor.stats.flows_refused, 2);
     CHECK_EQUAL(recv(raw, &raw, 1, MSG_DONTWAIT), 0); /* it was closed, not reset */
     close(raw);
     close(ingest);
@@ -301,8 +312,8 @@ static void one_too_many_of_a_peer_is_told(void) {
     CHECK_EQUAL(stage.begun, 2);
     CHECK_EQUAL(stage.w->flows.count, 2);
     CHECK_EQUAL(stage.w->listeners[0].flow_count, 2);
-    CHECK_EQUAL(stage.w->stats.flows_over_peer_max, 1);
-    CHECK_EQUAL(stage.w->stats.flows_opened, 2);
+    CHECK_EQUAL(stage.w->reactor.stats.flows_over_peer_max, 1);
+    CHECK_EQUAL(stage.w->reactor.stats.flows_opened, 2);
     CHECK_EQUAL(stage.denial, DENIED_PEER);
     CHECK_EQUAL(stage.denied, 1);
     senders[3] = accepted_from(2, 0); /* somebody else */
@@ -338,11 +349,11 @@ static void a_flood_of_one_peer_is_one_event(void) {
     for (uint32_t i = 0; i < 5; i++)
         close(accepted_from(1, 0));
     CHECK_EQUAL(stage.told, 1);
-    stage.w->now_ns += 2000000000ull;
+    stage.w->reactor.now_ns += 2000000000ull;
     close(accepted_from(1, 0));
     CHECK_EQUAL(stage.told, 2);
     CHECK_EQUAL(stage.denied, 6);
-    CHECK_EQUAL(stage.w->stats.flows_over_peer_max, 6);
+    CHECK_EQUAL(stage.w->reactor.stats.flows_over_peer_max, 6);
     end_all();
     close(first);
     close_stage();
@@ -431,14 +442,14 @@ static void an_accept_that_fails_waits(void) {
         intake_accepted(stage.w, 0, -harmless[i]);
         CHECK_EQUAL(l->retry_ns, 0);
     }
-    CHECK_EQUAL(stage.w->stats.accept_errors, 0);
+    CHECK_EQUAL(stage.w->reactor.stats.accept_errors, 0);
     l->accepting = true;
     intake_accepted(stage.w, 0, -EMFILE);
-    CHECK_EQUAL(stage.w->stats.accept_errors, 1);
-    CHECK(l->retry_ns > stage.w->now_ns);
+    CHECK_EQUAL(stage.w->reactor.stats.accept_errors, 1);
+    CHECK(l->retry_ns > stage.w->reactor.now_ns);
     CHECK_EQUAL(intake_turn(stage.w), l->retry_ns);
     CHECK(!l->accepting);
-    stage.w->now_ns = l->retry_ns;
+    stage.w->reactor.now_ns = l->retry_ns;
     intake_turn(stage.w);
     CHECK(l->accepting);
     close_stage();

@@ -283,11 +283,11 @@ static void starved_flows_wait(void) {
     while (relief->free_bytes > 0)
         buddy_take(relief, buddy_order(relief, relief->total_bytes / 4));
     stage_steps(200000);
-    uint64_t armed = stage.armed_count, since_ns = stage.w->now_ns;
+    uint64_t armed = stage.armed_count, since_ns = stage.w->reactor.now_ns;
     stage_steps(200000);
     CHECK(stage.wrong == NULL);
     CHECK(stage.w->flows.waiting[QUEUE_STARVED].count > 5);
-    uint64_t milliseconds = (stage.w->now_ns - since_ns) / 1000000;
+    uint64_t milliseconds = (stage.w->reactor.now_ns - since_ns) / 1000000;
     CHECK(stage.armed_count > armed);
     CHECK(stage.armed_count - armed <= 2 * milliseconds);
     stage_close();

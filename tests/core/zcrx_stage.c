@@ -187,7 +187,7 @@ static void deliver(struct flow *f) {
         (t->turn_completions_max != 0 && stage.turn_completions == t->turn_completions_max))
         return;
     stage.turn_completions++;
-    bool submitted = t->turn_completions_max != 0 && s->cancelled_ns < stage.w->now_ns;
+    bool submitted = t->turn_completions_max != 0 && s->cancelled_ns < stage.w->reactor.now_ns;
     if (s->cancelled && (submitted || random_below(3) == 0)) {
         complete(f, -ECANCELED, 0, 0);
         return;
@@ -323,8 +323,8 @@ void stage_open(const struct stage_shape *wanted) {
     w->settings.flush_interval_ns = shape->flush_interval_ns;
     w->batches.payload_bytes_max = STAGE_PAYLOAD_BYTES_MAX;
     w->engine = &engine_zcrx;
-    w->now_ns = w->awake_ns = 1;
-    w->ring.cq.ring_entries = shape->turn_completions_max;
+    w->reactor.now_ns = w->reactor.awake_ns = 1;
+    w->reactor.ring.cq.ring_entries = shape->turn_completions_max;
     if (flow_table_init(&w->flows, STAGE_FLOWS_MAX) != 0 || engine_zcrx.open(w) != 0)
         abort();
     if (shape->table_count != 0)
@@ -361,7 +361,7 @@ static void end_some_flow(uint32_t i) {
 }
 
 static void turn(void) {
-    stage.w->awake_ns = stage.w->now_ns += TURN_NS;
+    stage.w->reactor.awake_ns = stage.w->reactor.now_ns += TURN_NS;
     stage.turn_completions = 0;
     engine_zcrx.turn(stage.w);
     stage.table_low_count += stage.w->zcrx.table_low;

@@ -24,16 +24,17 @@ void stage_submit(void) {
     stage.armed_count++;
 }
 
-struct io_uring_sqe *worker_sqe(struct worker *w) {
-    (void)w;
+struct io_uring_sqe *reactor_sqe(struct reactor *r, enum uring_tag tag, uint32_t index) {
+    (void)r;
     stage_submit();
     memset(&stage.sqe, 0, sizeof stage.sqe);
+    stage.sqe.user_data = uring_tag(tag, index);
     stage.sqe_is_new = true;
     return &stage.sqe;
 }
 
-bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
-                  int detail, uint64_t bytes_count) {
+bool flow_event(struct worker *w, enum event_kind kind, const struct flow *f, int code, int detail,
+                uint64_t bytes_count) {
     (void)w, (void)kind, (void)f, (void)code, (void)detail, (void)bytes_count;
     return true;
 }
@@ -48,16 +49,33 @@ bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
     abort();
 }
 
-int engine_end_of_stream(const struct flow *f) {
-    (void)f;
+int socket_end_of_stream(int fd) {
+    (void)fd;
     return 0;
+}
+
+uint32_t socket_napi_id(int fd) {
+    (void)fd;
+    return 0;
+}
+
+void socket_set_receive_buffer(int fd, uint64_t bytes) {
+    (void)fd, (void)bytes;
+}
+
+void socket_unlock_receive_buffer(int fd) {
+    (void)fd;
+}
+
+void socket_unbind_window(int fd) {
+    (void)fd;
 }
 
 void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag) {
     if (!f->armed || tag != stage.senders[f->index].tag)
         stage_wrong("a receive is cancelled that is not there");
     stage.senders[f->index].cancelled = true;
-    stage.senders[f->index].cancelled_ns = w->now_ns;
+    stage.senders[f->index].cancelled_ns = w->reactor.now_ns;
 }
 
 void engine_finish(struct worker *w, struct flow *f) {
@@ -70,7 +88,7 @@ void engine_finish(struct worker *w, struct flow *f) {
 void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason, int error) {
     struct stage_sender *s = &stage.senders[f->index];
     (void)reason;
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
     flow_idle_remove(&w->flows, &w->listeners[0].idle, f);
     s->over = f->ended = true;
     s->sealed = state == FLOW_STATE_SEALED;
@@ -102,7 +120,7 @@ void intake_gone(struct worker *w, struct flow *f) {
     abort();
 }
 
-void worker_format_peer(const struct flow *f, char *out, size_t capacity) {
+void flow_format_peer(const struct flow *f, char *out, size_t capacity) {
     (void)f, (void)capacity;
     *out = 0;
 }

@@ -86,4 +86,7 @@ struct histogram {
     uint64_t counts[HISTOGRAM_BUCKETS_COUNT + 1];
 };
 
+void histogram_add(struct histogram *h, uint64_t value_ns);
+void histogram_add_bytes(struct histogram *h, uint64_t bytes_count);
+
 #endif

@@ -25,7 +25,7 @@ void handover_take(struct worker *w, uint32_t listener_index, int fd) {
     struct handover *h = &w->handover;
     struct listener *l = listener_for(w, listener_index);
     if (l == NULL) { /* all workers of a store have the same ones */
-        STAT_ADD(w, flows_refused, 1);
+        STAT_ADD(&w->reactor, flows_refused, 1);
         close(fd);
     } else if (w->draining || l->stopped) {
         intake_turn_away(w, l, fd, CLOSE_REASON_SHUTDOWN);

@@ -13,6 +13,7 @@
 #include <unistd.h>
 
 #include "connection/ingest/answer.h"
+#include "connection/event.h"
 #include "format/flow_id.h"
 #include "worker.h"
 
@@ -26,7 +27,7 @@
 #define DENIED_TOLD_NS 1000000000ull
 
 static void make_id(struct worker *w, uint8_t id[FLOW_ID_BYTES]) {
-    flow_id_make(id, w->settings.store_uuid, worker_unix_ns(w) / 1000000,
+    flow_id_make(id, w->settings.store_uuid, reactor_unix_ns(&w->reactor) / 1000000,
                  (uint8_t)w->settings.worker_index, w->flow_id_serial++);
 }
 
@@ -46,10 +47,9 @@ static void note_peer(struct flow *f, const struct sockaddr_storage *peer) {
 }
 
 static void arm_accept(struct worker *w, struct listener *l) {
-    struct io_uring_sqe *sqe = worker_sqe(w);
+    struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_ACCEPT, (uint32_t)(l - w->listeners));
     l->peer_bytes = sizeof l->peer;
     io_uring_prep_accept(sqe, l->fd, (struct sockaddr *)&l->peer, &l->peer_bytes, SOCK_CLOEXEC);
-    sqe->user_data = uring_tag(TAG_ACCEPT, (uint32_t)(l - w->listeners));
     l->accepting = true;
 }
 
@@ -57,20 +57,20 @@ static void accept_failed(struct worker *w, struct listener *l, int code) {
     /* A peer that left before it was accepted is no failure of ours. */
     if (code == ECANCELED || code == ECONNABORTED || code == EINTR || code == EAGAIN)
         return;
-    l->retry_ns = w->now_ns + ACCEPT_RETRY_NS;
-    STAT_ADD(w, accept_errors, 1);
-    worker_event(w, EVENT_ACCEPT_FAILED, NULL, code, (int)l->index, 0);
+    l->retry_ns = w->reactor.now_ns + ACCEPT_RETRY_NS;
+    STAT_ADD(&w->reactor, accept_errors, 1);
+    reactor_event(&w->reactor, EVENT_ACCEPT_FAILED, code, (int)l->index, 0);
 }
 
 /* One event a second tells of all: a flood of them hides nothing else. */
 static void note_denied(struct worker *w, const struct flow *peer, enum denial why) {
     struct denied *denied = &w->listeners[peer->listener].denied[why];
     denied->count++;
-    if (w->now_ns < denied->told_ns)
+    if (w->reactor.now_ns < denied->told_ns)
         return;
-    worker_event(w, EVENT_FLOW_DENIED, peer, (int)why, 0, denied->count);
+    flow_event(w, EVENT_FLOW_DENIED, peer, (int)why, 0, denied->count);
     denied->count = 0;
-    denied->told_ns = w->now_ns + DENIED_TOLD_NS;
+    denied->told_ns = w->reactor.now_ns + DENIED_TOLD_NS;
 }
 
 static bool is_let_in(struct worker *w, struct listener *l, int fd) {
@@ -80,7 +80,7 @@ static bool is_let_in(struct worker *w, struct listener *l, int fd) {
     if (in)
         return true;
     close(fd);
-    STAT_ADD(w, flows_denied, 1);
+    STAT_ADD(&w->reactor, flows_denied, 1);
     note_denied(w, &peer, DENIED_NETWORK);
     return false;
 }
@@ -119,7 +119,7 @@ static void refuse_one_too_many(struct worker *w, const struct listener *l, stru
     f->error = EUSERS;
     memset(f->id, 0, sizeof f->id); /* no flow has begun */
     tell_and_close(l, f);
-    STAT_ADD(w, flows_over_peer_max, 1);
+    STAT_ADD(&w->reactor, flows_over_peer_max, 1);
     note_denied(w, f, DENIED_PEER);
     f->fd = -1;
     f->ended = true;
@@ -132,8 +132,8 @@ static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
     assert(f != NULL); /* an accept is armed only while there is room for its flow */
     f->fd = fd;
     f->listener = (uint8_t)(l - w->listeners);
-    f->started_ns = worker_unix_ns(w);
-    f->active_ns = w->awake_ns;
+    f->started_ns = reactor_unix_ns(&w->reactor);
+    f->active_ns = w->reactor.awake_ns;
     note_peer(f, &l->peer);
     make_id(w, f->id);
     f->checksummed = w->settings.checksum;
@@ -145,7 +145,7 @@ static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
         refuse_one_too_many(w, l, f);
         return;
     }
-    STAT_ADD(w, flows_opened, 1);
+    STAT_ADD(&w->reactor, flows_opened, 1);
     if (l->protocol == PROTOCOL_INGEST) {
         session_begin(w, f);
         if (l->stopped) /* its accept was faster than the stop, or another worker's */
@@ -154,7 +154,7 @@ static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
     }
     flow_idle_touch(&w->flows, &l->idle, f);
     w->engine->start(w, f);
-    worker_event(w, EVENT_FLOW_OPENED, f, 0, 0, 0);
+    flow_event(w, EVENT_FLOW_OPENED, f, 0, 0, 0);
     if (w->writer.failed)
         intake_interrupt(w, f, CLOSE_REASON_NONE, true);
     else if (w->writer.exhausted)
@@ -198,14 +198,14 @@ void intake_turn_away(struct worker *w, struct listener *l, int fd, uint8_t reas
     ask_peer(fd, &peer);
     note_peer(&f, &peer);
     tell_and_close(l, &f);
-    STAT_ADD(w, flows_refused, 1);
-    worker_event(w, EVENT_FLOW_REFUSED, &f, reason, 0, 0);
+    STAT_ADD(&w->reactor, flows_refused, 1);
+    flow_event(w, EVENT_FLOW_REFUSED, &f, reason, 0, 0);
 }
 
 bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
-    if (f->adopted || !worker_event(w, EVENT_FLOW_ELSEWHERE, f, (int)owner, f->fd, 0))
+    if (f->adopted || !flow_event(w, EVENT_FLOW_ELSEWHERE, f, (int)owner, f->fd, 0))
         return false;
-    STAT_ADD(w, flows_handed_away, 1);
+    STAT_ADD(&w->reactor, flows_handed_away, 1);
     f->fd = -1;
     f->ended = true;
     f->phase = FLOW_GONE; /* its socket now belongs to the other worker */
@@ -215,18 +215,17 @@ bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
 
 void intake_received(struct worker *w, struct flow *f, uint32_t bytes) {
     f->received_bytes += bytes;
-    f->active_ns = w->awake_ns;
-    STAT_ADD(w, received_bytes, bytes);
+    f->active_ns = w->reactor.awake_ns;
+    STAT_ADD(&w->reactor, received_bytes, bytes);
     flow_idle_touch(&w->flows, &w->listeners[f->listener].idle, f);
 }
 
 /* Closed on the ring, behind every request that names the descriptor: by then no
  * other connection can have got its number. */
 static void hang_up(struct worker *w, struct flow *f) {
-    struct io_uring_sqe *sqe = worker_sqe(w);
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_CLOSE, f->index);
+    flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
     io_uring_prep_close(sqe, f->fd);
-    sqe->user_data = uring_tag(TAG_CLOSE, f->index);
     f->ops_in_flight++;
     f->fd = -1;
     f->phase = FLOW_GONE;
@@ -235,31 +234,30 @@ static void hang_up(struct worker *w, struct flow *f) {
 static void send_answer(struct worker *w, struct flow *f) {
     f->line_bytes = (uint16_t)answer_format(f, w->writer.failed, f->line, sizeof f->line);
     f->phase = FLOW_ANSWERING;
-    struct io_uring_sqe *sqe = worker_sqe(w);
+    struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_SEND, f->index);
     io_uring_prep_send(sqe, f->fd, f->line, f->line_bytes, MSG_NOSIGNAL | MSG_WAITALL);
-    sqe->user_data = uring_tag(TAG_SEND, f->index);
     f->ops_in_flight++;
 }
 
 void intake_closed(struct worker *w, struct flow *f) {
     bool stored = f->opened;
     assert(f->ended && f->phase == FLOW_CLOSING);
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
     if (f->session != NULL)
         session_closed(w, f);
     if (f->state == FLOW_STATE_SEALED) {
-        STAT_ADD(w, flows_sealed, 1);
-        worker_event(w, EVENT_FLOW_SEALED, f, 0, 0, f->durable_bytes);
+        STAT_ADD(&w->reactor, flows_sealed, 1);
+        flow_event(w, EVENT_FLOW_SEALED, f, 0, 0, f->durable_bytes);
     } else if (stored) {
-        STAT_ADD(w, flows_interrupted, 1);
-        worker_event(w, EVENT_FLOW_INTERRUPTED, f, f->reason, f->error, f->durable_bytes);
+        STAT_ADD(&w->reactor, flows_interrupted, 1);
+        flow_event(w, EVENT_FLOW_INTERRUPTED, f, f->reason, f->error, f->durable_bytes);
     } else if (f->session != NULL && !f->session->admitted) {
-        STAT_ADD(w, flows_refused, 1);
+        STAT_ADD(&w->reactor, flows_refused, 1);
         if (f->session->error != SESSION_REFUSED) /* else Python tells of it */
-            worker_event(w, EVENT_HELLO_FAILED, f, f->session->error, f->reason, 0);
+            flow_event(w, EVENT_HELLO_FAILED, f, f->session->error, f->reason, 0);
     } else {
-        STAT_ADD(w, flows_refused, 1);
-        worker_event(w, EVENT_FLOW_REFUSED, f, f->reason, f->error, 0);
+        STAT_ADD(&w->reactor, flows_refused, 1);
+        flow_event(w, EVENT_FLOW_REFUSED, f, f->reason, f->error, 0);
     }
     if (f->reason == CLOSE_REASON_PEER)
         hang_up(w, f);
@@ -291,13 +289,13 @@ bool intake_retry_close(struct worker *w, struct flow *f) {
     }
     if (!batch_add_close(w, f))
         return false;
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
     return true;
 }
 
 void intake_unclosed(struct worker *w, struct flow *f) {
     assert(f->phase == FLOW_CLOSING);
-    flow_wait(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
+    flow_wait(&w->flows, f, QUEUE_BLOCKED, w->reactor.now_ns);
 }
 
 void intake_gone(struct worker *w, struct flow *f) {
@@ -334,9 +332,9 @@ void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason,
     } else if (nothing) {
         intake_closed(w, f);
     } else if (batch_add_close(w, f)) {
-        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+        flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
     } else {
-        flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
+        flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->reactor.now_ns);
     }
 }
 
@@ -374,10 +372,9 @@ void intake_refuse_silent(struct worker *w) {
 }
 
 static void discard(struct worker *w, struct flow *f) {
-    struct io_uring_sqe *sqe = worker_sqe(w);
+    struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_DISCARD, f->index);
     /* TCP drops what it would have copied when asked with MSG_TRUNC: tcp(7). */
     io_uring_prep_recv(sqe, f->fd, NULL, DISCARD_BYTES, MSG_TRUNC);
-    sqe->user_data = uring_tag(TAG_DISCARD, f->index);
     f->ops_in_flight++;
 }
 
@@ -389,7 +386,7 @@ void intake_answered(struct worker *w, struct flow *f, int result) {
     }
     shutdown(f->fd, SHUT_WR);
     f->phase = FLOW_LINGERING;
-    flow_wait(&w->flows, f, QUEUE_LINGER, w->now_ns);
+    flow_wait(&w->flows, f, QUEUE_LINGER, w->reactor.now_ns);
     discard(w, f);
 }
 
@@ -405,9 +402,9 @@ void intake_complete(struct worker *w, enum uring_tag tag, struct flow *f, int r
 static uint64_t end_lingering(struct worker *w) {
     struct flow *f;
     while ((f = flow_first(&w->flows, QUEUE_LINGER)) != NULL) {
-        if (f->since_ns + LINGER_NS > w->now_ns)
+        if (f->since_ns + LINGER_NS > w->reactor.now_ns)
             return f->since_ns + LINGER_NS;
-        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+        flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
         shutdown(f->fd, SHUT_RDWR); /* the discard comes back with 0 */
     }
     return TIME_NEVER;
@@ -420,7 +417,7 @@ static uint64_t intake_silence_ns(const struct worker *w, const struct flow *f) 
     struct tcp_info info = {0};
     socklen_t bytes = sizeof info;
     int pending = 0;
-    uint64_t silence_ns = w->awake_ns - f->active_ns;
+    uint64_t silence_ns = w->reactor.awake_ns - f->active_ns;
     if (f->phase == FLOW_STARVED || f->phase == FLOW_BLOCKED || f->starved ||
         f->stored_bytes > f->durable_bytes)
         return 0;
@@ -435,11 +432,11 @@ static uint64_t end_idle(struct worker *w, struct listener *l) {
     while (l->idle_timeout_ns != 0 && l->idle.head != FLOW_NONE) {
         struct flow *f = &w->flows.flows[l->idle.head];
         uint64_t due_ns = f->active_ns + l->idle_timeout_ns;
-        if (due_ns > w->awake_ns)
-            return due_ns + w->paused_ns;
+        if (due_ns > w->reactor.awake_ns)
+            return due_ns + w->reactor.paused_ns;
         uint64_t silence_ns = intake_silence_ns(w, f);
         if (silence_ns < l->idle_timeout_ns) {
-            f->active_ns = w->awake_ns - silence_ns;
+            f->active_ns = w->reactor.awake_ns - silence_ns;
             flow_idle_touch(&w->flows, &l->idle, f);
             continue;
         }
@@ -454,7 +451,7 @@ static uint64_t accept_more(struct worker *w, struct listener *l) {
                 w->flows.count + w->listener_count < w->flows.capacity;
     if (l->stopped || l->accepting || !room)
         return TIME_NEVER;
-    if (l->retry_ns > w->now_ns)
+    if (l->retry_ns > w->reactor.now_ns)
         return l->retry_ns;
     arm_accept(w, l);
     return TIME_NEVER;
@@ -474,11 +471,8 @@ void intake_stop_accepting(struct worker *w) {
     handover_stop(w);
     for (uint32_t i = 0; i < w->listener_count; i++) {
         struct listener *l = &w->listeners[i];
-        if (!l->stopped && l->accepting) {
-            struct io_uring_sqe *sqe = worker_sqe(w);
-            io_uring_prep_cancel64(sqe, uring_tag(TAG_ACCEPT, i), 0);
-            sqe->user_data = uring_tag(TAG_ACCEPT_CANCEL, i);
-        }
+        if (!l->stopped && l->accepting)
+            reactor_cancel(&w->reactor, TAG_ACCEPT, i, TAG_ACCEPT_CANCEL);
         l->stopped = true;
     }
 }

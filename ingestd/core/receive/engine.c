@@ -4,11 +4,6 @@
  */
 #include "receive/engine.h"
 
-#include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <sys/socket.h>
-
 #include "worker.h"
 
 void engine_finish(struct worker *w, struct flow *f) {
@@ -34,17 +29,7 @@ void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, st
     }
 }
 
-int engine_end_of_stream(const struct flow *f) {
-    struct tcp_info info = {0};
-    socklen_t bytes = sizeof info;
-    if (getsockopt(f->fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) != 0)
-        return errno;
-    return info.tcpi_state == TCP_CLOSE_WAIT ? 0 : ECONNRESET;
-}
-
 void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag) {
-    struct io_uring_sqe *sqe = worker_sqe(w);
-    io_uring_prep_cancel64(sqe, uring_tag(tag, f->index), 0);
-    sqe->user_data = uring_tag(TAG_CANCEL, f->index);
+    reactor_cancel(&w->reactor, tag, f->index, TAG_CANCEL);
     f->ops_in_flight++;
 }

@@ -51,10 +51,6 @@ extern const struct engine engine_zcrx;
  * again keeps its place: advance() leaves it in QUEUE_BLOCKED. */
 void engine_finish(struct worker *w, struct flow *f);
 void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, struct flow *f));
-/* A receive returned 0. Whether that is the sender's FIN the socket's state tells:
- * io_uring may have met a reset, which clears the error, and told only of the
- * bytes before it. Returns 0 for a FIN, else the errno that ended the stream. */
-int engine_end_of_stream(const struct flow *f);
 void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag);
 /* Why a flow ends by an errno of its receive (enum close_reason): for most of them we
  * are the reason, and the sender, who is there, is told. */

@@ -15,9 +15,9 @@
 #include <errno.h>
 #include <poll.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include "base/socket.h"
 #include "worker.h"
 
 /* A slot's offset is a multiple of SLOT_BYTES_MIN: its order fits below. */
@@ -30,26 +30,24 @@ static int recv_open(struct worker *w) {
 }
 
 static void arm_poll(struct worker *w, struct flow *f) {
-    struct io_uring_sqe *sqe = worker_sqe(w);
+    struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_POLL, f->index);
     io_uring_prep_poll_add(sqe, f->fd, POLLIN | POLLRDHUP);
-    sqe->user_data = uring_tag(TAG_POLL, f->index);
     f->ops_in_flight++;
     f->polled = true;
 }
 
 static void arm_receive(struct worker *w, struct flow *f) {
-    struct io_uring_sqe *sqe = worker_sqe(w);
+    struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_RECEIVE, f->index);
     uint64_t room = buddy_slot_bytes(f->slot_order) - f->slot_filled;
     if (room > f->limit_bytes - f->received_bytes)
         room = f->limit_bytes - f->received_bytes;
     assert(f->slot_offset != UINT64_MAX && room > 0);
     io_uring_prep_recv(sqe, f->fd, w->area.base + f->slot_offset + f->slot_filled, room,
                        f->bulk ? MSG_WAITALL : 0);
-    sqe->user_data = uring_tag(TAG_RECEIVE, f->index);
     f->ops_in_flight++;
     f->phase = FLOW_RECEIVING;
     if (f->queue != QUEUE_DIRTY)
-        flow_wait(&w->flows, f, QUEUE_ARMED, w->now_ns);
+        flow_wait(&w->flows, f, QUEUE_ARMED, w->reactor.now_ns);
 }
 
 /* Half the area divided by the flows that receive: large slots for few flows,
@@ -68,12 +66,12 @@ static bool take_slot(struct worker *w, struct flow *f, uint32_t order) {
     f->slot_offset = buddy_take(&w->area.slots, f->slot_order);
     if (f->slot_offset == UINT64_MAX)
         return false;
-    STAT_ADD(w, area_receiving_bytes, buddy_slot_bytes(f->slot_order));
+    STAT_ADD(&w->reactor, area_receiving_bytes, buddy_slot_bytes(f->slot_order));
     return true;
 }
 
 static void slot_left_flow(struct worker *w, struct flow *f) {
-    STAT_ADD(w, area_receiving_bytes, -buddy_slot_bytes(f->slot_order));
+    STAT_ADD(&w->reactor, area_receiving_bytes, -buddy_slot_bytes(f->slot_order));
     f->slot_offset = UINT64_MAX;
     f->slot_filled = f->slot_copied = f->slot_taken = 0;
 }
@@ -82,14 +80,14 @@ static void give_slot(struct worker *w, struct flow *f) {
     if (f->slot_offset == UINT64_MAX)
         return;
     if (!buddy_give(&w->area.slots, f->slot_offset, f->slot_order))
-        STAT_ADD(w, area_writing_bytes, buddy_slot_bytes(f->slot_order));
+        STAT_ADD(&w->reactor, area_writing_bytes, buddy_slot_bytes(f->slot_order));
     slot_left_flow(w, f);
 }
 
 static void recv_release(struct worker *w, uint64_t hold) {
     uint32_t order = (uint32_t)(hold & HOLD_ORDER_MASK);
     if (buddy_give(&w->area.slots, hold & ~HOLD_ORDER_MASK, order))
-        STAT_ADD(w, area_writing_bytes, -buddy_slot_bytes(order));
+        STAT_ADD(&w->reactor, area_writing_bytes, -buddy_slot_bytes(order));
 }
 
 /* A batch took the first part of what is left in the slot, up to a page. The rest
@@ -123,7 +121,7 @@ static bool deliver(struct worker *w, struct flow *f) {
             return false;
         slot_taken_in_part(w, f, taken);
     }
-    STAT_ADD(w, area_writing_bytes, slot_bytes);
+    STAT_ADD(&w->reactor, area_writing_bytes, slot_bytes);
     slot_left_flow(w, f);
     return true;
 }
@@ -138,18 +136,17 @@ static void put_held_back(struct worker *w, struct flow *f) {
 /* Goes on receiving: into what is left of the slot, or into a new one sized to
  * what waits in the socket. */
 static void recv_receive(struct worker *w, struct flow *f) {
-    int pending = 0;
     if (f->slot_offset == UINT64_MAX) {
         uint32_t order = f->slot_order + 1; /* it filled the last one: more is to come */
         if (!f->bulk) {
-            ioctl(f->fd, FIONREAD, &pending);
+            uint32_t pending = socket_pending_bytes(f->fd);
             if (session_holds_back(f))
-                pending += (int)f->session->filled;
-            order = buddy_order(&w->area.slots, (uint64_t)pending);
+                pending += f->session->filled;
+            order = buddy_order(&w->area.slots, pending);
         }
         if (flow_is_behind(&w->flows, f, QUEUE_STARVED) || !take_slot(w, f, order)) {
             f->phase = FLOW_STARVED;
-            flow_keep_waiting(&w->flows, f, QUEUE_STARVED, w->now_ns);
+            flow_keep_waiting(&w->flows, f, QUEUE_STARVED, w->reactor.now_ns);
             return;
         }
         if (session_holds_back(f))
@@ -165,7 +162,7 @@ static void recv_advance(struct worker *w, struct flow *f) {
     bool none = f->slot_filled == 0;
     if (!none && !f->drop && (over || full || f->flush_due) && !deliver(w, f)) {
         f->phase = FLOW_BLOCKED;
-        flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
+        flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->reactor.now_ns);
         return;
     }
     if (over) {
@@ -176,15 +173,15 @@ static void recv_advance(struct worker *w, struct flow *f) {
     f->bulk = full;
     f->flush_due = false;
     if (f->bulk) {
-        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+        flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
         recv_receive(w, f);
         return;
     }
     if (f->slot_filled == 0) {
         give_slot(w, f);
-        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+        flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
     } else if (f->queue != QUEUE_DIRTY) {
-        flow_wait(&w->flows, f, QUEUE_DIRTY, w->now_ns);
+        flow_wait(&w->flows, f, QUEUE_DIRTY, w->reactor.now_ns);
     }
     f->phase = FLOW_POLLING;
     if (!f->polled)
@@ -195,10 +192,10 @@ static void received(struct worker *w, struct flow *f, int result) {
     f->cancelling = false;
     if (result > 0) {
         f->slot_filled += (uint32_t)result;
-        STAT_ADD(w, kernel_copied_bytes, result);
+        STAT_ADD(&w->reactor, kernel_copied_bytes, result);
         intake_received(w, f, (uint32_t)result);
     } else if (result == 0) {
-        f->error = engine_end_of_stream(f);
+        f->error = socket_end_of_stream(f->fd);
         f->eof = f->error == 0;
     } else if (result != -ECANCELED && result != -EINTR && result != -EAGAIN) {
         f->error = -result;
@@ -246,9 +243,9 @@ static uint64_t flush_aged(struct worker *w, enum flow_queue queue) {
     struct flow *f;
     while ((f = flow_first(&w->flows, queue)) != NULL) {
         uint64_t due_ns = f->since_ns + w->settings.flush_interval_ns;
-        if (due_ns > w->now_ns)
+        if (due_ns > w->reactor.now_ns)
             return due_ns;
-        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+        flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
         f->flush_due = true;
         if (f->phase == FLOW_RECEIVING)
             cancel_receive(w, f);
@@ -270,7 +267,7 @@ static void serve_starved(struct worker *w) {
 static uint64_t recv_turn(struct worker *w) {
     engine_serve_blocked(w, recv_advance);
     serve_starved(w);
-    STAT_SET(w, area_free_bytes, w->area.slots.free_bytes);
+    STAT_SET(&w->reactor, area_free_bytes, w->area.slots.free_bytes);
     uint64_t dirty_ns = flush_aged(w, QUEUE_DIRTY);
     uint64_t armed_ns = flush_aged(w, QUEUE_ARMED);
     return time_min(dirty_ns, armed_ns);
@@ -289,9 +286,8 @@ static void recv_start(struct worker *w, struct flow *f) {
 
 static void recv_receive_block(struct worker *w, struct flow *f) {
     struct session_room room = session_room(f->session);
-    struct io_uring_sqe *sqe = worker_sqe(w);
+    struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_BLOCK, f->index);
     io_uring_prep_recv(sqe, f->fd, room.at, room.bytes, MSG_WAITALL);
-    sqe->user_data = uring_tag(TAG_BLOCK, f->index);
     f->ops_in_flight++;
 }
 

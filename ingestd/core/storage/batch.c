@@ -35,13 +35,13 @@ int batch_pool_open(struct worker *w, uint32_t count) {
     p->batches = calloc(count, sizeof *p->batches);
     p->free = calloc(count, sizeof *p->free);
     if (p->batches == NULL || p->free == NULL)
-        return fault_set(&w->fault, ENOMEM, "calloc", "batches");
+        return fault_set(&w->reactor.fault, ENOMEM, "calloc", "batches");
     p->count = count;
     for (uint32_t i = 0; i < count && code == 0; i++) {
         code = batch_open_memory(w, &p->batches[i], i);
         p->free[p->free_count++] = count - 1 - i;
     }
-    return code < 0 ? fault_set(&w->fault, -code, "calloc", "batches") : 0;
+    return code < 0 ? fault_set(&w->reactor.fault, -code, "calloc", "batches") : 0;
 }
 
 void batch_pool_close(struct worker *w) {
@@ -65,7 +65,7 @@ static struct batch *open_batch(struct worker *w) {
         p->profile.iovecs_max < BATCH_IOVECS_MAX ? p->profile.iovecs_max : BATCH_IOVECS_MAX;
     plan_begin(&b->plan, b->iov, iovecs, b->header, p->header_bytes_max, b->bounce, p->bounce_bytes,
                w->settings.checksum);
-    b->opened_ns = w->now_ns;
+    b->opened_ns = w->reactor.now_ns;
     b->full = b->urgent = b->hurried = b->placed = false;
     b->rescued = w->writer.exhausted;
     b->hold_count = b->touch_count = 0;
@@ -224,7 +224,7 @@ bool batch_add_close(struct worker *w, struct flow *f) {
         return false;
     struct frame_close c = {
         .stream_bytes = f->stored_bytes,
-        .ended_ns = worker_unix_ns(w),
+        .ended_ns = reactor_unix_ns(&w->reactor),
         .state = f->state,
         .reason = f->reason,
         .flags = f->checksummed ? CLOSE_HAS_CRC32C : 0,
@@ -247,7 +247,7 @@ uint64_t batch_turn(struct worker *w) {
         return TIME_NEVER;
     uint64_t due_ns = b->opened_ns + w->settings.flush_interval_ns;
     bool urgent = b->urgent && w->device.batches_in_flight < URGENT_WRITES_MAX;
-    if (b->full || b->hurried || urgent || w->now_ns >= due_ns) {
+    if (b->full || b->hurried || urgent || w->reactor.now_ns >= due_ns) {
         close_open(w);
         return TIME_NEVER; /* what it waits for, if it does, wakes the loop */
     }

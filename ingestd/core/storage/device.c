@@ -18,13 +18,13 @@ int device_open(struct worker *w, uint32_t write_count) {
     struct device *d = &w->device;
     d->writes = calloc(write_count, sizeof *d->writes);
     if (d->writes == NULL)
-        return fault_set(&w->fault, ENOMEM, "calloc", "device writes");
+        return fault_set(&w->reactor.fault, ENOMEM, "calloc", "device writes");
     d->write_count = write_count;
     for (uint32_t i = 0; i < write_count; i++)
         d->writes[i].index = i;
-    struct io_uring_probe *probe = io_uring_get_probe_ring(&w->ring);
+    struct io_uring_probe *probe = io_uring_get_probe_ring(&w->reactor.ring);
     if (probe == NULL)
-        return fault_set(&w->fault, ENOMEM, "io_uring_get_probe_ring", "worker's ring");
+        return fault_set(&w->reactor.fault, ENOMEM, "io_uring_get_probe_ring", "worker's ring");
     d->writev_fixed = io_uring_opcode_supported(probe, URING_OP_WRITEV_FIXED);
     io_uring_free_probe(probe);
     return 0;
@@ -36,7 +36,7 @@ void device_close(struct worker *w) {
 }
 
 static void prepare(struct worker *w, struct device_write *d) {
-    struct io_uring_sqe *sqe = worker_sqe(w);
+    struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_WRITE, d->index);
     if (d->iov_count == 1) {
         io_uring_prep_write_fixed(sqe, STORE_FILE, d->iov[0].iov_base, (unsigned)d->iov[0].iov_len,
                                   d->offset, AREA_BUFFER);
@@ -49,14 +49,13 @@ static void prepare(struct worker *w, struct device_write *d) {
     }
     sqe->flags |= IOSQE_FIXED_FILE;
     sqe->rw_flags = d->stable ? RWF_DSYNC : 0;
-    sqe->user_data = uring_tag(TAG_WRITE, d->index);
 }
 
 void device_submit(struct worker *w, struct device_write *d) {
     assert(!d->in_flight && d->iov_count > 0 && d->bytes > 0);
     d->in_flight = true;
     d->tries = 0;
-    d->submitted_ns = w->now_ns;
+    d->submitted_ns = w->reactor.now_ns;
     w->device.in_flight++;
     w->device.batches_in_flight += d->kind == DEVICE_BATCH;
     prepare(w, d);
@@ -73,14 +72,13 @@ void device_submit_single(struct worker *w, struct device_write *d, void *data, 
 }
 
 void device_flush(struct worker *w) {
-    struct io_uring_sqe *sqe = worker_sqe(w);
+    struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_FLUSH, 0);
     assert(!w->device.flush_in_flight);
     /* A flush runs in a kernel thread, which would have to take the ring's lock to
      * look a registered file up, while this thread holds it to receive. */
     io_uring_prep_fsync(sqe, w->settings.store_fd, IORING_FSYNC_DATASYNC);
-    sqe->user_data = uring_tag(TAG_FLUSH, 0);
     w->device.flush_in_flight = true;
-    w->device.flush_submitted_ns = w->now_ns;
+    w->device.flush_submitted_ns = w->reactor.now_ns;
 }
 
 int device_lost(const struct worker *w) {
@@ -118,7 +116,7 @@ static bool device_refuses_for_good(int code) {
 /* A device may refuse for a moment: a retry costs little, a failed store a night. Who
  * stops the daemon is not kept waiting by it. */
 static bool device_may_retry(const struct worker *w, const struct device_write *d, int code) {
-    bool late = w->draining && w->now_ns >= w->drain_deadline_ns;
+    bool late = w->draining && w->reactor.now_ns >= w->drain_deadline_ns;
     return d->tries + 1 < DEVICE_TRIES_MAX && !w->writer.failed && !late &&
            !device_refuses_for_good(code);
 }
@@ -129,11 +127,10 @@ static void device_pause(struct worker *w, struct device_write *d, int code) {
     d->tries++;
     d->pause.tv_sec = (long long)(pause_ns / 1000000000ull);
     d->pause.tv_nsec = (long long)(pause_ns % 1000000000ull);
-    STAT_ADD(w, write_retries, 1);
-    worker_event(w, EVENT_WRITE_RETRIED, NULL, code, (int)d->tries, d->offset);
-    struct io_uring_sqe *sqe = worker_sqe(w);
+    STAT_ADD(&w->reactor, write_retries, 1);
+    reactor_event(&w->reactor, EVENT_WRITE_RETRIED, code, (int)d->tries, d->offset);
+    struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_RETRY, d->index);
     io_uring_prep_timeout(sqe, &d->pause, 0, 0);
-    sqe->user_data = uring_tag(TAG_RETRY, d->index);
 }
 
 void device_retry(struct worker *w, uint32_t index) {
@@ -159,11 +156,11 @@ void device_write_complete(struct worker *w, uint32_t index, int result) {
     if (!whole)
         writer_fail(w, code, FAILED_WRITE, d->offset);
     else
-        STAT_ADD(w, written_bytes, d->bytes);
-    uint64_t latency_ns = w->now_ns - d->submitted_ns;
+        STAT_ADD(&w->reactor, written_bytes, d->bytes);
+    uint64_t latency_ns = w->reactor.now_ns - d->submitted_ns;
     if (whole && d->kind == DEVICE_BATCH) {
-        histogram_add(&w->write_latency, latency_ns);
-        STAT_ADD(w, write_latency_sum_ns, latency_ns);
+        histogram_add(&w->reactor.write_latency, latency_ns);
+        STAT_ADD(&w->reactor, write_latency_sum_ns, latency_ns);
     }
     writer_write_done(w, d);
 }
@@ -175,9 +172,9 @@ void device_flush_complete(struct worker *w, int result) {
         writer_fail(w, -result, FAILED_FLUSH, 0);
         return;
     }
-    uint64_t latency_ns = w->now_ns - w->device.flush_submitted_ns;
-    histogram_add(&w->flush_latency, latency_ns);
-    STAT_ADD(w, flush_latency_sum_ns, latency_ns);
-    STAT_ADD(w, flushes, 1);
+    uint64_t latency_ns = w->reactor.now_ns - w->device.flush_submitted_ns;
+    histogram_add(&w->reactor.flush_latency, latency_ns);
+    STAT_ADD(&w->reactor, flush_latency_sum_ns, latency_ns);
+    STAT_ADD(&w->reactor, flushes, 1);
     writer_flush_done(w);
 }

@@ -51,7 +51,7 @@ int writer_open(struct worker *w) {
         code = -ENOMEM;
     for (uint32_t i = 0; i < SEGMENTS_LIVE_MAX && code == 0; i++)
         code = open_live(w, &x->live[i], i);
-    return code < 0 ? fault_set(&w->fault, -code, "calloc", "segments") : 0;
+    return code < 0 ? fault_set(&w->reactor.fault, -code, "calloc", "segments") : 0;
 }
 
 void writer_close(struct worker *w) {
@@ -91,15 +91,15 @@ static bool open_segment(struct worker *w) {
                  span_capacity(s->segment_bytes));
     memset(l->header, 0, s->block_bytes);
     frame_segment_header((void *)l->header, s->store_uuid, sequence, index, s->worker_index,
-                         worker_unix_ns(w));
+                         reactor_unix_ns(&w->reactor));
     l->state = LIVE_FILLING;
     l->header_item = commit_begin(&x->commit);
     x->filling = l;
     device_submit_single(w, l->header_write, l->header, s->block_bytes, l->segment.offset);
-    STAT_ADD(w, header_bytes, s->block_bytes);
-    STAT_ADD(w, segments_used, 1);
-    worker_event(w, EVENT_SEGMENT_OPENED, NULL, (int)index, 0, sequence);
-    mailbox_want_grant(&w->mailbox);
+    STAT_ADD(&w->reactor, header_bytes, s->block_bytes);
+    STAT_ADD(&w->reactor, segments_used, 1);
+    reactor_event(&w->reactor, EVENT_SEGMENT_OPENED, (int)index, 0, sequence);
+    mailbox_want_grant(&w->reactor.mailbox);
     return true;
 }
 
@@ -121,7 +121,7 @@ static struct live_segment *segment_for(struct worker *w, const struct batch *b)
         x->speechless = true;
     if (last && !x->exhausted) {
         x->exhausted = true;
-        worker_event(w, EVENT_STORE_FULL, NULL, 0, 0, 0);
+        reactor_event(&w->reactor, EVENT_STORE_FULL, 0, 0, 0);
     }
     if (last || x->ready_count == 0)
         return NULL; /* what is being filled is kept open: last words may still fit */
@@ -166,16 +166,16 @@ static void note_touches(struct worker *w, struct segment *s, const struct batch
 
 static void account(struct worker *w, const struct batch *b) {
     const struct plan_batch *p = &b->plan;
-    STAT_ADD(w, batches, 1);
-    STAT_ADD(w, header_bytes, p->iov[0].iov_len);
-    STAT_ADD(w, direct_bytes, p->direct_bytes);
-    STAT_ADD(w, padding_bytes, p->padding_bytes);
-    STAT_ADD(w, bounced_head_bytes, p->bounced_bytes[BOUNCE_HEAD]);
-    STAT_ADD(w, bounced_tail_bytes, p->bounced_bytes[BOUNCE_TAIL]);
-    STAT_ADD(w, bounced_small_bytes, p->bounced_bytes[BOUNCE_SMALL]);
-    STAT_ADD(w, bounced_boundary_bytes, p->bounced_bytes[BOUNCE_BOUNDARY]);
-    STAT_ADD(w, bounced_pressure_bytes, p->bounced_bytes[BOUNCE_PRESSURE]);
-    STAT_ADD(w, bounced_trailer_bytes, p->bounced_bytes[BOUNCE_TRAILER]);
+    STAT_ADD(&w->reactor, batches, 1);
+    STAT_ADD(&w->reactor, header_bytes, p->iov[0].iov_len);
+    STAT_ADD(&w->reactor, direct_bytes, p->direct_bytes);
+    STAT_ADD(&w->reactor, padding_bytes, p->padding_bytes);
+    STAT_ADD(&w->reactor, bounced_head_bytes, p->bounced_bytes[BOUNCE_HEAD]);
+    STAT_ADD(&w->reactor, bounced_tail_bytes, p->bounced_bytes[BOUNCE_TAIL]);
+    STAT_ADD(&w->reactor, bounced_small_bytes, p->bounced_bytes[BOUNCE_SMALL]);
+    STAT_ADD(&w->reactor, bounced_boundary_bytes, p->bounced_bytes[BOUNCE_BOUNDARY]);
+    STAT_ADD(&w->reactor, bounced_pressure_bytes, p->bounced_bytes[BOUNCE_PRESSURE]);
+    STAT_ADD(&w->reactor, bounced_trailer_bytes, p->bounced_bytes[BOUNCE_TRAILER]);
 }
 
 bool writer_place(struct worker *w, struct batch *b) {
@@ -199,7 +199,7 @@ bool writer_place(struct worker *w, struct batch *b) {
         .batch_index = s->batch_count,
         .batches_committed = s->committed_batches,
         .flags = w->settings.checksum ? BATCH_HAS_CRC32C : 0,
-        .made_ns = worker_unix_ns(w),
+        .made_ns = reactor_unix_ns(&w->reactor),
     };
     uint64_t bytes = plan_finish(&b->plan, &w->batches.profile, &info);
     b->item = commit_begin(&x->commit);
@@ -234,13 +234,13 @@ void writer_write_done(struct worker *w, struct device_write *d) {
     case DEVICE_BATCH: {
         struct batch *b = &w->batches.batches[d->owner];
         if (!x->failed)
-            commit_written(&x->commit, b->item, w->now_ns);
+            commit_written(&x->commit, b->item, w->reactor.now_ns);
         batch_release(w, b);
         break;
     }
     case DEVICE_SEGMENT_HEADER:
         if (!x->failed)
-            commit_written(&x->commit, l->header_item, w->now_ns);
+            commit_written(&x->commit, l->header_item, w->reactor.now_ns);
         break;
     case DEVICE_MARK:
         l->marking = false;
@@ -248,7 +248,8 @@ void writer_write_done(struct worker *w, struct device_write *d) {
         break;
     case DEVICE_FOOTER:
         l->state = LIVE_NONE;
-        worker_event(w, EVENT_SEGMENT_CLOSED, NULL, (int)l->segment.index, 0, l->segment.sequence);
+        reactor_event(&w->reactor, EVENT_SEGMENT_CLOSED, (int)l->segment.index, 0,
+                      l->segment.sequence);
         break;
     }
 }
@@ -265,10 +266,10 @@ static void acknowledge(struct worker *w) {
         x->ack_head++;
         f->acks_pending--;
         f->durable_bytes = a->end_offset;
-        uint64_t latency_ns = w->now_ns - x->item_begun[a->item % UNCOMMITTED_ITEMS_MAX];
-        histogram_add(&w->ack_latency, latency_ns);
-        STAT_ADD(w, ack_latency_sum_ns, latency_ns);
-        STAT_ADD(w, durable_bytes, a->bytes);
+        uint64_t latency_ns = w->reactor.now_ns - x->item_begun[a->item % UNCOMMITTED_ITEMS_MAX];
+        histogram_add(&w->reactor.ack_latency, latency_ns);
+        STAT_ADD(&w->reactor, ack_latency_sum_ns, latency_ns);
+        STAT_ADD(&w->reactor, durable_bytes, a->bytes);
         bytes += a->bytes;
         if (f->phase == FLOW_GONE)
             intake_gone(w, f);
@@ -277,7 +278,7 @@ static void acknowledge(struct worker *w) {
         else if (f->session != NULL)
             session_advanced(w, f);
     }
-    histogram_add_bytes(&w->commit_bytes, bytes);
+    histogram_add_bytes(&w->reactor.commit_bytes, bytes);
 }
 
 static void write_mark(struct worker *w, struct live_segment *l) {
@@ -288,7 +289,7 @@ static void write_mark(struct worker *w, struct live_segment *l) {
                       s->committed_batches, s->committed_end);
     l->marking = true;
     w->writer.marks_in_flight++;
-    STAT_ADD(w, header_bytes, s->block_bytes);
+    STAT_ADD(&w->reactor, header_bytes, s->block_bytes);
     device_submit_single(w, l->mark_write, l->mark, s->block_bytes,
                          s->offset + block * s->block_bytes);
 }
@@ -316,9 +317,9 @@ void writer_flush_done(struct worker *w) {
 static void write_footer(struct worker *w, struct live_segment *l) {
     uint64_t offset;
     uint64_t bytes =
-        segment_footer(&l->segment, w->settings.store_uuid, worker_unix_ns(w), &offset);
+        segment_footer(&l->segment, w->settings.store_uuid, reactor_unix_ns(&w->reactor), &offset);
     l->state = LIVE_FOOTER;
-    STAT_ADD(w, header_bytes, bytes);
+    STAT_ADD(&w->reactor, header_bytes, bytes);
     device_submit_single(w, l->footer_write, l->segment.footer, bytes, l->segment.offset + offset);
 }
 
@@ -347,8 +348,8 @@ uint64_t writer_turn(struct worker *w) {
             writer_fail(w, code, FAILED_LOST, 0);
             return TIME_NEVER;
         }
-        commit_done(&x->commit, w->now_ns);
-        STAT_ADD(w, commits, 1);
+        commit_done(&x->commit, w->reactor.now_ns);
+        STAT_ADD(&w->reactor, commits, 1);
         acknowledge(w);
         /* What the open batch waited for may be there now, and wakes nobody. */
         place_waits = w->batches.open != NULL && w->batches.open->full;
@@ -356,11 +357,11 @@ uint64_t writer_turn(struct worker *w) {
     write_footers(w);
     uint64_t interval_ns = x->closing ? 0 : w->settings.commit_interval_ns;
     uint64_t due_ns = commit_due_ns(&x->commit, interval_ns);
-    if (due_ns > w->now_ns)
-        return place_waits ? w->now_ns : due_ns;
+    if (due_ns > w->reactor.now_ns)
+        return place_waits ? w->reactor.now_ns : due_ns;
     commit_flush(&x->commit);
     device_flush(w);
-    return place_waits ? w->now_ns : TIME_NEVER;
+    return place_waits ? w->reactor.now_ns : TIME_NEVER;
 }
 
 bool writer_is_idle(const struct worker *w) {
@@ -385,8 +386,8 @@ void writer_fail(struct worker *w, int code, enum store_failure what, uint64_t o
     if (w->writer.failed)
         return;
     w->writer.failed = code;
-    STAT_SET(w, store_errno, code);
-    worker_event(w, EVENT_STORE_FAILED, NULL, code, (int)what, offset);
+    STAT_SET(&w->reactor, store_errno, code);
+    reactor_event(&w->reactor, EVENT_STORE_FAILED, code, (int)what, offset);
     drop_acks(w);
     batch_abandon(w);
     intake_interrupt_all(w, CLOSE_REASON_NONE, true);

@@ -92,7 +92,7 @@ void __wrap_intake_received(struct worker *w, struct flow *f, uint32_t bytes) {
     s->longest = bytes > s->longest ? bytes : s->longest;
     s->lent_max = chunks_lent > s->lent_max ? chunks_lent : s->lent_max;
     s->overflows +=
-        (__atomic_load_n(w->ring.sq.kflags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW) != 0;
+        (__atomic_load_n(w->reactor.ring.sq.kflags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW) != 0;
     s->fragments++;
     s->bytes += bytes;
     judge(s, &w->settings, offset_delivered, bytes);

@@ -11,6 +11,8 @@
 #include <sys/socket.h>
 
 #include "connection/ingest/answer.h"
+#include "base/socket.h"
+#include "connection/event.h"
 #include "worker.h"
 
 /* A last line that finds no room in the socket for so long is given up. */
@@ -38,12 +40,11 @@ bool session_give(struct worker *w, struct flow *f) {
 
 static void send_rest(struct worker *w, struct flow *f) {
     struct session *s = f->session;
-    struct io_uring_sqe *sqe = worker_sqe(w);
+    struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_LINE, f->index);
     /* Only the last line may wait for a sender that does not read. */
     int flags = f->phase == FLOW_ANSWERING ? MSG_WAITALL : MSG_DONTWAIT;
     io_uring_prep_send(sqe, f->fd, s->saying + s->line_sent, (size_t)(s->line_bytes - s->line_sent),
                        MSG_NOSIGNAL | flags);
-    sqe->user_data = uring_tag(TAG_LINE, f->index);
     f->ops_in_flight++;
     s->sending = true;
 }
@@ -70,7 +71,7 @@ static bool next_line(struct worker *w, struct flow *f) {
     } else if (s->admitted && !f->ended && f->durable_bytes > s->told_bytes) {
         bytes = answer_durable(f->durable_bytes, f->line, sizeof f->line);
         s->told_bytes = f->durable_bytes;
-        STAT_ADD(w, durable_lines, 1);
+        STAT_ADD(&w->reactor, durable_lines, 1);
     }
     s->line_bytes = (uint16_t)bytes;
     s->line_sent = 0;
@@ -109,7 +110,7 @@ void session_line_sent(struct worker *w, struct flow *f, int result) {
 
 void session_send_last(struct worker *w, struct flow *f) {
     f->phase = FLOW_ANSWERING;
-    flow_wait(&w->flows, f, QUEUE_ANSWER, w->now_ns);
+    flow_wait(&w->flows, f, QUEUE_ANSWER, w->reactor.now_ns);
     if (f->session->mute)
         intake_answered(w, f, -EPIPE);
     else
@@ -138,7 +139,7 @@ static bool session_post(struct worker *w, struct flow *f) {
               (f->opened ? QUESTION_STORED : 0) |
               (f->ended && f->state == FLOW_STATE_SEALED ? QUESTION_SEALED : 0);
     memcpy(q.flow, f->id, sizeof q.flow);
-    worker_format_peer(f, q.peer, sizeof q.peer);
+    flow_format_peer(f, q.peer, sizeof q.peer);
     memcpy(q.challenge, s->challenge, sizeof q.challenge);
     memcpy(q.block, s->pages->block, sizeof q.block);
     if (!admission_ask(&w->admission, &q))
@@ -146,7 +147,7 @@ static bool session_post(struct worker *w, struct flow *f) {
     s->asked = true;
     s->told = s->question == NOTE_ENDED;
     s->question = 0;
-    w->mailbox.event_pending = true; /* its reader takes questions too */
+    w->reactor.mailbox.event_pending = true; /* its reader takes questions too */
     return true;
 }
 
@@ -219,7 +220,7 @@ static void hello_received(struct worker *w, struct flow *f, int result) {
     if (f->stop) {
         session_end(w, f, f->reason, 0);
     } else if (result == 0) {
-        session_end(w, f, CLOSE_REASON_PEER, engine_end_of_stream(f));
+        session_end(w, f, CLOSE_REASON_PEER, socket_end_of_stream(f->fd));
     } else if (result < 0 && result != -EINTR && result != -EAGAIN) {
         session_end(w, f, engine_close_reason(-result), -result);
     } else {
@@ -248,7 +249,7 @@ static void admit(struct worker *w, struct flow *f, const struct answer *a) {
     f->crc = w->settings.checksum ? a->crc : 0;
     f->checksummed = w->settings.checksum && (a->flags & ANSWER_HAS_CRC) != 0;
     f->limit_bytes = a->limit_bytes;
-    f->active_ns = w->awake_ns;
+    f->active_ns = w->reactor.awake_ns;
     memcpy(s->pages->name, a->name, a->name_bytes);
     memcpy(s->pages->labels, a->labels, a->labels_bytes);
     s->name_bytes = a->name_bytes;
@@ -263,8 +264,8 @@ static void admit(struct worker *w, struct flow *f, const struct answer *a) {
     session_give_pages(s, SESSION_BLOCK_BYTES); /* the hello has been read */
     s->admitted = s->accepted_due = true;
     flow_idle_touch(&w->flows, &listener_of(w, f)->idle, f);
-    STAT_ADD(w, flows_resumed, a->base_bytes > 0);
-    worker_event(w, EVENT_FLOW_OPENED, f, 0, 0, a->base_bytes);
+    STAT_ADD(&w->reactor, flows_resumed, a->base_bytes > 0);
+    flow_event(w, EVENT_FLOW_OPENED, f, 0, 0, a->base_bytes);
     say(w, f);
     if (f->received_bytes == f->limit_bytes)
         session_goes_on(w, f);
@@ -329,7 +330,7 @@ static uint32_t tail_bytes_max(const struct session *s) {
 
 static void receive_tail(struct worker *w, struct flow *f) {
     const struct session *s = f->session;
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
     f->phase = FLOW_TAIL;
     if (!s->beyond)
         w->engine->receive_block(w, f);
@@ -360,7 +361,7 @@ struct session_room session_room(struct session *s) {
 
 static void ask_trailer(struct worker *w, struct flow *f) {
     flow_idle_remove(&w->flows, &listener_of(w, f)->idle, f);
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
     f->phase = FLOW_ASKING;
     ask(w, f, QUESTION_TRAILER);
 }
@@ -394,7 +395,7 @@ static void tail_received(struct worker *w, struct flow *f, int result) {
     if (f->stop) {
         session_end(w, f, f->reason, 0);
     } else if (result > 0) {
-        f->active_ns = w->awake_ns;
+        f->active_ns = w->reactor.awake_ns;
         flow_idle_touch(&w->flows, &listener_of(w, f)->idle, f);
         s->filled += s->holding ? 0 : (uint32_t)result;
         s->beyond = s->holding || s->filled == tail_bytes_max(s);
@@ -402,7 +403,7 @@ static void tail_received(struct worker *w, struct flow *f, int result) {
     } else if (result == -EINTR || result == -EAGAIN || result == -ECANCELED) {
         receive_tail(w, f);
     } else {
-        int error = result < 0 ? -result : engine_end_of_stream(f);
+        int error = result < 0 ? -result : socket_end_of_stream(f->fd);
         f->eof = error == 0;
         if (error != 0)
             session_end(w, f, engine_close_reason(error), error);
@@ -432,8 +433,8 @@ static uint64_t end_silent_hellos(struct worker *w, struct listener *l) {
     while (l->greeting.head != FLOW_NONE) {
         struct flow *f = &w->flows.flows[l->greeting.head];
         uint64_t due_ns = f->active_ns + l->hello_timeout_ns;
-        if (due_ns > w->awake_ns)
-            return due_ns + w->paused_ns;
+        if (due_ns > w->reactor.awake_ns)
+            return due_ns + w->reactor.paused_ns;
         flow_idle_remove(&w->flows, &l->greeting, f);
         f->session->error = SESSION_HELLO_TIMEOUT;
         intake_interrupt(w, f, CLOSE_REASON_IDLE, true);
@@ -446,9 +447,9 @@ static uint64_t end_silent_hellos(struct worker *w, struct listener *l) {
 static uint64_t tell_news(struct worker *w, struct listener *l) {
     if (l->news.count == 0)
         return TIME_NEVER;
-    if (l->news_ns > w->now_ns)
+    if (l->news_ns > w->reactor.now_ns)
         return l->news_ns;
-    l->news_ns = w->now_ns + l->ack_interval_ns;
+    l->news_ns = w->reactor.now_ns + l->ack_interval_ns;
     for (uint32_t left = l->news.count; left > 0; left--) {
         struct flow *f = &w->flows.flows[l->news.head];
         flow_news_remove(&w->flows, &l->news, f);
@@ -461,9 +462,9 @@ static uint64_t tell_news(struct worker *w, struct listener *l) {
 static uint64_t end_unread(struct worker *w) {
     struct flow *f;
     while ((f = flow_first(&w->flows, QUEUE_ANSWER)) != NULL) {
-        if (f->since_ns + LAST_LINE_NS > w->now_ns)
+        if (f->since_ns + LAST_LINE_NS > w->reactor.now_ns)
             return f->since_ns + LAST_LINE_NS;
-        flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+        flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
         shutdown(f->fd, SHUT_RDWR); /* the send comes back with an error */
     }
     return TIME_NEVER;

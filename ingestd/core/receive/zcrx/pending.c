@@ -26,7 +26,7 @@ uint64_t zcrx_relief_bytes(uint64_t area_bytes) {
 int zcrx_pending_open(struct worker *w) {
     struct zcrx *z = &w->zcrx;
     /* And what one turn can bring, twice: see table_is_low(). */
-    z->fragment_count = z->chunk_count * FRAGMENTS_PER_CHUNK + 2 * w->ring.cq.ring_entries;
+    z->fragment_count = z->chunk_count * FRAGMENTS_PER_CHUNK + 2 * w->reactor.ring.cq.ring_entries;
     z->fragments = calloc(z->fragment_count, sizeof *z->fragments);
     uint64_t relief_bytes = zcrx_relief_bytes(w->area.slots_bytes);
     z->relief_base = area_own(&w->area, relief_bytes);

@@ -72,7 +72,7 @@ static int try_register(struct worker *w, struct abi_zcrx_ifq *q, struct abi_zcr
         .rx_buf_len = rx_buf_len,
         .event = events ? (uint64_t)(uintptr_t)&event : 0,
     };
-    return zcrx_register(w->ring.ring_fd, ABI_REGISTER_ZCRX_IFQ, q, 1);
+    return zcrx_register(w->reactor.ring.ring_fd, ABI_REGISTER_ZCRX_IFQ, q, 1);
 }
 
 /* A queue may still be held by a process that is going away: it is asked again
@@ -97,9 +97,9 @@ static int map_region(struct worker *w, const struct abi_zcrx_ifq *q,
     struct zcrx *z = &w->zcrx;
     z->region_bytes = region->bytes;
     void *p = mmap(NULL, region->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
-                   w->ring.ring_fd, (off_t)region->mmap_offset);
+                   w->reactor.ring.ring_fd, (off_t)region->mmap_offset);
     if (p == MAP_FAILED)
-        return fault_set(&w->fault, errno, "mmap", "refill ring");
+        return fault_set(&w->reactor.fault, errno, "mmap", "refill ring");
     z->region = p;
     z->refill.head = (void *)(z->region + q->offsets.head);
     z->refill.tail = (void *)(z->region + q->offsets.tail);
@@ -134,7 +134,7 @@ int zcrx_open_queue(struct worker *w) {
         if_indextoname(w->settings.interface_index, name);
     snprintf(object, sizeof object, "interface %s, rx queue %u", name, w->settings.rx_queue);
     if (code < 0)
-        return fault_set(&w->fault, -code, "io_uring_register_ifq", object);
+        return fault_set(&w->reactor.fault, -code, "io_uring_register_ifq", object);
     z->id = q.id;
     z->rx_buf_len = q.rx_buf_len != 0 ? q.rx_buf_len : AREA_PAGE_BYTES;
     z->chunk_count = (uint32_t)(w->area.slots_bytes / z->rx_buf_len);
@@ -148,11 +148,11 @@ uint32_t zcrx_chunk_shift(const struct zcrx *z) {
 
 int zcrx_flush_refill(struct worker *w) {
     struct abi_zcrx_control c = {.id = w->zcrx.id, .operation = ABI_ZCRX_CTRL_FLUSH_RQ};
-    return zcrx_register(w->ring.ring_fd, ABI_REGISTER_ZCRX_CTRL, &c, 0);
+    return zcrx_register(w->reactor.ring.ring_fd, ABI_REGISTER_ZCRX_CTRL, &c, 0);
 }
 
 int zcrx_arm_event(struct worker *w, uint32_t type) {
     struct abi_zcrx_control c = {.id = w->zcrx.id, .operation = ABI_ZCRX_CTRL_ARM_EVENT};
     c.argument.event_type = type;
-    return zcrx_register(w->ring.ring_fd, ABI_REGISTER_ZCRX_CTRL, &c, 0);
+    return zcrx_register(w->reactor.ring.ring_fd, ABI_REGISTER_ZCRX_CTRL, &c, 0);
 }

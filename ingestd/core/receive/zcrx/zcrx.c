@@ -14,14 +14,12 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
+#include "base/socket.h"
+#include "connection/event.h"
 #include "worker.h"
 #include "receive/zcrx/control.h"
 #include "receive/zcrx/register.h"
@@ -32,40 +30,24 @@
 #define RECEIVE_BUFFER_FLOWS_MIN 16u
 /* Of a connection that waits: two packets of 1448 bytes, each on a page of its own. */
 #define WAITING_BUFFER_BYTES 8192u
-/* tcp(7); no bound: the kernel takes what the window's scale admits. */
-#define WINDOW_CLAMP_BYTES (1 << 30)
 #define STARVED_RETRY_NS 1000000ull
 /* Of one receive; sqe->len has 32 bits. A longer flow is received by several. */
 #define RECEIVE_BYTES_MAX (1u << 30)
 
 /* --- What sockets may hold of the area -------------------------------------------- */
 
-/* SO_RCVBUF is doubled by the kernel, and bounded by net.core.rmem_max unless forced, which wants
- * the CAP_NET_ADMIN that a queue wants as well: socket(7). */
-static void set_receive_buffer(int fd, uint64_t bytes) {
-    int value = (int)(bytes / 2);
-    if (setsockopt(fd, SOL_SOCKET, SO_RCVBUFFORCE, &value, sizeof value) < 0)
-        setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &value, sizeof value);
-}
-
-static void unbind_window(int fd) {
-    int clamp = WINDOW_CLAMP_BYTES;
-    setsockopt(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, &clamp, sizeof clamp);
-}
-
 /* Connections that wait to be accepted have their listener's buffer, and what they have sent
  * holds chunks that nobody reads: it is kept to two packets each. More than that their windows do
  * not admit, so that nothing is dropped, and they go on the moment they are read.
  * The scale of a window is agreed on in the first packet and goes by the listener's buffer if that
- * is locked, by net.ipv4.tcp_rmem if not: so it is unlocked (SO_BUF_LOCK, Linux 5.14), and windows
+ * is locked, by net.ipv4.tcp_rmem if not: so it is unlocked, and windows
  * can become large later. Newer kernels (7.3) bound the window as well when the buffer is set. */
 static void set_listeners(struct worker *w) {
-    int unlocked = 0;
     for (uint32_t i = 0; i < w->listener_count; i++) {
         int fd = w->listeners[i].fd;
-        set_receive_buffer(fd, WAITING_BUFFER_BYTES);
-        setsockopt(fd, SOL_SOCKET, SO_BUF_LOCK, &unlocked, sizeof unlocked);
-        unbind_window(fd);
+        socket_set_receive_buffer(fd, WAITING_BUFFER_BYTES);
+        socket_unlock_receive_buffer(fd);
+        socket_unbind_window(fd);
     }
     w->zcrx.listeners_set = true;
 }
@@ -78,8 +60,8 @@ static uint64_t receive_buffer_bytes(const struct worker *w) {
 }
 
 static void set_flow_buffer(const struct worker *w, const struct flow *f) {
-    set_receive_buffer(f->fd, receive_buffer_bytes(w));
-    unbind_window(f->fd);
+    socket_set_receive_buffer(f->fd, receive_buffer_bytes(w));
+    socket_unbind_window(f->fd);
 }
 
 /* Flows share half of the area: when their number has doubled, each gets half of what it had, and
@@ -119,13 +101,13 @@ static int zcrx_open(struct worker *w) {
         return code;
     if (zcrx_pending_open(w) < 0 ||
         refill_init(&z->refill, z->chunk_count, zcrx_chunk_shift(z)) < 0)
-        return fault_set(&w->fault, ENOMEM, "calloc", "account of the area's chunks");
+        return fault_set(&w->reactor.fault, ENOMEM, "calloc", "account of the area's chunks");
     uint32_t holds_max = z->chunk_count / 8 > 4 ? z->chunk_count / 8 : 4;
     w->batches.holds_max = holds_max < BATCH_HOLDS_MAX ? holds_max : BATCH_HOLDS_MAX;
     uint32_t writes_max = z->chunk_count / 2 / w->batches.holds_max;
     if (writes_max > 1 && writes_max - 1 < w->settings.writes_in_flight_max)
         w->settings.writes_in_flight_max = writes_max - 1;
-    STAT_SET(w, rx_buf_len, z->rx_buf_len);
+    STAT_SET(&w->reactor, rx_buf_len, z->rx_buf_len);
     z->probes = 1;
     bound_flows(w);
     return 0;
@@ -142,11 +124,10 @@ static void zcrx_close(struct worker *w) {
 
 /* bytes_max 0: without a bound. */
 static void arm_as(struct worker *w, struct flow *f, enum uring_tag tag, uint32_t bytes_max) {
-    struct io_uring_sqe *sqe = worker_sqe(w);
+    struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, tag, f->index);
     io_uring_prep_rw(URING_OP_RECV_ZC, sqe, f->fd, NULL, bytes_max, 0);
     sqe->ioprio = IORING_RECV_MULTISHOT;
     sqe->file_index = w->zcrx.id; /* shares its place with zcrx_ifq_idx */
-    sqe->user_data = uring_tag(tag, f->index);
     f->ops_in_flight++;
     f->armed = true;
 }
@@ -163,7 +144,7 @@ static void arm(struct worker *w, struct flow *f) {
 
 /* Received is only as long as the table of fragments has room for all that one turn can bring. */
 static bool table_is_low(const struct worker *w) {
-    return w->zcrx.fragment_count - w->zcrx.fragments_pending < w->ring.cq.ring_entries;
+    return w->zcrx.fragment_count - w->zcrx.fragments_pending < w->reactor.ring.cq.ring_entries;
 }
 
 /* The kernel found no chunk, or the table has no room: to be tried again when there may be some.
@@ -171,7 +152,7 @@ static bool table_is_low(const struct worker *w) {
 static void starve(struct worker *w, struct flow *f) {
     f->starved = true;
     if (f->starved_ns == 0) {
-        flow_wait(&w->flows, f, QUEUE_STARVED, w->now_ns);
+        flow_wait(&w->flows, f, QUEUE_STARVED, w->reactor.now_ns);
         return;
     }
     w->zcrx.probes = 1;
@@ -208,7 +189,7 @@ static void zcrx_advance(struct worker *w, struct flow *f) {
     if (!(held ? zcrx_settle_held(w, f, all) : zcrx_settle(w, f))) {
         zcrx_pause(w, f, TAG_RECEIVE);
         f->phase = FLOW_BLOCKED;
-        flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
+        flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->reactor.now_ns);
         return;
     }
     f->flush_due = false;
@@ -217,7 +198,8 @@ static void zcrx_advance(struct worker *w, struct flow *f) {
         engine_finish(w, f); /* its CLOSE record may still wait, at the place that it has */
         return;
     }
-    flow_wait(&w->flows, f, f->fragment_head != FLOW_NONE ? QUEUE_DIRTY : QUEUE_NONE, w->now_ns);
+    flow_wait(&w->flows, f, f->fragment_head != FLOW_NONE ? QUEUE_DIRTY : QUEUE_NONE,
+              w->reactor.now_ns);
     if (f->armed) {
         f->phase = FLOW_RECEIVING;
     } else if (f->starved) {
@@ -269,7 +251,7 @@ static void ended(struct worker *w, struct flow *f, int result) {
     if (f->error != 0) {
         /* What it has lost nothing makes good, how ever the stream ends. */
     } else if (result == 0 && f->received_bytes < f->bound_bytes) {
-        f->error = engine_end_of_stream(f);
+        f->error = socket_end_of_stream(f->fd);
         f->eof = f->error == 0;
     } else if (result == -ENOMEM) {
         f->starved = true; /* the copy path found no chunk */
@@ -313,7 +295,7 @@ static void zcrx_complete(struct worker *w, enum uring_tag tag, struct flow *f,
 
 static void stop_starved_block(struct worker *w, struct flow *f) {
     f->starved = false;
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
     session_received(w, f, -ECANCELED);
 }
 
@@ -331,23 +313,21 @@ static void zcrx_stop(struct worker *w, struct flow *f) {
  * is not set up for zero copy. Returns whether the flow stays here. */
 static bool is_ours(struct worker *w, struct flow *f) {
     struct zcrx *z = &w->zcrx;
-    unsigned napi = 0;
-    socklen_t bytes = sizeof napi;
-    getsockopt(f->fd, SOL_SOCKET, SO_INCOMING_NAPI_ID, &napi, &bytes);
+    uint32_t napi = socket_napi_id(f->fd);
     if (z->napi_own == 0 || napi == z->napi_own)
         return true;
     for (uint32_t i = 0; i < z->napi_other_count; i++) {
         if (z->napi_others[i] == napi)
             return !intake_hand_away(w, f, z->napi_owners[i]);
     }
-    STAT_ADD(w, flows_by_copy, 1);
-    worker_event(w, EVENT_FLOW_BY_COPY, f, (int)napi, 0, 0);
+    STAT_ADD(&w->reactor, flows_by_copy, 1);
+    flow_event(w, EVENT_FLOW_BY_COPY, f, (int)napi, 0, 0);
     return true;
 }
 
 void zcrx_event(struct worker *w, uint32_t type) {
     if (type == ABI_ZCRX_EVENT_ALLOC_FAIL)
-        STAT_ADD(w, alloc_failures, 1);
+        STAT_ADD(&w->reactor, alloc_failures, 1);
     batch_hurry(w);
     zcrx_arm_event(w, type);
 }
@@ -363,7 +343,7 @@ static bool zcrx_take(struct worker *w, struct flow *f) {
 static void zcrx_serve(struct worker *w, struct flow *f) {
     f->starved = false;
     f->starved_ns = f->since_ns;
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
     if (engine_receives_block(f))
         zcrx_receive_block(w, f);
     else
@@ -383,10 +363,10 @@ static uint64_t serve_starved(struct worker *w) {
         zcrx_flush_refill(w);
     if (waiting == 0 || table_is_low(w)) /* a batch that is written wakes the loop */
         return TIME_NEVER;
-    if (w->now_ns >= z->probe_ns) {
+    if (w->reactor.now_ns >= z->probe_ns) {
         count += z->probes;
         z->probes = z->probes < waiting ? z->probes * 2 : waiting;
-        z->probe_ns = w->now_ns + STARVED_RETRY_NS;
+        z->probe_ns = w->reactor.now_ns + STARVED_RETRY_NS;
     }
     for (count = (uint32_t)time_min(count, waiting); count > 0; count--)
         zcrx_serve(w, flow_first(&w->flows, QUEUE_STARVED));
@@ -415,7 +395,7 @@ static uint64_t flush_held(struct worker *w) {
     struct flow *f;
     while ((f = flow_first(&w->flows, QUEUE_DIRTY)) != NULL) {
         uint64_t due_ns = f->since_ns + w->settings.flush_interval_ns;
-        if (due_ns > w->now_ns && !zcrx_chunks_are_short(w) && !table_is_low(w))
+        if (due_ns > w->reactor.now_ns && !zcrx_chunks_are_short(w) && !table_is_low(w))
             return due_ns;
         f->flush_due = true;
         zcrx_advance(w, f);
@@ -436,12 +416,12 @@ static uint64_t zcrx_turn(struct worker *w) {
     next_ns = time_min(next_ns, serve_starved(w));
     if (z->kernel_stats != NULL) {
         uint64_t bytes = __atomic_load_n(&z->kernel_stats->copy_bytes, __ATOMIC_RELAXED);
-        STAT_SET(w, kernel_copied_bytes, bytes);
+        STAT_SET(&w->reactor, kernel_copied_bytes, bytes);
     }
     uint64_t lent_bytes = (uint64_t)z->refill.chunks_lent * z->rx_buf_len;
-    STAT_SET(w, chunks_lent, z->refill.chunks_lent);
-    STAT_SET(w, area_writing_bytes, lent_bytes);
-    STAT_SET(w, area_free_bytes, w->area.slots_bytes - lent_bytes);
+    STAT_SET(&w->reactor, chunks_lent, z->refill.chunks_lent);
+    STAT_SET(&w->reactor, area_writing_bytes, lent_bytes);
+    STAT_SET(&w->reactor, area_free_bytes, w->area.slots_bytes - lent_bytes);
     return next_ns;
 }
 
