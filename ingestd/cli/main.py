@@ -20,6 +20,7 @@ from ingestd import __version__
 from ingestd.address import PORT_MAX, Address, parse_address
 from ingestd.cli.cat_command import run_cat
 from ingestd.cli.doctor_command import run_doctor
+from ingestd.cli.inspect_command import run_inspect
 from ingestd.cli.nic_commands import run_nic_apply, run_nic_check, run_nic_undo
 from ingestd.cli.rm_command import run_rm
 from ingestd.cli.run_commands import run_check_config, run_serve
@@ -137,6 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_format(commands)
     _add_serve(commands)
     _add_readers(commands)
+    _add_inspect(commands)
     _add_cat(commands)
     _add_rm(commands)
     _add_send(commands)
@@ -205,6 +207,24 @@ def _add_readers(commands: _Commands[_Parser]) -> None:
         parser = _add(commands, name, text, run)
         parser.add_argument("store", metavar="STORE", help="block device or file")
         parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
+def _add_inspect(commands: _Commands[_Parser]) -> None:
+    parser = _add(
+        commands,
+        "inspect",
+        "print the bytes' meaning at one place of a store, damaged or not",
+        run_inspect,
+    )
+    parser.add_argument("store", metavar="STORE", help="block device or file")
+    parser.add_argument(
+        "place",
+        metavar="PLACE",
+        nargs="*",
+        help="superblock, segment N, or batch N.M: batch M of segment N (default: all places, a"
+        " line each)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def _add_cat(commands: _Commands[_Parser]) -> None:

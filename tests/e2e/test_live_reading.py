@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import threading
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ingestd.store.read.inspection import DOES_NOT_COUNT
 from support.daemon import Daemon, run_ingestd
 from support.observe import (
     assert_clean,
@@ -76,6 +78,24 @@ def _check_counters(daemon: Daemon, before: dict[str, float]) -> dict[str, float
     return now
 
 
+def _inspect(store: Path, chance: random.Random) -> None:
+    """No place of a store that is being written looks damaged."""
+    told = json.loads(run_ingestd("inspect", store, "--json").stdout)
+    assert told["served"] is True
+    assert [copy["verdict"] for copy in told["superblocks"]] == ["whole", "whole"]
+    # The newest ones are being written.
+    newest = sorted(told["segments"], key=lambda segment: segment["sequence"])[-3:]
+    for segment in newest:
+        words = ("segment", str(segment["index"]))
+        told = json.loads(run_ingestd("inspect", store, *words, "--json").stdout)
+        place = f"{segment['index']}.{chance.randrange(len(told['batches']) or 1)}"
+        if told["batches"]:
+            found = json.loads(run_ingestd("inspect", store, "batch", place, "--json").stdout)
+            # Of one that does not count yet, the payload may be on its way.
+            if found["counts"] != DOES_NOT_COUNT:
+                assert all(extent["whole"] is not False for extent in found["extents"])
+
+
 @pytest.mark.parametrize("checksum", ["crc32c", "none"])
 def test_readers_under_load(
     make_store: StoreMaker, start_daemon: StartDaemon, tmp_path: Path, seed: int, checksum: str
@@ -108,6 +128,7 @@ def test_readers_under_load(
             assert cat_sha256(store, sent.flow) == sent.payload.sha256()
         assert verify(store)["findings"] == []
         run_ingestd("info", store)
+        _inspect(store, random.Random(seed + number))
         counters = _check_counters(daemon, counters)
     (entry,) = [entry for entry in list_flows(store) if entry["peer"] == slow_peer]
     assert entry["state"] == "open"
