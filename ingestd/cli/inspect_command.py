@@ -34,7 +34,7 @@ _RIGHT: Final = frozenset(
 
 def run_inspect(arguments: Namespace) -> int:
     """Print one place of a store; raise StoreDamagedError behind it if it is damaged."""
-    from ingestd.store.device.device import open_device
+    from ingestd.store.device.opening import open_device
     from ingestd.store.read.inspection import Inspector
 
     kind, numbers = parse_place(arguments.place)

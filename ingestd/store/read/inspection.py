@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, Final
 
 from ingestd.errors import StoreDamagedError, UsageError
+from ingestd.store.device.claim import is_claimed
 from ingestd.store.device.device import Device
 from ingestd.store.device.holder import HOLDER_MAGIC, HOLDER_OFFSET, HOLDER_RECORD
 from ingestd.store.format.layout import (
@@ -125,7 +126,7 @@ class Inspector:
         self.device = device
         self.superblock: Superblock = reading.superblock
         self.warnings = reading.warnings
-        self.served = device.is_served()
+        self.served = is_claimed(device)
         self._scanner = Scanner(device, self.superblock, live=self.served, thorough=not self.served)
 
     def fixed_places(self) -> list[Struct]:

@@ -14,7 +14,7 @@ import pytest
 from ingestd.cli import main
 from ingestd.cli.inspect_command import parse_place
 from ingestd.errors import IngestdError, NotAStoreError, StoreDamagedError, UsageError
-from ingestd.store.device.device import open_device
+from ingestd.store.device.opening import open_device
 from ingestd.store.format.layout import SEGMENTS_OFFSET, SUPERBLOCK_B_OFFSET
 from ingestd.store.read.inspection import COMMITTED, DOES_NOT_COUNT, Inspector, superblocks
 from ingestd.store.read.verdict import Verdict
