@@ -151,7 +151,7 @@ def test_strangers_cost_nothing_but_a_line(serve: Serve, key_file: str) -> None:
         assert time.monotonic() - begun_s < hello_timeout_s
     shot = scrape(daemon)
     assert shot.total("ingestd_refused_total", reason="unauthorised") == STRANGERS_COUNT
-    assert shot.total("ingestd_flows", state="greeting") == len(silent)
+    assert shot.total("ingestd_connections", state="greeting") == len(silent)
     for state in ("receiving", "writing"):
         assert shot.total("ingestd_area_bytes", state=state) == 0
     assert shot.total("ingestd_written_bytes_total") == 0

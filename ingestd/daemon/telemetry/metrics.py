@@ -4,6 +4,8 @@
 Invariants:
  - Nothing is stored here: a scrape reads the workers' counters, and counters
    only grow, as the core's do.
+ - No two families share a name, also without the suffixes of their samples, as OpenMetrics
+   demands.
  - Every series of a worker has the labels store and worker, every series of a
    store has the label store.
 
@@ -21,6 +23,7 @@ from prometheus_client.core import (
     CounterMetricFamily,
     GaugeMetricFamily,
     HistogramMetricFamily,
+    InfoMetricFamily,
     Metric,
 )
 from prometheus_client.registry import Collector
@@ -177,8 +180,8 @@ _COUNTERS: Final = (
 
 _GAUGES: Final = (
     _Family(
-        "ingestd_flows",
-        "Flows: greeting have not said hello, open are being received, closing wait for"
+        "ingestd_connections",
+        "Connections: greeting have not said hello, open feed a flow, closing wait for"
         " durability or for their receipt.",
         "state",
         {"greeting": "flows_greeting", "open": "flows_open", "closing": "flows_closing"},
@@ -402,11 +405,11 @@ class IngestdCollector(Collector):
         return dropped
 
     def _engine_info(self) -> Metric:
-        info = GaugeMetricFamily(
-            "ingestd_engine_info", "The engine, and why it was chosen.", labels=["engine", "reason"]
+        return InfoMetricFamily(
+            "ingestd_engine",
+            "The engine, and why it was chosen.",
+            value={"engine": self._engine.kind, "reason": self._engine.reason},
         )
-        info.add_metric([self._engine.kind, self._engine.reason], 1)
-        return info
 
 
 _Shots = Sequence[tuple["WorkerThread", dict[str, int]]]
@@ -454,10 +457,12 @@ def _filled(metric: _LabelledFamily, family: _Family, shots: _Shots) -> Metric:
 
 
 def _build_info() -> Metric:
-    info = GaugeMetricFamily(
-        "ingestd_build_info",
+    return InfoMetricFamily(
+        "ingestd_build",
         "The version of ingestd and what it runs on.",
-        labels=["version", "python", "kernel"],
+        value={
+            "version": __version__,
+            "python": platform.python_version(),
+            "kernel": platform.release(),
+        },
     )
-    info.add_metric([__version__, platform.python_version(), platform.release()], 1)
-    return info

@@ -8,8 +8,7 @@ Invariants:
    not asked yet, so that connections which say nothing cannot keep a scraper out.
    Those that are ended and their threads count until THREADS_MAX.
  - Out of descriptors or threads, the server pauses instead of trying at once.
- - The answer is Prometheus' text format, whatever the client accepts: the names
-   ingestd_flows and ingestd_flows_total are two families only there.
+ - The answer is in Prometheus' text format or in OpenMetrics, as the client accepts.
 
 start_metrics() and close() belong to the main thread.
 """
@@ -32,6 +31,7 @@ from prometheus_client.registry import Collector
 from ingestd.daemon.base.listen import ListenerSockets
 from ingestd.daemon.base.threads import block_signals, join_threads, start_thread
 from ingestd.daemon.base.waker import Waker
+from ingestd.daemon.telemetry.negotiation import accepted_format
 from ingestd.errors import ResourceError
 
 PATH: Final = "/metrics"
@@ -207,13 +207,13 @@ def start_metrics(sockets: ListenerSockets, collector: Collector) -> MetricsServ
 
 
 def _app(inner: _App) -> _App:
-    """Add to the exposition what is around it: paths, HEAD, the one format."""
+    """Add to the exposition what is around it: paths, HEAD, the choice of a format."""
 
     def app(request: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
         is_head = request["REQUEST_METHOD"] == "HEAD"
         if is_head:
             request["REQUEST_METHOD"] = "GET"
-        request.pop("HTTP_ACCEPT", None)
+        request["HTTP_ACCEPT"] = accepted_format(request.get("HTTP_ACCEPT", ""))
         answers: list[Any] = []
         if request["PATH_INFO"] == PATH:
             body = b"".join(inner(request, lambda *answer: answers.append(answer)))

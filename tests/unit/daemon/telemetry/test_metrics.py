@@ -14,9 +14,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics_families,
+)
+from prometheus_client.parser import text_string_to_metric_families as text_families
 
 from ingestd import __version__
 from ingestd.daemon.telemetry.metrics import IngestdCollector
+from ingestd.daemon.telemetry.negotiation import OPENMETRICS_ACCEPT, TEXT_ACCEPT
 from ingestd.daemon.workers.engine import EngineChoice
 from support.fake_core import FakeCore, counter_names
 from support.fake_store import MIB, FakeStore
@@ -51,7 +58,7 @@ WORKER_NAMES = {
     "ingestd_flush_latency_seconds_bucket": {"le"},
     "ingestd_flush_latency_seconds_count": set(),
     "ingestd_flush_latency_seconds_sum": set(),
-    "ingestd_flows": {"state"},
+    "ingestd_connections": {"state"},
     "ingestd_flows_total": {"outcome"},
     "ingestd_flows_resumed_total": set(),
     "ingestd_connections_denied_total": {"reason"},
@@ -202,7 +209,7 @@ def test_values(workers: list[FakeWorker], collector: IngestdCollector) -> None:
     for outcome in ("opened", "sealed", "interrupted", "refused"):
         count = _value(samples, "ingestd_flows_total", outcome=outcome, **worker)
         assert count == values[f"flows_{outcome}"]
-    open_flows = _value(samples, "ingestd_flows", state="open", **worker)
+    open_flows = _value(samples, "ingestd_connections", state="open", **worker)
     assert open_flows == values["flows_open"]
     assert _value(samples, "ingestd_backpressure_seconds_total", cause="area", **worker) == 1.5
     assert _value(samples, "ingestd_worker_loop_age_seconds", **worker) == 0.25
@@ -287,6 +294,64 @@ def test_stores(workers: list[FakeWorker], collector: IngestdCollector) -> None:
     for name in ("ingestd_store_failed", "ingestd_store_full"):
         assert _value(samples, name, store="data") == 1
         assert _value(samples, name, store="more") == 0
+
+
+# --- Formats ----------------------------------------------------------------------------
+
+
+def _exposed(collector: IngestdCollector, accept: str) -> str:
+    """What a scrape gets, the process's own figures included."""
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(collector)
+    ProcessCollector(registry=registry)
+    encoder, _ = choose_encoder(accept)
+    return encoder(registry).decode()
+
+
+def test_openmetrics_accepts_every_family(collector: IngestdCollector) -> None:
+    """The strict parser: no clash of names, suffixes as the types demand, buckets in order."""
+    families = list(openmetrics_families(_exposed(collector, OPENMETRICS_ACCEPT)))
+    names = {sample.name for family in families for sample in family.samples}
+    assert set(EXPORTED) <= names
+    assert {f.type for f in families} == {"counter", "gauge", "histogram", "info"}
+
+
+def test_both_formats_have_the_same_samples(collector: IngestdCollector) -> None:
+    """Whoever goes from one to the other finds every series again."""
+    text = text_families(_exposed(collector, TEXT_ACCEPT))
+    openmetrics = openmetrics_families(_exposed(collector, OPENMETRICS_ACCEPT))
+    found = [
+        {
+            (sample.name, frozenset(sample.labels.items()))
+            for family in families
+            for sample in family.samples
+            if sample.name.startswith("ingestd_")
+        }
+        for families in (text, openmetrics)
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is missing")
+def test_promtool_finds_nothing_to_object_to(collector: IngestdCollector, tmp_path: Path) -> None:
+    """By its linter, and by Prometheus' own parser of OpenMetrics, which wants times."""
+    text = _exposed(collector, TEXT_ACCEPT)
+    done = subprocess.run(
+        ["promtool", "check", "metrics"], input=text, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout + done.stderr) == (0, "")
+    lines = _exposed(collector, OPENMETRICS_ACCEPT).splitlines()
+    dated = [line if line.startswith("#") else f"{line} 1700000000" for line in lines]
+    file = tmp_path / "openmetrics"
+    file.write_text("\n".join(dated) + "\n", encoding="utf-8")
+    done = subprocess.run(
+        ["promtool", "tsdb", "create-blocks-from", "openmetrics", file, tmp_path / "blocks"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert any((tmp_path / "blocks").iterdir())
 
 
 # --- Files that use the names -----------------------------------------------------------

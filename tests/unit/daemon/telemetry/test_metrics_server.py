@@ -19,6 +19,9 @@ from typing import Any
 
 import pytest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.openmetrics.parser import (
+    text_string_to_metric_families as openmetrics_families,
+)
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.registry import Collector
 
@@ -26,12 +29,17 @@ from ingestd.address import parse_address
 from ingestd.daemon.base.listen import bind_listener
 from ingestd.daemon.telemetry import metrics_server
 from ingestd.daemon.telemetry.metrics_server import MetricsServer, start_metrics
+from ingestd.daemon.telemetry.negotiation import (
+    OPENMETRICS_ACCEPT,
+    TEXT_ACCEPT,
+    accepted_format,
+)
 from ingestd.errors import ListenError
 from support.patience import WAIT_S
 
 
 class TwoFamilies(Collector):
-    """A gauge and a counter of one name, and a family as large as asked for."""
+    """A gauge, a counter, and a family as large as asked for."""
 
     def __init__(self) -> None:
         self.rows_count = 1
@@ -40,7 +48,7 @@ class TwoFamilies(Collector):
 
     def collect(self) -> Iterator[Metric]:
         assert self.may_answer.wait(WAIT_S)
-        yield GaugeMetricFamily("ingestd_flows", "Now.", value=3)
+        yield GaugeMetricFamily("ingestd_connections", "Now.", value=3)
         yield CounterMetricFamily("ingestd_flows", "Ever.", value=7)
         many = GaugeMetricFamily("many", "Rows.", labels=["number"])
         for number in range(self.rows_count):
@@ -90,22 +98,62 @@ def _wait_for(condition: Any) -> None:
 # --- Answers ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("accept", ["*/*", "application/openmetrics-text;version=1.0.0,*/*;q=0.1"])
+@pytest.mark.parametrize("accept", ["*/*", "text/plain", "application/openmetrics-text;q=0"])
 def test_a_scrape(server: MetricsServer, accept: str) -> None:
     with _get(server, Accept=accept) as answer:
-        assert answer.headers["Content-Type"].startswith("text/plain")
+        assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         text = answer.read().decode()
     families = list(text_string_to_metric_families(text))
     names = {sample.name for family in families for sample in family.samples}
     assert "process_resident_memory_bytes" in names
-    types = re.findall(r"^# TYPE (ingestd_flows\w*) (\w+)$", text, re.MULTILINE)
-    assert types == [("ingestd_flows", "gauge"), ("ingestd_flows_total", "counter")]
+    types = re.findall(r"^# TYPE (ingestd_\w*) (\w+)$", text, re.MULTILINE)
+    assert types == [("ingestd_connections", "gauge"), ("ingestd_flows_total", "counter")]
+
+
+def test_a_scrape_in_openmetrics(server: MetricsServer) -> None:
+    """By the header that Prometheus sends."""
+    accept = (
+        "application/openmetrics-text;version=1.0.0;q=0.5,application/openmetrics-text;"
+        "version=0.0.1;q=0.4,text/plain;version=0.0.4;q=0.3,*/*;q=0.2"
+    )
+    with _get(server, Accept=accept) as answer:
+        assert answer.headers["Content-Type"].startswith(
+            "application/openmetrics-text; version=1.0.0; charset=utf-8"
+        )
+        text = answer.read().decode()
+    assert text.endswith("# EOF\n")
+    types = re.findall(r"^# TYPE (ingestd_\w*) (\w+)$", text, re.MULTILINE)
+    assert types == [("ingestd_connections", "gauge"), ("ingestd_flows", "counter")]
+    families = list(openmetrics_families(text))
+    assert {family.name for family in families} >= {"ingestd_connections", "ingestd_flows"}
+
+
+@pytest.mark.parametrize(
+    ("accept", "wanted"),
+    [
+        ("", TEXT_ACCEPT),
+        ("*/*", TEXT_ACCEPT),
+        ("application/openmetrics-text", OPENMETRICS_ACCEPT),
+        ("Application/OpenMetrics-Text; Version=1.0.0 ; Q=0.1", OPENMETRICS_ACCEPT),
+        ('application/openmetrics-text;version="1.0.0"', OPENMETRICS_ACCEPT),
+        ("application/openmetrics-text;version=2.0.0", TEXT_ACCEPT),
+        ("application/openmetrics-text;version=x", TEXT_ACCEPT),
+        ("text/plain, application/openmetrics-text", OPENMETRICS_ACCEPT),
+        ("text/plain;q=0.9, application/openmetrics-text;q=0.8", TEXT_ACCEPT),
+        ("application/openmetrics-text;q=0.000", TEXT_ACCEPT),
+        ("application/openmetrics-text;q=nan", TEXT_ACCEPT),
+        ("application/openmetrics-text;q=7", TEXT_ACCEPT),
+        (";;q=,=;,,application/openmetrics-text", OPENMETRICS_ACCEPT),
+    ],
+)
+def test_the_format_is_the_one_preferred(accept: str, wanted: str) -> None:
+    assert accepted_format(accept) == wanted
 
 
 def test_a_scrape_that_is_compressed(server: MetricsServer) -> None:
     with _get(server, **{"Accept-Encoding": "gzip"}) as answer:
         assert answer.headers["Content-Encoding"] == "gzip"
-        assert b"ingestd_flows 3.0" in gzip.decompress(answer.read())
+        assert b"ingestd_connections 3.0" in gzip.decompress(answer.read())
 
 
 def test_head_has_the_headers_alone(server: MetricsServer) -> None:
