@@ -122,4 +122,5 @@ clean: ## removes what was built; var/ (the demo's store) stays
 include tests/bench/bench.mk
 include tests/fault/faults.mk
 include tests/fresh/fresh.mk
+include tests/sim/sim.mk
 include tests/vm/vm.mk

@@ -58,7 +58,7 @@ def compiler() -> str:
     return os.environ.get("CC", "cc")
 
 
-def _cache_directory() -> Path:
+def cache_directory() -> Path:
     directory = Path(tempfile.gettempdir()) / f"ingestd-native-{os.getuid()}"
     directory.mkdir(mode=0o700, exist_ok=True)
     status = directory.lstat()
@@ -82,7 +82,7 @@ def _key(command: Sequence[str], sources: Sequence[Path]) -> str:
 
 def _build(name: str, sources: Sequence[Path], flags: Sequence[str], cc: str | None) -> Path:
     command = [cc or compiler(), *FLAGS, *flags, *INCLUDES, *map(str, sources)]
-    target = _cache_directory() / f"{name}-{_key(command, sources)}"
+    target = cache_directory() / f"{name}-{_key(command, sources)}"
     if target.exists():
         return target
     # Compiled under a name of its own, then renamed: tests may run side by side.

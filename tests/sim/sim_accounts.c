@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The accounts that need the worker's inner fields: the one file of the simulator that has to
+ * follow when those change.
+ *
+ * Invariants, between two turns: of each flow received bytes are those stored and those held; of
+ * the area's chunks, those lent are out.
+ */
+#include "sim.h"
+
+#include "worker.h"
+#include "zcrx_pending.h"
+
+static uint64_t held_by_recv(const struct flow *f) {
+    if (f->slot_offset != UINT64_MAX) /* what is held back lies there too */
+        return f->slot_filled - f->slot_taken;
+    return session_holds_back(f) ? f->session->filled : 0;
+}
+
+static uint64_t held_by_zcrx(const struct worker *w, const struct flow *f) {
+    uint64_t bytes = session_holds_back(f) ? f->session->filled : 0;
+    for (uint32_t i = f->fragment_head; i != FLOW_NONE; i = w->zcrx.fragments[i].next)
+        bytes += w->zcrx.fragments[i].bytes;
+    return bytes;
+}
+
+static bool is_fed(const struct flow *f) {
+    return f->phase == FLOW_POLLING || f->phase == FLOW_RECEIVING || f->phase == FLOW_STARVED ||
+           f->phase == FLOW_BLOCKED;
+}
+
+static void check_flow(const struct worker *w, const struct flow *f) {
+    if (f->durable_bytes > f->stored_bytes || f->stored_bytes > f->received_bytes)
+        sim_fail("flow %u: %llu received, %llu stored, %llu durable", f->index,
+                 (unsigned long long)f->received_bytes, (unsigned long long)f->stored_bytes,
+                 (unsigned long long)f->durable_bytes);
+    if (!is_fed(f) || f->drop || f->error != 0)
+        return;
+    uint64_t held = w->settings.engine == ENGINE_ZCRX ? held_by_zcrx(w, f) : held_by_recv(f);
+    if (f->received_bytes != f->stored_bytes + held)
+        sim_fail("flow %u: %llu received are not %llu stored and %llu held", f->index,
+                 (unsigned long long)f->received_bytes, (unsigned long long)f->stored_bytes,
+                 (unsigned long long)held);
+}
+
+static void check_slots(const struct worker *w) {
+    uint64_t lent = w->stats.area_receiving_bytes + w->stats.area_writing_bytes;
+    if (lent + w->area.slots.free_bytes != w->area.slots_bytes)
+        sim_fail("area: %llu lent and %llu free of %llu", (unsigned long long)lent,
+                 (unsigned long long)w->area.slots.free_bytes,
+                 (unsigned long long)w->area.slots_bytes);
+}
+
+void accounts_check(const void *worker) {
+    const struct worker *w = worker;
+    for (uint32_t i = 0; i < w->flows.used_upto; i++)
+        if (w->flows.flows[i].phase != FLOW_FREE)
+            check_flow(w, &w->flows.flows[i]);
+    if (w->settings.engine != ENGINE_ZCRX)
+        check_slots(w);
+}
+
+/* After a drain everything has come back. */
+bool accounts_are_empty(const void *worker) {
+    const struct worker *w = worker;
+    return w->flows.count == 0 && w->batches.open == NULL &&
+           w->batches.free_count == w->batches.count;
+}

@@ -1,0 +1,368 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Python's side of the core's border, played: it grants segments, decides on hellos and trailers
+ * at once, late or not before the calm, sends commands and reads events.
+ *
+ * Uses what _core.pyx uses and nothing else of the core. Invariant: each question gets one answer
+ * at most, and before the calm some get none.
+ */
+#include "sim.h"
+
+#include <string.h>
+
+#include "worker.h"
+
+#define WAITING_MAX 256u
+#define CALM_STEPS_MAX 60000u
+#define CALM_NS_MAX (120 * SECOND)
+#define NAPI_OWN 5u
+
+static struct worker *w;
+static struct waiting {
+    struct question q;
+    uint64_t not_before_ns;
+    bool is_parked;
+} waiting[WAITING_MAX];
+static uint32_t waiting_count;
+static bool is_full_told;
+static uint64_t next_wake_ns;
+/* Of the connections that were let in: whose they are. */
+static struct live {
+    uint64_t serial;
+    uint32_t flow_index, sender;
+    struct stream *stream;
+} lives[SOCKETS_MAX];
+static uint32_t lives_count;
+
+static void command(uint32_t kind, uint64_t a, uint64_t b) {
+    struct command c = {.kind = kind, .a = a, .b = b};
+    int code = mailbox_post(&w->mailbox, c);
+    sim_log("command %u %llu %d", kind, (unsigned long long)a, code);
+}
+
+int border_adopt(int fd, uint32_t listener) {
+    command(COMMAND_ADOPT, (uint64_t)fd, listener);
+    return 0;
+}
+
+/* --- Opening -------------------------------------------------------------------------- */
+
+static struct worker_settings settings(void) {
+    const struct shape *p = &sim.shape;
+    struct worker_settings s = {
+        .store_fd = FD_STORE,
+        .store_bytes = p->is_file ? SEGMENTS_OFFSET_BYTES + 1 : 0,
+        .segments_offset = SEGMENTS_OFFSET_BYTES,
+        .segment_bytes = SEGMENT_BYTES,
+        .block_bytes = p->block_bytes,
+        .mem_align = p->mem_align,
+        .write_align = p->write_align,
+        .virt_mask = p->virt_mask,
+        .iovecs_max = p->iovecs_max,
+        .worker_index = 0,
+        .cpu = -1,
+        .area_bytes = p->area_bytes,
+        .write_bytes_max = p->write_bytes_max,
+        .writes_in_flight_max = p->writes_in_flight_max,
+        .flows_max = p->flows_max,
+        .flush_interval_ns = p->flush_interval_ns,
+        .commit_interval_ns = p->commit_interval_ns,
+        .checksum = p->checksum,
+        .engine = p->engine,
+        .interface_index = p->interface_index,
+        .refill_entries = p->refill_entries,
+    };
+    memcpy(s.store_uuid, sim.uuid, sizeof s.store_uuid);
+    return s;
+}
+
+void border_open(void) {
+    struct worker_settings s = settings();
+    w = worker_create(&s);
+    if (w == NULL || worker_setup(w) < 0)
+        sim_fail("no worker: %s for %s", w ? w->fault.call : "", w ? w->fault.object : "");
+    for (uint32_t i = 0; i < LISTENERS_COUNT; i++) {
+        struct listener_settings l = {
+            .fd = FD_LISTENER + (int)i,
+            .index = i,
+            .protocol = i == 0 ? PROTOCOL_RAW : PROTOCOL_INGEST,
+            .idle_timeout_ns = sim.shape.idle_timeout_ns,
+            .flows_max = sim.shape.flows_max,
+            .hello_timeout_ns = sim.shape.hello_timeout_ns,
+            .ack_interval_ns = sim.shape.ack_interval_ns,
+            .name = "sim",
+        };
+        if (worker_add_listener(w, &l) < 0)
+            sim_fail("no listener");
+    }
+}
+
+int border_run(void) {
+    int code = worker_run(w);
+    sim_log("the worker ends with %d, %s", code, w->fault.call);
+    return code;
+}
+
+void border_close(void) {
+    worker_destroy(w);
+    w = NULL;
+}
+
+/* --- Questions ---------------------------------------------------------------------------- */
+
+static struct live *live_of(uint64_t serial) {
+    for (uint32_t i = 0; i < lives_count; i++)
+        if (lives[i].serial == serial)
+            return &lives[i];
+    return NULL;
+}
+
+static struct live *live_of_stream(const struct stream *s) {
+    for (uint32_t i = 0; i < lives_count; i++)
+        if (lives[i].stream == s)
+            return &lives[i];
+    return NULL;
+}
+
+static void refuse(const struct question *q, const char *why) {
+    struct answer a = {.kind = ANSWER_REFUSE, .flow_index = q->flow_index, .serial = q->serial};
+    a.text_bytes = (uint16_t)snprintf(a.text, sizeof a.text,
+                                      "{\"type\": \"error\", \"code\": \"%s\", \"text\": \"no\", "
+                                      "\"flow\": null, \"durable\": 0}\n",
+                                      why);
+    worker_answer(w, &a);
+}
+
+static void admit(const struct question *q, struct stream *s, uint32_t sender) {
+    struct answer a = {
+        .kind = ANSWER_ADMIT,
+        .flow_index = q->flow_index,
+        .serial = q->serial,
+        .base_bytes = s->base_bytes,
+        .limit_bytes = sender_states_length(sender) ? s->payload_bytes : UINT64_MAX,
+        .crc = s->base_crc,
+    };
+    a.flags = (s->base_crc_known ? ANSWER_HAS_CRC : 0) |
+              (sender_states_length(sender) ? ANSWER_STATED : 0) |
+              (sender_has_trailer(sender) ? ANSWER_TRAILER : 0);
+    memcpy(a.flow, s->id, sizeof a.flow);
+    a.name_bytes = (uint16_t)snprintf(a.name, sizeof a.name, "stream-%u", s->number);
+    a.labels_bytes = (uint16_t)snprintf(a.labels, sizeof a.labels, "sender=%u", sender);
+    if (lives_count == SOCKETS_MAX)
+        sim_fail("more connections are let in than are played");
+    lives[lives_count++] = (struct live){q->serial, q->flow_index, sender, s};
+    s->owner = (int)sender;
+    sender_admitted(sender, s->base_bytes);
+    sim_log("admit stream %u at %llu", s->number, (unsigned long long)s->base_bytes);
+    worker_answer(w, &a);
+}
+
+/* False: it waits for the connection that feeds the flow now. */
+static bool decide_hello(const struct question *q) {
+    uint32_t sender;
+    struct stream *s = stream_of_hello(q->block, &sender);
+    struct live *other = live_of_stream(s);
+    if (other != NULL) {
+        if (sim_below(4) == 0)
+            command(COMMAND_END_FLOW, other->flow_index, other->serial);
+        return false;
+    }
+    bool fits = sender_waits(sender) || s->base_bytes == 0;
+    if (s->is_sealed || !s->is_resumable || !fits || (!sim.calm && sim_one_of(20)))
+        refuse(q, s->is_sealed ? "sealed" : "busy");
+    else
+        admit(q, s, sender);
+    return true;
+}
+
+static bool decide_trailer(const struct question *q) {
+    const struct live *l = live_of(q->serial);
+    if (l == NULL) { /* it has ended meanwhile, and gets its answer all the same */
+        refuse(q, "busy");
+        return true;
+    }
+    sender_check_trailer(l->sender, q->block, q->bytes_count);
+    uint32_t crc = stream_crc(l->stream, q->bytes_count);
+    if ((q->flags & QUESTION_HAS_CRC) && q->crc != crc)
+        sim_fail("stream %u has another checksum behind %llu bytes", l->stream->number,
+                 (unsigned long long)q->bytes_count);
+    if (sim_one_of(12)) {
+        refuse(q, "checksum");
+        return true;
+    }
+    struct answer a = {.kind = ANSWER_SEAL, .flow_index = q->flow_index, .serial = q->serial};
+    a.flags = sim_below(2) ? ANSWER_HAS_CRC : 0;
+    a.crc = a.flags ? crc : 0;
+    worker_answer(w, &a);
+    return true;
+}
+
+static void forget_questions(uint64_t serial) {
+    for (uint32_t i = 0; i < waiting_count; i++)
+        if (waiting[i].q.serial == serial)
+            waiting[i].not_before_ns = sim.now_ns; /* it still gets its answer */
+}
+
+static void note_ended(const struct question *q) {
+    struct live *l = live_of(q->serial);
+    forget_questions(q->serial);
+    if (l == NULL)
+        return;
+    struct stream *s = l->stream;
+    s->owner = -1;
+    if (q->flags & QUESTION_STORED) {
+        if (q->bytes_count > s->sent_bytes)
+            sim_fail("stream %u ends with more bytes than were sent", s->number);
+        s->base_bytes = q->bytes_count;
+        s->base_crc = q->crc;
+        s->base_crc_known = (q->flags & QUESTION_HAS_CRC) != 0;
+        s->is_resumable = (q->flags & QUESTION_WHOLE) != 0;
+        s->is_sealed = s->is_sealed || (q->flags & QUESTION_SEALED);
+    }
+    *l = lives[--lives_count];
+}
+
+static void take_questions(void) {
+    struct question q;
+    while (admission_take_question(&w->admission, &q)) {
+        sim_log("question %u of %llu", q.kind, (unsigned long long)q.serial);
+        if (q.kind == NOTE_ENDED) {
+            note_ended(&q);
+            continue;
+        }
+        if (waiting_count == WAITING_MAX)
+            sim_fail("more questions than there may be");
+        struct waiting *n = &waiting[waiting_count++];
+        *n = (struct waiting){.q = q};
+        if (!sim.calm && sim_one_of(sim.shape.late_answer_of))
+            n->not_before_ns = sim_one_of(4) ? NEVER : sim.now_ns + sim_time_below(20 * SECOND);
+    }
+}
+
+static void answer_some(void) {
+    for (uint32_t i = 0; i < waiting_count; i++) {
+        struct waiting *n = &waiting[i];
+        bool is_late = n->not_before_ns > sim.now_ns && !sim.calm;
+        if (is_late && !n->is_parked && sim_one_of(8))
+            n->is_parked = worker_park(w, n->q.serial);
+        if (is_late)
+            continue;
+        bool is_done = n->q.kind == QUESTION_HELLO ? decide_hello(&n->q) : decide_trailer(&n->q);
+        if (is_done)
+            waiting[i--] = waiting[--waiting_count];
+    }
+}
+
+/* --- Segments and commands -------------------------------------------------------------------- */
+
+static void grant(void) {
+    uint32_t wanted = mailbox_grants_wanted(&w->mailbox);
+    for (; wanted > 0; wanted--) {
+        if (!sim.calm && sim_one_of(sim.shape.late_grant_of))
+            return;
+        if (sim.segments_granted == sim.segments_count) {
+            if (!is_full_told)
+                command(COMMAND_STORE_FULL, 0, 0);
+            is_full_told = true;
+            return;
+        }
+        uint32_t index = sim.segments[sim.segments_granted++];
+        command(COMMAND_GRANT_SEGMENT, index, sim.generation << 32 | sim.segments_granted);
+        is_full_told = false;
+    }
+}
+
+static void some_command(void) {
+    switch (sim_below(5)) {
+    case 0:
+        command(COMMAND_SET_FLUSH_INTERVAL, MS + sim_time_below(200 * MS), 0);
+        break;
+    case 1:
+        command(COMMAND_SET_COMMIT_INTERVAL, sim_time_below(200 * MS), 0);
+        break;
+    case 2:
+        command(COMMAND_SET_IDLE_TIMEOUT, sim_below(LISTENERS_COUNT),
+                SECOND + sim_time_below(5 * SECOND));
+        break;
+    case 3:
+        if (lives_count > 0) {
+            const struct live *l = &lives[sim_below(lives_count)];
+            command(COMMAND_END_FLOW, l->flow_index, l->serial);
+        }
+        break;
+    case 4:
+        if (sim_one_of(200)) {
+            sim.store_failed = true;
+            command(COMMAND_FAIL_STORE, 5, 0);
+        }
+        break;
+    }
+}
+
+static void read_events(void) {
+    struct event e;
+    while (mailbox_read(&w->mailbox, &e)) {
+        sim_log("event %u code %d %llu", e.kind, e.code, (unsigned long long)e.bytes_count);
+        if (e.kind == EVENT_FLOW_ELSEWHERE) /* its worker gives it back */
+            border_adopt(e.detail, (uint32_t)e.listener_index);
+        if (e.kind == EVENT_STORE_FAILED)
+            sim.store_failed = true;
+    }
+}
+
+void border_wake(void) {
+    if (next_wake_ns > sim.now_ns) {
+        sim_wake_at(next_wake_ns);
+        return;
+    }
+    next_wake_ns = sim.now_ns + sim_below(sim_one_of(10) ? 50000000 : 2000000);
+    sim_wake_at(next_wake_ns);
+    read_events();
+    grant();
+    take_questions();
+    answer_some();
+    if (!sim.calm && sim_one_of(sim.shape.command_of))
+        some_command();
+}
+
+void border_drain(void) {
+    sim.draining = true;
+    command(COMMAND_DRAIN, sim_time_below(20 * SECOND), 0);
+}
+
+/* Nothing new comes: all that has begun must end now, in its time. */
+static void check_progress(void) {
+    if (!sim.calm && sim.step >= sim.shape.steps_max) {
+        sim.calm = true;
+        sim.calm_step = sim.step;
+        sim.calm_ns = sim.now_ns;
+        senders_calm();
+        sim_log("calm");
+    }
+    if (sim.calm && !sim.draining && (senders_are_over() || sim.now_ns > sim.calm_ns + 40 * SECOND))
+        border_drain();
+    if (sim.calm &&
+        (sim.step > sim.calm_step + CALM_STEPS_MAX || sim.now_ns > sim.calm_ns + CALM_NS_MAX))
+        sim_fail("it hangs: %llu steps and %llu s after all was said",
+                 (unsigned long long)(sim.step - sim.calm_step),
+                 (unsigned long long)((sim.now_ns - sim.calm_ns) / SECOND));
+}
+
+/* Between two turns of the worker. */
+void border_step(void) {
+    senders_listen();
+    accounts_check(w);
+    border_wake();
+    check_progress();
+    if (sim.step >= sim.shape.crash_step) {
+        sim.power_off = true;
+        return;
+    }
+    if (sim_one_of(sim.shape.check_of))
+        sim_check_point("step");
+}
+
+/* The life is over: what has not been read of the mailbox is lost. */
+bool border_has_ended_well(void) {
+    return accounts_are_empty(w);
+}

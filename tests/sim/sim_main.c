@@ -1,0 +1,203 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * One life of a store: what it is like follows from the seed; how it ends, and what power failing
+ * leaves at moments of it, the driver looks at (driver.py), in step with this program:
+ *
+ *   argv: SEED STEPS IMAGE [TRACE]      stdin: GENERATION UUID BLOCK_BYTES CHECKSUM, a line of
+ *   free segments, a line for each stream that goes on, "."
+ *   stdout: "check WHY" or "end WHY", a line for each stream, "."; then a line is awaited: "go"
+ */
+#include "sim.h"
+
+#include <errno.h>
+#include <stdarg.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+struct sim sim;
+
+/* --- Calls that are nobody else's --------------------------------------------------------- */
+
+int sim_clock_gettime(clockid_t clock, struct timespec *t) {
+    uint64_t ns = sim.now_ns;
+    if (clock == CLOCK_REALTIME)
+        ns = (uint64_t)(1790000000ll * (int64_t)SECOND + (int64_t)ns + sim.wall_delta_ns);
+    t->tv_sec = (time_t)(ns / SECOND);
+    t->tv_nsec = (long)(ns % SECOND);
+    return 0;
+}
+
+int sim_nanosleep(const struct timespec *t, struct timespec *left) {
+    (void)left;
+    sim.now_ns += (uint64_t)t->tv_sec * SECOND + (uint64_t)t->tv_nsec;
+    return 0;
+}
+
+ssize_t sim_getrandom(void *out, size_t bytes, unsigned flags) {
+    (void)flags;
+    for (size_t i = 0; i < bytes; i++)
+        ((uint8_t *)out)[i] = (uint8_t)sim_random();
+    return (ssize_t)bytes;
+}
+
+void *sim_mmap(void *at, size_t bytes, int protection, int flags, int fd, off_t offset) {
+    if (fd == FD_RING)
+        return nic_map(bytes);
+    return mmap(at, bytes, protection, flags, fd, offset);
+}
+
+int sim_munmap(void *at, size_t bytes) {
+    return nic_is_mapped(at) ? 0 : munmap(at, bytes);
+}
+
+long sim_syscall(long number, ...) {
+    va_list arguments;
+    va_start(arguments, number);
+    (void)va_arg(arguments, int);
+    unsigned operation = va_arg(arguments, unsigned);
+    void *argument = va_arg(arguments, void *);
+    va_end(arguments);
+    int code = number == SYS_io_uring_register ? nic_register(operation, argument) : -ENOSYS;
+    errno = code < 0 ? -code : 0;
+    return code < 0 ? -1 : code;
+}
+
+/* --- What the life is like ------------------------------------------------------------------- */
+
+static uint32_t one_of(const uint32_t *values, uint32_t count) {
+    return values[sim_below(count)];
+}
+
+#define ONE_OF(...)                                                                                \
+    one_of((const uint32_t[]){__VA_ARGS__},                                                        \
+           (uint32_t)(sizeof((const uint32_t[]){__VA_ARGS__}) / sizeof(uint32_t)))
+
+static void choose_device(struct shape *p) {
+    p->mem_align = ONE_OF(2, 4, 512, 4096);
+    p->write_align = ONE_OF(512, 4096);
+    p->virt_mask = ONE_OF(0, 0, 4095);
+    p->iovecs_max = ONE_OF(5, 16, 127, 1024);
+    p->is_file = sim_one_of(4);
+    p->write_bytes_max = ONE_OF(65536, 131072, 1048576);
+    p->writes_in_flight_max = ONE_OF(1, 2, 4, 16);
+    p->write_trouble_of = ONE_OF(0, 0, 30, 8);
+    p->flush_failure_of = ONE_OF(0, 0, 0, 0, 40);
+    p->slow_disk_of = ONE_OF(0, 20, 3);
+    p->disk_dies = sim_one_of(20);
+}
+
+static void choose_memory(struct shape *p) {
+    p->engine = sim_below(2);
+    p->interface_index = sim_below(2);
+    p->area_bytes = (uint64_t)ONE_OF(4, 8, 16, 32) * 131072;
+    p->flows_max = ONE_OF(4, 8, 24);
+    p->sq_entries = ONE_OF(8, 64, 4096);
+    p->cq_entries = ONE_OF(64, 256, 8192);
+    p->refill_entries = ONE_OF(64, 256, 4096);
+    p->senders_max = 1 + sim_below(12);
+    p->payload_max = ONE_OF(20000, 200000, 600000);
+    p->receive_buffer_bytes = ONE_OF(8192, 65536, 262144);
+    p->keeps_bounds = sim_below(4) != 0;
+    p->small_packets = sim_one_of(3);
+}
+
+static void choose_times(struct shape *p) {
+    p->flush_interval_ns = ONE_OF(1, 20, 100, 1000) * MS;
+    p->commit_interval_ns = ONE_OF(0, 5, 100, 1000) * MS;
+    p->idle_timeout_ns = ONE_OF(0, 1, 5, 30) * SECOND;
+    p->hello_timeout_ns = ONE_OF(1, 10) * SECOND;
+    p->ack_interval_ns = ONE_OF(0, 1, 100, 1000) * MS;
+    p->reset_of = ONE_OF(0, 10, 4);
+    p->pause_of = ONE_OF(0, 0, 500);
+    p->wall_jump_of = ONE_OF(0, 300);
+    p->refused_submit_of = ONE_OF(0, 0, 300);
+    p->accept_failure_of = ONE_OF(0, 0, 10);
+    p->receive_end_of = ONE_OF(0, 100, 10);
+    p->late_answer_of = ONE_OF(0, 8, 3);
+    p->late_grant_of = ONE_OF(0, 3, 20);
+    p->command_of = ONE_OF(0, 200, 40);
+    p->check_of = 150;
+}
+
+static uint64_t environment(const char *name, uint64_t otherwise) {
+    const char *text = getenv(name);
+    return text != NULL && *text != 0 ? strtoull(text, NULL, 0) : otherwise;
+}
+
+/* --- The driver --------------------------------------------------------------------------------
+ */
+
+static void report(const char *what, const char *why) {
+    char line[64];
+    printf("%s %s %llu\n", what, why, (unsigned long long)sim.step);
+    senders_report(stdout);
+    printf(".\n");
+    fflush(stdout);
+    if (fgets(line, sizeof line, stdin) == NULL || strcmp(line, "go\n") != 0)
+        sim_fail("the store that is left at this moment is not what was promised");
+}
+
+void sim_check_point(const char *why) {
+    disk_lose_power();
+    report("check", why);
+}
+
+static void read_life(void) {
+    char line[512], uuid[40];
+    unsigned long long generation;
+    unsigned block_bytes, checksum;
+    if (fgets(line, sizeof line, stdin) == NULL ||
+        sscanf(line, "%llu %32s %u %u", &generation, uuid, &block_bytes, &checksum) != 4)
+        sim_fail("stdin has no life");
+    sim.generation = generation;
+    sim.shape.block_bytes = block_bytes;
+    sim.shape.checksum = checksum != 0;
+    for (int i = 0; i < 16; i++) {
+        char digits[3] = {uuid[2 * i], uuid[2 * i + 1], 0};
+        sim.uuid[i] = (uint8_t)strtoul(digits, NULL, 16);
+    }
+    if (fgets(line, sizeof line, stdin) == NULL)
+        sim_fail("stdin has no segments");
+    for (char *at = strtok(line, " \n"); at != NULL; at = strtok(NULL, " \n"))
+        sim.segments[sim.segments_count++] = (uint32_t)strtoul(at, NULL, 10);
+    while (fgets(line, sizeof line, stdin) != NULL && line[0] != '.')
+        stream_carry(line);
+}
+
+int main(int argc, char **argv) {
+    if (argc < 4)
+        return 2;
+    sim.seed = strtoull(argv[1], NULL, 0);
+    sim_trace_open(argc > 4 ? argv[4] : NULL);
+    sim.now_ns = SECOND + sim_below(1000000000);
+    choose_device(&sim.shape);
+    choose_memory(&sim.shape);
+    choose_times(&sim.shape);
+    read_life();
+    sim.shape.engine = (uint32_t)environment("SIM_ENGINE", sim.shape.engine);
+    sim.shape.steps_max = 1 + sim_random() % strtoull(argv[2], NULL, 0);
+    sim.shape.crash_step = sim_below(2) ? 1 + sim_random() % sim.shape.steps_max : NEVER;
+    senders_open();
+    disk_open(argv[3]);
+    border_open();
+    int code = border_run();
+    senders_listen();
+    if (sim.power_off) {
+        disk_lose_power();
+    } else {
+        if (code == 0 && !border_has_ended_well())
+            sim_fail("the worker has ended, and has something yet");
+        if (code < 0 && !sim.store_failed)
+            sim_fail("the worker has ended by itself: %d", code);
+        disk_show();
+    }
+    border_close();
+    nic_close();
+    report("end", sim.power_off ? "crash" : code < 0 || sim.store_failed ? "failed" : "drain");
+    printf("hash %016llx\n", (unsigned long long)sim_hash());
+    disk_forget();
+    return 0;
+}

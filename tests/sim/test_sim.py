@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A few fresh seeds of the simulator, and that a seed repeats to the byte.
+
+A failure names its seed: `make sim SEED=...` plays it again. SIM_SECONDS says for how long fresh
+seeds are tried, SIM_SEEDS how many at least.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import pytest
+from sim.build import SANITIZED, build
+from sim.driver import fresh_seed, simulate
+
+from ingestd.store import image
+from support.crash_store import Serial
+
+SEEDS = int(os.environ.get("SIM_SEEDS", "4"))
+SECONDS = float(os.environ.get("SIM_SECONDS", "0"))
+STEPS = 1500
+
+
+@pytest.fixture(autouse=True)
+def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image, "ThreadPoolExecutor", Serial)
+
+
+@pytest.mark.timeout(900)
+def test_fresh_seeds() -> None:
+    program = build()
+    ends_s = time.monotonic() + SECONDS
+    tried = points = 0
+    while tried < SEEDS or time.monotonic() < ends_s:
+        seed = fresh_seed()
+        print(f"simulator: make sim SEED={seed} STEPS={STEPS}", flush=True)
+        points += simulate(program, seed, STEPS).points
+        tried += 1
+    assert points > 0
+
+
+@pytest.mark.timeout(900)
+def test_a_seed_repeats_to_the_byte_and_is_clean_under_sanitizers() -> None:
+    seed = fresh_seed()
+    print(f"simulator: make sim SEED={seed} STEPS={STEPS} SANITIZE=1")
+    plain = simulate(build(), seed, STEPS)
+    again = simulate(build(flags=SANITIZED), seed, STEPS)
+    assert plain.hashes == again.hashes
+    assert len(plain.hashes) == plain.lives
