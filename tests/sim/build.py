@@ -61,7 +61,7 @@ def core_sources(core: Path) -> list[Path]:
 
 
 def _includes(core: Path) -> list[str]:
-    return [f"-I{core}", *(f"-I{path}" for path in sorted(core.rglob("*")) if path.is_dir())]
+    return [f"-I{core}"]
 
 
 def _key(core: Path, flags: Sequence[str]) -> str:

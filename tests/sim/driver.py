@@ -17,11 +17,11 @@ from typing import IO, Final, NamedTuple
 
 from crc32c import crc32c
 
-from ingestd.store.flows import Flow
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
-from ingestd.store.serving import open_for_serving
-from ingestd.store.verify import DAMAGE, verify_store
+from ingestd.store.read.flows import Flow
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
+from ingestd.store.serve.served_store import open_for_serving
+from ingestd.store.read.verify import DAMAGE, verify_store
 from support.crash_store import Store, store_in_memory
 
 PERIOD: Final = 65521

@@ -16,7 +16,7 @@ from pathlib import Path
 from sim.build import OPTIMIZED, SANITIZED, build
 from sim.driver import SimulationError, fresh_seed, simulate
 
-from ingestd.store import image
+from ingestd.store.read import image
 from support.crash_store import Serial
 
 STEPS = 3000

@@ -4,6 +4,6 @@
 
 .PHONY: sim
 
-sim: build
+sim: build ## plays the whole worker against a made-up kernel: SEED=n, or SECONDS=n of fresh seeds
 	@PYTHONPATH=tests SEED="$(SEED)" STEPS="$(STEPS)" SECONDS="$(SECONDS)" TRACE="$(TRACE)" \
 		SANITIZE="$(SANITIZE)" $(BIN)/python -m sim.run

@@ -9,7 +9,6 @@
 #include "sim.h"
 
 #include "worker.h"
-#include "zcrx_pending.h"
 
 static uint64_t held_by_recv(const struct flow *f) {
     if (f->slot_offset != UINT64_MAX) /* what is held back lies there too */
@@ -44,7 +43,7 @@ static void check_flow(const struct worker *w, const struct flow *f) {
 }
 
 static void check_slots(const struct worker *w) {
-    uint64_t lent = w->stats.area_receiving_bytes + w->stats.area_writing_bytes;
+    uint64_t lent = w->reactor.stats.area_receiving_bytes + w->reactor.stats.area_writing_bytes;
     if (lent + w->area.slots.free_bytes != w->area.slots_bytes)
         sim_fail("area: %llu lent and %llu free of %llu", (unsigned long long)lent,
                  (unsigned long long)w->area.slots.free_bytes,

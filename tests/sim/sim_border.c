@@ -12,10 +12,14 @@
 
 #include "worker.h"
 
+/* Where _core.pyx finds them. */
+#define MAILBOX (&w->reactor.mailbox)
+#define ADMISSION (&w->admission)
+#define FAULT (w->reactor.fault)
+
 #define WAITING_MAX 256u
 #define CALM_STEPS_MAX 60000u
 #define CALM_NS_MAX (120 * SECOND)
-#define NAPI_OWN 5u
 
 static struct worker *w;
 static struct waiting {
@@ -36,7 +40,7 @@ static uint32_t lives_count;
 
 static void command(uint32_t kind, uint64_t a, uint64_t b) {
     struct command c = {.kind = kind, .a = a, .b = b};
-    int code = mailbox_post(&w->mailbox, c);
+    int code = mailbox_post(MAILBOX, c);
     sim_log("command %u %llu %d", kind, (unsigned long long)a, code);
 }
 
@@ -80,7 +84,7 @@ void border_open(void) {
     struct worker_settings s = settings();
     w = worker_create(&s);
     if (w == NULL || worker_setup(w) < 0)
-        sim_fail("no worker: %s for %s", w ? w->fault.call : "", w ? w->fault.object : "");
+        sim_fail("no worker: %s for %s", w ? FAULT.call : "", w ? FAULT.object : "");
     for (uint32_t i = 0; i < LISTENERS_COUNT; i++) {
         struct listener_settings l = {
             .fd = FD_LISTENER + (int)i,
@@ -99,7 +103,7 @@ void border_open(void) {
 
 int border_run(void) {
     int code = worker_run(w);
-    sim_log("the worker ends with %d, %s", code, w->fault.call);
+    sim_log("the worker ends with %d, %s", code, FAULT.call);
     return code;
 }
 
@@ -224,7 +228,7 @@ static void note_ended(const struct question *q) {
 
 static void take_questions(void) {
     struct question q;
-    while (admission_take_question(&w->admission, &q)) {
+    while (admission_take_question(ADMISSION, &q)) {
         sim_log("question %u of %llu", q.kind, (unsigned long long)q.serial);
         if (q.kind == NOTE_ENDED) {
             note_ended(&q);
@@ -256,7 +260,7 @@ static void answer_some(void) {
 /* --- Segments and commands -------------------------------------------------------------------- */
 
 static void grant(void) {
-    uint32_t wanted = mailbox_grants_wanted(&w->mailbox);
+    uint32_t wanted = mailbox_grants_wanted(MAILBOX);
     for (; wanted > 0; wanted--) {
         if (!sim.calm && sim_one_of(sim.shape.late_grant_of))
             return;
@@ -301,7 +305,7 @@ static void some_command(void) {
 
 static void read_events(void) {
     struct event e;
-    while (mailbox_read(&w->mailbox, &e)) {
+    while (mailbox_read(MAILBOX, &e)) {
         sim_log("event %u code %d %llu", e.kind, e.code, (unsigned long long)e.bytes_count);
         if (e.kind == EVENT_FLOW_ELSEWHERE) /* its worker gives it back */
             border_adopt(e.detail, (uint32_t)e.listener_index);

@@ -19,7 +19,7 @@
 #include <sys/mman.h>
 #include <sys/syscall.h>
 
-#include "zcrx_uapi.h"
+#include "receive/zcrx/uapi.h"
 
 #define CHUNKS_MAX 4096u
 #define CHUNK_BYTES 4096u

@@ -7,7 +7,7 @@
 
 #include <string.h>
 
-#include "format.h"
+#include "format/format.h"
 
 static struct stream *stream_by_id(const uint8_t id[16]) {
     for (uint32_t i = 0; i < streams_count; i++)

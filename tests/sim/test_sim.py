@@ -14,7 +14,7 @@ import pytest
 from sim.build import SANITIZED, build
 from sim.driver import fresh_seed, simulate
 
-from ingestd.store import image
+from ingestd.store.read import image
 from support.crash_store import Serial
 
 SEEDS = int(os.environ.get("SIM_SEEDS", "4"))
