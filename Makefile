@@ -14,7 +14,7 @@ PACKAGE_FILES := $(shell find ingestd -type f -not -name '*.pyc' -not -name '*.s
 DATA_FILES := $(wildcard config/* systemd/*)
 C_FILES := $(shell find ingestd/core -name '*.c')
 CLANG_FORMAT_FILES := $(C_FILES) $(shell find ingestd/core -name '*.h') \
-	$(shell find tests -name '*.[ch]' -not -path 'tests/vm/nic/*') # those are in the kernel's style
+	$(shell find tests bench -name '*.[ch]' -not -path 'tests/vm/nic/*') # those are in the kernel's style
 
 # `ingestd` of the source tree has no compiled core and must not hide the
 # installed one: no directory is put before site-packages.
@@ -119,7 +119,7 @@ check-tree: ## tests the house rules: sizes, layers, names, files
 clean: ## removes what was built; var/ (the demo's store) stays
 	rm -rf $(BUILD) .ruff_cache .mypy_cache .pytest_cache
 
-include tests/bench/bench.mk
+include bench/bench.mk
 include tests/fault/faults.mk
 include tests/fresh/fresh.mk
 include tests/sim/sim.mk

@@ -21,6 +21,7 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[2]
 CORE: Final = ROOT / "ingestd" / "core"
 TESTS: Final = ROOT / "tests"
+BENCH: Final = ROOT / "bench"
 
 PURE_SOURCES: Final = tuple(
     CORE / name
@@ -73,7 +74,7 @@ def _key(command: Sequence[str], sources: Sequence[Path]) -> str:
     version = subprocess.run([command[0], "--version"], capture_output=True, check=True)
     digest.update(version.stdout)
     digest.update("\0".join(command).encode())
-    headers = sorted([*CORE.rglob("*.h"), *TESTS.glob("*/*.h")])
+    headers = sorted([*CORE.rglob("*.h"), *TESTS.glob("*/*.h"), *BENCH.glob("*.h")])
     for path in [*sources, *headers]:
         digest.update(f"\0{path}\0".encode())
         digest.update(path.read_bytes())

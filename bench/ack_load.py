@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flows that come in at a steady rate, until this process is killed.
 
-    python tests/bench/ack_load.py PORT FLOWS MIB_PER_S
+    python bench/ack_load.py PORT FLOWS MIB_PER_S
 
 All connections are of one thread; what a receiver does not take in time is not
 made up for.

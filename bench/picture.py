@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import matplotlib
 
-from tests.bench.figures import Figures, Value, machine_cpu, throughput
-from tests.bench.measure import INGESTD_CRC32C, INGESTD_NONE, OURS, UPPER_BOUND, Run
+from bench.figures import Figures, Value, machine_cpu, throughput
+from bench.measure import INGESTD_CRC32C, INGESTD_NONE, OURS, UPPER_BOUND, Run
 
 matplotlib.use("Agg")
 # The same figures make the same file: ids without randomness, text as text.

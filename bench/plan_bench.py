@@ -4,7 +4,7 @@
 Rounds alternate over the scenarios, so that a noisy minute of the machine falls
 on all of them; the figure is the median of the rounds, and the spread is shown.
 
-    python tests/bench/plan_bench.py [--rounds 7] [--json FILE] [SCENARIO ...]
+    python bench/plan_bench.py [--rounds 7] [--json FILE] [SCENARIO ...]
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-sys.path.append(str(Path(__file__).resolve().parents[1]))  # for `support`, as a program
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))  # for `support`, as a program
 
-from support.native import PURE_SOURCES, TESTS, build_executable
+from support.native import BENCH, PURE_SOURCES, build_executable
 
 RUN_TIMEOUT_S: Final = 300
 CALLGRIND_FRAGMENTS_COUNT: Final = 200_000
@@ -48,7 +48,7 @@ class Figure:
 
 def build() -> Path:
     """Compile the benchmark as the core is compiled: with its assertions."""
-    return build_executable("plan_bench", [TESTS / "bench" / "plan_bench.c", *PURE_SOURCES])
+    return build_executable("plan_bench", [BENCH / "plan_bench.c", *PURE_SOURCES])
 
 
 def scenario_names(program: Path) -> list[str]:

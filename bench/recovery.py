@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures how long a large store takes to open; writes it into docs/reliability.md.
 
-    python tests/bench/recovery.py [--size-tib 1] [--flows 10000] [--directory build] [--no-docs]
+    python bench/recovery.py [--size-tib 1] [--flows 10000] [--directory build] [--no-docs]
 
 The store is a sparse file whose payload is holes and whose headers, records and
 marks are what a daemon without checksums would have written, so that opening it
@@ -20,18 +20,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-ROOT: Final = Path(__file__).resolve().parents[2]
+ROOT: Final = Path(__file__).resolve().parents[1]
 # Behind the installed package: the source tree's `ingestd` has no compiled core.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
-sys.path += [str(ROOT), str(ROOT / "tests")]  # for `tests.bench` and `support`
+sys.path += [str(ROOT), str(ROOT / "tests")]  # for `bench` and `support`
 
+from bench import machine, report  # noqa: E402
 from ingestd.store.create.geometry import Geometry, plan_geometry  # noqa: E402
 from ingestd.store.device.opening import open_device  # noqa: E402
 from ingestd.store.format import layout  # noqa: E402
 from ingestd.store.metadata.superblock import Superblock, write_superblocks  # noqa: E402
 from ingestd.store.read.image import read_image  # noqa: E402
 from ingestd.store.serve.served_store import open_for_serving  # noqa: E402
-from tests.bench import machine, report  # noqa: E402
 
 DOCUMENT: Final = ROOT / "docs" / "reliability.md"
 TIB: Final = 1 << 40

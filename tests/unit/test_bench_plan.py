@@ -7,7 +7,7 @@ import shutil
 
 import pytest
 
-from tests.bench import plan_bench
+from bench import plan_bench
 
 
 @pytest.mark.timeout(300)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures what acknowledgements cost: how soon they come, and what they take of the throughput.
 
-    python tests/bench/ack.py [--rounds 7] [--probes 300] [--size-mib 512] [--directory build]
+    python bench/ack.py [--rounds 7] [--probes 300] [--size-mib 512] [--directory build]
 
 Latency: while 64 other flows come in at a steady rate, flows of 1 MiB are sent,
 one after the other, and timed from their last byte to the line that says that
@@ -30,16 +30,16 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Final
 
-ROOT: Final = Path(__file__).resolve().parents[2]
+ROOT: Final = Path(__file__).resolve().parents[1]
 # Behind the installed package: the source tree's `ingestd` has no compiled core.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
-sys.path += [str(ROOT), str(ROOT / "tests")]  # for `tests.bench` and `support`
+sys.path += [str(ROOT), str(ROOT / "tests")]  # for `bench` and `support`
 
+from bench import machine, report  # noqa: E402
+from bench.figures import Bar  # noqa: E402
+from bench.receivers import MIB, BenchError, Ingestd, Job, free_port, write_zeros  # noqa: E402
 from support.ingest import Ingest  # noqa: E402
 from support.senders import SocketSender  # noqa: E402
-from tests.bench import machine, report  # noqa: E402
-from tests.bench.figures import Bar  # noqa: E402
-from tests.bench.receivers import MIB, BenchError, Ingestd, Job, free_port, write_zeros  # noqa: E402
 
 DOCUMENT: Final = ROOT / "docs" / "performance.md"
 LOAD: Final = Path(__file__).with_name("ack_load.py")

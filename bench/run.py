@@ -5,7 +5,7 @@ Alternates all of them over some rounds, writes every run to a JSON file, and th
 medians and ratios as tables and a picture into docs/performance.md. The bars are
 printed as held or missed; only with --strict does a missed one fail the command.
 
-    python tests/bench/run.py [--rounds 5] [--size-mib 2048] [--no-docs] [--strict]
+    python bench/run.py [--rounds 5] [--size-mib 2048] [--no-docs] [--strict]
 """
 
 from __future__ import annotations
@@ -24,15 +24,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
-ROOT: Final = Path(__file__).resolve().parents[2]
+ROOT: Final = Path(__file__).resolve().parents[1]
 # Behind the installed package: the source tree's `ingestd` has no compiled core.
 sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
-sys.path += [str(ROOT), str(ROOT / "tests")]  # for `tests.bench` and `support`
+sys.path += [str(ROOT), str(ROOT / "tests")]  # for `bench` and `support`
 
-from support.native import TESTS, build_executable  # noqa: E402
-from tests.bench import machine, plan_bench, report  # noqa: E402
-from tests.bench.figures import Figures, bars  # noqa: E402
-from tests.bench.measure import (  # noqa: E402
+from bench import machine, plan_bench, report  # noqa: E402
+from bench.figures import Figures, bars  # noqa: E402
+from bench.measure import (  # noqa: E402
     QUIET_CPU_PER_S,
     Programs,
     Run,
@@ -40,7 +39,7 @@ from tests.bench.measure import (  # noqa: E402
     run_all,
     scenarios,
 )
-from tests.bench.receivers import (  # noqa: E402
+from bench.receivers import (  # noqa: E402
     INGESTD,
     MIB,
     PEERS,
@@ -48,6 +47,7 @@ from tests.bench.receivers import (  # noqa: E402
     Job,
     missing_packages,
 )
+from support.native import BENCH, build_executable  # noqa: E402
 
 DOCUMENT: Final = ROOT / "docs" / "performance.md"
 PICTURE: Final = ROOT / "docs" / report.PICTURE_NAME
@@ -87,12 +87,11 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def build_programs() -> Programs:
     """Compile the sender and the upper bound."""
-    bench = TESTS / "bench"
     return Programs(
-        sender=build_executable("bench_sender", [bench / "sender.c"]),
+        sender=build_executable("bench_sender", [BENCH / "sender.c"]),
         upper_bound=build_executable(
             "bench_upper_bound",
-            [bench / "upper_bound.c"],
+            [BENCH / "upper_bound.c"],
             flags=["-Wl,--no-as-needed", "-luring"],  # it stands before the source
         ),
     )
@@ -220,7 +219,7 @@ def measure_and_keep(arguments: argparse.Namespace) -> report.Report:
 
 def write_documents(made: report.Report) -> None:
     """The tables and the picture of docs/performance.md."""
-    from tests.bench import picture  # matplotlib is needed by nothing else
+    from bench import picture  # matplotlib is needed by nothing else
 
     picture.draw(made.runs, PICTURE)
     text = DOCUMENT.read_text(encoding="utf-8")

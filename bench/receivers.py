@@ -28,7 +28,7 @@ from typing import IO, Any, Final, Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.bench import machine
+from bench import machine
 
 MIB: Final = 1 << 20
 BLOCK_BYTES: Final = 4096
@@ -265,7 +265,7 @@ class Asyncio(OneShot):
 
 
 class UpperBound(OneShot):
-    """tests/bench/upper_bound.c; its file is written once before."""
+    """bench/upper_bound.c; its file is written once before."""
 
     closes_when_durable = True
     # As much is being written as ingestd has under way at most; beside that one slot per flow.

@@ -19,8 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from tests.bench import machine
-from tests.bench.receivers import (
+from bench import machine
+from bench.receivers import (
     END_TIMEOUT_S,
     PEERS,
     BenchError,

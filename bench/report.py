@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tests.bench import model
-from tests.bench.figures import MIB, Bar, Figures, cpu, machine_cpu, throughput
-from tests.bench.machine import Facts
-from tests.bench.measure import INGESTD_CRC32C, INGESTD_NONE, OURS, UPPER_BOUND, Run
-from tests.bench.receivers import BenchError
+from bench import model
+from bench.figures import MIB, Bar, Figures, cpu, machine_cpu, throughput
+from bench.machine import Facts
+from bench.measure import INGESTD_CRC32C, INGESTD_NONE, OURS, UPPER_BOUND, Run
+from bench.receivers import BenchError
 
 PICTURE_NAME: Final = "performance-throughput.svg"
 LABELS: Final = {

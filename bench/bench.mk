@@ -11,7 +11,7 @@
 
 .PHONY: bench bench-ack
 bench-ack: build ## measures what acknowledgements cost
-	$(BIN)/python tests/bench/ack.py $(BENCH_ARGS)
+	$(BIN)/python bench/ack.py $(BENCH_ARGS)
 
 bench: build ## measures ingestd beside other receivers (not part of the tests)
-	$(BIN)/python tests/bench/run.py $(BENCH_ARGS)
+	$(BIN)/python bench/run.py $(BENCH_ARGS)
