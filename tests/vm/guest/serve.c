@@ -234,8 +234,8 @@ static void open_store(struct server *s) {
 }
 
 static void tell_fault(const struct member *m, int code) {
-    printf("fault %s %s: %s\n", strerrorname_np(-code), m->worker->fault.call,
-           m->worker->fault.object);
+    printf("fault %s %s: %s\n", strerrorname_np(-code), m->worker->reactor.fault.call,
+           m->worker->reactor.fault.object);
 }
 
 static void *run_member(void *argument) {
@@ -333,14 +333,14 @@ static bool run_members(struct server *s) {
 }
 
 static void post(struct server *s, uint32_t member, struct command c) {
-    int code = mailbox_post(&s->members[member].worker->mailbox, c);
+    int code = mailbox_post(&s->members[member].worker->reactor.mailbox, c);
 
     if (code < 0)
         die("a worker's mailbox: %s", strerror(-code));
 }
 
 static void grant(struct server *s, uint32_t member) {
-    struct mailbox *mailbox = &s->members[member].worker->mailbox;
+    struct mailbox *mailbox = &s->members[member].worker->reactor.mailbox;
     uint32_t index;
     uint64_t sequence;
 
@@ -365,7 +365,7 @@ static void tell(const struct event *e) {
 static void read_events(struct server *s, uint32_t member) {
     struct event e;
 
-    while (mailbox_read(&s->members[member].worker->mailbox, &e)) {
+    while (mailbox_read(&s->members[member].worker->reactor.mailbox, &e)) {
         s->events[e.kind % EVENT_KINDS]++;
         switch (e.kind) {
         case EVENT_FLOW_ELSEWHERE:
@@ -442,7 +442,7 @@ static void serve(struct server *s) {
     while (!all_over(s)) {
         for (uint32_t index = 0; index < s->count; index++) {
             uint64_t news;
-            struct mailbox *mailbox = &s->members[index].worker->mailbox;
+            struct mailbox *mailbox = &s->members[index].worker->reactor.mailbox;
             polled[index + 1] = (struct pollfd){.fd = mailbox->event_fd, .events = POLLIN};
             if (poll(&polled[index + 1], 1, 0) == 1 && read(mailbox->event_fd, &news, 8) < 0)
                 die("reading a worker's eventfd: %m");
