@@ -35,7 +35,7 @@ static void obey(struct worker *w, const struct command *c) {
         w->drain_deadline_ns = w->reactor.now_ns + c->a;
         break;
     case COMMAND_END_FLOW:
-        session_replace(w, (uint32_t)c->a, c->b);
+        ingest_replace(w, (uint32_t)c->a, c->b);
         break;
     case COMMAND_FAIL_STORE:
         writer_fail(w, (int)c->a, FAILED_LOST, 0);
@@ -61,7 +61,7 @@ static void obey_all(struct worker *w) {
     struct command c;
     while (mailbox_take(&w->reactor.mailbox, &c))
         obey(w, &c);
-    session_take_answers(w);
+    ingest_take_answers(w);
     arm_command(w);
 }
 
@@ -74,7 +74,7 @@ static void flow_complete(struct worker *w, enum uring_tag tag, uint32_t index,
     if (tag == TAG_SEND || tag == TAG_DISCARD)
         intake_complete(w, tag, f, cqe->res);
     else if (tag == TAG_LINE)
-        session_line_sent(w, f, cqe->res);
+        ingest_line_sent(w, f, cqe->res);
     else if (tag != TAG_CLOSE)
         w->engine->complete(w, tag, f, cqe);
     if (f->phase == FLOW_GONE)
@@ -195,7 +195,7 @@ static uint64_t turn(struct worker *w) {
     settle_full_store(w);
     next_ns = time_min(next_ns, drain(w));
     next_ns = time_min(next_ns, writer_turn(w));
-    return time_min(next_ns, session_turn(w)); /* last: it tells what has become durable */
+    return time_min(next_ns, ingest_turn(w)); /* last: it tells what has become durable */
 }
 
 /* The footers written last are covered too, so that the next start scans nothing. */

@@ -58,7 +58,7 @@ void worker_destroy(struct worker *w) {
     close_connections(w);
     w->engine->close(w);
     for (uint32_t i = 0; i < w->listener_count; i++)
-        session_pool_close(&w->listeners[i].sessions);
+        session_pool_deinit(&w->listeners[i].sessions);
     peers_close(&w->peers);
     admission_close(&w->admission);
     device_close(w);
@@ -105,7 +105,7 @@ int worker_add_listener(struct worker *w, const struct listener_settings *s) {
     uint32_t sessions_max = (uint32_t)time_min(own_max, w->settings.flows_max);
     if (s->flows_per_peer_max > 0 && worker_count_peers(w) < 0)
         return -ENOMEM;
-    if (s->protocol == PROTOCOL_INGEST && session_pool_open(&l->sessions, sessions_max) < 0)
+    if (s->protocol == PROTOCOL_INGEST && session_pool_init(&l->sessions, sessions_max) < 0)
         return -ENOMEM;
     w->listener_count++;
     return 0;

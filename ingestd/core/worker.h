@@ -20,7 +20,7 @@
 #include "connection/handover.h"
 #include "connection/intake.h"
 #include "connection/peers.h"
-#include "connection/ingest/session.h"
+#include "connection/ingest/ingest.h"
 #include "storage/writer.h"
 
 enum worker_engine { ENGINE_RECV = 0, ENGINE_ZCRX = 1 };

@@ -124,7 +124,7 @@ void histogram_add_bytes(struct histogram *h, uint64_t bytes_count) {
     (void)h, (void)bytes_count;
 }
 
-void session_advanced(struct worker *w, struct flow *f) {
+void ingest_advanced(struct worker *w, struct flow *f) {
     (void)w, (void)f;
     die("no flow here has a session");
 }

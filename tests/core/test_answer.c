@@ -24,7 +24,7 @@ static struct flow a_flow(struct session *s) {
         f.id[i] = (uint8_t)(i * 17);
     f.base_bytes = 4096;
     f.durable_bytes = UINT64_MAX;
-    s->admitted = true;
+    s->step = SESSION_ENDED;
     return f;
 }
 
@@ -73,10 +73,10 @@ static void sealed_has_both_checksums(void) {
 
 static void every_error_has_a_code(void) {
     static const char *const codes[] = {
-        [SESSION_HELLO_TIMEOUT] = "hello_timeout",
-        [SESSION_TOO_LONG] = "too_long",
-        [SESSION_TOO_SHORT] = "too_short",
-        [SESSION_NO_TRAILER] = "trailer",
+        [SESSION_ERROR_HELLO_TIMEOUT] = "hello_timeout",
+        [SESSION_ERROR_TOO_LONG] = "too_long",
+        [SESSION_ERROR_TOO_SHORT] = "too_short",
+        [SESSION_ERROR_NO_TRAILER] = "trailer",
     };
     static const char *const reasons[] = {
         [CLOSE_REASON_IDLE] = "idle_timeout",     [CLOSE_REASON_SHUTDOWN] = "shutdown",
@@ -84,7 +84,7 @@ static void every_error_has_a_code(void) {
         [CLOSE_REASON_REPLACED] = "replaced",
     };
     char code[64];
-    for (uint8_t error = SESSION_HELLO_TIMEOUT; error <= SESSION_NO_TRAILER; error++) {
+    for (uint8_t error = SESSION_ERROR_HELLO_TIMEOUT; error <= SESSION_ERROR_NO_TRAILER; error++) {
         struct session s = {.error = error};
         struct flow f = a_flow(&s);
         f.state = FLOW_STATE_INTERRUPTED;
@@ -97,7 +97,7 @@ static void every_error_has_a_code(void) {
         struct flow f = a_flow(&s);
         f.state = FLOW_STATE_INTERRUPTED;
         f.reason = reason;
-        s.admitted = false;
+        s.step = SESSION_REFUSED;
         CHECK(answer_last(&f, 0, line, sizeof line) > 0);
         snprintf(code, sizeof code, "\"code\": \"%s\", ", reasons[reason]);
         CHECK(strstr(line, code) != NULL);

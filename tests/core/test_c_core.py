@@ -38,14 +38,16 @@ PROGRAMS = {
     "test_peers": (TESTS / "core" / "test_peers.c",),
     "test_plan": (TESTS / "core" / "test_plan.c", MODEL),
     "test_refill": (TESTS / "core" / "test_refill.c",),
+    "test_outbox": (TESTS / "core" / "test_outbox.c",),
     "test_segment": (TESTS / "core" / "test_segment.c",),
+    "test_session": (TESTS / "core" / "test_session.c",),
     # The stage plays all that this engine calls of the worker and of the kernel.
     "test_zcrx": (
         TESTS / "core" / "test_zcrx.c",
         TESTS / "core" / "zcrx_stage.c",
         TESTS / "core" / "zcrx_stage_worker.c",
         CORE / "receive/zcrx/zcrx.c",
-        CORE / "connection/ingest/session.c",
+        CORE / "connection/ingest/ingest.c",
         CORE / "connection/ingest/session_pool.c",
         CORE / "receive/zcrx/control.c",
         CORE / "receive/zcrx/pending.c",

@@ -16,9 +16,8 @@ void reactor_cancel(struct reactor *r, enum uring_tag tag, uint32_t index, enum 
     (void)r, (void)tag, (void)index, (void)found;
 }
 
-bool session_goes_on(struct worker *w, struct flow *f) {
+void ingest_payload_over(struct worker *w, struct flow *f) {
     (void)w, (void)f;
-    return false;
 }
 
 void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason, int error) {

@@ -75,26 +75,26 @@ bool batch_add_close(struct worker *w, struct flow *f) {
     return true;
 }
 
-void session_begin(struct worker *w, struct flow *f) {
+void ingest_begin(struct worker *w, struct flow *f) {
     (void)w;
     f->phase = FLOW_HELLO;
     stage.begun++;
 }
 
-void session_closed(struct worker *w, struct flow *f) {
+void ingest_closed(struct worker *w, struct flow *f) {
     (void)w, (void)f;
 }
 
-void session_send_last(struct worker *w, struct flow *f) {
+void ingest_send_last(struct worker *w, struct flow *f) {
     (void)w, (void)f;
 }
 
-bool session_give(struct worker *w, struct flow *f) {
+bool ingest_free(struct worker *w, struct flow *f) {
     (void)w, (void)f;
     return true;
 }
 
-bool session_stop(struct worker *w, struct flow *f) {
+bool ingest_stop(struct worker *w, struct flow *f) {
     (void)w, (void)f;
     return true;
 }

@@ -131,7 +131,7 @@ uint64_t writer_turn(struct worker *w) {
     return TIME_NEVER;
 }
 
-uint64_t session_turn(struct worker *w) {
+uint64_t ingest_turn(struct worker *w) {
     (void)w;
     return TIME_NEVER;
 }
@@ -153,9 +153,9 @@ UNCALLED(intake_gone, struct worker *w ANY, struct flow *f ANY)
 UNCALLED(intake_interrupt_all, struct worker *w ANY, uint8_t reason ANY, bool drop ANY)
 UNCALLED(intake_refuse_silent, struct worker *w ANY)
 UNCALLED(intake_stop_accepting, struct worker *w ANY)
-UNCALLED(session_line_sent, struct worker *w ANY, struct flow *f ANY, int result ANY)
-UNCALLED(session_replace, struct worker *w ANY, uint32_t flow_index ANY, uint64_t serial ANY)
-UNCALLED(session_take_answers, struct worker *w ANY)
+UNCALLED(ingest_line_sent, struct worker *w ANY, struct flow *f ANY, int result ANY)
+UNCALLED(ingest_replace, struct worker *w ANY, uint32_t flow_index ANY, uint64_t serial ANY)
+UNCALLED(ingest_take_answers, struct worker *w ANY)
 UNCALLED(writer_fail, struct worker *w ANY, int code ANY, enum store_failure what ANY,
          uint64_t offset ANY)
 UNCALLED(writer_grant, struct worker *w ANY, uint32_t index ANY, uint64_t sequence ANY)

@@ -146,7 +146,7 @@ static void silent(uint32_t silent_at, uint32_t packet_bytes) {
 static void silent_in_a_hello(void) {
     silent(SESSION_BLOCK_BYTES - 1, 1);
     for (uint32_t i = 0; i < stage.shape.flows_count; i++)
-        CHECK_EQUAL(stage.flows[i]->session->error, SESSION_HELLO_TIMEOUT);
+        CHECK_EQUAL(stage.flows[i]->session->error, SESSION_ERROR_HELLO_TIMEOUT);
     stage_close();
 }
 

@@ -167,7 +167,7 @@ static void complete(struct flow *f, int result, uint32_t flags, uint64_t offset
         f->ops_in_flight--;
         stage.senders[f->index].cancelled = false;
     }
-    bool is_fresh = f->session == NULL || f->session->came == 0;
+    bool is_fresh = f->session == NULL || f->session->chunk_bytes == 0;
     uint32_t holders = holders_of(offset);
     bool block = stage.senders[f->index].tag == TAG_BLOCK;
     engine_zcrx.complete(stage.w, stage.senders[f->index].tag, f, &c.cqe);
@@ -266,7 +266,7 @@ static void open_listener(struct worker *w) {
     l->idle = l->greeting = l->news = w->unasked = w->unasked_hellos =
         (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
     admission_open(&w->admission);
-    if (session_pool_open(&l->sessions, STAGE_FLOWS_MAX) != 0)
+    if (session_pool_init(&l->sessions, STAGE_FLOWS_MAX) != 0)
         abort();
 }
 
@@ -288,7 +288,7 @@ static void open_flow(uint32_t i) {
         s->tail_bytes = s->trailer ? SESSION_BLOCK_BYTES : 0;
         s->base_bytes = random_below(2) * 1000003ull;
         s->waits = random_below(2) != 0 || shape->ignores_bounds;
-        session_begin(stage.w, f);
+        ingest_begin(stage.w, f);
     } else {
         engine_zcrx.start(stage.w, f);
     }
@@ -368,7 +368,7 @@ static void turn(void) {
     stage_submit();
     if (stage.shape.ingest && random_below(4) == 0)
         stage_answer();
-    session_turn(stage.w);
+    ingest_turn(stage.w);
     stage_submit();
 }
 
@@ -418,7 +418,7 @@ bool stage_run(void) {
 void stage_close(void) {
     engine_zcrx.close(stage.w);
     flow_table_destroy(&stage.w->flows);
-    session_pool_close(&stage.w->listeners[0].sessions);
+    session_pool_deinit(&stage.w->listeners[0].sessions);
     admission_close(&stage.w->admission);
     free(stage.w->area.base);
     free(stage.w->area.own);

@@ -79,9 +79,11 @@ void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag) {
 }
 
 void engine_finish(struct worker *w, struct flow *f) {
-    if (f->stop || f->error)
+    if (f->session != NULL)
+        ingest_payload_over(w, f);
+    else if (f->stop || f->error)
         intake_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, f->error);
-    else if (f->session == NULL || !session_goes_on(w, f))
+    else
         intake_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
 }
 
@@ -106,7 +108,7 @@ void intake_interrupt(struct worker *w, struct flow *f, uint8_t reason, bool dro
     f->stop = true;
     f->drop = drop;
     f->reason = reason;
-    if (f->session == NULL || !session_stop(w, f))
+    if (f->session == NULL || !ingest_stop(w, f))
         engine_zcrx.stop(w, f);
 }
 
@@ -158,7 +160,7 @@ void stage_answer(void) {
     static struct question q;
     while (admission_take_question(&stage.w->admission, &q))
         answer(&q);
-    session_take_answers(stage.w);
+    ingest_take_answers(stage.w);
     stage_submit();
 }
 

@@ -34,6 +34,8 @@ PURE_SOURCES: Final = tuple(
         "format/flow_id.c",
         "format/frame.c",
         "connection/network.c",
+        "connection/ingest/outbox.c",
+        "connection/ingest/session.c",
         "connection/peers.c",
         "storage/plan.c",
         "receive/zcrx/refill.c",

@@ -147,7 +147,7 @@ static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
     }
     STAT_ADD(&w->reactor, flows_opened, 1);
     if (l->protocol == PROTOCOL_INGEST) {
-        session_begin(w, f);
+        ingest_begin(w, f);
         if (l->stopped) /* its accept was faster than the stop, or another worker's */
             intake_interrupt(w, f, CLOSE_REASON_SHUTDOWN, true);
         return;
@@ -244,16 +244,16 @@ void intake_closed(struct worker *w, struct flow *f) {
     assert(f->ended && f->phase == FLOW_CLOSING);
     flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
     if (f->session != NULL)
-        session_closed(w, f);
+        ingest_closed(w, f);
     if (f->state == FLOW_STATE_SEALED) {
         STAT_ADD(&w->reactor, flows_sealed, 1);
         flow_event(w, EVENT_FLOW_SEALED, f, 0, 0, f->durable_bytes);
     } else if (stored) {
         STAT_ADD(&w->reactor, flows_interrupted, 1);
         flow_event(w, EVENT_FLOW_INTERRUPTED, f, f->reason, f->error, f->durable_bytes);
-    } else if (f->session != NULL && !f->session->admitted) {
+    } else if (f->session != NULL && !session_is_admitted(f->session)) {
         STAT_ADD(&w->reactor, flows_refused, 1);
-        if (f->session->error != SESSION_REFUSED) /* else Python tells of it */
+        if (f->session->error != SESSION_ERROR_REFUSED) /* else Python tells of it */
             flow_event(w, EVENT_HELLO_FAILED, f, f->session->error, f->reason, 0);
     } else {
         STAT_ADD(&w->reactor, flows_refused, 1);
@@ -262,7 +262,7 @@ void intake_closed(struct worker *w, struct flow *f) {
     if (f->reason == CLOSE_REASON_PEER)
         hang_up(w, f);
     else if (f->session != NULL)
-        session_send_last(w, f);
+        ingest_send_last(w, f);
     else
         send_answer(w, f);
 }
@@ -302,7 +302,7 @@ void intake_gone(struct worker *w, struct flow *f) {
     assert(f->phase == FLOW_GONE);
     if (f->ops_in_flight > 0 || f->acks_pending > 0)
         return;
-    if (f->session != NULL && !session_give(w, f))
+    if (f->session != NULL && !ingest_free(w, f))
         return;
     if (f->counted) {
         struct peer peer = peer_of(f);
@@ -344,7 +344,7 @@ void intake_interrupt(struct worker *w, struct flow *f, uint8_t reason, bool dro
     f->stop = true;
     f->drop = drop;
     f->reason = reason;
-    if (f->session == NULL || !session_stop(w, f))
+    if (f->session == NULL || !ingest_stop(w, f))
         w->engine->stop(w, f);
 }
 

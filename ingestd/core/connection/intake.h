@@ -19,9 +19,11 @@
 
 #include "connection/flow.h"
 #include "connection/network.h"
-#include "connection/ingest/session.h"
+#include "connection/ingest/session_pool.h"
 #include "base/uring.h"
 
+#define PROTOCOL_RAW 1u /* record_open.protocol */
+#define PROTOCOL_INGEST 2u
 #define LISTENERS_MAX 16u
 #define LISTENER_NAME_BYTES 64
 

@@ -4,14 +4,17 @@
  */
 #include "receive/engine.h"
 
+#include "format/close_reason.h"
 #include "worker.h"
 
 void engine_finish(struct worker *w, struct flow *f) {
-    if (f->stop)
+    if (f->session != NULL)
+        ingest_payload_over(w, f);
+    else if (f->stop)
         intake_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, 0);
     else if (f->error)
-        intake_end(w, f, FLOW_STATE_INTERRUPTED, engine_close_reason(f->error), f->error);
-    else if (f->session == NULL || !session_goes_on(w, f))
+        intake_end(w, f, FLOW_STATE_INTERRUPTED, close_reason_of(f->error), f->error);
+    else
         intake_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
 }
 

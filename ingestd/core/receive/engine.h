@@ -10,8 +10,6 @@
 #ifndef INGESTD_RECEIVE_ENGINE_H
 #define INGESTD_RECEIVE_ENGINE_H
 
-#include <errno.h>
-
 #include "connection/flow.h"
 #include "base/uring.h"
 
@@ -27,7 +25,7 @@ struct engine {
     /* Payload is to be received, up to f->limit_bytes. */
     void (*start)(struct worker *w, struct flow *f);
     /* Phases FLOW_HELLO and FLOW_TAIL: receives what session_room() has room for,
-     * never a byte more, and tells by session_received(). */
+     * never a byte more, and tells by ingest_block_received(). */
     void (*receive_block)(struct worker *w, struct flow *f);
     /* A completion with one of the engine's tags. */
     void (*complete)(struct worker *w, enum uring_tag tag, struct flow *f,
@@ -52,28 +50,6 @@ extern const struct engine engine_zcrx;
 void engine_finish(struct worker *w, struct flow *f);
 void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, struct flow *f));
 void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag);
-/* Why a flow ends by an errno of its receive (enum close_reason): for most of them we
- * are the reason, and the sender, who is there, is told. */
-static inline uint8_t engine_close_reason(int error) {
-    switch (error) {
-    case ECONNRESET:
-    case ECONNABORTED:
-    case ECONNREFUSED:
-    case EPIPE:
-    case ENOTCONN:
-    case ETIMEDOUT:
-    case EHOSTDOWN:
-    case EHOSTUNREACH:
-    case ENETDOWN:
-    case ENETRESET:
-    case ENETUNREACH:
-    case ENOPROTOOPT: /* what ICMP tells of a peer that is no more: ip(7), tcp(7) */
-    case EPROTO:
-        return CLOSE_REASON_PEER;
-    default:
-        return CLOSE_REASON_RECEIVER;
-    }
-}
 /* Whether it is the session that gets what is received now. */
 static inline bool engine_receives_block(const struct flow *f) {
     return f->phase == FLOW_HELLO || f->phase == FLOW_TAIL;

@@ -104,7 +104,7 @@ static void slot_taken_in_part(struct worker *w, struct flow *f, uint32_t bytes)
 static bool deliver(struct worker *w, struct flow *f) {
     uint64_t slot_bytes = buddy_slot_bytes(f->slot_order);
     uint32_t end = f->slot_filled;
-    if (session_holds_back(f))
+    if (ingest_is_holding(f))
         end -= session_hold(f->session, w->area.base + f->slot_offset, end);
     if (end == 0) {
         give_slot(w, f);
@@ -140,7 +140,7 @@ static void recv_receive(struct worker *w, struct flow *f) {
         uint32_t order = f->slot_order + 1; /* it filled the last one: more is to come */
         if (!f->bulk) {
             uint32_t pending = socket_pending_bytes(f->fd);
-            if (session_holds_back(f))
+            if (ingest_is_holding(f))
                 pending += f->session->filled;
             order = buddy_order(&w->area.slots, pending);
         }
@@ -149,7 +149,7 @@ static void recv_receive(struct worker *w, struct flow *f) {
             flow_keep_waiting(&w->flows, f, QUEUE_STARVED, w->reactor.now_ns);
             return;
         }
-        if (session_holds_back(f))
+        if (ingest_is_holding(f))
             put_held_back(w, f);
     }
     arm_receive(w, f);
@@ -213,7 +213,7 @@ static void recv_complete(struct worker *w, enum uring_tag tag, struct flow *f,
         if (f->phase == FLOW_POLLING)
             recv_receive(w, f);
     } else if (tag == TAG_BLOCK) {
-        session_received(w, f, cqe->res);
+        ingest_block_received(w, f, cqe->res);
     }
 }
 

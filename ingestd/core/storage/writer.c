@@ -276,7 +276,7 @@ static void acknowledge(struct worker *w) {
         else if (a->closes && f->phase == FLOW_CLOSING)
             intake_closed(w, f);
         else if (f->session != NULL)
-            session_advanced(w, f);
+            ingest_advanced(w, f);
     }
     histogram_add_bytes(&w->reactor.commit_bytes, bytes);
 }

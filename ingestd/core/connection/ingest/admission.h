@@ -13,15 +13,17 @@
  *  - A connection is named by its flow's index and a serial number that no other
  *    connection of the worker ever has: late answers are told apart.
  */
-#ifndef INGESTD_CONNECTION_INGEST_ADMISSION_H
-#define INGESTD_CONNECTION_INGEST_ADMISSION_H
+#ifndef INGESTD_ADMISSION_H
+#define INGESTD_ADMISSION_H
 
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "connection/ingest/session.h"
-
+#define SESSION_BLOCK_BYTES 4096u /* hello and trailer: blocks of payload stay blocks */
+#define SESSION_CHALLENGE_BYTES 32u
+#define SESSION_NAME_BYTES_MAX 255u
+#define SESSION_LABELS_BYTES_MAX 1024u
 #define QUESTIONS_MAX 64u
 #define HELLOS_MAX 32u
 #define PARKED_MAX 64u

@@ -57,13 +57,13 @@ static struct refusal refusal_for(const struct flow *f, int store_errno) {
 /* What only protocol ingest has words for. */
 static struct refusal refusal_of_session(const struct flow *f, int store_errno) {
     switch (store_errno != 0 ? 0 : f->session->error) {
-    case SESSION_HELLO_TIMEOUT:
+    case SESSION_ERROR_HELLO_TIMEOUT:
         return (struct refusal){"hello_timeout", "the hello block did not come in time"};
-    case SESSION_TOO_LONG:
+    case SESSION_ERROR_TOO_LONG:
         return (struct refusal){"too_long", "more bytes came than the hello had stated"};
-    case SESSION_TOO_SHORT:
+    case SESSION_ERROR_TOO_SHORT:
         return (struct refusal){"too_short", "fewer bytes came than the hello had stated"};
-    case SESSION_NO_TRAILER:
+    case SESSION_ERROR_NO_TRAILER:
         return (struct refusal){"trailer", "the trailer that the hello had announced is not there"};
     default:
         return refusal_for(f, store_errno);
@@ -178,11 +178,11 @@ size_t answer_last(const struct flow *f, int store_errno, char *line, size_t cap
     if (f->state == FLOW_STATE_SEALED && store_errno == 0)
         return checked(format_sealed(f, id, line, capacity), capacity);
     struct refusal r = refusal_of_session(f, store_errno);
-    const char *quote = s->admitted ? "\"" : "";
+    const char *quote = session_is_admitted(s) ? "\"" : "";
     int bytes = snprintf(line, capacity,
                          "{\"type\": \"error\", \"code\": \"%s\", \"text\": \"%s\", "
                          "\"flow\": %s%s%s, \"durable\": %" PRIu64 "}\n",
-                         r.code, r.text, quote, s->admitted ? id : "null", quote, f->durable_bytes);
+                         r.code, r.text, quote, session_is_admitted(s) ? id : "null", quote, f->durable_bytes);
     return checked(bytes, capacity);
 }
 

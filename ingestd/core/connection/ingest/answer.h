@@ -7,11 +7,12 @@
  * Every function writes its line, without terminator counted, and returns its
  * bytes; FLOW_LINE_BYTES of capacity do. What Python has worded is no matter of theirs.
  */
-#ifndef INGESTD_CONNECTION_INGEST_ANSWER_H
-#define INGESTD_CONNECTION_INGEST_ANSWER_H
+#ifndef INGESTD_ANSWER_H
+#define INGESTD_ANSWER_H
 
 #include <stddef.h>
 
+#include "connection/flow.h"
 #include "connection/ingest/session.h"
 
 /* store_errno: 0, or why the store failed. */

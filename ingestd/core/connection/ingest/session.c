@@ -1,482 +1,302 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The steps of a session: session.h.
+ * The steps of session.h.
  */
 #include "connection/ingest/session.h"
 
 #include <assert.h>
-#include <errno.h>
 #include <string.h>
-#include <sys/random.h>
-#include <sys/socket.h>
 
-#include "connection/ingest/answer.h"
-#include "base/socket.h"
-#include "connection/event.h"
-#include "worker.h"
+#include "format/close_reason.h"
 
-/* A last line that finds no room in the socket for so long is given up. */
-#define LAST_LINE_NS 10000000000ull
+static_assert(sizeof(struct session_pages) <= SESSION_PAGES_BYTES, "pages of a session");
+static_assert(offsetof(struct session_pages, block) == 0, "the block has the first page alone");
 
-static struct listener *listener_of(struct worker *w, const struct flow *f) {
-    return &w->listeners[f->listener];
+#define STEP(name) (1u << SESSION_##name)
+
+static const char *const session_names[SESSION_STEPS_COUNT] = {
+    [SESSION_FREE] = "FREE",
+    [SESSION_HELLO] = "HELLO",
+    [SESSION_HELLO_PENDING] = "HELLO_PENDING",
+    [SESSION_PAYLOAD] = "PAYLOAD",
+    [SESSION_TAIL] = "TAIL",
+    [SESSION_TRAILER_PENDING] = "TRAILER_PENDING",
+    [SESSION_ENDED] = "ENDED",
+    [SESSION_REFUSED] = "REFUSED",
+};
+
+/* Which steps follow each. */
+static const uint32_t session_next[SESSION_STEPS_COUNT] = {
+    [SESSION_FREE] = STEP(HELLO),
+    [SESSION_HELLO] = STEP(HELLO_PENDING) | STEP(REFUSED),
+    [SESSION_HELLO_PENDING] = STEP(PAYLOAD) | STEP(REFUSED),
+    [SESSION_PAYLOAD] = STEP(TAIL) | STEP(TRAILER_PENDING) | STEP(ENDED),
+    [SESSION_TAIL] = STEP(TRAILER_PENDING) | STEP(ENDED),
+    [SESSION_TRAILER_PENDING] = STEP(ENDED),
+    [SESSION_ENDED] = STEP(FREE),
+    [SESSION_REFUSED] = STEP(FREE),
+};
+
+/* In which steps each input may come. */
+static const uint32_t session_meets[SESSION_INPUTS_COUNT] = {
+    [SESSION_BLOCK_CAME] = STEP(HELLO) | STEP(TAIL),
+    [SESSION_BLOCK_AGAIN] = STEP(HELLO) | STEP(TAIL),
+    [SESSION_LIMIT_CAME] = STEP(PAYLOAD),
+    [SESSION_STREAM_ENDED] = STEP(HELLO) | STEP(PAYLOAD) | STEP(TAIL),
+    [SESSION_STREAM_FAILED] = STEP(HELLO) | STEP(PAYLOAD) | STEP(TAIL),
+    [SESSION_ANSWERED] = STEP(HELLO_PENDING) | STEP(TRAILER_PENDING),
+    [SESSION_TIMED_OUT] = STEP(HELLO),
+    [SESSION_STOPPED] =
+        STEP(HELLO) | STEP(HELLO_PENDING) | STEP(PAYLOAD) | STEP(TAIL) | STEP(TRAILER_PENDING),
+};
+
+const char *session_step_name(enum session_step step) {
+    assert(step < SESSION_STEPS_COUNT);
+    return session_names[step];
 }
 
-bool session_give(struct worker *w, struct flow *f) {
-    struct session *s = f->session;
-    struct session_pool *p = &listener_of(w, f)->sessions;
-    if (s->asked && !s->told)
-        return false;
-    flow_news_remove(&w->flows, &listener_of(w, f)->news, f);
-    session_give_pages(s, SESSION_PAGES_BYTES);
-    s->in_use = false;
-    s->next_free = p->free_head;
-    p->free_head = s->index;
-    f->session = NULL;
-    return true;
+bool session_may_step(enum session_step from, enum session_step to) {
+    assert(from < SESSION_STEPS_COUNT && to < SESSION_STEPS_COUNT);
+    return (session_next[from] >> to & 1u) != 0;
 }
 
-/* --- Lines to the sender -------------------------------------------------------- */
-
-static void send_rest(struct worker *w, struct flow *f) {
-    struct session *s = f->session;
-    struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_LINE, f->index);
-    /* Only the last line may wait for a sender that does not read. */
-    int flags = f->phase == FLOW_ANSWERING ? MSG_WAITALL : MSG_DONTWAIT;
-    io_uring_prep_send(sqe, f->fd, s->saying + s->line_sent, (size_t)(s->line_bytes - s->line_sent),
-                       MSG_NOSIGNAL | flags);
-    f->ops_in_flight++;
-    s->sending = true;
+bool session_may_meet(enum session_step step, enum session_input_kind kind) {
+    assert(step < SESSION_STEPS_COUNT && kind < SESSION_INPUTS_COUNT);
+    return (session_meets[kind] >> step & 1u) != 0;
 }
 
-/* Whether the last line is one that Python has worded. */
-static bool is_worded(const struct worker *w, const struct session *s) {
-    return s->error == SESSION_REFUSED && w->writer.failed == 0;
+/* The one place that changes a step. */
+static void session_set_step(struct session *s, enum session_step step) {
+    assert(session_may_step((enum session_step)s->step, step));
+    s->step = (uint8_t)step;
 }
 
-static bool next_line(struct worker *w, struct flow *f) {
-    struct session *s = f->session;
-    size_t bytes = 0;
-    s->saying = f->line;
-    if (s->accepted_due) {
-        bytes = answer_accepted(f, listener_of(w, f)->ack_interval_ns, f->line, sizeof f->line);
-        s->accepted_due = false;
-    } else if (f->phase == FLOW_ANSWERING && !s->last_line && is_worded(w, s)) {
-        s->saying = s->pages->text;
-        bytes = s->text_bytes;
-        s->last_line = true;
-    } else if (f->phase == FLOW_ANSWERING && !s->last_line) {
-        bytes = answer_last(f, w->writer.failed, f->line, sizeof f->line);
-        s->last_line = true;
-    } else if (s->admitted && !f->ended && f->durable_bytes > s->told_bytes) {
-        bytes = answer_durable(f->durable_bytes, f->line, sizeof f->line);
-        s->told_bytes = f->durable_bytes;
-        STAT_ADD(&w->reactor, durable_lines, 1);
-    }
-    s->line_bytes = (uint16_t)bytes;
-    s->line_sent = 0;
-    return bytes > 0;
+bool session_is_admitted(const struct session *s) {
+    return (1u << s->step & (STEP(PAYLOAD) | STEP(TAIL) | STEP(TRAILER_PENDING) | STEP(ENDED))) !=
+           0;
 }
 
-/* Sends what is to be sent next, if nothing is under way. */
-static void say(struct worker *w, struct flow *f) {
-    struct session *s = f->session;
-    if (s->sending || s->mute || f->phase == FLOW_GONE)
-        return;
-    if (s->line_sent < s->line_bytes || next_line(w, f))
-        send_rest(w, f);
+bool session_is_holding(const struct session *s) {
+    return session_is_admitted(s) && s->has_trailer && !s->length_known;
 }
 
-void session_line_sent(struct worker *w, struct flow *f, int result) {
-    struct session *s = f->session;
-    s->sending = false;
-    bool full = result == -EAGAIN || result == -EINTR;
-    if (result > 0)
-        s->line_sent = (uint16_t)(s->line_sent + result);
-    else if (!full)
-        s->mute = true; /* what ails the connection its receive will tell */
-    bool whole = s->line_sent == s->line_bytes;
-    if (f->phase == FLOW_ANSWERING) {
-        if (s->mute || (whole && s->last_line))
-            intake_answered(w, f, s->mute ? -EPIPE : 0);
-        else
-            say(w, f);
-    } else if (!whole && !f->ended) {
-        flow_news_add(&w->flows, &listener_of(w, f)->news, f); /* the rest a little later */
-    } else if (s->accepted_due) {
-        say(w, f);
-    }
+/* --- What Python knows ------------------------------------------------------------ */
+
+void session_asked(struct session *s) {
+    assert(s->pending != 0 && s->report != SESSION_REPORTED);
+    assert(s->pending != NOTE_ENDED || s->report == SESSION_REPORT_OWED);
+    s->report = s->pending == NOTE_ENDED ? SESSION_REPORTED : SESSION_REPORT_OWED;
+    s->pending = 0;
 }
 
-void session_send_last(struct worker *w, struct flow *f) {
-    f->phase = FLOW_ANSWERING;
-    flow_wait(&w->flows, f, QUEUE_ANSWER, w->reactor.now_ns);
-    if (f->session->mute)
-        intake_answered(w, f, -EPIPE);
-    else
-        say(w, f);
+bool session_owes_report(const struct session *s) {
+    return s->report == SESSION_REPORT_OWED;
 }
 
-void session_advanced(struct worker *w, struct flow *f) {
-    if (!f->ended)
-        flow_news_add(&w->flows, &listener_of(w, f)->news, f);
+/* --- The block --------------------------------------------------------------------- */
+
+/* How much may follow the payload, and one byte more, by which too much is told.
+ * Where bytes are held back, the block is in use and that byte has its end alone. */
+static uint32_t session_tail_bytes_max(const struct session *s) {
+    return s->length_known && s->has_trailer ? SESSION_BLOCK_BYTES + 1 : 1;
 }
 
-/* --- Questions to Python -------------------------------------------------------- */
-
-static bool session_post(struct worker *w, struct flow *f) {
-    struct session *s = f->session;
-    struct question q = {
-        .kind = s->question,
-        .flow_index = f->index,
-        .serial = s->serial,
-        .listener_index = (int32_t)listener_of(w, f)->index,
-        .bytes_count = s->question == NOTE_ENDED ? f->durable_bytes : f->stored_bytes,
-        .crc = f->crc,
-    };
-    bool whole = f->durable_bytes == f->stored_bytes;
-    q.flags = (f->checksummed ? QUESTION_HAS_CRC : 0) | (whole ? QUESTION_WHOLE : 0) |
-              (f->opened ? QUESTION_STORED : 0) |
-              (f->ended && f->state == FLOW_STATE_SEALED ? QUESTION_SEALED : 0);
-    memcpy(q.flow, f->id, sizeof q.flow);
-    flow_format_peer(f, q.peer, sizeof q.peer);
-    memcpy(q.challenge, s->challenge, sizeof q.challenge);
-    memcpy(q.block, s->pages->block, sizeof q.block);
-    if (!admission_ask(&w->admission, &q))
-        return false;
-    s->asked = true;
-    s->told = s->question == NOTE_ENDED;
-    s->question = 0;
-    w->reactor.mailbox.event_pending = true; /* its reader takes questions too */
-    return true;
+struct session_room session_room(struct session *s) {
+    assert(session_may_meet((enum session_step)s->step, SESSION_BLOCK_CAME));
+    if (session_is_holding(s))
+        return (struct session_room){s->pages->block + SESSION_BLOCK_BYTES, 1};
+    uint32_t most = s->step == SESSION_TAIL ? session_tail_bytes_max(s) : SESSION_BLOCK_BYTES;
+    assert(s->filled < most);
+    return (struct session_room){s->pages->block + s->filled, most - s->filled};
 }
-
-static struct flow_list *session_unasked(struct worker *w, uint8_t question) {
-    return question == QUESTION_HELLO ? &w->unasked_hellos : &w->unasked;
-}
-
-/* The flow is in no list linked by `idle` then, so that it can wait in this one. */
-static void ask(struct worker *w, struct flow *f, enum question_kind kind) {
-    struct flow_list *before = session_unasked(w, (uint8_t)kind);
-    f->session->question = (uint8_t)kind;
-    if (before->count > 0 || !session_post(w, f))
-        flow_idle_touch(&w->flows, before, f);
-}
-
-static void session_ask_waiting(struct worker *w, struct flow_list *waiting) {
-    while (waiting->head != FLOW_NONE) {
-        struct flow *f = &w->flows.flows[waiting->head];
-        if (!session_post(w, f))
-            return;
-        flow_idle_remove(&w->flows, waiting, f);
-        if (f->phase == FLOW_GONE)
-            intake_gone(w, f);
-    }
-}
-
-void session_closed(struct worker *w, struct flow *f) {
-    if (f->session->asked)
-        ask(w, f, NOTE_ENDED);
-}
-
-/* --- Hello ---------------------------------------------------------------------- */
-
-static void session_end(struct worker *w, struct flow *f, uint8_t reason, int error) {
-    struct listener *l = listener_of(w, f);
-    if (f->phase == FLOW_HELLO)
-        flow_idle_remove(&w->flows, &l->greeting, f);
-    if (f->phase == FLOW_ASKING)
-        flow_idle_remove(&w->flows, session_unasked(w, f->session->question), f);
-    f->session->question = 0;
-    intake_end(w, f, FLOW_STATE_INTERRUPTED, reason, error);
-}
-
-static void end_with(struct worker *w, struct flow *f, enum session_error error, uint8_t reason) {
-    f->session->error = (uint8_t)error;
-    session_end(w, f, reason, 0);
-}
-
-void session_begin(struct worker *w, struct flow *f) {
-    struct listener *l = listener_of(w, f);
-    struct session *s = session_pool_take(&l->sessions);
-    f->session = s;
-    f->phase = FLOW_HELLO;
-    s->serial = ++w->session_serial;
-    size_t have = 0;
-    while (have < sizeof s->challenge) {
-        ssize_t n = getrandom(s->challenge + have, sizeof s->challenge - have, 0);
-        have += n > 0 ? (size_t)n : 0;
-    }
-    flow_idle_touch(&w->flows, &l->greeting, f);
-    s->saying = f->line;
-    s->line_bytes =
-        (uint16_t)answer_greeting(l->authenticates, s->challenge, f->line, sizeof f->line);
-    send_rest(w, f);
-    w->engine->receive_block(w, f);
-}
-
-static void hello_received(struct worker *w, struct flow *f, int result) {
-    struct session *s = f->session;
-    if (f->stop) {
-        session_end(w, f, f->reason, 0);
-    } else if (result == 0) {
-        session_end(w, f, CLOSE_REASON_PEER, socket_end_of_stream(f->fd));
-    } else if (result < 0 && result != -EINTR && result != -EAGAIN) {
-        session_end(w, f, engine_close_reason(-result), -result);
-    } else {
-        s->filled += result > 0 ? (uint32_t)result : 0;
-        if (s->filled < SESSION_BLOCK_BYTES) {
-            w->engine->receive_block(w, f);
-            return;
-        }
-        flow_idle_remove(&w->flows, &listener_of(w, f)->greeting, f);
-        f->phase = FLOW_ASKING;
-        ask(w, f, QUESTION_HELLO);
-    }
-}
-
-/* --- Python's answers ------------------------------------------------------------ */
-
-static void admit(struct worker *w, struct flow *f, const struct answer *a) {
-    struct session *s = f->session;
-    if (w->writer.failed || w->writer.exhausted) {
-        session_end(w, f, w->writer.failed ? CLOSE_REASON_NONE : CLOSE_REASON_STORE_FULL, 0);
-        return;
-    }
-    memcpy(f->id, a->flow, sizeof f->id);
-    f->base_bytes = f->received_bytes = f->stored_bytes = f->durable_bytes = a->base_bytes;
-    /* Without checksums the records say 0, which readers take for unknown. */
-    f->crc = w->settings.checksum ? a->crc : 0;
-    f->checksummed = w->settings.checksum && (a->flags & ANSWER_HAS_CRC) != 0;
-    f->limit_bytes = a->limit_bytes;
-    f->active_ns = w->reactor.awake_ns;
-    memcpy(s->pages->name, a->name, a->name_bytes);
-    memcpy(s->pages->labels, a->labels, a->labels_bytes);
-    s->name_bytes = a->name_bytes;
-    s->labels_bytes = a->labels_bytes;
-    s->stated = (a->flags & ANSWER_STATED) != 0;
-    s->trailer = (a->flags & ANSWER_TRAILER) != 0;
-    s->holding = s->trailer && !s->stated;
-    if (s->holding && f->limit_bytes != UINT64_MAX)
-        f->limit_bytes += SESSION_BLOCK_BYTES;
-    s->told_bytes = a->base_bytes;
-    s->filled = 0;
-    session_give_pages(s, SESSION_BLOCK_BYTES); /* the hello has been read */
-    s->admitted = s->accepted_due = true;
-    flow_idle_touch(&w->flows, &listener_of(w, f)->idle, f);
-    STAT_ADD(&w->reactor, flows_resumed, a->base_bytes > 0);
-    flow_event(w, EVENT_FLOW_OPENED, f, 0, 0, a->base_bytes);
-    say(w, f);
-    if (f->received_bytes == f->limit_bytes)
-        session_goes_on(w, f);
-    else
-        w->engine->start(w, f);
-}
-
-static void seal(struct worker *w, struct flow *f, const struct answer *a) {
-    f->session->has_sender_crc = (a->flags & ANSWER_HAS_CRC) != 0;
-    f->session->sender_crc = a->crc;
-    intake_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
-}
-
-static void refuse(struct worker *w, struct flow *f, const struct answer *a) {
-    struct session *s = f->session;
-    assert(a->text_bytes <= sizeof s->pages->text);
-    memcpy(s->pages->text, a->text, a->text_bytes);
-    s->text_bytes = a->text_bytes;
-    end_with(w, f, SESSION_REFUSED, s->admitted ? CLOSE_REASON_CHECKSUM : CLOSE_REASON_NONE);
-}
-
-void session_take_answers(struct worker *w) {
-    struct answer a;
-    while (admission_take_answer(&w->admission, &a)) {
-        assert(a.flow_index < w->flows.used_upto);
-        struct flow *f = &w->flows.flows[a.flow_index];
-        bool late = f->session == NULL || f->session->serial != a.serial;
-        if (late || f->phase != FLOW_ASKING)
-            continue; /* it has ended meanwhile, and Python is told so */
-        assert((a.kind == ANSWER_SEAL) <= f->session->admitted);
-        if (a.kind == ANSWER_ADMIT)
-            admit(w, f, &a);
-        else if (a.kind == ANSWER_SEAL)
-            seal(w, f, &a);
-        else
-            refuse(w, f, &a);
-    }
-}
-
-void session_replace(struct worker *w, uint32_t flow_index, uint64_t serial) {
-    if (flow_index >= w->flows.used_upto)
-        return;
-    struct flow *f = &w->flows.flows[flow_index];
-    if (f->session != NULL && f->session->serial == serial)
-        intake_interrupt(w, f, CLOSE_REASON_REPLACED, false);
-}
-
-/* --- Behind the payload ----------------------------------------------------------- */
 
 uint32_t session_hold(struct session *s, const uint8_t *slot, uint32_t bytes) {
+    assert(session_is_holding(s));
     uint32_t held = bytes < SESSION_BLOCK_BYTES ? bytes : SESSION_BLOCK_BYTES;
     memcpy(s->pages->block, slot + bytes - held, held);
     s->filled = held;
     return held;
 }
 
-/* How much may follow the payload, and one byte more, by which too much is told.
- * Where bytes are held back, the block is in use and that byte has its end alone. */
-static uint32_t tail_bytes_max(const struct session *s) {
-    return s->stated && s->trailer ? SESSION_BLOCK_BYTES + 1 : 1;
-}
-
-static void receive_tail(struct worker *w, struct flow *f) {
-    const struct session *s = f->session;
-    flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
-    f->phase = FLOW_TAIL;
-    if (!s->beyond)
-        w->engine->receive_block(w, f);
-    else if (s->holding || !s->stated)
-        session_end(w, f, CLOSE_REASON_LIMIT, 0);
-    else
-        end_with(w, f, SESSION_TOO_LONG, CLOSE_REASON_LENGTH);
-}
-
-void session_take_beyond(struct flow *f, const uint8_t *data, uint32_t bytes) {
-    struct session *s = f->session;
-    assert(s != NULL && s->admitted && bytes > 0);
-    uint32_t room = s->stated && s->trailer ? SESSION_BLOCK_BYTES - s->filled : 0;
-    s->beyond = s->beyond || bytes > room;
-    if (s->beyond)
+void session_take_overrun(struct session *s, const uint8_t *data, uint32_t bytes) {
+    assert(s->step == SESSION_PAYLOAD && bytes > 0);
+    uint32_t room = s->length_known && s->has_trailer ? SESSION_BLOCK_BYTES - s->filled : 0;
+    s->overrun = s->overrun || bytes > room;
+    if (s->overrun)
         return;
     memcpy(s->pages->block + s->filled, data, bytes);
     s->filled += bytes;
 }
 
-struct session_room session_room(struct session *s) {
-    if (s->holding)
-        return (struct session_room){s->pages->block + SESSION_BLOCK_BYTES, 1};
-    uint32_t most = s->admitted ? tail_bytes_max(s) : SESSION_BLOCK_BYTES;
-    assert(s->filled < most);
-    return (struct session_room){s->pages->block + s->filled, most - s->filled};
+/* --- Acts ----------------------------------------------------------------------------- */
+
+static struct session_act session_receive(void) {
+    return (struct session_act){.kind = SESSION_RECEIVE_BLOCK};
 }
 
-static void ask_trailer(struct worker *w, struct flow *f) {
-    flow_idle_remove(&w->flows, &listener_of(w, f)->idle, f);
-    flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
-    f->phase = FLOW_ASKING;
-    ask(w, f, QUESTION_TRAILER);
+static struct session_act session_ask(enum question_kind question) {
+    return (struct session_act){.kind = SESSION_ASK, .question = (uint8_t)question};
 }
 
-/* The sender has half-closed. True: it is not sealed now, or not yet. */
-static bool judge_end(struct worker *w, struct flow *f) {
-    struct session *s = f->session;
-    if (s->holding) /* what was held back was received, but is no payload */
-        f->received_bytes -= s->filled;
-    if (s->stated && f->received_bytes < f->limit_bytes)
-        end_with(w, f, SESSION_TOO_SHORT, CLOSE_REASON_LENGTH);
-    else if (!s->trailer)
-        return false;
-    else if (s->filled < SESSION_BLOCK_BYTES)
-        end_with(w, f, SESSION_NO_TRAILER, CLOSE_REASON_CHECKSUM);
-    else
-        ask_trailer(w, f);
-    return true;
+static struct session_act session_end(struct session *s, enum flow_state state, uint8_t reason,
+                                      int error) {
+    session_set_step(s, session_is_admitted(s) ? SESSION_ENDED : SESSION_REFUSED);
+    assert(state != FLOW_STATE_SEALED || s->step == SESSION_ENDED);
+    outbox_end_reports(&s->outbox);
+    return (struct session_act){.kind = SESSION_END, .end = {(uint8_t)state, reason, error}};
 }
 
-bool session_goes_on(struct worker *w, struct flow *f) {
-    if (f->eof)
-        return judge_end(w, f);
-    assert(f->received_bytes == f->limit_bytes);
-    receive_tail(w, f);
-    return true;
+static struct session_act session_interrupt(struct session *s, uint8_t reason, int error) {
+    return session_end(s, FLOW_STATE_INTERRUPTED, reason, error);
 }
 
-static void tail_received(struct worker *w, struct flow *f, int result) {
-    struct session *s = f->session;
-    if (f->stop) {
-        session_end(w, f, f->reason, 0);
-    } else if (result > 0) {
-        f->active_ns = w->reactor.awake_ns;
-        flow_idle_touch(&w->flows, &listener_of(w, f)->idle, f);
-        s->filled += s->holding ? 0 : (uint32_t)result;
-        s->beyond = s->holding || s->filled == tail_bytes_max(s);
-        receive_tail(w, f);
-    } else if (result == -EINTR || result == -EAGAIN || result == -ECANCELED) {
-        receive_tail(w, f);
+static struct session_act session_end_with(struct session *s, enum session_error error,
+                                           uint8_t reason) {
+    s->error = (uint8_t)error;
+    return session_interrupt(s, reason, 0);
+}
+
+/* --- Hello ------------------------------------------------------------------------------ */
+
+struct session_act session_begin(struct session *s) {
+    session_set_step(s, SESSION_HELLO);
+    return session_receive();
+}
+
+static struct session_act session_hello_came(struct session *s, uint64_t bytes) {
+    assert(bytes <= SESSION_BLOCK_BYTES - s->filled);
+    s->filled += (uint32_t)bytes;
+    if (s->filled < SESSION_BLOCK_BYTES)
+        return session_receive();
+    session_set_step(s, SESSION_HELLO_PENDING);
+    return session_ask(QUESTION_HELLO);
+}
+
+/* --- Behind the payload ---------------------------------------------------------------- */
+
+static struct session_act session_receive_tail(struct session *s) {
+    if (s->step != SESSION_TAIL)
+        session_set_step(s, SESSION_TAIL);
+    if (!s->overrun)
+        return session_receive();
+    if (!s->length_known)
+        return session_interrupt(s, CLOSE_REASON_LIMIT, 0);
+    return session_end_with(s, SESSION_ERROR_TOO_LONG, CLOSE_REASON_LENGTH);
+}
+
+static struct session_act session_tail_came(struct session *s, uint64_t bytes) {
+    assert(bytes > 0 && bytes <= session_room(s).bytes);
+    if (!session_is_holding(s))
+        s->filled += (uint32_t)bytes;
+    s->overrun = session_is_holding(s) || s->filled == session_tail_bytes_max(s);
+    return session_receive_tail(s);
+}
+
+/* The sender has half-closed. */
+static struct session_act session_judge(struct session *s, uint64_t received_bytes) {
+    /* What was held back was received, but is no payload. */
+    uint32_t held_bytes = session_is_holding(s) ? s->filled : 0;
+    struct session_act act;
+    assert(received_bytes >= held_bytes);
+    if (s->length_known && received_bytes < s->limit_bytes) {
+        act = session_end_with(s, SESSION_ERROR_TOO_SHORT, CLOSE_REASON_LENGTH);
+    } else if (!s->has_trailer) {
+        act = session_end(s, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+    } else if (s->filled < SESSION_BLOCK_BYTES) {
+        act = session_end_with(s, SESSION_ERROR_NO_TRAILER, CLOSE_REASON_CHECKSUM);
     } else {
-        int error = result < 0 ? -result : socket_end_of_stream(f->fd);
-        f->eof = error == 0;
-        if (error != 0)
-            session_end(w, f, engine_close_reason(error), error);
-        else if (!judge_end(w, f))
-            intake_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+        session_set_step(s, SESSION_TRAILER_PENDING);
+        act = session_ask(QUESTION_TRAILER);
     }
+    act.held_bytes = held_bytes;
+    return act;
 }
 
-void session_received(struct worker *w, struct flow *f, int result) {
-    assert(engine_receives_block(f));
-    if (f->phase == FLOW_HELLO)
-        hello_received(w, f, result);
-    else
-        tail_received(w, f, result);
+/* --- Python's answers ------------------------------------------------------------------- */
+
+static struct session_act session_admit(struct session *s, const struct answer *a) {
+    assert(a->name_bytes <= sizeof s->pages->name && a->labels_bytes <= sizeof s->pages->labels);
+    assert(a->base_bytes <= a->limit_bytes);
+    memcpy(s->pages->name, a->name, a->name_bytes);
+    memcpy(s->pages->labels, a->labels, a->labels_bytes);
+    s->name_bytes = a->name_bytes;
+    s->labels_bytes = a->labels_bytes;
+    s->length_known = (a->flags & ANSWER_STATED) != 0;
+    s->has_trailer = (a->flags & ANSWER_TRAILER) != 0;
+    s->limit_bytes = a->limit_bytes;
+    s->filled = 0; /* the hello has been read */
+    session_set_step(s, SESSION_PAYLOAD);
+    outbox_accept(&s->outbox, a->base_bytes);
+    uint64_t limit_bytes = a->limit_bytes;
+    if (session_is_holding(s) && limit_bytes != UINT64_MAX)
+        limit_bytes += SESSION_BLOCK_BYTES;
+    return (struct session_act){.kind = SESSION_START, .limit_bytes = limit_bytes};
 }
 
-bool session_stop(struct worker *w, struct flow *f) {
-    if (f->phase != FLOW_ASKING)
-        return false;
-    session_end(w, f, f->reason, 0);
-    return true;
+static struct session_act session_seal(struct session *s, const struct answer *a) {
+    s->has_sender_crc = (a->flags & ANSWER_HAS_CRC) != 0;
+    s->sender_crc = a->crc;
+    return session_end(s, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
 }
 
-/* --- Once a turn ------------------------------------------------------------------ */
+static struct session_act session_refuse(struct session *s, const struct answer *a) {
+    assert(a->text_bytes > 0 && a->text_bytes <= sizeof s->pages->text);
+    memcpy(s->pages->text, a->text, a->text_bytes);
+    s->text_bytes = a->text_bytes;
+    uint8_t reason = session_is_admitted(s) ? CLOSE_REASON_CHECKSUM : CLOSE_REASON_NONE;
+    return session_end_with(s, SESSION_ERROR_REFUSED, reason);
+}
 
-static uint64_t end_silent_hellos(struct worker *w, struct listener *l) {
-    while (l->greeting.head != FLOW_NONE) {
-        struct flow *f = &w->flows.flows[l->greeting.head];
-        uint64_t due_ns = f->active_ns + l->hello_timeout_ns;
-        if (due_ns > w->reactor.awake_ns)
-            return due_ns + w->reactor.paused_ns;
-        flow_idle_remove(&w->flows, &l->greeting, f);
-        f->session->error = SESSION_HELLO_TIMEOUT;
-        intake_interrupt(w, f, CLOSE_REASON_IDLE, true);
+static struct session_act session_answered(struct session *s, const struct answer *a) {
+    assert(a->serial == s->serial);
+    if (a->kind == ANSWER_REFUSE)
+        return session_refuse(s, a);
+    bool is_hello = s->step == SESSION_HELLO_PENDING;
+    assert(a->kind == (is_hello ? ANSWER_ADMIT : ANSWER_SEAL));
+    return is_hello ? session_admit(s, a) : session_seal(s, a);
+}
+
+/* --- Inputs ------------------------------------------------------------------------------- */
+
+static struct session_act session_timed_out(struct session *s) {
+    s->error = SESSION_ERROR_HELLO_TIMEOUT;
+    return (struct session_act){.kind = SESSION_STOP, .stop_reason = CLOSE_REASON_IDLE};
+}
+
+static struct session_act session_stream_ended(struct session *s, uint64_t received_bytes) {
+    if (s->step == SESSION_HELLO)
+        return session_interrupt(s, CLOSE_REASON_PEER, 0);
+    return session_judge(s, received_bytes);
+}
+
+struct session_act session_on(struct session *s, const struct session_input *in) {
+    assert(session_may_meet((enum session_step)s->step, in->kind));
+    bool is_hello = s->step == SESSION_HELLO;
+    switch (in->kind) {
+    case SESSION_BLOCK_CAME:
+        return is_hello ? session_hello_came(s, in->bytes) : session_tail_came(s, in->bytes);
+    case SESSION_BLOCK_AGAIN:
+        return is_hello ? session_receive() : session_receive_tail(s);
+    case SESSION_LIMIT_CAME:
+        return session_receive_tail(s);
+    case SESSION_STREAM_ENDED:
+        return session_stream_ended(s, in->bytes);
+    case SESSION_STREAM_FAILED:
+        return session_interrupt(s, close_reason_of(in->error), in->error);
+    case SESSION_ANSWERED:
+        return session_answered(s, in->answer);
+    case SESSION_TIMED_OUT:
+        return session_timed_out(s);
+    case SESSION_STOPPED:
+        return session_interrupt(s, in->reason, 0);
+    case SESSION_INPUTS_COUNT:
+        break;
     }
-    return TIME_NEVER;
+    assert(!"an input of no kind");
+    return (struct session_act){.kind = SESSION_DO_NOTHING};
 }
 
-/* All that have something to tell, together: none is told more often than once
- * in ack_interval_s, whenever its bytes became durable. */
-static uint64_t tell_news(struct worker *w, struct listener *l) {
-    if (l->news.count == 0)
-        return TIME_NEVER;
-    if (l->news_ns > w->reactor.now_ns)
-        return l->news_ns;
-    l->news_ns = w->reactor.now_ns + l->ack_interval_ns;
-    for (uint32_t left = l->news.count; left > 0; left--) {
-        struct flow *f = &w->flows.flows[l->news.head];
-        flow_news_remove(&w->flows, &l->news, f);
-        if (!f->ended)
-            say(w, f);
-    }
-    return TIME_NEVER;
-}
-
-static uint64_t end_unread(struct worker *w) {
-    struct flow *f;
-    while ((f = flow_first(&w->flows, QUEUE_ANSWER)) != NULL) {
-        if (f->since_ns + LAST_LINE_NS > w->reactor.now_ns)
-            return f->since_ns + LAST_LINE_NS;
-        flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
-        shutdown(f->fd, SHUT_RDWR); /* the send comes back with an error */
-    }
-    return TIME_NEVER;
-}
-
-uint64_t session_turn(struct worker *w) {
-    session_ask_waiting(w, &w->unasked);
-    session_ask_waiting(w, &w->unasked_hellos);
-    uint64_t next_ns = end_unread(w);
-    for (uint32_t i = 0; i < w->listener_count; i++) {
-        next_ns = time_min(next_ns, end_silent_hellos(w, &w->listeners[i]));
-        next_ns = time_min(next_ns, tell_news(w, &w->listeners[i]));
-    }
-    return next_ns;
+void session_free(struct session *s) {
+    assert(!session_owes_report(s) && s->pending == 0);
+    session_set_step(s, SESSION_FREE);
 }

@@ -1,18 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A session: what protocol `ingest` keeps beside a flow, and its steps.
+ * A session: how protocol `ingest` goes on, one step after the other. Pure.
  *
- * greeting -> hello block -> Python decides -> `accepted` -> payload, which is the
- * engine's, with `durable` lines meanwhile -> trailer -> last line. Taken from a
- * pool of its listener, which has one for each connection that may be open. Owned
- * by the worker's thread. Invariants:
- *  - One line is under way to the sender at a time, and none is ever cut in two
- *    by another one.
- *  - A sender that does not read its lines is told less often, and keeps nobody
- *    waiting: only its last line waits, and not for long.
- *  - A silent connection costs a few hundred bytes; pages that one touched are given
- *    back at its end.
- *  - Python is told of the end of each connection that it was asked about.
+ * hello block -> Python decides -> payload, which is the engine's -> trailer -> end.
+ * What happens goes in as an input, and an act comes out: what the connection is to do
+ * next. No system call, no clock, and nothing of the worker. Owned by the worker's
+ * thread. Invariants:
+ *  - A step leads only to those that the table in session.c names.
+ *  - A session ends once. It is sealed only behind a half-close, with as many bytes as
+ *    the hello stated, and with the trailer that it announced.
+ *  - Python is told of the end of each connection that it was asked about, once.
  */
 #ifndef INGESTD_CONNECTION_INGEST_SESSION_H
 #define INGESTD_CONNECTION_INGEST_SESSION_H
@@ -21,29 +18,84 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "connection/flow.h"
+#include "connection/ingest/admission.h"
+#include "format/format.h"
+#include "connection/ingest/outbox.h"
 
-#define PROTOCOL_RAW 1u /* record_open.protocol */
-#define PROTOCOL_INGEST 2u
-#define SESSION_BLOCK_BYTES 4096u /* hello and trailer: blocks of payload stay blocks */
-#define SESSION_CHALLENGE_BYTES 32u
-#define SESSION_NAME_BYTES_MAX 255u
-#define SESSION_LABELS_BYTES_MAX 1024u
-#define SESSION_LINE_BYTES 1536u
 #define SESSION_PAGES_BYTES 8192u
-#define SESSIONS_WARM_MAX 64u /* so many sessions of a listener keep their pages */
 
-struct worker;
-struct listener;
-struct batch;
+enum session_step {
+    SESSION_FREE = 0,        /* in its pool */
+    SESSION_HELLO,           /* the hello block is being received */
+    SESSION_HELLO_PENDING,   /* ... and is whole: Python decides on it */
+    SESSION_PAYLOAD,         /* admitted: the engine receives the flow's bytes */
+    SESSION_TAIL,            /* all bytes that it may have are there: what follows is received */
+    SESSION_TRAILER_PENDING, /* Python compares the trailer */
+    SESSION_ENDED,           /* the flow has ended, and the sender gets its last line */
+    SESSION_REFUSED,         /* it never became a flow; the sender gets its last line */
+    SESSION_STEPS_COUNT
+};
+
+/* What Python knows of the connection. */
+enum session_report {
+    SESSION_UNKNOWN = 0, /* nothing */
+    SESSION_REPORT_OWED, /* that it is there: it is to be told of the end */
+    SESSION_REPORTED,    /* the end, too */
+};
 
 /* Why a session ends that no close_reason tells; 0: one does. */
 enum session_error {
-    SESSION_HELLO_TIMEOUT = 1,
-    SESSION_TOO_LONG = 2,   /* more bytes than stated */
-    SESSION_TOO_SHORT = 3,  /* half-closed before the bytes stated */
-    SESSION_NO_TRAILER = 4, /* announced, and not there */
-    SESSION_REFUSED = 5,    /* by Python: text has the line */
+    SESSION_ERROR_HELLO_TIMEOUT = 1,
+    SESSION_ERROR_TOO_LONG = 2,   /* more bytes than stated */
+    SESSION_ERROR_TOO_SHORT = 3,  /* half-closed before the bytes stated */
+    SESSION_ERROR_NO_TRAILER = 4, /* announced, and not there */
+    SESSION_ERROR_REFUSED = 5,    /* by Python: text has the line */
+};
+
+enum session_input_kind {
+    SESSION_BLOCK_CAME,    /* bytes: of the block, put where session_room() said */
+    SESSION_BLOCK_AGAIN,   /* its receive ended with nothing; another one may bring some */
+    SESSION_LIMIT_CAME,    /* bytes: the flow's, all that the engine was to receive */
+    SESSION_STREAM_ENDED,  /* the sender has half-closed; bytes: as above, also what is held back */
+    SESSION_STREAM_FAILED, /* error: an errno */
+    SESSION_ANSWERED,      /* answer: Python's */
+    SESSION_TIMED_OUT,     /* no hello has come in time */
+    SESSION_STOPPED,       /* it is to end for a reason, and nothing is being received */
+    SESSION_INPUTS_COUNT
+};
+
+struct session_input {
+    enum session_input_kind kind;
+    union {
+        uint64_t bytes;
+        int error;
+        uint8_t reason; /* enum close_reason */
+        const struct answer *answer;
+    };
+};
+
+enum session_act_kind {
+    SESSION_DO_NOTHING = 0,
+    SESSION_RECEIVE_BLOCK, /* into session_room() */
+    SESSION_START,         /* accepted: the engine receives payload up to limit_bytes */
+    SESSION_ASK,           /* question: Python is asked */
+    SESSION_STOP,          /* for a reason: then SESSION_STOPPED, when no receive is under way */
+    SESSION_END,           /* state, reason, error: of the flow's end */
+};
+
+struct session_act {
+    enum session_act_kind kind;
+    uint32_t held_bytes; /* of those received: held back, and no payload after all */
+    union {
+        uint64_t limit_bytes;
+        uint8_t question; /* enum question_kind */
+        struct {
+            uint8_t state;  /* enum flow_state */
+            uint8_t reason; /* enum close_reason */
+            int error;      /* errno of the connection, or 0 */
+        } end;
+        uint8_t stop_reason;
+    };
 };
 
 /* What a connection needs once it says something. It lies on pages of its own, which
@@ -53,34 +105,27 @@ struct session_pages {
         block[SESSION_BLOCK_BYTES + 1]; /* hello; then held bytes, or the trailer and one more */
     char name[SESSION_NAME_BYTES_MAX];
     char labels[SESSION_LABELS_BYTES_MAX];
-    char text[SESSION_LINE_BYTES]; /* the last line, if Python has worded it */
+    char text[REFUSAL_BYTES_MAX]; /* the last line, if Python has worded it */
 };
 
 struct session {
-    uint32_t index, next_free;
+    uint32_t index, next_free; /* of its pool */
     uint64_t serial;
-    bool in_use;
-    bool asked;        /* Python knows of the connection ... */
-    bool told;         /* ... and has been told of its end */
-    bool admitted;     /* it is a flow */
-    bool stated;       /* limit_bytes is the length that the sender stated */
-    bool trailer;      /* a trailer follows the payload */
-    bool holding;      /* the last SESSION_BLOCK_BYTES may be the trailer, and are held back */
-    bool sending;      /* a line is under way */
-    bool last_line;    /* ... and it is the last one */
-    bool mute;         /* sending has failed: nothing more is said */
-    bool beyond;       /* more came than its room can have */
-    bool accepted_due; /* the line that the sender waits for before it sends payload */
+    uint8_t step;    /* enum session_step */
+    uint8_t report;  /* enum session_report */
+    uint8_t pending; /* enum question_kind that waits for room, or 0 */
+    uint8_t error;   /* enum session_error */
+    /* What the hello has agreed on. */
+    bool length_known; /* limit_bytes is the length that the sender stated */
+    bool has_trailer;  /* a trailer follows the payload */
+    bool overrun;      /* more came than its room can have */
     bool has_sender_crc;
-    uint8_t question; /* enum question_kind that waits for room, or 0 */
-    uint8_t error;    /* enum session_error */
     uint32_t sender_crc;
-    uint32_t filled;     /* bytes of block */
-    uint32_t came;       /* engine zcrx: behind them, by the receive under way */
-    uint64_t told_bytes; /* the durable offset that the sender was told last */
+    uint32_t filled;      /* bytes of block */
+    uint32_t chunk_bytes; /* engine zcrx: behind them, by the receive under way */
+    uint64_t limit_bytes; /* the most that the flow may have */
     uint16_t name_bytes, labels_bytes, text_bytes;
-    uint16_t line_bytes, line_sent;
-    const char *saying; /* the line that is under way: of its flow, or text */
+    struct outbox outbox;
     uint8_t challenge[SESSION_CHALLENGE_BYTES];
     struct session_pages *pages;
 };
@@ -91,55 +136,33 @@ struct session_room {
     uint32_t bytes;
 };
 
-struct session_pool {
-    struct session *sessions;
-    uint8_t *pages; /* SESSION_PAGES_BYTES of each */
-    uint32_t capacity, used_upto, free_head;
-};
+/* A connection was accepted; challenge and serial are set. Its hello is to be received. */
+struct session_act session_begin(struct session *s);
+struct session_act session_on(struct session *s, const struct session_input *in);
+/* It goes back to its pool. */
+void session_free(struct session *s);
 
-int session_pool_open(struct session_pool *p, uint32_t capacity); /* 0 or -ENOMEM */
-void session_pool_close(struct session_pool *p);
-/* One that is cleared; the pool has one for each connection that may be open. */
-struct session *session_pool_take(struct session_pool *p);
-/* The kernel gets the first bytes of its pages back, unless it is one of those that
- * keep them; what is read of them next are zeros. */
-void session_give_pages(const struct session *s, size_t bytes);
+/* What waits for room was taken by the admission. */
+void session_asked(struct session *s);
+/* Whether Python is still to be told of the end. */
+bool session_owes_report(const struct session *s);
 
-/* A connection was accepted: greets it, and receives its hello. */
-void session_begin(struct worker *w, struct flow *f);
-void session_line_sent(struct worker *w, struct flow *f, int result);
+bool session_is_admitted(const struct session *s);
+/* Whether the last SESSION_BLOCK_BYTES received may be the trailer, and are not to be stored
+ * yet. */
+bool session_is_holding(const struct session *s);
+
 struct session_room session_room(struct session *s);
-/* The engine has filled so many bytes of that room; 0: the stream has ended; or -errno. */
-void session_received(struct worker *w, struct flow *f, int result);
-/* Takes what Python has answered. */
-void session_take_answers(struct worker *w);
-/* A newer connection takes the flow over, if that serial still has it. */
-void session_replace(struct worker *w, uint32_t flow_index, uint64_t serial);
-
-/* The engine has received all payload, up to the limit or the end, and handed it
- * over. True: the session goes on with what follows, and ends the flow itself. */
-bool session_goes_on(struct worker *w, struct flow *f);
-/* Bytes that came behind the payload with its last ones, as the kernel did not keep to
- * the receive's bound: they are the first of what follows. */
-void session_take_beyond(struct flow *f, const uint8_t *data, uint32_t bytes);
-/* The flow is to end now. True: it has ended, as nothing of it was being received. */
-bool session_stop(struct worker *w, struct flow *f);
-/* Whether the last SESSION_BLOCK_BYTES received are not to be stored yet. */
-static inline bool session_holds_back(const struct flow *f) {
-    return f->session != NULL && f->session->holding;
-}
 /* Keeps the last bytes of a slot back; returns how many. */
 uint32_t session_hold(struct session *s, const uint8_t *slot, uint32_t bytes);
+/* Bytes that came behind the payload with its last ones, as the kernel did not keep to
+ * the receive's bound: they are the first of what follows. */
+void session_take_overrun(struct session *s, const uint8_t *data, uint32_t bytes);
 
-/* The flow's durable offset has advanced. */
-void session_advanced(struct worker *w, struct flow *f);
-/* The flow has ended and all is known: Python is told; then the sender is. */
-void session_closed(struct worker *w, struct flow *f);
-void session_send_last(struct worker *w, struct flow *f);
-/* Its flow can be freed; false as long as Python is not told. */
-bool session_give(struct worker *w, struct flow *f);
-
-/* Once a turn. Returns when to call again at the latest. */
-uint64_t session_turn(struct worker *w);
+/* The step's name, and whether one leads to the other; for tests and documents. */
+const char *session_step_name(enum session_step step);
+bool session_may_step(enum session_step from, enum session_step to);
+/* Whether that may happen in a step. */
+bool session_may_meet(enum session_step step, enum session_input_kind kind);
 
 #endif

@@ -19,31 +19,31 @@
 
 void zcrx_block_delivered(struct worker *w, struct flow *f, uint64_t offset, uint32_t bytes) {
     struct session_room room = session_room(f->session);
-    uint32_t came = f->session->came;
-    uint32_t taken = (uint32_t)time_min(bytes, room.bytes - came);
-    memcpy(room.at + came, w->area.base + offset, taken);
-    f->session->came = came + taken;
+    uint32_t chunk_bytes = f->session->chunk_bytes;
+    uint32_t taken = (uint32_t)time_min(bytes, room.bytes - chunk_bytes);
+    memcpy(room.at + chunk_bytes, w->area.base + offset, taken);
+    f->session->chunk_bytes = chunk_bytes + taken;
     /* The receive is bounded by the room; a kernel that does not keep to it is not believed.
      * Behind a trailer that is too much in any case; behind a hello it would be payload. */
     if (taken < bytes && f->phase == FLOW_HELLO)
         f->error = EOVERFLOW;
     else if (taken < bytes)
-        f->session->beyond = true;
+        f->session->overrun = true;
     refill_delivered(&w->zcrx.refill, offset);
     refill_return(&w->zcrx.refill, offset);
 }
 
 bool zcrx_block_ended(struct worker *w, struct flow *f, int result) {
-    uint32_t came = f->session->came;
-    if (came == 0 && result == -ENOMEM && !f->stop)
+    uint32_t chunk_bytes = f->session->chunk_bytes;
+    if (chunk_bytes == 0 && result == -ENOMEM && !f->stop)
         return false;
-    f->session->came = 0;
+    f->session->chunk_bytes = 0;
     if (f->error != 0)
-        session_received(w, f, -f->error);
-    else if (came > 0) /* what has ended the receive will end the next one, if it lasts */
-        session_received(w, f, (int)came);
+        ingest_block_received(w, f, -f->error);
+    else if (chunk_bytes > 0) /* what has ended the receive will end the next one, if it lasts */
+        ingest_block_received(w, f, (int)chunk_bytes);
     else
-        session_received(w, f, result == -ENOSPC || result == -ENOMEM ? -EAGAIN : result);
+        ingest_block_received(w, f, result == -ENOSPC || result == -ENOMEM ? -EAGAIN : result);
     return true;
 }
 
@@ -56,7 +56,7 @@ static uint64_t payload_bytes(const struct flow *f) {
 }
 
 uint64_t zcrx_list_payload_bytes(const struct flow *f) {
-    if (!session_holds_back(f))
+    if (!ingest_is_holding(f))
         return UINT64_MAX;
     uint64_t bytes = payload_bytes(f);
     return bytes > f->session->filled ? bytes - f->session->filled : 0;

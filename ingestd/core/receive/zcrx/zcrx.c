@@ -184,7 +184,7 @@ static void zcrx_receive_block(struct worker *w, struct flow *f) {
 /* The one place that decides what a flow does next, given what it has. */
 static void zcrx_advance(struct worker *w, struct flow *f) {
     bool over = f->eof || f->error || f->stop || f->received_bytes == f->limit_bytes;
-    bool held = session_holds_back(f) && !f->drop;
+    bool held = ingest_is_holding(f) && !f->drop;
     bool all = over || f->starved || f->flush_due;
     if (!(held ? zcrx_settle_held(w, f, all) : zcrx_settle(w, f))) {
         zcrx_pause(w, f, TAG_RECEIVE);
@@ -213,7 +213,7 @@ static void zcrx_advance(struct worker *w, struct flow *f) {
 /* Payload that has come: to a batch, or to the flow's list. */
 static void zcrx_take_payload(struct worker *w, struct flow *f, uint64_t offset, uint32_t bytes) {
     uint32_t taken = 0;
-    if (f->fragment_head == FLOW_NONE && !session_holds_back(f))
+    if (f->fragment_head == FLOW_NONE && !ingest_is_holding(f))
         taken = zcrx_hand_over(w, f, offset, bytes);
     if (taken == bytes)
         return;
@@ -234,7 +234,7 @@ static void delivered(struct worker *w, struct flow *f, uint64_t offset, uint32_
     refill_delivered(&w->zcrx.refill, offset);
     f->starved_ns = 0;
     if (payload < bytes) { /* kernels before 7.3.3 may go beyond the bound */
-        session_take_beyond(f, w->area.base + offset + payload, bytes - payload);
+        session_take_overrun(f->session, w->area.base + offset + payload, bytes - payload);
         zcrx_pause(w, f, TAG_RECEIVE);
     }
     intake_received(w, f, payload);
@@ -267,7 +267,7 @@ static void block_complete(struct worker *w, struct flow *f, const struct io_uri
         const struct abi_zcrx_completion *more = (const void *)(cqe + 1);
         zcrx_block_delivered(w, f, more->offset & ABI_ZCRX_OFFSET_MASK, (uint32_t)cqe->res);
         f->starved_ns = 0;
-        if (f->error != 0 || f->session->beyond)
+        if (f->error != 0 || f->session->overrun)
             zcrx_pause(w, f, TAG_BLOCK);
     }
     if (cqe->flags & IORING_CQE_F_MORE)
@@ -296,7 +296,7 @@ static void zcrx_complete(struct worker *w, enum uring_tag tag, struct flow *f,
 static void stop_starved_block(struct worker *w, struct flow *f) {
     f->starved = false;
     flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
-    session_received(w, f, -ECANCELED);
+    ingest_block_received(w, f, -ECANCELED);
 }
 
 static void zcrx_stop(struct worker *w, struct flow *f) {

@@ -1,0 +1,407 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * What the acts of sessions come to: ingest.h.
+ */
+#include "connection/ingest/ingest.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+
+#include "base/socket.h"
+#include "connection/event.h"
+#include "connection/ingest/answer.h"
+#include "worker.h"
+
+/* A last line that finds no room in the socket for so long is given up. */
+#define LAST_LINE_NS 10000000000ull
+
+static struct listener *ingest_listener(struct worker *w, const struct flow *f) {
+    return &w->listeners[f->listener];
+}
+
+bool ingest_free(struct worker *w, struct flow *f) {
+    struct listener *l = ingest_listener(w, f);
+    if (session_owes_report(f->session))
+        return false;
+    flow_news_remove(&w->flows, &l->news, f);
+    session_pool_put(&l->sessions, f->session);
+    f->session = NULL;
+    return true;
+}
+
+/* --- Lines to the sender -------------------------------------------------------- */
+
+static void ingest_send(struct worker *w, struct flow *f) {
+    struct outbox *o = &f->session->outbox;
+    struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_LINE, f->index);
+    /* Only the last line may wait for a sender that does not read. */
+    int flags = o->closing ? MSG_WAITALL : MSG_DONTWAIT;
+    outbox_send(o);
+    io_uring_prep_send(sqe, f->fd, o->line + o->line_sent, (size_t)(o->line_bytes - o->line_sent),
+                       MSG_NOSIGNAL | flags);
+    f->ops_in_flight++;
+}
+
+/* The last line is one that Python has worded, unless the store has failed meanwhile. */
+static void ingest_put_last(struct worker *w, struct flow *f) {
+    struct session *s = f->session;
+    if (s->error == SESSION_ERROR_REFUSED && w->writer.failed == 0) {
+        outbox_put(&s->outbox, s->pages->text, s->text_bytes);
+        return;
+    }
+    size_t bytes = answer_last(f, w->writer.failed, f->line, sizeof f->line);
+    outbox_put(&s->outbox, f->line, (uint16_t)bytes);
+}
+
+/* Sends what is to be sent next, if nothing is under way. */
+static void ingest_say(struct worker *w, struct flow *f) {
+    struct outbox *o = &f->session->outbox;
+    size_t bytes = 0;
+    if (f->phase == FLOW_GONE)
+        return;
+    switch (outbox_next(o, f->durable_bytes)) {
+    case OUTBOX_NOTHING:
+        return;
+    case OUTBOX_REST:
+        break;
+    case OUTBOX_ACCEPTED:
+        bytes = answer_accepted(f, ingest_listener(w, f)->ack_interval_ns, f->line, sizeof f->line);
+        outbox_put(o, f->line, (uint16_t)bytes);
+        break;
+    case OUTBOX_DURABLE:
+        bytes = answer_durable(f->durable_bytes, f->line, sizeof f->line);
+        outbox_put(o, f->line, (uint16_t)bytes);
+        STAT_ADD(&w->reactor, durable_lines, 1);
+        break;
+    case OUTBOX_LAST:
+        ingest_put_last(w, f);
+        break;
+    }
+    ingest_send(w, f);
+}
+
+void ingest_line_sent(struct worker *w, struct flow *f, int result) {
+    struct outbox *o = &f->session->outbox;
+    switch (outbox_sent(o, result)) {
+    case OUTBOX_WAIT:
+        break;
+    case OUTBOX_NEXT:
+        ingest_say(w, f);
+        break;
+    case OUTBOX_LATER:
+        if (!f->ended)
+            flow_news_add(&w->flows, &ingest_listener(w, f)->news, f);
+        break;
+    case OUTBOX_OVER:
+        intake_answered(w, f, outbox_failed(o) ? -EPIPE : 0);
+        break;
+    }
+}
+
+void ingest_send_last(struct worker *w, struct flow *f) {
+    struct outbox *o = &f->session->outbox;
+    f->phase = FLOW_ANSWERING;
+    flow_wait(&w->flows, f, QUEUE_ANSWER, w->reactor.now_ns);
+    outbox_close(o);
+    if (outbox_failed(o))
+        intake_answered(w, f, -EPIPE);
+    else
+        ingest_say(w, f);
+}
+
+void ingest_advanced(struct worker *w, struct flow *f) {
+    if (!f->ended)
+        flow_news_add(&w->flows, &ingest_listener(w, f)->news, f);
+}
+
+/* --- Questions to Python -------------------------------------------------------- */
+
+static bool ingest_post(struct worker *w, struct flow *f) {
+    struct session *s = f->session;
+    struct question q = {
+        .kind = s->pending,
+        .flow_index = f->index,
+        .serial = s->serial,
+        .listener_index = (int32_t)ingest_listener(w, f)->index,
+        .bytes_count = s->pending == NOTE_ENDED ? f->durable_bytes : f->stored_bytes,
+        .crc = f->crc,
+    };
+    bool whole = f->durable_bytes == f->stored_bytes;
+    q.flags = (f->checksummed ? QUESTION_HAS_CRC : 0) | (whole ? QUESTION_WHOLE : 0) |
+              (f->opened ? QUESTION_STORED : 0) |
+              (f->ended && f->state == FLOW_STATE_SEALED ? QUESTION_SEALED : 0);
+    memcpy(q.flow, f->id, sizeof q.flow);
+    flow_format_peer(f, q.peer, sizeof q.peer);
+    memcpy(q.challenge, s->challenge, sizeof q.challenge);
+    memcpy(q.block, s->pages->block, sizeof q.block);
+    if (!admission_ask(&w->admission, &q))
+        return false;
+    session_asked(s);
+    w->reactor.mailbox.event_pending = true; /* its reader takes questions too */
+    return true;
+}
+
+static struct flow_list *ingest_backlog(struct worker *w, uint8_t question) {
+    return question == QUESTION_HELLO ? &w->unasked_hellos : &w->unasked;
+}
+
+/* The flow is in no list linked by `idle` then, so that it can wait in this one. */
+static void ingest_ask(struct worker *w, struct flow *f, uint8_t question) {
+    struct flow_list *before = ingest_backlog(w, question);
+    f->session->pending = question;
+    if (before->count > 0 || !ingest_post(w, f))
+        flow_idle_touch(&w->flows, before, f);
+}
+
+static void ingest_unask(struct worker *w, struct flow *f) {
+    struct session *s = f->session;
+    if (s->pending == 0)
+        return;
+    flow_idle_remove(&w->flows, ingest_backlog(w, s->pending), f);
+    s->pending = 0;
+}
+
+static void ingest_ask_waiting(struct worker *w, struct flow_list *waiting) {
+    while (waiting->head != FLOW_NONE) {
+        struct flow *f = &w->flows.flows[waiting->head];
+        if (!ingest_post(w, f))
+            return;
+        flow_idle_remove(&w->flows, waiting, f);
+        if (f->phase == FLOW_GONE)
+            intake_gone(w, f);
+    }
+}
+
+void ingest_closed(struct worker *w, struct flow *f) {
+    if (session_owes_report(f->session))
+        ingest_ask(w, f, NOTE_ENDED);
+}
+
+/* --- What sessions say ------------------------------------------------------------ */
+
+/* The list that is linked by `idle` has the flow no longer. */
+static void ingest_leave_lists(struct worker *w, struct flow *f) {
+    struct listener *l = ingest_listener(w, f);
+    if (f->phase == FLOW_HELLO)
+        flow_idle_remove(&w->flows, &l->greeting, f);
+    else if (f->phase == FLOW_ASKING)
+        ingest_unask(w, f);
+    else
+        flow_idle_remove(&w->flows, &l->idle, f);
+}
+
+static void ingest_receive_block(struct worker *w, struct flow *f) {
+    if (f->session->step == SESSION_TAIL) {
+        flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
+        f->phase = FLOW_TAIL;
+    }
+    w->engine->receive_block(w, f);
+}
+
+static void ingest_do(struct worker *w, struct flow *f, struct session_act act) {
+    f->received_bytes -= act.held_bytes;
+    switch (act.kind) {
+    case SESSION_DO_NOTHING:
+        break;
+    case SESSION_RECEIVE_BLOCK:
+        ingest_receive_block(w, f);
+        break;
+    case SESSION_START:
+        w->engine->start(w, f);
+        break;
+    case SESSION_ASK:
+        ingest_leave_lists(w, f);
+        flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
+        f->phase = FLOW_ASKING;
+        ingest_ask(w, f, act.question);
+        break;
+    case SESSION_STOP:
+        flow_idle_remove(&w->flows, &ingest_listener(w, f)->greeting, f);
+        intake_interrupt(w, f, act.stop_reason, true);
+        break;
+    case SESSION_END:
+        ingest_leave_lists(w, f);
+        intake_end(w, f, act.end.state, act.end.reason, act.end.error);
+        break;
+    }
+}
+
+static void ingest_on(struct worker *w, struct flow *f, const struct session_input *in) {
+    ingest_do(w, f, session_on(f->session, in));
+}
+
+void ingest_begin(struct worker *w, struct flow *f) {
+    struct listener *l = ingest_listener(w, f);
+    struct session *s = session_pool_take(&l->sessions);
+    f->session = s;
+    f->phase = FLOW_HELLO;
+    s->serial = ++w->session_serial;
+    size_t have = 0;
+    while (have < sizeof s->challenge) {
+        ssize_t n = getrandom(s->challenge + have, sizeof s->challenge - have, 0);
+        have += n > 0 ? (size_t)n : 0;
+    }
+    flow_idle_touch(&w->flows, &l->greeting, f);
+    size_t bytes = answer_greeting(l->authenticates, s->challenge, f->line, sizeof f->line);
+    outbox_put(&s->outbox, f->line, (uint16_t)bytes);
+    ingest_send(w, f);
+    ingest_do(w, f, session_begin(s));
+}
+
+void ingest_block_received(struct worker *w, struct flow *f, int result) {
+    struct session_input in = {.kind = SESSION_BLOCK_CAME};
+    assert(engine_receives_block(f));
+    if (f->stop) {
+        in.kind = SESSION_STOPPED;
+        in.reason = f->reason;
+    } else if (result > 0) {
+        in.bytes = (uint32_t)result;
+        if (f->phase == FLOW_TAIL) {
+            f->active_ns = w->reactor.awake_ns;
+            flow_idle_touch(&w->flows, &ingest_listener(w, f)->idle, f);
+        }
+    } else if (result == -EINTR || result == -EAGAIN || result == -ECANCELED) {
+        in.kind = SESSION_BLOCK_AGAIN;
+    } else {
+        int error = result < 0 ? -result : socket_end_of_stream(f->fd);
+        f->eof = error == 0;
+        in.kind = error == 0 ? SESSION_STREAM_ENDED : SESSION_STREAM_FAILED;
+        if (error == 0)
+            in.bytes = f->received_bytes;
+        else
+            in.error = error;
+    }
+    ingest_on(w, f, &in);
+}
+
+void ingest_payload_over(struct worker *w, struct flow *f) {
+    struct session_input in = {.kind = SESSION_LIMIT_CAME, .bytes = f->received_bytes};
+    if (f->stop)
+        in = (struct session_input){.kind = SESSION_STOPPED, .reason = f->reason};
+    else if (f->error != 0)
+        in = (struct session_input){.kind = SESSION_STREAM_FAILED, .error = f->error};
+    else if (f->eof)
+        in.kind = SESSION_STREAM_ENDED;
+    else
+        assert(f->received_bytes == f->limit_bytes);
+    ingest_on(w, f, &in);
+}
+
+bool ingest_stop(struct worker *w, struct flow *f) {
+    if (f->phase != FLOW_ASKING)
+        return false;
+    struct session_input in = {.kind = SESSION_STOPPED, .reason = f->reason};
+    ingest_on(w, f, &in);
+    return true;
+}
+
+/* --- Python's answers ------------------------------------------------------------ */
+
+/* The flow begins, or is resumed. */
+static void ingest_admit(struct worker *w, struct flow *f, const struct answer *a,
+                         struct session_act act) {
+    memcpy(f->id, a->flow, sizeof f->id);
+    f->base_bytes = f->received_bytes = f->stored_bytes = f->durable_bytes = a->base_bytes;
+    /* Without checksums the records say 0, which readers take for unknown. */
+    f->crc = w->settings.checksum ? a->crc : 0;
+    f->checksummed = w->settings.checksum && (a->flags & ANSWER_HAS_CRC) != 0;
+    f->limit_bytes = act.limit_bytes;
+    f->active_ns = w->reactor.awake_ns;
+    session_pool_clear_pages(f->session, SESSION_BLOCK_BYTES); /* the hello has been read */
+    flow_idle_touch(&w->flows, &ingest_listener(w, f)->idle, f);
+    STAT_ADD(&w->reactor, flows_resumed, a->base_bytes > 0);
+    flow_event(w, EVENT_FLOW_OPENED, f, 0, 0, a->base_bytes);
+    ingest_say(w, f);
+    if (f->received_bytes == f->limit_bytes)
+        ingest_payload_over(w, f); /* there is none */
+    else
+        ingest_do(w, f, act);
+}
+
+static void ingest_answered(struct worker *w, struct flow *f, const struct answer *a) {
+    struct session_input in = {.kind = SESSION_ANSWERED, .answer = a};
+    if (a->kind == ANSWER_ADMIT && (w->writer.failed || w->writer.exhausted)) {
+        in.kind = SESSION_STOPPED;
+        in.reason = w->writer.failed ? CLOSE_REASON_NONE : CLOSE_REASON_STORE_FULL;
+    }
+    struct session_act act = session_on(f->session, &in);
+    if (act.kind == SESSION_START)
+        ingest_admit(w, f, a, act);
+    else
+        ingest_do(w, f, act);
+}
+
+void ingest_take_answers(struct worker *w) {
+    struct answer a;
+    while (admission_take_answer(&w->admission, &a)) {
+        assert(a.flow_index < w->flows.used_upto);
+        struct flow *f = &w->flows.flows[a.flow_index];
+        bool late = f->session == NULL || f->session->serial != a.serial;
+        if (!late && f->phase == FLOW_ASKING) /* else it has ended, and Python is told so */
+            ingest_answered(w, f, &a);
+    }
+}
+
+void ingest_replace(struct worker *w, uint32_t flow_index, uint64_t serial) {
+    if (flow_index >= w->flows.used_upto)
+        return;
+    struct flow *f = &w->flows.flows[flow_index];
+    if (f->session != NULL && f->session->serial == serial)
+        intake_interrupt(w, f, CLOSE_REASON_REPLACED, false);
+}
+
+/* --- Once a turn ------------------------------------------------------------------ */
+
+static uint64_t ingest_end_silent_hellos(struct worker *w, struct listener *l) {
+    const struct session_input late = {.kind = SESSION_TIMED_OUT};
+    while (l->greeting.head != FLOW_NONE) {
+        struct flow *f = &w->flows.flows[l->greeting.head];
+        uint64_t due_ns = f->active_ns + l->hello_timeout_ns;
+        if (due_ns > w->reactor.awake_ns)
+            return due_ns + w->reactor.paused_ns;
+        ingest_on(w, f, &late);
+    }
+    return TIME_NEVER;
+}
+
+/* All that have something to report, together: none is sent to more often than once
+ * in ack_interval_s, whenever its bytes became durable. */
+static uint64_t ingest_report_durable(struct worker *w, struct listener *l) {
+    if (l->news.count == 0)
+        return TIME_NEVER;
+    if (l->news_ns > w->reactor.now_ns)
+        return l->news_ns;
+    l->news_ns = w->reactor.now_ns + l->ack_interval_ns;
+    for (uint32_t left = l->news.count; left > 0; left--) {
+        struct flow *f = &w->flows.flows[l->news.head];
+        flow_news_remove(&w->flows, &l->news, f);
+        if (!f->ended)
+            ingest_say(w, f);
+    }
+    return TIME_NEVER;
+}
+
+static uint64_t ingest_end_unread(struct worker *w) {
+    struct flow *f;
+    while ((f = flow_first(&w->flows, QUEUE_ANSWER)) != NULL) {
+        if (f->since_ns + LAST_LINE_NS > w->reactor.now_ns)
+            return f->since_ns + LAST_LINE_NS;
+        flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
+        shutdown(f->fd, SHUT_RDWR); /* the send comes back with an error */
+    }
+    return TIME_NEVER;
+}
+
+uint64_t ingest_turn(struct worker *w) {
+    ingest_ask_waiting(w, &w->unasked);
+    ingest_ask_waiting(w, &w->unasked_hellos);
+    uint64_t next_ns = ingest_end_unread(w);
+    for (uint32_t i = 0; i < w->listener_count; i++) {
+        next_ns = time_min(next_ns, ingest_end_silent_hellos(w, &w->listeners[i]));
+        next_ns = time_min(next_ns, ingest_report_durable(w, &w->listeners[i]));
+    }
+    return next_ns;
+}
