@@ -182,7 +182,8 @@ size_t answer_last(const struct flow *f, int store_errno, char *line, size_t cap
     int bytes = snprintf(line, capacity,
                          "{\"type\": \"error\", \"code\": \"%s\", \"text\": \"%s\", "
                          "\"flow\": %s%s%s, \"durable\": %" PRIu64 "}\n",
-                         r.code, r.text, quote, session_is_admitted(s) ? id : "null", quote, f->durable_bytes);
+                         r.code, r.text, quote, session_is_admitted(s) ? id : "null", quote,
+                         f->durable_bytes);
     return checked(bytes, capacity);
 }
 
