@@ -184,7 +184,7 @@ void intake_closed(struct worker *w, struct flow *f) {
     size_t bytes = answer_format(f, w->writer.failed, f->line, sizeof f->line);
     tell(s);
     trace(TRACE_ANSWER, s->number, 0, 0, f->line, bytes);
-    f->phase = FLOW_GONE;
+    flow_set_phase(f, FLOW_GONE);
     intake_gone(w, f);
 }
 
@@ -197,7 +197,7 @@ static void end_flow(struct sender *s, uint8_t state, uint8_t reason) {
     drop_piece(s);
     s->flow->state = state;
     s->flow->reason = reason;
-    s->flow->phase = FLOW_CLOSING;
+    flow_set_phase(s->flow, FLOW_CLOSING);
     s->flow->ended = true;
     s->close_due = true;
 }
@@ -234,7 +234,7 @@ static void start_flow(struct sender *s) {
     s->broken = random_below(8) == 0;
     for (int i = 0; i < 16; i++)
         f->id[i] = (uint8_t)(random_next() ^ uuid[i] ^ stage.generation);
-    f->phase = FLOW_RECEIVING;
+    flow_set_phase(f, FLOW_RECEIVING);
     f->checksummed = w->settings.checksum;
     f->started_ns = reactor_unix_ns(&w->reactor);
     stage.told[s - stage.senders] = 0;

@@ -34,12 +34,12 @@ bool intake_retry_close(struct worker *w, struct flow *f) {
 
 static void test_advance(struct worker *w, struct flow *f) {
     if (flow_is_behind(&w->flows, f, QUEUE_BLOCKED) || room == 0) {
-        f->phase = FLOW_BLOCKED;
+        flow_set_phase(f, FLOW_BLOCKED);
         flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->reactor.now_ns);
         return;
     }
     room--;
-    f->phase = FLOW_POLLING;
+    flow_set_phase(f, FLOW_POLLING);
     flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
 }
 
@@ -55,9 +55,12 @@ static void check_order(uint32_t first) {
 static void who_waits_for_a_batch_keeps_its_place(void) {
     CHECK_EQUAL(flow_table_init(&worker.flows, FLOWS), 0);
     room = 0;
-    for (uint32_t i = 0; i < FLOWS; i++)
-        test_advance(&worker, flow_take(&worker.flows));
-    worker.flows.flows[1].phase = FLOW_CLOSING;
+    for (uint32_t i = 0; i < FLOWS; i++) {
+        struct flow *f = flow_take(&worker.flows);
+        flow_set_phase(f, FLOW_POLLING);
+        test_advance(&worker, f);
+    }
+    flow_set_phase(&worker.flows.flows[1], FLOW_CLOSING);
     for (int turn = 0; turn < 3; turn++) {
         engine_serve_blocked(&worker, test_advance);
         check_order(0);

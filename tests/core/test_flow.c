@@ -13,7 +13,7 @@
 
 static struct flow *taken(struct flow_table *t) {
     struct flow *f = flow_take(t);
-    f->phase = FLOW_POLLING;
+    flow_set_phase(f, FLOW_POLLING);
     return f;
 }
 
@@ -24,12 +24,31 @@ static void a_full_table_gives_nothing(void) {
     for (int i = 0; i < CAPACITY; i++)
         flows[i] = taken(&t);
     CHECK(flow_take(&t) == NULL);
+    flow_set_phase(flows[2], FLOW_CLOSING);
+    flow_set_phase(flows[2], FLOW_GONE);
     flow_give(&t, flows[2]);
     struct flow *again = taken(&t);
     CHECK_EQUAL(again->index, 2);
     CHECK_EQUAL(again->slot_offset, UINT64_MAX);
     CHECK_EQUAL(t.count, CAPACITY);
     flow_table_destroy(&t);
+}
+
+static void phases_lead_from_free_to_free(void) {
+    for (uint32_t phase = 0; phase < FLOW_PHASES_COUNT; phase++) {
+        uint32_t in = 0, out = 0;
+        for (uint32_t other = 0; other < FLOW_PHASES_COUNT; other++) {
+            in += flow_phase_may_follow(other, phase);
+            out += flow_phase_may_follow(phase, other);
+        }
+        CHECK(in > 0 && out > 0);
+        CHECK(flow_phase_name(phase) != NULL);
+    }
+    /* Who has begun does not go away but by its end, nor come back from there. */
+    CHECK(!flow_phase_may_follow(FLOW_RECEIVING, FLOW_GONE));
+    CHECK(!flow_phase_may_follow(FLOW_CLOSING, FLOW_RECEIVING));
+    CHECK(!flow_phase_may_follow(FLOW_ANSWERING, FLOW_CLOSING));
+    CHECK(!flow_phase_may_follow(FLOW_GONE, FLOW_NEW));
 }
 
 static void waiting_is_first_come_first_served(void) {
@@ -158,15 +177,11 @@ static void every_reason_fits_its_line(void) {
 
 int main(void) {
     static const struct harness_test tests[] = {
-        TEST(a_full_table_gives_nothing),
-        TEST(waiting_is_first_come_first_served),
-        TEST(waiting_goes_on_at_the_same_place),
-        TEST(the_least_active_flow_is_first),
-        TEST(a_receipt_is_one_line_of_json),
-        TEST(a_failed_store_never_says_sealed),
-        TEST(every_reason_fits_its_line),
-        TEST(flows_with_news_are_told_in_turn),
-        TEST(only_bytes_prove_a_flow_of_a_failed_store),
+        TEST(a_full_table_gives_nothing),         TEST(phases_lead_from_free_to_free),
+        TEST(waiting_is_first_come_first_served), TEST(waiting_goes_on_at_the_same_place),
+        TEST(the_least_active_flow_is_first),     TEST(a_receipt_is_one_line_of_json),
+        TEST(a_failed_store_never_says_sealed),   TEST(every_reason_fits_its_line),
+        TEST(flows_with_news_are_told_in_turn),   TEST(only_bytes_prove_a_flow_of_a_failed_store),
     };
     return harness_run(tests, sizeof tests / sizeof tests[0]);
 }

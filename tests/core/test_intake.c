@@ -77,7 +77,7 @@ bool batch_add_close(struct worker *w, struct flow *f) {
 
 void ingest_begin(struct worker *w, struct flow *f) {
     (void)w;
-    f->phase = FLOW_HELLO;
+    flow_set_phase(f, FLOW_HELLO);
     stage.begun++;
 }
 
@@ -111,7 +111,7 @@ static bool take(struct worker *w, struct flow *f) {
 
 static void start(struct worker *w, struct flow *f) {
     (void)w;
-    f->phase = FLOW_RECEIVING;
+    flow_set_phase(f, FLOW_RECEIVING);
     stage.begun++;
 }
 
@@ -144,7 +144,7 @@ static void close_stage(void) {
 static struct flow *a_flow(uint64_t received, uint64_t stored) {
     struct flow *f = flow_take(&stage.w->flows);
     f->fd = -1;
-    f->phase = FLOW_RECEIVING;
+    flow_set_phase(f, FLOW_RECEIVING);
     f->opened = true;
     f->received_bytes = received;
     f->stored_bytes = stored;
@@ -295,7 +295,8 @@ static void end_all(void) {
             continue;
         close(f->fd);
         flow_idle_remove(&stage.w->flows, &stage.w->listeners[f->listener].idle, f);
-        f->phase = FLOW_GONE;
+        flow_set_phase(f, FLOW_CLOSING);
+        flow_set_phase(f, FLOW_GONE);
         intake_gone(stage.w, f);
     }
 }

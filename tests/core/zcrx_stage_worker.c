@@ -99,7 +99,7 @@ void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason,
         stage_wrong("a flow ended with an error, or in the middle");
     if (s->sealed && s->handed != s->payload_bytes)
         stage_wrong("a flow was sealed without all of its bytes");
-    f->phase = FLOW_CLOSING;
+    flow_set_phase(f, FLOW_CLOSING);
 }
 
 void intake_interrupt(struct worker *w, struct flow *f, uint8_t reason, bool drop) {

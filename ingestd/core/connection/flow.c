@@ -10,6 +10,55 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define PHASE(name) (1u << FLOW_##name)
+/* Its payload is received, by an engine that does as it sees fit. */
+#define PHASES_PAYLOAD (PHASE(POLLING) | PHASE(RECEIVING) | PHASE(STARVED) | PHASE(BLOCKED))
+/* What ends the payload: the end of the stream, its limit, or a stop. */
+#define PHASES_BEHIND (PHASE(ASKING) | PHASE(TAIL) | PHASE(CLOSING))
+
+static const char *const flow_phase_names[FLOW_PHASES_COUNT] = {
+    [FLOW_FREE] = "FREE",           [FLOW_NEW] = "NEW",
+    [FLOW_HELLO] = "HELLO",         [FLOW_ASKING] = "ASKING",
+    [FLOW_POLLING] = "POLLING",     [FLOW_RECEIVING] = "RECEIVING",
+    [FLOW_STARVED] = "STARVED",     [FLOW_BLOCKED] = "BLOCKED",
+    [FLOW_TAIL] = "TAIL",           [FLOW_CLOSING] = "CLOSING",
+    [FLOW_ANSWERING] = "ANSWERING", [FLOW_LINGERING] = "LINGERING",
+    [FLOW_GONE] = "GONE",
+};
+
+/* Which phases follow each. */
+static const uint32_t flow_phase_next[FLOW_PHASES_COUNT] = {
+    [FLOW_FREE] = PHASE(NEW),
+    [FLOW_NEW] = PHASE(HELLO) | PHASE(POLLING) | PHASE(RECEIVING) | PHASE(STARVED) | PHASE(GONE),
+    [FLOW_HELLO] = PHASE(ASKING) | PHASE(CLOSING),
+    [FLOW_ASKING] =
+        PHASE(POLLING) | PHASE(RECEIVING) | PHASE(STARVED) | PHASE(TAIL) | PHASE(CLOSING),
+    [FLOW_POLLING] = PHASES_PAYLOAD | PHASES_BEHIND,
+    [FLOW_RECEIVING] = PHASES_PAYLOAD | PHASES_BEHIND,
+    [FLOW_STARVED] = PHASES_PAYLOAD | PHASES_BEHIND,
+    [FLOW_BLOCKED] = PHASES_PAYLOAD | PHASES_BEHIND,
+    [FLOW_TAIL] = PHASE(TAIL) | PHASE(ASKING) | PHASE(CLOSING),
+    [FLOW_CLOSING] = PHASE(ANSWERING) | PHASE(GONE),
+    [FLOW_ANSWERING] = PHASE(LINGERING) | PHASE(GONE),
+    [FLOW_LINGERING] = PHASE(GONE),
+    [FLOW_GONE] = PHASE(FREE),
+};
+
+bool flow_phase_may_follow(enum flow_phase from, enum flow_phase to) {
+    assert(from < FLOW_PHASES_COUNT && to < FLOW_PHASES_COUNT);
+    return (flow_phase_next[from] >> to & 1u) != 0;
+}
+
+const char *flow_phase_name(enum flow_phase phase) {
+    assert(phase < FLOW_PHASES_COUNT);
+    return flow_phase_names[phase];
+}
+
+void flow_set_phase(struct flow *f, enum flow_phase phase) {
+    assert(flow_phase_may_follow((enum flow_phase)f->phase, phase));
+    f->phase = (uint8_t)phase;
+}
+
 static void list_init(struct flow_list *l) {
     *l = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
 }
@@ -84,14 +133,15 @@ struct flow *flow_take(struct flow_table *t) {
     f->fragment_head = f->fragment_tail = FLOW_NONE;
     f->wait = f->idle = f->news = (struct flow_link){FLOW_NONE, FLOW_NONE};
     f->limit_bytes = UINT64_MAX;
+    flow_set_phase(f, FLOW_NEW);
     t->count++;
     return f;
 }
 
 void flow_give(struct flow_table *t, struct flow *f) {
-    assert(f->phase != FLOW_FREE && f->queue == QUEUE_NONE);
+    assert(f->queue == QUEUE_NONE);
     assert(f->ops_in_flight == 0 && f->acks_pending == 0 && f->slot_offset == UINT64_MAX);
-    f->phase = FLOW_FREE;
+    flow_set_phase(f, FLOW_FREE);
     f->wait.next = t->free_head;
     t->free_head = f->index;
     t->count--;

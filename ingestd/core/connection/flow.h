@@ -8,6 +8,7 @@
  *    exactly while it is being received.
  *  - stored_bytes <= received_bytes; durable_bytes <= stored_bytes.
  *  - A flow is freed only when no completion and no commit can name it.
+ *  - Its phase changes in flow_set_phase() alone.
  */
 #ifndef INGESTD_CONNECTION_FLOW_H
 #define INGESTD_CONNECTION_FLOW_H
@@ -21,7 +22,8 @@
 #define FLOW_LINE_BYTES 384
 
 enum flow_phase {
-    FLOW_FREE = 0,
+    FLOW_FREE = 0,  /* in the table, for the next connection */
+    FLOW_NEW,       /* accepted; nothing is received yet */
     FLOW_HELLO,     /* protocol ingest: the hello block is being received */
     FLOW_ASKING,    /* protocol ingest: Python decides on a hello or a trailer */
     FLOW_POLLING,   /* no buffer; waits until the socket has data */
@@ -33,6 +35,7 @@ enum flow_phase {
     FLOW_ANSWERING, /* the last line is being sent */
     FLOW_LINGERING, /* answered early: what still arrives is dropped for a moment */
     FLOW_GONE,      /* closed; completions that name it are still to come */
+    FLOW_PHASES_COUNT
 };
 
 enum flow_queue {
@@ -129,6 +132,12 @@ int flow_table_init(struct flow_table *t, uint32_t capacity);
 void flow_table_destroy(struct flow_table *t);
 struct flow *flow_take(struct flow_table *t); /* NULL when all are in use */
 void flow_give(struct flow_table *t, struct flow *f);
+
+/* The one place that changes a phase: only to one that the table in flow.c lets follow. */
+void flow_set_phase(struct flow *f, enum flow_phase phase);
+/* For tests and documents. */
+bool flow_phase_may_follow(enum flow_phase from, enum flow_phase to);
+const char *flow_phase_name(enum flow_phase phase);
 
 /* Moves a flow to the tail of a wait queue, out of the one it is in. */
 void flow_wait(struct flow_table *t, struct flow *f, enum flow_queue queue, uint64_t since_ns);

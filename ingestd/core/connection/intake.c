@@ -123,7 +123,7 @@ static void refuse_one_too_many(struct worker *w, const struct listener *l, stru
     note_denied(w, f, DENIED_PEER);
     f->fd = -1;
     f->ended = true;
-    f->phase = FLOW_GONE;
+    flow_set_phase(f, FLOW_GONE);
     intake_gone(w, f);
 }
 
@@ -208,7 +208,7 @@ bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
     STAT_ADD(&w->reactor, flows_handed_away, 1);
     f->fd = -1;
     f->ended = true;
-    f->phase = FLOW_GONE; /* its socket now belongs to the other worker */
+    flow_set_phase(f, FLOW_GONE); /* its socket now belongs to the other worker */
     intake_gone(w, f);
     return true;
 }
@@ -228,12 +228,12 @@ static void hang_up(struct worker *w, struct flow *f) {
     io_uring_prep_close(sqe, f->fd);
     f->ops_in_flight++;
     f->fd = -1;
-    f->phase = FLOW_GONE;
+    flow_set_phase(f, FLOW_GONE);
 }
 
 static void send_answer(struct worker *w, struct flow *f) {
     f->line_bytes = (uint16_t)answer_format(f, w->writer.failed, f->line, sizeof f->line);
-    f->phase = FLOW_ANSWERING;
+    flow_set_phase(f, FLOW_ANSWERING);
     struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_SEND, f->index);
     io_uring_prep_send(sqe, f->fd, f->line, f->line_bytes, MSG_NOSIGNAL | MSG_WAITALL);
     f->ops_in_flight++;
@@ -267,19 +267,21 @@ void intake_closed(struct worker *w, struct flow *f) {
         send_answer(w, f);
 }
 
-/* The one place that lets a flow be sealed: all that was received of its payload is
+/* The one place that seals a flow, and only if all that was received of its payload is
  * with batches. Else bytes were given up, by the engine or with a batch that the
  * full store could not take. */
-static void judge_seal(const struct worker *w, struct flow *f) {
-    if (f->state != FLOW_STATE_SEALED || f->stored_bytes == f->received_bytes)
-        return;
-    f->state = FLOW_STATE_INTERRUPTED;
-    f->reason = w->writer.exhausted ? CLOSE_REASON_STORE_FULL : CLOSE_REASON_RECEIVER;
+static void intake_seal(const struct worker *w, struct flow *f) {
+    bool is_whole = f->stored_bytes == f->received_bytes;
+    assert(f->phase == FLOW_CLOSING && f->stored_bytes <= f->received_bytes);
+    f->state = is_whole && !w->writer.failed ? FLOW_STATE_SEALED : FLOW_STATE_INTERRUPTED;
+    if (!is_whole)
+        f->reason = w->writer.exhausted ? CLOSE_REASON_STORE_FULL : CLOSE_REASON_RECEIVER;
 }
 
 bool intake_retry_close(struct worker *w, struct flow *f) {
     assert(f->phase == FLOW_CLOSING);
-    judge_seal(w, f);
+    if (f->state == FLOW_STATE_SEALED) /* bytes may have been given up since */
+        intake_seal(w, f);
     bool nothing = f->state == FLOW_STATE_INTERRUPTED && !f->opened;
     if (nothing || w->writer.speechless) {
         f->state = FLOW_STATE_INTERRUPTED;
@@ -320,16 +322,15 @@ static void close_unsealed(struct worker *w, struct flow *f) {
 void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason, int error) {
     assert(!f->ended && f->slot_offset == UINT64_MAX);
     f->ended = true;
-    f->state = state;
+    f->state = FLOW_STATE_INTERRUPTED;
     f->reason = reason;
     f->error = error;
-    f->phase = FLOW_CLOSING;
+    flow_set_phase(f, FLOW_CLOSING);
     flow_idle_remove(&w->flows, &w->listeners[f->listener].idle, f);
-    judge_seal(w, f);
+    if (state == FLOW_STATE_SEALED)
+        intake_seal(w, f);
     bool nothing = f->state == FLOW_STATE_INTERRUPTED && !f->opened;
-    if (w->writer.failed) {
-        close_unsealed(w, f);
-    } else if (nothing) {
+    if (w->writer.failed || nothing) {
         intake_closed(w, f);
     } else if (batch_add_close(w, f)) {
         flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
@@ -385,7 +386,7 @@ void intake_answered(struct worker *w, struct flow *f, int result) {
         return;
     }
     shutdown(f->fd, SHUT_WR);
-    f->phase = FLOW_LINGERING;
+    flow_set_phase(f, FLOW_LINGERING);
     flow_wait(&w->flows, f, QUEUE_LINGER, w->reactor.now_ns);
     discard(w, f);
 }

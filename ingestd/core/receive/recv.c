@@ -45,7 +45,7 @@ static void arm_receive(struct worker *w, struct flow *f) {
     io_uring_prep_recv(sqe, f->fd, w->area.base + f->slot_offset + f->slot_filled, room,
                        f->bulk ? MSG_WAITALL : 0);
     f->ops_in_flight++;
-    f->phase = FLOW_RECEIVING;
+    flow_set_phase(f, FLOW_RECEIVING);
     if (f->queue != QUEUE_DIRTY)
         flow_wait(&w->flows, f, QUEUE_ARMED, w->reactor.now_ns);
 }
@@ -145,7 +145,7 @@ static void recv_receive(struct worker *w, struct flow *f) {
             order = buddy_order(&w->area.slots, pending);
         }
         if (flow_is_behind(&w->flows, f, QUEUE_STARVED) || !take_slot(w, f, order)) {
-            f->phase = FLOW_STARVED;
+            flow_set_phase(f, FLOW_STARVED);
             flow_keep_waiting(&w->flows, f, QUEUE_STARVED, w->reactor.now_ns);
             return;
         }
@@ -161,7 +161,7 @@ static void recv_advance(struct worker *w, struct flow *f) {
     bool full = f->slot_offset != UINT64_MAX && f->slot_filled == buddy_slot_bytes(f->slot_order);
     bool none = f->slot_filled == 0;
     if (!none && !f->drop && (over || full || f->flush_due) && !deliver(w, f)) {
-        f->phase = FLOW_BLOCKED;
+        flow_set_phase(f, FLOW_BLOCKED);
         flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->reactor.now_ns);
         return;
     }
@@ -183,7 +183,7 @@ static void recv_advance(struct worker *w, struct flow *f) {
     } else if (f->queue != QUEUE_DIRTY) {
         flow_wait(&w->flows, f, QUEUE_DIRTY, w->reactor.now_ns);
     }
-    f->phase = FLOW_POLLING;
+    flow_set_phase(f, FLOW_POLLING);
     if (!f->polled)
         arm_poll(w, f);
 }
@@ -280,7 +280,7 @@ static bool recv_take(struct worker *w, struct flow *f) {
 }
 
 static void recv_start(struct worker *w, struct flow *f) {
-    f->phase = FLOW_POLLING;
+    flow_set_phase(f, FLOW_POLLING);
     arm_poll(w, f);
 }
 

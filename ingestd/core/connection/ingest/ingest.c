@@ -103,7 +103,7 @@ void ingest_line_sent(struct worker *w, struct flow *f, int result) {
 
 void ingest_send_last(struct worker *w, struct flow *f) {
     struct outbox *o = &f->session->outbox;
-    f->phase = FLOW_ANSWERING;
+    flow_set_phase(f, FLOW_ANSWERING);
     flow_wait(&w->flows, f, QUEUE_ANSWER, w->reactor.now_ns);
     outbox_close(o);
     if (outbox_failed(o))
@@ -196,7 +196,7 @@ static void ingest_leave_lists(struct worker *w, struct flow *f) {
 static void ingest_receive_block(struct worker *w, struct flow *f) {
     if (f->session->step == SESSION_TAIL) {
         flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
-        f->phase = FLOW_TAIL;
+        flow_set_phase(f, FLOW_TAIL);
     }
     w->engine->receive_block(w, f);
 }
@@ -215,7 +215,7 @@ static void ingest_do(struct worker *w, struct flow *f, struct session_act act) 
     case SESSION_ASK:
         ingest_leave_lists(w, f);
         flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
-        f->phase = FLOW_ASKING;
+        flow_set_phase(f, FLOW_ASKING);
         ingest_ask(w, f, act.question);
         break;
     case SESSION_STOP:
@@ -237,7 +237,7 @@ void ingest_begin(struct worker *w, struct flow *f) {
     struct listener *l = ingest_listener(w, f);
     struct session *s = session_pool_take(&l->sessions);
     f->session = s;
-    f->phase = FLOW_HELLO;
+    flow_set_phase(f, FLOW_HELLO);
     s->serial = ++w->session_serial;
     size_t have = 0;
     while (have < sizeof s->challenge) {

@@ -139,7 +139,7 @@ static void arm(struct worker *w, struct flow *f) {
     uint32_t bytes_max = bounded ? (uint32_t)time_min(left, RECEIVE_BYTES_MAX) : 0;
     f->bound_bytes = bounded ? f->received_bytes + bytes_max : UINT64_MAX;
     arm_as(w, f, TAG_RECEIVE, bytes_max);
-    f->phase = FLOW_RECEIVING;
+    flow_set_phase(f, FLOW_RECEIVING);
 }
 
 /* Received is only as long as the table of fragments has room for all that one turn can bring. */
@@ -164,7 +164,7 @@ static void zcrx_start(struct worker *w, struct flow *f) {
         arm(w, f);
         return;
     }
-    f->phase = FLOW_STARVED;
+    flow_set_phase(f, FLOW_STARVED);
     starve(w, f);
 }
 
@@ -188,7 +188,7 @@ static void zcrx_advance(struct worker *w, struct flow *f) {
     bool all = over || f->starved || f->flush_due;
     if (!(held ? zcrx_settle_held(w, f, all) : zcrx_settle(w, f))) {
         zcrx_pause(w, f, TAG_RECEIVE);
-        f->phase = FLOW_BLOCKED;
+        flow_set_phase(f, FLOW_BLOCKED);
         flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->reactor.now_ns);
         return;
     }
@@ -201,9 +201,9 @@ static void zcrx_advance(struct worker *w, struct flow *f) {
     flow_wait(&w->flows, f, f->fragment_head != FLOW_NONE ? QUEUE_DIRTY : QUEUE_NONE,
               w->reactor.now_ns);
     if (f->armed) {
-        f->phase = FLOW_RECEIVING;
+        flow_set_phase(f, FLOW_RECEIVING);
     } else if (f->starved) {
-        f->phase = FLOW_STARVED;
+        flow_set_phase(f, FLOW_STARVED);
         starve(w, f);
     } else {
         zcrx_start(w, f);
