@@ -13,11 +13,11 @@
 static uint64_t held_by_recv(const struct flow *f) {
     if (f->slot_offset != UINT64_MAX) /* what is held back lies there too */
         return f->slot_filled - f->slot_taken;
-    return session_holds_back(f) ? f->session->filled : 0;
+    return ingest_is_holding(f) ? f->session->filled : 0;
 }
 
 static uint64_t held_by_zcrx(const struct worker *w, const struct flow *f) {
-    uint64_t bytes = session_holds_back(f) ? f->session->filled : 0;
+    uint64_t bytes = ingest_is_holding(f) ? f->session->filled : 0;
     for (uint32_t i = f->fragment_head; i != FLOW_NONE; i = w->zcrx.fragments[i].next)
         bytes += w->zcrx.fragments[i].bytes;
     return bytes;
