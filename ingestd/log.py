@@ -181,8 +181,10 @@ class LogEvent(Enum):
     STORE_SPARSE = (
         "store_sparse",
         "warning",
-        "a store's file has not all of its space, and may find the file system full",
+        "a store's file has not all of its space, and asks for it; what lacks it waits",
     )
+    STORE_WHOLE = "store_whole", "info", "all free segments of a store's file have space again"
+    RESERVING_FAILED = "reserving_failed", "error", "asking for a store file's space failed; a bug"
     WRITE_RETRIED = "write_retried", "warning", "a device write failed or fell short; tried again"
     BACKPRESSURE_STARTED = (
         "backpressure_started",
@@ -248,6 +250,7 @@ NEVER_SUPPRESSED: Final = frozenset(
         LogEvent.STORE_HELD,
         LogEvent.STORE_OPENED,
         LogEvent.STORE_SPARSE,
+        LogEvent.STORE_WHOLE,
         LogEvent.SUPERBLOCK_DAMAGED,
         LogEvent.RECOVERED,
         LogEvent.AREA_CHOSEN,

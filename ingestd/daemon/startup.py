@@ -123,8 +123,10 @@ def open_store(
 def prepare_store(settings: Settings, name: str, store: ServedStore, log: Log) -> None:
     """Set up what is done to a store beside writing flows, and tell of it. Raises StoreError."""
     wanted = settings.store[name]
+    missing_bytes = store.missing_bytes
     if wanted.on_full == "overwrite-oldest":
         store.overwrite_oldest(wanted.workers)
+    store.reserve_room()
     if wanted.discard:
         store.upkeep.discard_freed()
     superblock = store.superblock
@@ -139,13 +141,26 @@ def prepare_store(settings: Settings, name: str, store: ServedStore, log: Log) -
         segments_free=store.segments_free_count,
     )
     _log_recovery(name, store.recovery, log)
-    if missing_bytes := store.missing_bytes:
-        log.emit(
-            LogEvent.STORE_SPARSE,
-            store=name,
-            missing=short_size(missing_bytes),
-            way_out=f"fallocate --keep-size --length {superblock.store_bytes} {store.path}",
+    if missing_bytes:
+        _log_sparse(name, store, missing_bytes, log)
+
+
+def _log_sparse(name: str, store: ServedStore, missing_bytes: int, log: Log) -> None:
+    without_count = store.segments_without_room
+    if without_count:
+        way_out = (
+            "make room on its file system (df), then it goes on by itself: until then these"
+            " segments are not used"
         )
+    else:
+        way_out = "none is needed: all free segments have got their space"
+    log.emit(
+        LogEvent.STORE_SPARSE,
+        store=name,
+        missing=short_size(missing_bytes),
+        segments_without_room=without_count,
+        way_out=way_out,
+    )
 
 
 def _log_recovery(name: str, recovery: RecoverySummary, log: Log) -> None:

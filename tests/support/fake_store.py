@@ -87,6 +87,12 @@ class FakeStore:
         return flows
 
     missing_bytes: int = 0
+    is_sparse: bool = False
+    segments_without_room: int = 0
+
+    def reserve_room(self) -> int:
+        return self.segments_without_room
+
     is_overwriting: bool = False
     overwriting_error: StoreError | None = None
 

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Granting segments to all workers: a pump for each store, an overwriter where it overwrites.
+"""Granting segments to all workers: a pump for each store, an overwriter where it overwrites,
+a reserver where its file has lost space.
 
 Invariant: no store waits for another's device, nor its pump for its own. Owned by
-the main thread; pumps and overwriters have threads of their own.
+the main thread; pumps, overwriters and reservers have threads of their own.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from ingestd.daemon.base.threads import join_threads
 from ingestd.daemon.segments.overwriter import Overwriter
 from ingestd.daemon.segments.pump import Pump
+from ingestd.daemon.segments.reserver import Reserver
 from ingestd.log import Log, LogEvent
 
 if TYPE_CHECKING:
@@ -34,9 +36,11 @@ class Granting:
         log: Log,
     ) -> None:
         self._log = log
-        self._told: dict[str, Exception] = {}
+        self._told: dict[tuple[LogEvent, str], Exception] = {}
         self._pumps: list[Pump] = []
         self._overwriters: dict[str, Overwriter] = {}
+        self._reservers: dict[str, Reserver] = {}
+        self._without_room: set[str] = set()  # as far as was told
         for name, store in stores.items():
             own = [worker for worker in workers if worker.store_name == name]
             self._add(name, store, own, is_failed, on_events)
@@ -49,8 +53,13 @@ class Granting:
         is_failed: Callable[[str], bool],
         on_events: Callable[[], None],
     ) -> None:
+        if store.is_sparse:
+            self._reservers[name] = Reserver(name, store, lambda: pump.wake())
+        if store.segments_without_room:
+            self._without_room.add(name)
         if not store.is_overwriting:
-            self._pumps.append(Pump(workers, on_events, name=f"pump-{name}"))
+            pump = Pump(workers, on_events, name=f"pump-{name}")
+            self._pumps.append(pump)
             return
         store.recycle_ahead(0)  # from now on, granting leaves it to the overwriter
         # Each wakes the other: what is granted is to be made up for, what is free to be granted.
@@ -63,8 +72,8 @@ class Granting:
 
     def start(self) -> None:
         """Begin to grant. Raises ResourceError."""
-        for overwriter in self._overwriters.values():
-            overwriter.start()
+        for helper in self._helpers():
+            helper.start()
         for pump in self._pumps:
             pump.start()
 
@@ -76,31 +85,37 @@ class Granting:
         return None
 
     def tick(self) -> None:
-        """Tell of bugs in overwriters, each once."""
+        """Tell of bugs in overwriters and reservers, each once, and of room that is back."""
         for name, overwriter in self._overwriters.items():
-            bug = overwriter.bug
-            if bug is not None and bug is not self._told.get(name):
-                self._told[name] = bug
-                trace = "".join(traceback.format_exception(bug))
-                self._log.emit(
-                    LogEvent.OVERWRITING_FAILED, store=name, error=repr(bug), trace=trace
-                )
+            self._tell(LogEvent.OVERWRITING_FAILED, name, overwriter.bug)
+        for name, reserver in self._reservers.items():
+            self._tell(LogEvent.RESERVING_FAILED, name, reserver.bug)
+            if reserver.without_count == 0 and name in self._without_room:
+                self._without_room.remove(name)
+                self._log.emit(LogEvent.STORE_WHOLE, store=name)
+
+    def _tell(self, event: LogEvent, name: str, bug: Exception | None) -> None:
+        if bug is not None and bug is not self._told.get((event, name)):
+            self._told[event, name] = bug
+            trace = "".join(traceback.format_exception(bug))
+            self._log.emit(event, store=name, error=repr(bug), trace=trace)
 
     def failures(self) -> dict[str, str]:
-        """Return why overwriting fails in a way that the store does not know of, by store."""
-        return {
-            name: repr(overwriter.bug)
-            for name, overwriter in self._overwriters.items()
-            if overwriter.bug is not None
-        }
+        """Return why a helper fails in a way that the store does not know of, by store."""
+        bugs = {name: reserver.bug for name, reserver in self._reservers.items()}
+        bugs |= {name: o.bug for name, o in self._overwriters.items() if o.bug is not None}
+        return {name: repr(bug) for name, bug in bugs.items() if bug is not None}
 
     def close(self, timeout_s: float) -> list[str]:
         """Stop granting; return the names of threads that hang."""
         deadline_s = time.monotonic() + timeout_s
-        for overwriter in self._overwriters.values():
-            overwriter.stop()
+        for helper in self._helpers():
+            helper.stop()
         stuck: list[str] = []
         for pump in self._pumps:
             stuck += pump.close(max(0.0, deadline_s - time.monotonic()))
-        threads = [overwriter.thread for overwriter in self._overwriters.values()]
+        threads = [helper.thread for helper in self._helpers()]
         return stuck + join_threads(threads, max(0.0, deadline_s - time.monotonic()))
+
+    def _helpers(self) -> list[Overwriter | Reserver]:
+        return [*self._overwriters.values(), *self._reservers.values()]

@@ -45,6 +45,7 @@ from ingestd.store.read.point_query import Found, find_flows
 from ingestd.store.reclaim.eviction import Overwritten, Recycler
 from ingestd.store.reclaim.sweep import Upkeep
 from ingestd.store.serve.backing_check import is_elsewhere, loss_of, missing_bytes
+from ingestd.store.serve.backing_space import BackingSpace
 from ingestd.store.serve.compaction import compact_newest
 
 # The kernel takes an io_uring down after its process is gone, and holds the store's file
@@ -103,6 +104,8 @@ class ServedStore:
         self._counter = self._counter_first = used_count
         self._mutex = threading.Lock()
         self._recycles_ahead = False
+        self._room: BackingSpace | None = None  # of a file that has lost space
+        self._roomless: list[int] = []  # free, but without space
         self.upkeep = Upkeep(
             device,
             superblock,
@@ -125,6 +128,39 @@ class ServedStore:
     def missing_bytes(self) -> int:
         """How much of a store file has no space on its file system."""
         return missing_bytes(self._device, self.superblock)
+
+    def reserve_room(self) -> int:
+        """Ask for the space that a store file has lost; return how many segments are without.
+
+        Those are not handed out: writing to them would fail. Waits for the file system. By
+        one thread, before the first take_segment(), and again while it returns any.
+        """
+        if self._room is None:
+            if self.missing_bytes == 0:
+                return 0
+            self._room = BackingSpace(self._device, self.superblock)
+            with self._mutex:
+                self._roomless, self._free = self._free, []
+        self._room.reserve_rest()
+        with self._mutex:
+            waiting = sorted(self._roomless)
+        for index in waiting:
+            if self._room.reserve(index):
+                with self._mutex:
+                    self._roomless.remove(index)
+                    heapq.heappush(self._free, index)
+        return self.segments_without_room
+
+    @property
+    def is_sparse(self) -> bool:
+        """Whether reserve_room() found that the store's file had lost space."""
+        return self._room is not None
+
+    @property
+    def segments_without_room(self) -> int:
+        """How many free segments of a store file have lost their space."""
+        with self._mutex:
+            return len(self._roomless)
 
     def is_elsewhere(self) -> bool:
         """Tell whether `path` leads to something else by now, or to nothing."""
@@ -176,7 +212,8 @@ class ServedStore:
         assert self._recycler is not None, self.path
         self._recycles_ahead = True
         recycled_count = 0
-        while self.segments_free_count < count:
+        # What is free and has no space yet is not made up for by giving up old flows.
+        while self.segments_free_count + self.segments_without_room < count:
             index = self._recycler.recycle()
             if index is None:
                 break
@@ -212,9 +249,12 @@ class ServedStore:
             self._recycler.forget(segment.index, segment.sequence)
 
     def _hand_out(self, index: int) -> None:
-        """Let take_segment() hand out a segment again."""
+        """Let take_segment() hand out a segment again, once it has space."""
         with self._mutex:
-            heapq.heappush(self._free, index)
+            if self._room is None or self._room.is_reserved(index):
+                heapq.heappush(self._free, index)
+            else:
+                self._roomless.append(index)
 
     def take_segment(self) -> tuple[int, int] | None:
         """Return index and sequence of a free segment, lowest index first; None: store full."""

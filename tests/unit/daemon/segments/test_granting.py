@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from ingestd.daemon.segments import overwriter
+from ingestd.daemon.base import backoff
+from ingestd.daemon.segments import overwriter, reserver
 from ingestd.daemon.segments.granting import Granting
 from ingestd.log import Log
 from support.fake_core import FakeCore
@@ -128,3 +129,81 @@ def test_what_is_free_is_granted_while_the_device_hangs(
     wait_for(lambda: len(a.granted) == 4, "the next, soon")
     assert granting.close(WAIT_S) == []
     assert granting.error() is None
+
+
+class Sparse(FakeStore):
+    """A store file without room; it has some once `room` is set, and may have a bug till then."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.is_sparse = True
+        self.segments_without_room = 4
+        self.room = threading.Event()
+        self.bug: Exception | None = None
+
+    def reserve_room(self) -> int:
+        if self.bug is not None:
+            raise self.bug
+        if self.room.is_set():
+            self.segments_without_room = 0
+        return self.segments_without_room
+
+    def take_segment(self) -> tuple[int, int] | None:
+        return None if self.segments_without_room else super().take_segment()
+
+
+@pytest.fixture
+def sparse(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sparse]:
+    monkeypatch.setattr(reserver, "LOOK_INTERVAL_S", 0.01)
+    store = Sparse()
+    yield store
+    store.close()
+
+
+def test_segments_are_granted_once_their_file_has_room(sparse: Sparse) -> None:
+    recorder = Recorder()
+    worker = Asking("s", sparse)
+    granting = Granting(
+        {"s": sparse},  # type: ignore[dict-item]
+        [worker],  # type: ignore[list-item]
+        lambda _: False,
+        lambda: None,
+        Log(recorder, "info"),
+    )
+    granting.start()
+    granting.tick()
+    assert worker.granted == []
+    assert not recorder.fields("store_whole")
+    sparse.room.set()
+    wait_for(lambda: len(worker.granted) == 2, "both grants")
+    granting.tick()
+    granting.tick()
+    assert len(recorder.fields("store_whole")) == 1
+    assert granting.close(WAIT_S) == []
+
+
+def test_a_bug_of_the_reserver_is_told_once_and_ends_nothing(
+    sparse: Sparse, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backoff, "PAUSE_MIN_S", 0.01)
+    recorder = Recorder()
+    worker = Asking("s", sparse)
+    granting = Granting(
+        {"s": sparse},  # type: ignore[dict-item]
+        [worker],  # type: ignore[list-item]
+        lambda _: False,
+        lambda: None,
+        Log(recorder, "info"),
+    )
+    sparse.bug = ValueError("a bug")
+    granting.start()
+    wait_for(granting.failures, "it is noted")
+    granting.tick()
+    granting.tick()
+    assert granting.failures() == {"s": "ValueError('a bug')"}
+    assert len(recorder.fields("reserving_failed")) == 1
+    sparse.bug = None
+    sparse.room.set()
+    wait_for(lambda: len(worker.granted) == 2, "both grants")
+    assert granting.failures() == {}
+    assert granting.close(WAIT_S) == []
