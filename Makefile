@@ -70,17 +70,17 @@ test: setup-check build ## does `make check` and runs every test, with `make vm`
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory -j2 -Oline pytest vm-and-soak # neither keeps two CPUs busy
 
-pytest: build ## runs every test but the soak and the virtual machines (PYTEST_ARGS=...)
+pytest: setup-check build ## runs every test but the soak and the virtual machines (PYTEST_ARGS=...)
 	@$(BIN)/pytest --ignore=tests/soak $(PYTEST_ARGS)
 
-test-unit: build ## runs tests/unit, in a few minutes (PYTEST_ARGS=...)
+test-unit: setup-check build ## runs tests/unit, in a few minutes (PYTEST_ARGS=...)
 	@$(BIN)/pytest -q tests/unit $(PYTEST_ARGS)
 
-test-one: build ## runs one test, file or folder: T=tests/unit/test_sizes.py
+test-one: setup-check build ## runs one test, file or folder: T=tests/unit/test_sizes.py
 	$(if $(T),,$(error test-one needs T=..., such as T=tests/unit/test_sizes.py))
 	@$(BIN)/pytest "$(T)" $(PYTEST_ARGS)
 
-asan: build ## runs the C tests of the core under AddressSanitizer and UBSan
+asan: setup-check build ## runs the C tests of the core under AddressSanitizer and UBSan
 	@$(BIN)/pytest -q tests/core/test_c_core.py $(PYTEST_ARGS)
 
 # Beside the other tests, behind the virtual machine: both together take less time than those.
