@@ -48,7 +48,7 @@ class Bar:
 
     @property
     def holds(self) -> bool:
-        """Whether it does."""
+        """Return whether it does."""
         return self.measured >= self.limit if self.sense == ">=" else self.measured <= self.limit
 
 

@@ -63,7 +63,7 @@ def memory_peak_bytes(pid: int) -> int:
 
 
 def port_is_listening(port: int) -> bool:
-    """Whether a TCP socket of any family listens on the port. Nobody is disturbed by asking."""
+    """Return whether a TCP socket of any family listens on the port; asking disturbs nobody."""
     wanted = f"{port:04X}"
     for table in ("tcp", "tcp6"):
         for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:

@@ -84,7 +84,7 @@ class LogEvent(Enum):
     LISTENING = "listening", "info", "a listener or the metrics endpoint is bound"
     READY = "ready", "info", "every listener accepts flows"
     FLOW_OPENED = "flow_opened", "debug", "a connection was accepted and is a flow"
-    FLOW_RESUMED = "flow_resumed", "info", "a connection goes on with a flow at an offset"
+    FLOW_RESUMED = "flow_resumed", "info", "a connection resumes a flow at an offset"
     FLOW_SEALED = "flow_sealed", "info", "a flow ended well; all its bytes are durable"
     FLOW_INTERRUPTED = (
         "flow_interrupted",
@@ -95,7 +95,7 @@ class LogEvent(Enum):
     CONNECTION_DENIED = (
         "connection_denied",
         "warning",
-        "connections of networks that may not, or too many of one peer, were not let in; how many",
+        "connections were not admitted: their network may not, or one peer has too many; how many",
     )
     FLOW_BY_COPY = (
         "flow_by_copy",
@@ -118,7 +118,7 @@ class LogEvent(Enum):
     OVERWRITING_FAILED = (
         "overwriting_failed",
         "error",
-        "the oldest segment could not be given up; why, and when it is tried again",
+        "the oldest segment could not be evicted; why, and when it is tried again",
     )
     REMOVAL_TABLE_FULL = (
         "removal_table_full",
@@ -156,12 +156,16 @@ class LogEvent(Enum):
         "warning",
         "flows that are removed cannot be forgotten, as segments that are damaged may hold of them",
     )
-    UPKEEP_FAILED = (
-        "upkeep_failed",
+    MAINTENANCE_FAILED = (
+        "maintenance_failed",
         "error",
         "flows could not be removed or segments freed; why, and when it is tried again",
     )
-    UPKEEP_RESUMED = "upkeep_resumed", "info", "flows are removed and segments freed again"
+    MAINTENANCE_RESUMED = (
+        "maintenance_resumed",
+        "info",
+        "flows are removed and segments freed again",
+    )
     STORE_SPACE_LOW = (
         "store_space_low",
         "warning",
@@ -195,7 +199,7 @@ class LogEvent(Enum):
     EVENTS_LOST = (
         "events_lost",
         "warning",
-        "a worker, or a keeper, had more events than were fetched in time",
+        "a worker, or a maintenance thread, had more events than were fetched in time",
     )
     WATCHDOG_LATE = "watchdog_late", "error", "a worker's loop has not turned for too long"
     WORKER_FAILED = "worker_failed", "error", "a worker's thread ended with an error"
@@ -217,7 +221,7 @@ class LogEvent(Enum):
         "a listener's changed key file cannot be used; the old keys stay in effect",
     )
     DRAINING = "draining", "info", "no more connections are accepted; open flows may end"
-    STOPPED = "stopped", "info", "everything received is durable or told lost; the process ends"
+    STOPPED = "stopped", "info", "everything received is durable or reported lost; the process ends"
     LEFT_BEHIND = (
         "left_behind",
         "error",
@@ -282,17 +286,17 @@ class RateLimiter:
         self._windows: dict[LogEvent, tuple[float, int, int]] = {}
 
     def admit(self, event: LogEvent, now_s: float) -> tuple[bool, int]:
-        """Tell whether to show the event, and how many were suppressed before it."""
+        """Return whether to show the event, and how many were suppressed before it."""
         with self._lock:
             begun_s, admitted, suppressed = self._windows.get(event, (now_s, 0, 0))
-            told = 0
+            reported = 0
             if now_s - begun_s >= RATE_WINDOW_S:
-                begun_s, admitted, suppressed, told = now_s, 0, 0, suppressed
+                begun_s, admitted, suppressed, reported = now_s, 0, 0, suppressed
             is_admitted = admitted < self._per_window_max
             admitted += is_admitted
             suppressed += not is_admitted
             self._windows[event] = (begun_s, admitted, suppressed)
-            return is_admitted, told
+            return is_admitted, reported
 
     def take_over(self, now_s: float) -> dict[LogEvent, int]:
         """Return, and forget, what was suppressed in windows that are over."""
@@ -328,7 +332,7 @@ class Log:
         self._level = _LEVELS[level]
 
     def emit(self, event: LogEvent, /, *, level: LevelName | None = None, **fields: Any) -> None:
-        """Log an event, at its usual level unless told otherwise. Raises nothing for I/O."""
+        """Log an event, at its usual level unless another is given. Raises nothing for I/O."""
         assert not RESERVED_FIELDS & fields.keys(), fields
         severity = level or event.level
         if _LEVELS[severity] < self._level:
@@ -341,7 +345,7 @@ class Log:
         if is_admitted:
             self._write(event, severity, fields)
 
-    def tell_suppressed(self, *, at_end: bool = False) -> None:
+    def report_suppressed(self, *, at_end: bool = False) -> None:
         """Log the counts of floods that are over; of all, when no event comes any more.
 
         Call about once a second, and at the end.
@@ -351,7 +355,7 @@ class Log:
             self._tell_suppressed(event, count)
 
     def _tell_suppressed(self, event: LogEvent, count: int) -> None:
-        """At the level of what was not shown: a flood of good news is no warning."""
+        """At the level of what was not shown: a flood of infos is no warning."""
         if _LEVELS[event.level] >= self._level:
             fields = {"of": event.value, "count": count}
             self._write(LogEvent.EVENTS_SUPPRESSED, event.level, fields)

@@ -90,7 +90,7 @@ def pytest_terminal_summary(
 
 
 def _is_ci() -> bool:
-    """Whether nobody would see that a test was skipped."""
+    """Return whether nobody would see that a test was skipped."""
     return os.environ.get("CI") == "true"
 
 

@@ -58,14 +58,14 @@ def run_cat(arguments: Namespace) -> int:
 
 
 def _length(flow: Flow, offset: int, length_max: int | None) -> int:
-    """How many bytes there will be."""
+    """The number of bytes there will be."""
     ahead = flow.bytes - offset
     return ahead if length_max is None else min(ahead, length_max)
 
 
 @contextmanager
 def _open_output(arguments: Namespace, layers: Sequence[Layer]) -> Iterator[_Output]:
-    """What standard output is, or the file of -o, which is whole and durable behind this.
+    """Standard output, or the file of -o, which is whole and durable behind this.
 
     The file gets its name last, so that no failure leaves half of a flow, nor less than
     there was. Raises UsageError if it is the store, or part of what the store lies on.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def run_doctor(arguments: Namespace) -> int:
-    """Look at everything and tell."""
+    """Examine everything and report."""
     from ingestd.daemon.workers.worker import load_core
     from ingestd.doctor.examine import examine
 

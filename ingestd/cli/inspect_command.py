@@ -209,7 +209,7 @@ def _show_segment(report: SegmentReport, as_json: bool) -> bool:
 
 def _print_segment(report: SegmentReport, blocks: Sequence[Struct]) -> None:
     image = report.image
-    print(f"segment {image.index}: {image.state}{', given up' if report.is_freed else ''}")
+    print(f"segment {image.index}: {image.state}{', reclaimed' if report.is_freed else ''}")
     for name, block in zip(("header", "mark 0", "mark 1", "footer"), blocks, strict=True):
         _print_struct(block, name)
     if report.batches:
@@ -237,19 +237,19 @@ def _print_segment(report: SegmentReport, blocks: Sequence[Struct]) -> None:
 def _span_row(row: Any) -> tuple[str, ...]:
     from ingestd.store.format.layout import SPAN_HAS_CLOSE, SPAN_HAS_OPEN
 
-    told = _row_object(row)
+    fields = _row_object(row)
     has = [
         name
         for name, flag in (("OPEN", SPAN_HAS_OPEN), ("CLOSE", SPAN_HAS_CLOSE))
         if row.flags & flag
     ]
     return (
-        told["flow"],
+        fields["flow"],
         str(row.first_offset),
         str(row.end_offset),
         f"{row.first_batch_block}-{row.last_batch_block}",
-        told["crc_before"],
-        told["crc_after"],
+        fields["crc_before"],
+        fields["crc_after"],
         ",".join(has) or "-",
     )
 
@@ -297,23 +297,23 @@ def event_object(event: Event) -> dict[str, Any]:
     from ingestd.store.format.records import OpenEvent
     from ingestd.store.read.flows import PROTOCOLS, REASONS
 
-    told = _row_object(event.row)
+    fields = _row_object(event.row)
     if isinstance(event, OpenEvent):
-        told["listener"], told["name"], told["labels"] = event.texts()
-        told["peer"] = event.peer()
-        told["protocol_name"] = PROTOCOLS.get(event.row.protocol)
+        fields["listener"], fields["name"], fields["labels"] = event.texts()
+        fields["peer"] = event.peer()
+        fields["protocol_name"] = PROTOCOLS.get(event.row.protocol)
     else:
-        told["state_name"] = {1: "sealed", 2: "interrupted"}.get(event.row.state)
-        told["reason_name"] = REASONS.get(event.row.reason)
-    return told
+        fields["state_name"] = {1: "sealed", 2: "interrupted"}.get(event.row.state)
+        fields["reason_name"] = REASONS.get(event.row.reason)
+    return fields
 
 
 def _row_object(row: Any) -> dict[str, Any]:
     from ingestd.store.read.verdict import shown
 
-    told = {name: shown(name, value) for name, value in row._asdict().items()}
-    told["kind_name"] = {1: "EXTENT", 2: "OPEN", 3: "CLOSE", 4: "SPAN"}.get(row.kind)
-    return told
+    fields = {name: shown(name, value) for name, value in row._asdict().items()}
+    fields["kind_name"] = {1: "EXTENT", 2: "OPEN", 3: "CLOSE", 4: "SPAN"}.get(row.kind)
+    return fields
 
 
 def _print_struct(found: Struct, name: str) -> None:

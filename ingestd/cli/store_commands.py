@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that make a store and tell of one: format, ls, info.
+"""The commands that make a store and describe one: format, ls, info.
 
 Invariant: each imports what it needs when it runs, and none needs the daemon.
 Owned by the main thread.
@@ -164,19 +164,19 @@ def _flow_counts(image: StoreImage) -> dict[str, int]:
 
 
 def _info_pairs(image: StoreImage, profile: DirectProfile) -> list[tuple[str, object]]:
-    told = _info_object(image, profile)
-    free_bytes = told["segments"]["free"] * image.superblock.segment_bytes
+    info = _info_object(image, profile)
+    free_bytes = info["segments"]["free"] * image.superblock.segment_bytes
     return [
         *_geometry(image.superblock),
-        ("created", told["created"]),
+        ("created", info["created"]),
         ("generation", image.superblock.generation),
         ("served", "yes, by a daemon that runs now" if image.served else "no"),
-        ("in use", f"{counted(told['segments'])} segments"),
+        ("in use", f"{counted(info['segments'])} segments"),
         ("free", full_size(free_bytes)),
-        ("flows", counted(told["flows"])),
-        ("removed", _removed_text(told["removed"])),
-        ("damaged", _damaged_text(told["damaged"], told["removed"])),
-        ("payload", full_size(told["payload_bytes"])),
+        ("flows", counted(info["flows"])),
+        ("removed", _removed_text(info["removed"])),
+        ("damaged", _damaged_text(info["damaged"], info["removed"])),
+        ("payload", full_size(info["payload_bytes"])),
         ("direct I/O", _profile_text(profile)),
     ]
 

@@ -110,7 +110,7 @@ def _check_addresses(settings: Settings) -> Iterator[Problem]:
 
 
 def _check_protocols(settings: Settings) -> Iterator[Problem]:
-    """What only protocol ingest has is not silently without effect elsewhere."""
+    """Keys that only protocol ingest has are errors elsewhere, not silently without effect."""
     for name, listener in settings.listener.items():
         defaults = type(listener).model_fields
         for key in INGEST_KEYS if listener.protocol != "ingest" else ():
@@ -122,7 +122,7 @@ def _check_protocols(settings: Settings) -> Iterator[Problem]:
 
 
 def _check_retention(settings: Settings) -> Iterator[Problem]:
-    """A term that no flow could outlive would let go of all at once."""
+    """A term that no flow could outlive would expire all at once."""
     for name, listener in settings.listener.items():
         if 0 < listener.retain_for_s < RETAIN_S_MIN:
             yield Problem(

@@ -45,7 +45,7 @@ def diff(old: Settings, new: Settings) -> ConfigDiff:
 
 
 def is_run_time_key(key: str) -> bool:
-    """Tell whether SIGHUP may change the value of a dotted key."""
+    """Return whether SIGHUP may change the value of a dotted key."""
     section, _, name = key.rpartition(".")
     kind = section.partition(".")[0]
     return f"{kind}.*.{name}" in RUN_TIME_KEYS if "." in section else key in RUN_TIME_KEYS

@@ -91,7 +91,7 @@ def _apply(overrides: Overrides, tables: dict[str, Any]) -> dict[str, str]:
         for key in keys[:-1]:
             table = table.setdefault(key, {})
             if not isinstance(table, dict):
-                break  # the file is wrong here, and will be told so
+                break  # the file is wrong here, and will be reported
         else:
             table[keys[-1]] = value
             flags[".".join(keys)] = f"--{name}"

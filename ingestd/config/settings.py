@@ -98,7 +98,7 @@ def _kind_of_size(value: object) -> str:
 
 
 Automatic = Annotated[Literal["auto"], Tag("auto")]
-# Which of the two a value is meant to be is told by the value, so that what is wrong
+# Which of the two a value is meant to be follows from the value, so that what is wrong
 # with a size is said of a size.
 SizeOrAuto = Discriminator(_kind_of_size)
 
@@ -120,7 +120,7 @@ class _Section(BaseModel):
 
 
 class DirectIoSettings(_Section):
-    """What a store's device takes in one direct write, where that is stricter than it says.
+    """Limits of one direct write to a store's device, where they are stricter than it states.
 
     None: as found. Bytes; virt_boundary 0: none.
     """
@@ -187,7 +187,7 @@ class ListenerSettings(_Section):
 
     @property
     def networks(self) -> tuple[Network, ...]:
-        """The networks that are let in; none: all are."""
+        """The networks that are admitted; none: all are."""
         return tuple(ipaddress.ip_network(text) for text in self.allow)
 
 
@@ -203,7 +203,7 @@ class MetricsSettings(_Section):
 
 
 class EngineSettings(_Section):
-    """How fragments arrive; an explicit kind is a demand."""
+    """The engine that receives fragments; an explicit kind is a demand."""
 
     kind: Literal["auto", "recv", "zcrx"] = "auto"
     interface: Annotated[str, Field(pattern=r"\A[^/:\s]{1,15}\z")] | None = None
@@ -218,12 +218,12 @@ class EngineSettings(_Section):
 
     @property
     def is_deviceless(self) -> bool:
-        """Whether the kernel is to play the NIC itself, and copy."""
+        """Return whether the kernel is to play the NIC itself, and copy."""
         return self.interface == DEVICELESS
 
 
 class LogSettings(_Section):
-    """What is logged, and how it looks."""
+    """Level and form of the log."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
     format: Literal["auto", "console", "json"] = "auto"
@@ -237,7 +237,7 @@ class DaemonSettings(_Section):
 
 @dataclass(frozen=True)
 class Overrides:
-    """What flags of the command line say instead of the file; None: nothing."""
+    """Values that flags of the command line set instead of the file; None: not given."""
 
     store: str | None = None
     listen: str | None = None

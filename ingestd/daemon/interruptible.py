@@ -38,7 +38,7 @@ class StartStoppedError(Exception):
 
 
 class Progress:
-    """How far a step is; called by it, with what is done and how much there is in all."""
+    """The progress of a step; called by it, with the amount done and the total."""
 
     def __init__(self) -> None:
         self.done_count = 0
@@ -77,10 +77,10 @@ def attend(
 
     thread = threading.Thread(target=main, name=f"start-{what}", daemon=True)
     start_thread(thread)
-    teller = _Teller(what)
+    notifier = _Notifier(what)
     while thread.is_alive():
         thread.join(POLL_INTERVAL_S)
-        teller.tell(progress)
+        notifier.notify(progress)
         if is_stop_wanted():
             progress.is_stopping = True
             thread.join(stop_time_s)
@@ -94,19 +94,19 @@ def attend(
     return result[0]
 
 
-class _Teller:
-    """Tells the service manager, now and then, that a step comes on."""
+class _Notifier:
+    """Notifies the service manager, now and then, that a step makes progress."""
 
     def __init__(self, what: str) -> None:
         self._what = what
-        self._told_count = 0
+        self._notified_count = 0
         self._next_s = time.monotonic() + TELL_INTERVAL_S
 
-    def tell(self, progress: Progress) -> None:
+    def notify(self, progress: Progress) -> None:
         done_count, now_s = progress.done_count, time.monotonic()
-        if now_s < self._next_s or done_count == self._told_count:
+        if now_s < self._next_s or done_count == self._notified_count:
             return
         self._next_s = now_s + TELL_INTERVAL_S
-        self._told_count = done_count
+        self._notified_count = done_count
         status = f"recovering store {self._what}: {done_count} of {progress.total_count} segments"
         systemd.notify_starting(status, STEP_TIME_MAX_S)

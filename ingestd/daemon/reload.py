@@ -2,7 +2,7 @@
 """Applying a changed configuration to a daemon that serves.
 
 Invariants: a configuration that is not valid changes nothing; what needs a
-restart is told at each reload until there was one. Owned by the main thread.
+restart is logged at each reload until there was one. Owned by the main thread.
 """
 
 from __future__ import annotations

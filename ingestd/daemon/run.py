@@ -4,16 +4,16 @@
 Invariants:
  - Order: addresses (bound), stores (locked, recovered), workers (set up), listeners,
    pumps, run, metrics, READY=1. What a failed start has done is undone in reverse.
-   All locks come before the first area: the kernel lets go of a killed daemon's
+   All locks come before the first area: the kernel releases a killed daemon's
    registered memory, and so of its hugepages, before its registered file, and so
    its lock.
  - The main thread waits for no device, log, scraper or peer: recovery, granting,
-   upkeep, the log, metrics and look-ups have threads of their own, and whatever of
+   maintenance, the log, metrics and look-ups have threads of their own, and whatever of
    them hangs at the end is left behind (shutdown.py).
- - The service manager is told that the process lives only while every worker's
+ - The service manager hears that the process lives only while every worker's
    loop turns.
- - A store that failed stays failed and the others go on; a worker that ends
-   unasked ends the process, since nothing can take its place.
+ - A store that failed stays failed and the others continue; a worker that ends
+   on its own ends the process, since nothing can take its place.
 
 Everything here runs on the main thread, but wake(), which any thread may call.
 """
@@ -36,10 +36,10 @@ from ingestd.daemon.admission.flow_index import FlowIndex
 from ingestd.daemon.base.listen import bind_listener
 from ingestd.daemon.base.waker import Waker
 from ingestd.daemon.interruptible import Progress, StartStoppedError, attend
-from ingestd.daemon.maintenance.coordinator import Housekeeping
+from ingestd.daemon.maintenance.coordinator import Maintenance
 from ingestd.daemon.reload import Reloader
 from ingestd.daemon.segments.granting import Granting
-from ingestd.daemon.shutdown import CLOSE_TIME_S, STEP_TIME_MAX_S, Closing
+from ingestd.daemon.shutdown import CLOSE_TIME_S, STEP_TIME_MAX_S, Shutdown
 from ingestd.daemon.signals import SignalInbox
 from ingestd.daemon.startup import (
     StoreOpener,
@@ -54,7 +54,7 @@ from ingestd.daemon.startup import (
 )
 from ingestd.daemon.status import StatusLine
 from ingestd.daemon.telemetry.event_log import EventLog
-from ingestd.daemon.telemetry.worker_health import WorkerWatch
+from ingestd.daemon.telemetry.worker_health import WorkerHealth
 from ingestd.daemon.workers import zcrx
 from ingestd.daemon.workers.engine import EngineChoice, fall_back
 from ingestd.daemon.workers.handover import Handover
@@ -86,7 +86,7 @@ EXIT_CODE_BUG: Final = 1
 
 
 def drain_time_s(drain_timeout_s: float) -> float:
-    """Return how long flows may go on after SIGTERM: the time-out less a margin."""
+    """Return how long flows may continue after SIGTERM: the time-out less a margin."""
     return drain_timeout_s - min(DRAIN_MARGIN_S, drain_timeout_s * DRAIN_MARGIN_PART)
 
 
@@ -106,7 +106,7 @@ class Daemon:
         self._settings = settings  # as started; as reloaded: the reloader has them
         self._reloader = Reloader(settings, log)
         self._log_dropped_count = log_dropped_count
-        self._closing = Closing(log)
+        self._closing = Shutdown(log)
         self._core = core
         self._open_store = open_store
         self._log = log
@@ -121,9 +121,9 @@ class Daemon:
         self._listener_names: list[str] = []
         self._granting: Granting | None = None
         self._flow_indexes: dict[str, FlowIndex] = {}
-        self._housekeeping = Housekeeping(self._flow_indexes, self._workers, log)
+        self._maintenance = Maintenance(self._flow_indexes, self._workers, log)
         self._failed_stores: set[str] = set()
-        self._watch = WorkerWatch(self._workers, self._failed_stores, log)
+        self._watch = WorkerHealth(self._workers, self._failed_stores, log)
         self._reload_wanted = False
         self._deadline_s: float | None = None  # set: stopping, and until when
         self._is_ready = False
@@ -132,7 +132,7 @@ class Daemon:
         self._next_status_s = 0.0
 
     def run(self) -> int:
-        """Bring everything up, serve until told to stop, take everything down."""
+        """Bring everything up, serve until asked to stop, take everything down."""
         with ExitStack() as undo:
             self._signals = undo.enter_context(SignalInbox())
             self._waker = Waker()
@@ -149,7 +149,7 @@ class Daemon:
                     self._closing.leave_behind(stopped.left_behind)
             finally:
                 self._begin_closing()
-        self._log.tell_suppressed(at_end=True)
+        self._log.report_suppressed(at_end=True)
         exit_code = self._final_exit_code()
         self._log.emit(LogEvent.STOPPED, exit_code=exit_code)
         return exit_code
@@ -207,7 +207,7 @@ class Daemon:
             self._log,
             [self._doors[name] for name in self._listener_names],
             self._flow_indexes,
-            self._housekeeping.gates,
+            self._maintenance.flow_locks,
             self.wake,
         )
         undo.callback(self._admission.close)
@@ -235,7 +235,7 @@ class Daemon:
             self._stores[name] = store
             undo.callback(self._close_store, store)
             prepare_store(settings, name, store, self._log)
-            self._housekeeping.add(name, store, settings, partial(self._is_failed, name))
+            self._maintenance.add(name, store, settings, partial(self._is_failed, name))
             flows = store.take_recovered_flows()
             if any(listener.protocol == "ingest" for _, listener in settings.listeners_of(name)):
                 store_uuid = store.superblock.store_uuid
@@ -291,10 +291,10 @@ class Daemon:
             self._look_for_stop,
         )
         if nic is not None:
-            zcrx.tell_napi_ids(settings, self._workers, nic)
+            zcrx.announce_napi_ids(settings, self._workers, nic)
 
     def _is_failed(self, store_name: str) -> bool:
-        """Whether a store's device has failed. By any thread, once the workers are set up."""
+        """Return whether a store's device has failed. By any thread, once workers are set up."""
         own = (worker for worker in self._workers if worker.store_name == store_name)
         return any(worker.counters()["store_errno"] for worker in own)
 
@@ -313,9 +313,9 @@ class Daemon:
         undo.callback(self._closing.end, "granting", granting.close)
         # Once more, as draining workers may still need the pumps.
         undo.callback(stop_workers, self._workers)
-        undo.callback(self._closing.end, "upkeep", self._housekeeping.close)
+        undo.callback(self._closing.end, "maintenance", self._maintenance.close)
         granting.start()
-        self._housekeeping.start()
+        self._maintenance.start()
         for worker in self._workers:
             worker.run()
 
@@ -333,7 +333,7 @@ class Daemon:
             self._core,
             self._admission.refused_counts,
             {name: store.warn_free_percent for name, store in self._settings.store.items()},
-            self._upkeep_failures,
+            self._maintenance_failures,
             self._log_dropped_count,
             self._admission.lookups_waiting_counts,
         )
@@ -342,10 +342,10 @@ class Daemon:
         for address in server.addresses:
             self._log.emit(LogEvent.LISTENING, listener="metrics", address=str(address))
 
-    def _upkeep_failures(self) -> dict[str, str]:
-        """Why removals, retention or overwriting fail now, by store. By any thread."""
+    def _maintenance_failures(self) -> dict[str, str]:
+        """The reason why maintenance fails now, by store. By any thread."""
         granting = self._granting.failures() if self._granting is not None else {}
-        return granting | self._housekeeping.failures()
+        return granting | self._maintenance.failures()
 
     # --- Loop -------------------------------------------------------------------
 
@@ -382,7 +382,7 @@ class Daemon:
                     self._admission.note_failed(worker, event)
                 elif event.kind == self._core.EVENT_STORE_FAILED:
                     self._failed_stores.add(worker.store_name)
-                self._event_log.tell(worker, event)
+                self._event_log.report(worker, event)
 
     def _look_after_workers(self) -> None:
         """End the loop if a worker, or a pump, did what it must not."""
@@ -402,13 +402,13 @@ class Daemon:
                         LogEvent.WORKER_FAILED,
                         worker=worker.name,
                         error="it did not stop within drain_timeout_s",
-                        way_out="look for a device that hangs (dmesg); acknowledged bytes are safe",
+                        hint="look for a device that hangs (dmesg); acknowledged bytes are safe",
                     )
                     self._exit_code = SystemCallError.exit_code
 
     def _tell_dead(self, name: str, error: BaseException | None) -> None:
         if error is None:
-            self._log.emit(LogEvent.WORKER_FAILED, worker=name, error="it ended unasked")
+            self._log.emit(LogEvent.WORKER_FAILED, worker=name, error="it ended by itself")
         elif isinstance(error, IngestdError):
             self._log.emit(LogEvent.WORKER_FAILED, worker=name, error=str(error))
         else:
@@ -429,10 +429,10 @@ class Daemon:
     def _tick(self) -> None:
         now_s = time.monotonic()
         self._next_tick_s = now_s + self._tick_s
-        self._log.tell_suppressed()
+        self._log.report_suppressed()
         counters = [worker.counters() for worker in self._workers]
         self._watch.look_for_lost_events(counters)
-        self._housekeeping.tick()
+        self._maintenance.tick()
         if self._granting is not None:
             self._granting.tick()
         if self._watch.loops_turn() and self._watchdog_s is not None:

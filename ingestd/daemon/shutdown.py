@@ -21,7 +21,7 @@ from typing import Final
 
 from ingestd.log import Log, LogEvent
 
-# For taking down what is left after the workers; told to the service manager.
+# For taking down what is left after the workers; announced to the service manager.
 CLOSE_TIME_S: Final = 10.0
 # Of it, for the last lines of the log.
 LOG_TIME_S: Final = 1.0
@@ -32,7 +32,7 @@ STEP_TIME_MIN_S: Final = 0.1
 LAST_WORDS_TIME_S: Final = 0.5
 
 
-class Closing:
+class Shutdown:
     """The time in which everything is taken down; begin() starts it."""
 
     def __init__(self, log: Log, clock: Callable[[], float] = time.monotonic) -> None:
@@ -54,7 +54,7 @@ class Closing:
         return min(STEP_TIME_MAX_S, max(STEP_TIME_MIN_S, left_s))
 
     def end(self, what: str, close: Callable[[float], Collection[str]]) -> bool:
-        """Call close() with the time that it has; tell of what it names as not ended."""
+        """Call close() with the time that it has; log what it names as not ended."""
         stuck = close(self.time_s())
         for name in stuck:
             self.leave_behind(f"{what}: {name}")
@@ -88,19 +88,19 @@ class Closing:
         return True
 
     def leave_behind(self, what: str) -> None:
-        """Know, and tell, of something that hangs and is not waited for any more."""
+        """Note, and log, something that hangs and is not waited for any more."""
         self.has_left_behind = True
         self._log.emit(
             LogEvent.LEFT_BEHIND,
             what=what,
-            way_out="look for what hangs (dmesg); acknowledged bytes are safe",
+            hint="look for what hangs (dmesg); acknowledged bytes are safe",
         )
 
 
 def leave(exit_code: int, last_words: str = "") -> None:
     """End the process at once if a thread is left, which would keep the interpreter from it.
 
-    Otherwise return; the caller then ends in the usual way, and says its last words itself.
+    Otherwise return; the caller then ends in the usual way, and logs its end itself.
     """
     own = threading.current_thread()
     if not any(thread.is_alive() for thread in threading.enumerate() if thread is not own):

@@ -92,7 +92,7 @@ def check_limits(settings: Settings, log: Log, engine: EngineChoice) -> None:
             LogEvent.DESCRIPTORS_SHORT,
             limit=limit_count,
             needed=needed_count,
-            way_out="raise LimitNOFILE in the systemd unit (`ulimit -Hn` elsewhere),"
+            hint="raise LimitNOFILE in the systemd unit (`ulimit -Hn` elsewhere),"
             " or lower flows_max or connections_max",
         )
 
@@ -111,24 +111,26 @@ def open_store(
     """Lock and recover one store; to be closed by the caller, also when this fails later."""
     wanted = settings.store[name]
 
-    def tell(wait_s: float) -> None:
+    def report_held(wait_s: float) -> None:
         log.emit(LogEvent.STORE_HELD, store=name, path=wanted.path, wait_s=wait_s)
 
     def step(on_progress: Callable[[int, int], None]) -> ServedStore:
-        return opener(wanted.path, expected_uuid=wanted.uuid, on_wait=tell, on_progress=on_progress)
+        return opener(
+            wanted.path, expected_uuid=wanted.uuid, on_wait=report_held, on_progress=on_progress
+        )
 
     return attended(name, step)
 
 
 def prepare_store(settings: Settings, name: str, store: ServedStore, log: Log) -> None:
-    """Set up what is done to a store beside writing flows, and tell of it. Raises StoreError."""
+    """Set up what is done to a store beside writing flows, and log it. Raises StoreError."""
     wanted = settings.store[name]
     missing_bytes = store.missing_bytes
     if wanted.on_full == "overwrite-oldest":
         store.overwrite_oldest(wanted.workers)
     store.reserve_room()
     if wanted.discard:
-        store.upkeep.discard_freed()
+        store.sweeper.discard_freed()
     superblock = store.superblock
     log.emit(
         LogEvent.STORE_OPENED,
@@ -148,18 +150,18 @@ def prepare_store(settings: Settings, name: str, store: ServedStore, log: Log) -
 def _log_sparse(name: str, store: ServedStore, missing_bytes: int, log: Log) -> None:
     without_count = store.segments_without_room
     if without_count:
-        way_out = (
-            "make room on its file system (df), then it goes on by itself: until then these"
+        hint = (
+            "make room on its file system (df), and it resumes by itself; until then these"
             " segments are not used"
         )
     else:
-        way_out = "none is needed: all free segments have got their space"
+        hint = "none is needed: all free segments have got their space"
     log.emit(
         LogEvent.STORE_SPARSE,
         store=name,
         missing=short_size(missing_bytes),
         segments_without_room=without_count,
-        way_out=way_out,
+        hint=hint,
     )
 
 
@@ -285,7 +287,7 @@ def _log_worker(worker: WorkerThread, settings: Settings, log: Log) -> None:
             LogEvent.AREA_WITHOUT_HUGEPAGES,
             store=worker.store_name,
             worker=worker.index,
-            way_out=f"raise vm.nr_hugepages by {worker.area.locked_bytes // HUGEPAGE_BYTES}"
+            hint=f"raise vm.nr_hugepages by {worker.area.locked_bytes // HUGEPAGE_BYTES}"
             " for each worker, to save the kernel work",
         )
 
@@ -300,7 +302,7 @@ def stop_workers(workers: Sequence[WorkerThread]) -> None:
 
 
 def release_workers(workers: Sequence[WorkerThread]) -> None:
-    """Let go of all that workers which have ended still hold of the kernel."""
+    """Release all that workers which have ended still hold of the kernel."""
     for worker in workers:
         worker.release()
 

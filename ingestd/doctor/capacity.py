@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How much room a store has left, by the share that its configuration warns at.
+"""The free space of a store, judged by the share that its configuration warns at.
 
 Invariants: only reads, also while a daemon serves the store; that room is short
 is a warning, as it stands in no engine's way. Any thread.
@@ -20,26 +20,28 @@ if TYPE_CHECKING:
 SUBJECT: Final = "room"
 
 
-class Room(NamedTuple):
+class Capacity(NamedTuple):
     """Segments of a store, and how many of them are free."""
 
     segments_free: int
     segments: int
 
 
-def room_of(path: str) -> Room:
+def capacity_of(path: str) -> Capacity:
     """Return the room of a store. Raises NotAStoreError, StoreDamagedError or StoreError."""
     with read_image(path) as image:
-        return Room(image.segment_counts()["free"], image.superblock.segment_count)
+        return Capacity(image.segment_counts()["free"], image.superblock.segment_count)
 
 
-def room_finding(store: StoreSettings, read: Callable[[str], Room] = room_of) -> Finding:
-    """Tell whether a store is full, nearly so, or whether that cannot be told."""
+def capacity_finding(
+    store: StoreSettings, read: Callable[[str], Capacity] = capacity_of
+) -> Finding:
+    """Return whether a store is full, nearly so, or whether that cannot be known."""
     try:
         room = read(store.path)
     except IngestdError as error:
-        text, _, way_out = str(error).partition(": ")
-        return Finding(SUBJECT, "warn", text, way_out or f"ingestd verify {store.path}")
+        text, _, remedy = str(error).partition(": ")
+        return Finding(SUBJECT, "warn", text, remedy or f"ingestd verify {store.path}")
     percent = 100 * room.segments_free / room.segments
     text = f"{room.segments_free} of {room.segments} segments are free ({percent:.1f}%)"
     if store.on_full == "overwrite-oldest":

@@ -42,7 +42,7 @@ _KNOWN_FIELDS: Final = {*_ANY_FIELDS, "Rule Type", "Dest port", "RSS Context ID"
 
 
 class Outcome(NamedTuple):
-    """How a run of the program ended."""
+    """The result of a run of the program."""
 
     code: int
     out: str
@@ -138,7 +138,7 @@ class Ethtool:
         match = pattern.search(out)
         if match is None:
             raise EngineError(
-                f"`ethtool {' '.join(arguments)}` did not tell what it made, but {out.strip()!r}:"
+                f"`ethtool {' '.join(arguments)}` did not say what it made, but {out.strip()!r}:"
                 " use a newer ethtool"
             )
         return int(match[1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What MTU and headers make of payload: arithmetic, and nothing asked of anyone.
+"""The payload that MTU and headers leave: arithmetic, nothing is asked of the system.
 
 TCP over Ethernet with timestamps, without IP options, extension headers or
 SACK blocks: data segments of a bulk sender look like that. Pure.
@@ -38,7 +38,7 @@ def mtu_for_payload(payload: int, family: Family) -> int:
 def mss_for_payload(payload: int) -> int:
     """Return the MSS to advertise (`ip route ... advmss`) for segments of that payload.
 
-    RFC 6691: an MSS counts options in, so the timestamps go on top.
+    RFC 6691: an MSS counts options in, so the timestamps come on top.
     """
     return payload + TIMESTAMPS_BYTES
 

@@ -35,7 +35,7 @@ Fate = Literal["undone", "gone", "changed since"]
 
 
 class Device(Protocol):
-    """What of an interface is read and set; see RealDevice."""
+    """The attributes of an interface that are read and set; see RealDevice."""
 
     interface: str
     ethtool: Ethtool
@@ -65,7 +65,7 @@ class RealDevice:
 
 
 class Undone(NamedTuple):
-    """What became of one change."""
+    """The result of one change."""
 
     change: Change
     fate: Fate
@@ -177,7 +177,7 @@ def _take_back_rings(device: Device, state: NicState, change: RingsChange) -> Fa
 
 
 def _take_back_context(device: Device, state: NicState, change: ContextChange) -> Fate:
-    """A crash may have come before its number was written down: then its queues tell."""
+    """A crash may have come before its number was written down: then its queues show it."""
     ours = [
         number
         for number, table in state.contexts.items()

@@ -61,7 +61,7 @@ def test_service_manager_is_told(
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether all of a process is stopped by a signal: state T of proc_pid_stat(5)."""
+    """Return whether all of a process is stopped by a signal: state T of proc_pid_stat(5)."""
     threads = Path(f"/proc/{pid}/task").glob("*/stat")
     return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in threads)
 

@@ -38,7 +38,7 @@ def test_emfile(store_path: Path, start_daemon: StartDaemon, seed: int) -> None:
     others = [SocketSender(daemon.address) for _ in range(CONNECTIONS_COUNT)]
     (event, *_) = wait_until(lambda: daemon.events("accept_failed"), "the log tells")
     assert "EMFILE" in event["error"]
-    assert "LimitNOFILE" in event["way_out"]
+    assert "LimitNOFILE" in event["hint"]
     assert _descriptor_count(daemon) == DESCRIPTORS_MAX
     # A flow that was accepted before goes on to its end.
     early.write(payload.data()[1000:])

@@ -71,7 +71,7 @@ class Senders:
                 self.receipts[receipt["flow"]] = (payload, receipt)
 
     def may_be(self, flow: Flow, data: bytes) -> bool:
-        """Whether the bytes are the first ones of a flow without a receipt."""
+        """Return whether the bytes are the first ones of a flow without a receipt."""
         if len(data) >= HEAD_BYTES:
             payload = self.unanswered.get(int.from_bytes(data[:8], "little"))
             sent = [payload] if payload else []

@@ -130,7 +130,7 @@ class Senders:
 
 
 def _is_served(store: Path) -> bool:
-    """Whether a process holds a store; the kernel lets go of one some time after its end."""
+    """Return whether a process holds a store; the kernel lets go of one some time after its end."""
     with open_device(str(store)) as device:
         return is_claimed(device)
 

@@ -20,7 +20,7 @@ AS_IT_WAS: Final = {16, 10}
 
 @functools.cache
 def is_there() -> bool:
-    """Whether `ingestd rm` exists."""
+    """Return whether `ingestd rm` exists."""
     return subprocess.run([PROGRAM, "rm", "--help"], capture_output=True).returncode == 0
 
 

@@ -315,7 +315,7 @@ class SenderProcess:
 
 
 def _is_lost_connection(text: str) -> bool:
-    """Whether a complaint is only that the daemon went away."""
+    """Return whether a complaint is only that the daemon went away."""
     return any(part in text for part in ("the connection ended", "half a line", "no whole line"))
 
 

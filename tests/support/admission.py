@@ -10,9 +10,9 @@ from collections.abc import Callable, Set
 from types import SimpleNamespace
 from typing import Any
 
-from ingestd.daemon.admission.admission import Admission, Door
+from ingestd.daemon.admission.admission import Admission, ListenerPolicy
 from ingestd.daemon.admission.flow_index import FlowIndex
-from ingestd.daemon.admission.flow_lock import FlowGate
+from ingestd.daemon.admission.flow_lock import FlowLock
 from ingestd.log import Log
 from ingestd.store.device.opening import open_device
 from ingestd.store.metadata.superblock import read_superblock
@@ -29,10 +29,10 @@ SECRET = bytes(range(16))
 CHALLENGE = bytes(range(32))
 CORE = FakeCore
 DOORS = [
-    Door("open", None, 0, True),
-    Door("small", None, 1000, True),
-    Door("closed", {"ours": SECRET, "other": bytes(16)}, 0, True),
-    Door("raw", None, 0, False),
+    ListenerPolicy("open", None, 0, True),
+    ListenerPolicy("small", None, 1000, True),
+    ListenerPolicy("closed", {"ours": SECRET, "other": bytes(16)}, 0, True),
+    ListenerPolicy("raw", None, 0, False),
 ]
 
 
@@ -132,7 +132,7 @@ class Gate:
 
     def __init__(self, path: str = "") -> None:
         self.index = FlowIndex(STORE_UUID)
-        self.gate = FlowGate()
+        self.gate = FlowLock()
         self.log = Recorder()
         self.woken = 0
         self.workers = [FakeWorker(0, path), FakeWorker(1, path)]

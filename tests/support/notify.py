@@ -60,5 +60,5 @@ class NotifySocket:
         ]
 
     def told(self, part: str) -> bool:
-        """Whether a line that came has this in it."""
+        """Return whether a line that came has this in it."""
         return any(part in got for _, lines in list(self.messages) for got in lines)

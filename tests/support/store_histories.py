@@ -237,5 +237,5 @@ def _expect(history: History, planned: list[_Planned], proven: int) -> None:
 
 
 def is_prefix(shown: bytes, sent: Any) -> bool:
-    """Whether the bytes shown are the first of those sent."""
+    """Return whether the bytes shown are the first of those sent."""
     return bytes(sent[: len(shown)]) == shown

@@ -34,7 +34,7 @@ class StoreMaker:
 
     @property
     def is_device(self) -> bool:
-        """Whether the stores lie on block devices."""
+        """Return whether the stores lie on block devices."""
         return self.kind in BLOCK_BYTES
 
     def __call__(self, size_bytes: int, *flags: str, name: str = "store") -> Path:

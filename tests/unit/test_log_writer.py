@@ -147,7 +147,7 @@ def test_a_target_that_fails_is_no_error() -> None:
     assert writer.close(WAIT_S)
 
 
-def test_no_thread_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_thread_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Letting flows of protocol `ingest` in: who may, where they go on, and how they end.
+"""Admission of flows of protocol `ingest`: who may, where they resume, and how they end.
 
-Workers ask about each hello and each trailer, once per flow, and tell of each
+Workers ask about each hello and each trailer, once per flow, and report each
 end; what lies between is theirs. Invariants:
  - Each question is answered exactly once.
  - At most one connection feeds a flow. A newer one waits until the older has
    ended and all it had stored is durable.
- - A flow goes on where its durable bytes end, never before and never behind.
- - A flow is fed only between begin() and end() of its store's gate.
+ - A flow resumes where its durable bytes end, never before and never behind.
+ - A flow is fed only between begin() and end() of its store's flow lock.
 
 Owned by the main thread; lookup_thread.py has the threads that read.
 """
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from ingestd.config.settings import ListenerSettings
     from ingestd.core._core import Event, Question
     from ingestd.daemon.admission.flow_index import FlowIndex
-    from ingestd.daemon.admission.flow_lock import FlowGate
+    from ingestd.daemon.admission.flow_lock import FlowLock
     from ingestd.daemon.workers.worker import Core, WorkerThread
     from ingestd.store.read.point_query import Found
 
@@ -59,7 +59,7 @@ _Connection: TypeAlias = tuple[str, tuple[int, int]]  # name of the worker, its 
 
 
 @dataclass(frozen=True)
-class Door:
+class ListenerPolicy:
     """A listener as admission sees it; keys None: it does not authenticate."""
 
     name: str
@@ -68,10 +68,10 @@ class Door:
     is_ingest: bool
 
 
-def door(name: str, listener: ListenerSettings) -> Door:
+def door(name: str, listener: ListenerSettings) -> ListenerPolicy:
     """Return a listener as admission sees it, with its keys. Raises ConfigError."""
     keys = None if listener.key_file is None else load_keys(listener.key_file)
-    return Door(name, keys, listener.flow_bytes_max, listener.protocol == "ingest")
+    return ListenerPolicy(name, keys, listener.flow_bytes_max, listener.protocol == "ingest")
 
 
 @dataclass(frozen=True)
@@ -86,12 +86,12 @@ class _Candidate:
 
     @property
     def connection(self) -> _Connection:
-        """What no other connection of any worker has."""
+        """The key of a connection, unique over all workers."""
         return self.worker.name, self.question.connection
 
     @property
     def address(self) -> str:
-        """Where it came from, without the port."""
+        """The peer's address, without the port."""
         return self.question.peer.rpartition(":")[0]
 
 
@@ -104,15 +104,15 @@ class _Live:
 
 
 class Admission:
-    """Answers the questions of all workers; serve() and settle() when there is news."""
+    """Answers the questions of all workers; serve() and settle() when there is something to do."""
 
     def __init__(
         self,
         core: Core,
         log: Log,
-        doors: Sequence[Door],
+        doors: Sequence[ListenerPolicy],
         indexes: Mapping[str, FlowIndex],
-        gates: Mapping[str, FlowGate],
+        flow_locks: Mapping[str, FlowLock],
         wake: Callable[[], None],
     ) -> None:
         self.refused_counts: Counter[tuple[str, str, str]] = Counter()  # store, listener, code
@@ -121,7 +121,7 @@ class Admission:
         self._log = log
         self._doors = list(doors)
         self._indexes = indexes
-        self._gates = gates
+        self._flow_locks = flow_locks
         self._wake = wake
         self._live: dict[_FlowKey, _Live] = {}
         self._flow_of: dict[_Connection, _FlowKey] = {}
@@ -133,7 +133,7 @@ class Admission:
         self._lookups_of: Counter[tuple[str, str]] = Counter()  # by store and address
 
     def close(self) -> None:
-        """Let go of the threads that look into stores."""
+        """End the threads that look into stores."""
         for reader in self._readers.values():
             reader.stop()
 
@@ -184,8 +184,8 @@ class Admission:
         self._decide(_Candidate(worker, question, hello, flow, key))
 
     @staticmethod
-    def _unmeant(hello: Hello, door: Door) -> Refusal | None:
-        """What a hello asks for that can never be had here."""
+    def _unmeant(hello: Hello, door: ListenerPolicy) -> Refusal | None:
+        """The reason why a hello can never be admitted here; None: there is none."""
         if hello.resume is True and hello.flow is None:
             return Refusal("bad_hello", "resume needs the id of a flow")
         stated = hello.bytes
@@ -194,14 +194,14 @@ class Admission:
         return None
 
     def _decide(self, candidate: _Candidate) -> None:
-        """Let a candidate in, refuse it, or let it wait for what is not known yet."""
+        """Admit a candidate, refuse it, or have it wait for what is not known yet."""
         store_name, flow = candidate.worker.store_name, candidate.flow
         index = self._indexes[store_name]
         live = self._live.get((store_name, flow))
         known = index.find(flow)
         if live is not None:
             self._take_over(live, candidate)
-        elif self._gates[store_name].is_removed(flow):
+        elif self._flow_locks[store_name].is_removed(flow):
             self._refuse_candidate(candidate, REMOVED)
         elif known is not None:
             self._go_on(candidate, known)
@@ -244,7 +244,7 @@ class Admission:
             refusal = Refusal("busy", "the server has too much to do: try again")
         else:
             if live.heir is not None:
-                gone = Refusal("replaced", "a newer connection goes on with the flow")
+                gone = Refusal("replaced", "a newer connection resumed the flow")
                 self._refuse_candidate(live.heir, gone)
             live.heir = candidate
             self._waiting.add(candidate.connection)
@@ -253,7 +253,7 @@ class Admission:
         self._refuse_candidate(candidate, refusal)
 
     def _is_gone(self, candidate: _Candidate) -> bool:
-        """Whether a candidate ended while it waited; its question is answered then."""
+        """Return whether a candidate ended while it waited; its question is answered then."""
         self._waiting.discard(candidate.connection)
         self._parked.discard(candidate.connection)
         is_gone = candidate.connection in self._gone
@@ -265,7 +265,7 @@ class Admission:
     def _admit(self, candidate: _Candidate, known: Known) -> None:
         if self._is_gone(candidate):
             return
-        if not self._gates[candidate.worker.store_name].begin(candidate.flow):
+        if not self._flow_locks[candidate.worker.store_name].begin(candidate.flow):
             self._refuse_candidate(candidate, REMOVED)  # since it was looked for
             return
         hello, worker = candidate.hello, candidate.worker
@@ -329,7 +329,7 @@ class Admission:
     def _on_found(self, candidate: _Candidate, found: Found | Exception) -> None:
         key = (candidate.worker.store_name, candidate.flow)
         index = self._indexes[candidate.worker.store_name]
-        is_removed = self._gates[key[0]].is_removed(candidate.flow)
+        is_removed = self._flow_locks[key[0]].is_removed(candidate.flow)
         if key in self._live or index.find(candidate.flow) is not None or is_removed:
             self._decide(candidate)  # another connection, or a removal, was quicker
             return
@@ -354,7 +354,7 @@ class Admission:
         if isinstance(trailer, Refusal):
             refusal = trailer
         elif trailer.bytes not in (None, question.bytes_count):
-            text = f"the trailer tells of {trailer.bytes} bytes, and {question.bytes_count}"
+            text = f"the trailer states {trailer.bytes} bytes, and {question.bytes_count}"
             refusal = Refusal("trailer", f"{text} came")
         elif (
             trailer.crc32c is not None and question.is_crc_known and trailer.crc32c != question.crc
@@ -385,7 +385,7 @@ class Admission:
                     question.is_whole,
                 ),
             )
-        self._gates[key[0]].end(key[1])
+        self._flow_locks[key[0]].end(key[1])
         if live.heir is not None:
             self._decide(live.heir)
 
@@ -434,7 +434,7 @@ class Admission:
         }
         worker.refuse(question.connection, json.dumps(line).encode() + b"\n")
         if question.kind != self._core.QUESTION_HELLO:
-            return  # the flow's end is told by the worker
+            return  # the worker reports the flow's end
         self.refused_counts[worker.store_name, name, refusal.code] += 1
         fields: dict[str, Any] = {"flow": flow_text} if flow_text else {}
         self._log.emit(

@@ -22,7 +22,7 @@ BITS_SET_PER_ID: Final = 4
 _KEY_BYTES: Final = 16
 
 
-class IdFilter:
+class BloomFilter:
     """Ids that were added, and a few others."""
 
     def __init__(self, ids: Iterable[bytes] = ()) -> None:
@@ -55,7 +55,7 @@ class IdFilter:
 
     @property
     def size_bytes(self) -> int:
-        """What the filters take of memory, once ids lie in all of it."""
+        """The memory that the filters take, in bytes, once ids lie in all of it."""
         return sum(map(len, self._filters))
 
     def _grow(self) -> None:

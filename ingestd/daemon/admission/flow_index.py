@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which flows a store holds already, and where those that were interrupted go on.
+"""The index of the flows that a store holds, and of the offsets at which interrupted ones resume.
 
 Invariants:
  - A flow that is in the store is never taken for a new one: one of protocol `raw` is
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from heapq import nlargest
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ingestd.daemon.admission.bloom_filter import IdFilter
+from ingestd.daemon.admission.bloom_filter import BloomFilter
 from ingestd.daemon.admission.marked_ids import is_raw_id
 
 if TYPE_CHECKING:
@@ -34,13 +34,13 @@ class Known(NamedTuple):
 
     is_sealed: bool
     bytes_count: int  # all of them durable
-    crc: int  # the chain of CRC32C at its end, for a connection that goes on
+    crc: int  # the chain of CRC32C at its end, for a connection that resumes
     is_crc_known: bool  # ... which is that of all of its bytes
     is_settled: bool = True  # False: more of it may become durable still
     is_resumable: bool = True  # False: it came by another protocol
 
 
-# Of a flow of protocol `raw` nothing more is needed, as nobody can go on with it.
+# Of a flow of protocol `raw` nothing more is needed, as nobody can resume it.
 RAW: Final = Known(False, 0, 0, False, is_resumable=False)
 
 
@@ -55,7 +55,7 @@ class FlowIndex:
         # Each with the flow that was used last at its end.
         self._sealed: OrderedDict[bytes, Known] = OrderedDict()
         self._unsealed: OrderedDict[bytes, Known] = OrderedDict()
-        self._others = IdFilter()
+        self._others = BloomFilter()
         flows = list(flows)
         resumable = (flow for flow in flows if flow.protocol == PROTOCOL_INGEST)
         for flow in reversed(nlargest(details_max, resumable, key=_use_of)):
@@ -74,7 +74,7 @@ class FlowIndex:
         return known
 
     def must_ask(self, flow: bytes) -> bool:
-        """Tell whether the store has to be asked about a flow that find() does not find."""
+        """Return whether the store has to be asked about a flow that find() does not find."""
         return flow in self._others
 
     def note(self, flow: bytes, known: Known) -> None:
@@ -108,7 +108,7 @@ class FlowIndex:
 
 
 def _use_of(flow: Flow) -> tuple[bool, int]:
-    """What puts recovered flows in order: those that can go on, then those used last."""
+    """The sort key of recovered flows: those that can be resumed, then those used last."""
     last_sequence = max((span.segment_sequence for span in flow.spans), default=0)
     return flow.state != STATE_SEALED, last_sequence
 

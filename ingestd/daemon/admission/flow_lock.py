@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who has a flow of a store: a connection that feeds it, or its removal.
+"""The lock of each flow of a store: a connection that feeds the flow holds it, or its removal.
 
 Invariants: never both. A flow that is fed is not removed, and one whose removal
 has begun is not fed again before it is forgotten, so that nothing is ever
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
-class FlowGate:
+class FlowLock:
     """The flows of one store that are fed by protocol `ingest`, and those that are removed."""
 
     def __init__(self, removed: Iterable[bytes] = ()) -> None:
@@ -71,6 +71,6 @@ class FlowGate:
             self._removed.discard(flow)
 
     def is_removed(self, flow: bytes) -> bool:
-        """Tell whether a flow's removal has begun."""
+        """Return whether a flow's removal has begun."""
         with self._mutex:
             return flow in self._removed

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon makes of the blocks of protocol `ingest`: read, refused, authenticated.
+"""Hello and trailer blocks of protocol `ingest`: parsed, refused, authenticated.
 
 Invariants: whatever the bytes are, the answer is a value or a Refusal, never an
 exception; what is returned has passed every check that needs nothing but the
@@ -28,7 +28,7 @@ _Read = TypeVar("_Read", Hello, Trailer)
 
 
 class Refusal(NamedTuple):
-    """Why a connection is not let in: a code for programs and a sentence for people."""
+    """The reason why a connection is not admitted: a code for programs, a sentence for people."""
 
     code: str
     text: str

@@ -2,7 +2,7 @@
 """Keys of listeners, read again while the daemon runs.
 
 Invariants: a file that cannot be used changes nothing for its listener; who was
-let in stays, whatever becomes of the key. Owned by the main thread.
+admitted stays, whatever becomes of the key. Owned by the main thread.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def reread_keys(listeners: Mapping[str, ListenerSettings], admission: Admission, log: Log) -> None:
-    """Read every listener's key file again, and tell how that went."""
+    """Read every listener's key file again, and log the result."""
     for name, listener in listeners.items():
         if listener.key_file is None:
             continue

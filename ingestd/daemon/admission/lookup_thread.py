@@ -17,7 +17,7 @@ from collections.abc import Callable, Set
 from typing import Final, TypeAlias
 
 from ingestd.errors import StoreError
-from ingestd.store.read.point_query import Found, LookupStoppedError
+from ingestd.store.read.point_query import Found, QueryStoppedError
 
 PAUSE_TIMES: Final = 1
 JOIN_TIME_S: Final = 1.0
@@ -79,7 +79,7 @@ class Lookups:
             outcome: Found | Exception
             try:
                 outcome = self._find(wanted, lambda: self._is_stopped)
-            except LookupStoppedError:
+            except QueryStoppedError:
                 return
             except (StoreError, MemoryError) as error:
                 outcome = error

@@ -17,7 +17,7 @@ _MARK_OFFSET = 12
 
 
 def is_raw_id(flow: bytes, store_uuid: bytes) -> bool:
-    """Tell whether a worker of this store made the id: no sender may choose it."""
+    """Return whether a worker of this store made the id: no sender may choose it."""
     return (
         flow[6] >> 4 == 7
         and flow[8] >> 6 == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When to try again what has failed: soon at first, then ever later.
+"""Exponential backoff of retries: the first is soon, each pause is longer than the one before.
 
 Invariant: the pause doubles from PAUSE_MIN_S to PAUSE_MAX_S. One thread's own.
 """
@@ -24,12 +24,12 @@ class Backoff:
 
     @property
     def is_due(self) -> bool:
-        """Whether nothing failed, or the pause is over."""
+        """Return whether nothing failed, or the pause is over."""
         return self._clock() >= self._next_s
 
     @property
     def has_failed(self) -> bool:
-        """Whether the last try failed."""
+        """Return whether the last try failed."""
         return self._pause_s > 0
 
     def fail(self) -> float:
@@ -39,6 +39,6 @@ class Backoff:
         return self._pause_s
 
     def succeed(self) -> bool:
-        """Know that it went well; tell whether it had failed before."""
+        """Note a success; return whether there was a failure before."""
         had_failed, self._pause_s, self._next_s = self.has_failed, 0.0, 0.0
         return had_failed

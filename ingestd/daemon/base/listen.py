@@ -36,7 +36,7 @@ _SHORT: Final = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class _Target(NamedTuple):
-    """What one socket binds to."""
+    """The address that one socket binds to."""
 
     family: socket.AddressFamily
     host: str
@@ -159,7 +159,7 @@ def _open_all(
 
 
 def _probe(target: _Target, port: int) -> int:
-    """Return the port, which nobody else holds: SO_REUSEPORT would not have told."""
+    """Return the port, which nobody else holds: SO_REUSEPORT would not have shown that."""
     with _bind(target, port, reuse_port=False) as sock:
         return int(sock.getsockname()[1])
 
@@ -207,7 +207,7 @@ def _listen_error(name: str, error: _BindError) -> ListenError | ResourceError:
 
 
 def bind_problem(address: Address, cause: OSError) -> str:
-    """Return why an address cannot be bound, and the way out, as the end of a sentence."""
+    """Return why an address cannot be bound, and the remedy, as the end of a sentence."""
     if cause.errno == errno.EADDRINUSE:
         return (
             f"{address} is in use by another process: stop it"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What wakes a thread that waits on a selector.
+"""A wake-up for a thread that waits on a selector.
 
 Invariants: wake() never waits, and may come at any time, also after close(), when
 it does nothing: a thread that was left behind must not write to a descriptor that

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the block layer's queue of a store takes in one direct write.
+"""Limits of one direct write: alignment and size, as the block layer's queue of a store has them.
 
 Invariants: only reads sysfs; where the answer cannot be had, the stricter one
 is given; what an operator states can only be stricter still. No state; any thread may call.
@@ -37,7 +37,7 @@ class DirectProfile(NamedTuple):
 def complete_profile(
     mem_align: int, write_align: int, fd: int, sysfs: Path = SYSFS_DEVICES
 ) -> DirectProfile:
-    """Return the whole profile of an open store, of which statx told the alignments.
+    """Return the whole profile of an open store, of which statx gave the alignments.
 
     The virtual boundary only matters where pieces smaller than a logical block
     are written as they lie: all else the block layer splits at the boundary.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the kernel lets this process have: locked memory and descriptors.
+"""Limits of this process: locked memory and descriptors.
 
 Invariants: what is asked of the kernel is only read, but for the soft limits of
 descriptors and locked memory, which are raised up to the hard ones. Owned by the
@@ -37,7 +37,7 @@ class LockedNeed(NamedTuple):
 
 
 def has_capability(status: str, number: int) -> bool:
-    """Tell whether the text of /proc/PID/status shows a capability as effective.
+    """Return whether the text of /proc/PID/status shows a capability as effective.
 
     proc(5): CapEff is a mask in hexadecimal. Raises ValueError without that line.
     """

@@ -73,7 +73,7 @@ def cgroup_bounds(proc: Path, cgroups: Path) -> list[Bound]:
 
     cgroups(7): version 2 has memory.max and memory.current, version 1
     memory.limit_in_bytes and memory.usage_in_bytes. Page cache counts as used,
-    although it gives way; so it is taken for free where memory.stat tells it.
+    although it gives way; so it is taken for free where memory.stat shows it.
     """
     try:
         lines = (proc / "self/cgroup").read_text(encoding="utf-8").splitlines()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What zero-copy receive needs of kernel, privileges and memory, and what is there.
+"""Prerequisites of zero-copy receive in kernel, privileges and memory, as findings.
 
 Invariants: only reads; what the kernel can be asked is asked, not derived from
 its version, which serves as advice only. No state; any thread may call.
@@ -59,7 +59,7 @@ def kernel_findings(
         yield Finding(
             "events",
             "warn",
-            "this kernel does not tell when it runs out of buffers or copies",
+            "this kernel does not report when it runs out of buffers or copies",
             "boot Linux 7.2 or newer to have ingestd_alloc_failures_total and copied bytes counted",
         )
     if not features.get("writev_fixed", False):
@@ -91,7 +91,7 @@ def privilege_findings(status: str) -> Iterator[Finding]:
 
 
 def locked_finding(needs: list[LockedNeed], limit_bytes: int | None, status: str) -> Finding:
-    """Tell whether the areas may be registered; limit_bytes as locked_memory_limit() has it.
+    """Return whether the areas may be registered; limit_bytes as locked_memory_limit() has it.
 
     Zero-copy receive pins an area twice, to receive into and to write from.
     """
@@ -111,7 +111,7 @@ def locked_finding(needs: list[LockedNeed], limit_bytes: int | None, status: str
 
 
 def hugepage_finding(needed_bytes: int, rx_buf_bytes: int, meminfo: str) -> Finding:
-    """Tell whether areas fit the free hugepages of a text of /proc/meminfo."""
+    """Return whether areas fit the free hugepages of a text of /proc/meminfo."""
     needed = -(-needed_bytes // HUGEPAGE_BYTES)
     free = meminfo_number(meminfo, "HugePages_Free")
     if free >= needed:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the log says of the room in stores.
+"""Log lines about the free space of stores.
 
 Invariants: each segment that was overwritten has one line; that room is short
-is told once, and again only after there was clearly more; each try to overwrite
-that fails is told once. Owned by the main thread.
+is logged once, and again only after there was clearly more; each try to overwrite
+that fails is logged once. Owned by the main thread.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ AGAIN_PERCENT: Final = 2.0
 def segment_fields(
     index: int, sequence: int, payload_bytes: int, flows: Sequence[bytes]
 ) -> dict[str, Any]:
-    """Return what the log says of a segment that was given up, some of its flows by name."""
+    """Return what the log says of an evicted segment, some of its flows by name."""
     return {
         "segment": index,
         "sequence": sequence,
@@ -36,7 +36,7 @@ def segment_fields(
     }
 
 
-class SpaceWatch:
+class CapacityLog:
     """Looks at one store, once a tick; `warn_free_percent` of 0: no warning.
 
     `forget` is called with each flow that lost bytes.
@@ -55,11 +55,11 @@ class SpaceWatch:
         self._warn_percent = warn_free_percent
         self._log = log
         self._forget = forget
-        self._is_short_told = False
-        self._failure_told: StoreError | None = None
+        self._is_short_logged = False
+        self._failure_logged: StoreError | None = None
 
     def tick(self) -> None:
-        """Tell what happened since the last call."""
+        """Log what happened since the last call."""
         self._tell_overwritten()
         self._tell_failure()
         # A store that overwrites is to have nothing free.
@@ -80,26 +80,26 @@ class SpaceWatch:
 
     def _tell_failure(self) -> None:
         error = self._store.overwriting_error
-        if error is not self._failure_told:
-            self._failure_told = error
+        if error is not self._failure_logged:
+            self._failure_logged = error
             if error is not None:
                 self._log.emit(LogEvent.OVERWRITING_FAILED, store=self._name, error=str(error))
             else:
-                self._log.emit(LogEvent.UPKEEP_RESUMED, store=self._name)
+                self._log.emit(LogEvent.MAINTENANCE_RESUMED, store=self._name)
 
     def _tell_short(self) -> None:
         count = self._store.superblock.segment_count
         free_count = self._store.segments_free_count
         free_percent = 100 * free_count / count
         if free_percent >= self._warn_percent + AGAIN_PERCENT:
-            self._is_short_told = False
-        elif free_percent < self._warn_percent and not self._is_short_told:
-            self._is_short_told = True
+            self._is_short_logged = False
+        elif free_percent < self._warn_percent and not self._is_short_logged:
+            self._is_short_logged = True
             self._log.emit(
                 LogEvent.STORE_SPACE_LOW,
                 store=self._name,
                 segments_free=free_count,
                 segments=count,
                 free_percent=round(free_percent, 1),
-                way_out="plan where flows go once it is full, such as to a second store",
+                hint="plan where flows go once it is full, such as to a second store",
             )

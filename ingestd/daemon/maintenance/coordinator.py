@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is looked after in every store beside its flows: room, removals, what is forgotten.
+"""Maintenance of all stores: free space, removals, and flows that the index forgets.
 
-Invariants: what a keeper tells is logged once; a flow of which nothing is left is
-forgotten by the index before the gate lets its id in again. Owned by the main
-thread; the keepers have threads of their own.
+Invariants: what a maintenance thread reports is logged once; a flow of which nothing is left is
+forgotten by the index before its lock is released. Owned by the main
+thread; each store has a maintenance thread of its own.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from ingestd.daemon.admission.flow_lock import FlowGate
+from ingestd.daemon.admission.flow_lock import FlowLock
 from ingestd.daemon.base.threads import join_threads
-from ingestd.daemon.maintenance.capacity_log import SpaceWatch
-from ingestd.daemon.maintenance.maintenance_thread import Keeper
+from ingestd.daemon.maintenance.capacity_log import CapacityLog
+from ingestd.daemon.maintenance.maintenance_thread import MaintenanceThread
 from ingestd.daemon.maintenance.store_watch import StoreWatch
 from ingestd.log import Log
 from ingestd.store.reclaim.retention import NS_PER_S, Retention
@@ -39,18 +39,18 @@ def retentions_of(settings: Settings, store_name: str) -> dict[str, Retention]:
     }
 
 
-class Housekeeping:
+class Maintenance:
     """All stores: add() each, start(), tick(), close()."""
 
     def __init__(
         self, indexes: Mapping[str, FlowIndex], workers: Sequence[WorkerThread], log: Log
     ) -> None:
-        self.gates: dict[str, FlowGate] = {}
+        self.flow_locks: dict[str, FlowLock] = {}
         self._indexes = indexes
         self._workers = workers
         self._log = log
-        self._watches: list[SpaceWatch] = []
-        self._keepers: dict[str, Keeper] = {}
+        self._watches: list[CapacityLog] = []
+        self._maintainers: dict[str, MaintenanceThread] = {}
         self._store_watches: dict[str, StoreWatch] = {}
         self._stores: dict[str, ServedStore] = {}
 
@@ -63,12 +63,14 @@ class Housekeeping:
     ) -> None:
         """Look after one more store, from start() on."""
         self._stores[name] = store
-        self.gates[name] = FlowGate(store.upkeep.removed)
+        self.flow_locks[name] = FlowLock(store.sweeper.removed)
         retentions = retentions_of(settings, name)
-        self._keepers[name] = Keeper(name, store, self.gates[name], retentions, is_failed)
+        self._maintainers[name] = MaintenanceThread(
+            name, store, self.flow_locks[name], retentions, is_failed
+        )
         self._store_watches[name] = StoreWatch(name, store, self._workers, self._log)
         percent = settings.store[name].warn_free_percent
-        watch = SpaceWatch(name, store, percent, self._log, self._forgetter(name))
+        watch = CapacityLog(name, store, percent, self._log, self._forgetter(name))
         self._watches.append(watch)
 
     def _forgetter(self, name: str) -> Callable[[bytes], None]:
@@ -80,27 +82,31 @@ class Housekeeping:
         return forget
 
     def start(self) -> None:
-        """Let the keepers and watches begin. Raises ResourceError."""
+        """Start the maintenance threads and watches. Raises ResourceError."""
         for watch in self._store_watches.values():
             watch.start()
-        for keeper in self._keepers.values():
-            keeper.start()
+        for maintainer in self._maintainers.values():
+            maintainer.start()
 
     def close(self, timeout_s: float) -> list[str]:
-        """End all of them, and log what the keepers did last; return who hangs."""
+        """End all of them, and log what they did last; return who hangs."""
         for watch in self._store_watches.values():
             watch.stop()
-        for keeper in self._keepers.values():
-            keeper.stop()
+        for maintainer in self._maintainers.values():
+            maintainer.stop()
         threads = [watch.thread for watch in self._store_watches.values()]
-        threads += [keeper.thread for keeper in self._keepers.values()]
+        threads += [maintainer.thread for maintainer in self._maintainers.values()]
         stuck = join_threads(threads, timeout_s)
-        self._tell_news()
+        self._log_reports()
         return stuck
 
     def failures(self) -> dict[str, str]:
-        """Return why a store's upkeep fails now, by store. By any thread."""
-        found = {name: keeper.failure for name, keeper in self._keepers.items() if keeper.failure}
+        """Return why a store's maintenance fails now, by store. By any thread."""
+        found = {
+            name: maintainer.failure
+            for name, maintainer in self._maintainers.items()
+            if maintainer.failure
+        }
         found |= {n: w.failure for n, w in self._store_watches.items() if w.failure}
         for name, store in self._stores.items():
             if name not in found and store.overwriting_error is not None:
@@ -108,16 +114,16 @@ class Housekeeping:
         return found
 
     def tick(self) -> None:
-        """Tell, and forget, what there is; once a second."""
+        """Log, and forget, what was reported; once a second."""
         for watch in self._watches:
             watch.tick()
-        self._tell_news()
+        self._log_reports()
 
-    def _tell_news(self) -> None:
-        for name, keeper in self._keepers.items():
-            for event, fields in keeper.take_news():
+    def _log_reports(self) -> None:
+        for name, maintainer in self._maintainers.items():
+            for event, fields in maintainer.take_reports():
                 self._log.emit(event, **fields)
             forget = self._forgetter(name)
-            for flow in keeper.take_gone():
+            for flow in maintainer.take_gone():
                 forget(flow)
-                self.gates[name].release(flow)
+                self.flow_locks[name].release(flow)

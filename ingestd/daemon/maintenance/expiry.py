@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When flows of one store are past their term, and what the log says of the clock meanwhile.
+"""Expiry of one store's flows, and log lines about the clock that it goes by.
 
-Invariants: a clock that was set, and a flow whose date cannot be right, are told of once
-each. Owned by the store's keeper.
+Invariants: a clock that was set, and a flow whose date cannot be right, are logged once
+each. Owned by the store's maintainer.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
-from ingestd.daemon.maintenance.steady_clock import STEADY_NS, TermClock
+from ingestd.daemon.maintenance.steady_clock import STEADY_NS, SteadyClock
 from ingestd.log import LogEvent
 from ingestd.store.read.flow_age import floor_ns, newest_ns
 from ingestd.store.reclaim.retention import NS_PER_S, Retention, expired_flows
@@ -25,38 +25,38 @@ if TYPE_CHECKING:
 TERM_STEPS: Final = 1000
 
 
-class Terms:
-    """`retentions`: by the names of listeners; `tell` takes an event and its fields."""
+class Expiry:
+    """`retentions`: by the names of listeners; `report` takes an event and its fields."""
 
     def __init__(
         self,
         retentions: Mapping[str, Retention],
-        tell: Callable[..., None],
-        clock: TermClock | None = None,
+        report: Callable[..., None],
+        clock: SteadyClock | None = None,
     ) -> None:
         self._retentions = retentions
-        self._tell = tell
-        self._clock = clock or TermClock()
+        self._report = report
+        self._clock = clock or SteadyClock()
         self._next_s = 0.0
-        self._misdated_count = 0  # as told last
+        self._misdated_count = 0  # as logged last
 
     def __bool__(self) -> bool:
-        """Whether any listener's flows have a term or a limit."""
+        """Return whether any listener's flows have a term or a limit."""
         return bool(self._retentions)
 
     def look(self) -> None:
         """Notice what became of the clock; at each turn."""
         step_ns = self._clock.look()
         if step_ns and self._retentions:
-            self._tell(
+            self._report(
                 LogEvent.CLOCK_SET,
                 step_s=round(step_ns / NS_PER_S, 3),
-                way_out=f"terms go by the clock as it was, until the new time has run for"
+                hint=f"terms go by the clock as it was, until the new time has run for"
                 f" {STEADY_NS // NS_PER_S} s: see that the clock is right",
             )
 
     def is_due(self) -> bool:
-        """Tell whether a flow may be past its term that was not when the store was read last."""
+        """Return whether a flow may be past its term that was not when the store was read last."""
         return bool(self._retentions) and time.monotonic() >= self._next_s
 
     def expired(self, image: StoreImage) -> frozenset[bytes]:
@@ -82,12 +82,12 @@ class Terms:
 
     def _tell_misdated(self, flows: tuple[Flow, ...]) -> None:
         if len(flows) > self._misdated_count:
-            self._tell(
+            self._report(
                 LogEvent.FLOWS_MISDATED,
                 count=len(flows),
                 flow=flows[0].flow,
                 ended=flows[0].ended,
-                way_out="their terms begin when they were seen first, at the latest at the start of"
+                hint="their terms begin when they were seen first, at the latest at the start of"
                 " this process: see that the clock is right; ingestd ls marks them",
             )
         self._misdated_count = len(flows)

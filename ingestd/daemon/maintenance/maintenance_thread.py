@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keeper: removes flows of a served store, asked or past their term, and frees segments.
+"""The maintainer: removes flows of a served store, asked or past their term, and frees segments.
 
 It has a thread of its own for each store, which waits for the device and logs
-nothing; what there is to tell, the main thread fetches. Invariants:
+nothing; what it reports, the main thread fetches. Invariants:
  - Of a flow that was fed since the reading of the store began, nothing that was read counts.
  - The store is read only when there is cause, and never for more than a part of
    the time.
  - A store that failed is left alone.
- - What fails, also a bug, is told and tried again after a pause, ever longer: it
+ - What fails, also a bug, is logged and retried after a pause, ever longer: it
    ends neither the thread nor the process. Only after a flush that failed nothing
    is tried before a restart, as the device may have lost what it had taken.
 """
@@ -24,16 +24,16 @@ from typing import TYPE_CHECKING, Any, Final
 from ingestd.daemon.base.backoff import Backoff
 from ingestd.daemon.base.threads import block_signals, join_threads, start_thread
 from ingestd.daemon.maintenance.capacity_log import segment_fields
-from ingestd.daemon.maintenance.delete_requests import RequestDesk
-from ingestd.daemon.maintenance.expiry import Terms
+from ingestd.daemon.maintenance.delete_requests import DeleteRequests
+from ingestd.daemon.maintenance.expiry import Expiry
 from ingestd.errors import StoreError
 from ingestd.log import LogEvent
 from ingestd.store.read.image import ScanStoppedError
-from ingestd.store.reclaim.candidates import Freeable
+from ingestd.store.reclaim.candidates import Candidate
 from ingestd.store.reclaim.presence import damaged_indexes
 
 if TYPE_CHECKING:
-    from ingestd.daemon.admission.flow_lock import FlowGate
+    from ingestd.daemon.admission.flow_lock import FlowLock
     from ingestd.store.read.image import StoreImage
     from ingestd.store.reclaim.retention import Retention
     from ingestd.store.serve.served_store import ServedStore
@@ -46,13 +46,13 @@ REQUEST_PAUSE_TIMES: Final = 1
 SWEEPS_AFTER_CHANGE: Final = 3
 # Who lists the store meanwhile may have seen the first segment of a flow before it went.
 DROP_DELAY_S: Final = 60.0
-NEWS_COUNT_MAX: Final = 4096
+REPORTS_COUNT_MAX: Final = 4096
 SEGMENTS_SHOWN_MAX: Final = 10
 TRACE_CHARS_MAX: Final = 4000
 CLOSE_TIME_S: Final = 2.0
 
 
-class Keeper:
+class MaintenanceThread:
     """Looks after one store; start() to close().
 
     `retentions`: by the names of listeners; `is_failed`: whether the device has failed.
@@ -62,24 +62,26 @@ class Keeper:
         self,
         name: str,
         store: ServedStore,
-        gate: FlowGate,
+        flow_lock: FlowLock,
         retentions: Mapping[str, Retention],
         is_failed: Callable[[], bool],
     ) -> None:
         self.failure = ""  # why the last turn failed
         self._name = name
         self._store = store
-        self._upkeep = store.upkeep
-        self._gate = gate
-        self._terms = Terms(retentions, self._tell)
-        self._desk = RequestDesk(self._upkeep, gate, self._tell, is_stopped=self._is_stopped)
+        self._sweeper = store.sweeper
+        self._flow_lock = flow_lock
+        self._terms = Expiry(retentions, self._report)
+        self._requests = DeleteRequests(
+            self._sweeper, flow_lock, self._report, is_stopped=self._is_stopped
+        )
         self._is_failed = is_failed
         self._backoff = Backoff()
         self._stop = threading.Event()
-        self.thread = threading.Thread(target=self._main, name=f"keeper-{name}", daemon=True)
-        self._news: deque[tuple[LogEvent, dict[str, Any]]] = deque()
-        self._lost_count = 0  # of news, by this thread
-        self._lost_told_count = 0  # ... of these, by who takes the news
+        self.thread = threading.Thread(target=self._main, name=f"maintenance-{name}", daemon=True)
+        self._reports: deque[tuple[LogEvent, dict[str, Any]]] = deque()
+        self._lost_count = 0  # of reports, by this thread
+        self._lost_reported_count = 0  # ... of these, as far as reported
         self._gone: deque[bytes] = deque()  # flows to be forgotten by all
         self._gone_since_s: dict[bytes, float] = {}
         self._next_answer_s = 0.0
@@ -96,23 +98,23 @@ class Keeper:
     def stop(self) -> None:
         """Let the thread end, once the step that is under way is done."""
         self._stop.set()
-        self._upkeep.stop()
+        self._sweeper.stop()
 
     def close(self, timeout_s: float = CLOSE_TIME_S) -> list[str]:
-        """Let go of the store; return the thread's name if it hangs."""
+        """Release the store; return the thread's name if it hangs."""
         self.stop()
         return join_threads([self.thread], timeout_s)
 
     def _is_stopped(self) -> bool:
         return self._stop.is_set()
 
-    def take_news(self) -> list[tuple[LogEvent, dict[str, Any]]]:
+    def take_reports(self) -> list[tuple[LogEvent, dict[str, Any]]]:
         """Return, and forget, what is to be logged; of too much, what came last is only counted."""
-        news = [self._news.popleft() for _ in range(len(self._news))]
-        if lost_count := self._lost_count - self._lost_told_count:
-            self._lost_told_count += lost_count
-            news.append((LogEvent.EVENTS_LOST, {"store": self._name, "count": lost_count}))
-        return news
+        reports = [self._reports.popleft() for _ in range(len(self._reports))]
+        if lost_count := self._lost_count - self._lost_reported_count:
+            self._lost_reported_count += lost_count
+            reports.append((LogEvent.EVENTS_LOST, {"store": self._name, "count": lost_count}))
+        return reports
 
     def take_gone(self) -> list[bytes]:
         """Return, and forget, flows of which nothing is left; their claims are the caller's."""
@@ -125,7 +127,7 @@ class Keeper:
 
     def turn(self) -> None:
         """Do what there is to do now."""
-        if self._is_failed() or not self._backoff.is_due or not self._upkeep.may_retry:
+        if self._is_failed() or not self._backoff.is_due or not self._sweeper.may_retry:
             return
         try:
             self._turn(time.monotonic())
@@ -139,27 +141,27 @@ class Keeper:
         else:
             self.failure = ""
             if self._backoff.succeed():
-                self._tell(LogEvent.UPKEEP_RESUMED)
+                self._report(LogEvent.MAINTENANCE_RESUMED)
 
     def _fail(self, reason: str, more: dict[str, Any]) -> None:
         self.failure = reason
         retry_s: float | str = round(self._backoff.fail(), 1)
-        if not self._upkeep.may_retry:
+        if not self._sweeper.may_retry:
             retry_s = "at the next start"
-        self._tell(LogEvent.UPKEEP_FAILED, error=reason, retry_s=retry_s, **more)
+        self._report(LogEvent.MAINTENANCE_FAILED, error=reason, retry_s=retry_s, **more)
 
     def _turn(self, now_s: float) -> None:
         self._terms.look()
-        asked = self._desk.take(now_s) if now_s >= self._next_answer_s else []
+        asked = self._requests.take(now_s) if now_s >= self._next_answer_s else []
         self._let_go(now_s)
         is_due = now_s >= self._next_sweep_s and self._has_cause()
         if not asked and not is_due:
             return
-        with self._gate.image():
-            image = self._upkeep.scan()
+        with self._flow_lock.image():
+            image = self._sweeper.scan()
             took_s = time.monotonic() - now_s
             if asked:
-                self._desk.answer(image, asked)
+                self._requests.answer(image, asked)
                 self._sweeps_left = SWEEPS_AFTER_CHANGE
             self._sweep(image)
         end_s = time.monotonic()
@@ -167,18 +169,18 @@ class Keeper:
         self._next_sweep_s = end_s + max(TURN_INTERVAL_S, SWEEP_PAUSE_TIMES * took_s)
 
     def _has_cause(self) -> bool:
-        """Whether something may have become free since the store was read last."""
+        """Return whether something may have become free since the store was read last."""
         granted_count = self._store.segments_granted_count
         if granted_count != self._granted_count:
             self._granted_count = granted_count
             self._sweeps_left = SWEEPS_AFTER_CHANGE
         if self._terms.is_due():
             return True
-        return self._sweeps_left > 0 and bool(self._upkeep.removed or self._terms)
+        return self._sweeps_left > 0 and bool(self._sweeper.removed or self._terms)
 
-    def _tell(self, event: LogEvent, **fields: Any) -> None:
-        if len(self._news) < NEWS_COUNT_MAX:
-            self._news.append((event, {"store": self._name, **fields}))
+    def _report(self, event: LogEvent, **fields: Any) -> None:
+        if len(self._reports) < REPORTS_COUNT_MAX:
+            self._reports.append((event, {"store": self._name, **fields}))
         else:
             self._lost_count += 1
 
@@ -188,17 +190,17 @@ class Keeper:
         """Give back what nothing keeps any more."""
         self._sweeps_left = max(0, self._sweeps_left - 1)
         expired = self._terms.expired(image)
-        swept = self._upkeep.sweep(image, expired, self._gate.claim, self._gate.release)
+        swept = self._sweeper.sweep(image, expired, self._flow_lock.claim, self._flow_lock.release)
         for item in swept.freed:
             self._tell_freed(item)
         if swept.discard_error is not None:
-            self._tell(LogEvent.DISCARD_FAILED, error=str(swept.discard_error))
+            self._report(LogEvent.DISCARD_FAILED, error=str(swept.discard_error))
         if swept.blocked_count > 0 and not self._is_blocked:
-            self._tell(
+            self._report(
                 LogEvent.REMOVAL_TABLE_FULL,
                 segments=swept.blocked_count,
-                room=self._upkeep.room_count,
-                way_out="they go once segments that their flows lie in become free of kept flows:"
+                room=self._sweeper.room_count,
+                hint="they go once segments that their flows lie in become free of kept flows:"
                 " remove what lies beside them, or give listeners that keep for different times"
                 " a store each",
             )
@@ -211,28 +213,28 @@ class Keeper:
     def _tell_held(self, image: StoreImage, held_count: int) -> None:
         damaged = damaged_indexes(image.segments) if held_count else []
         if held_count and damaged != self._held_by:
-            self._tell(
+            self._report(
                 LogEvent.REMOVED_FLOWS_HELD,
                 flows=held_count,
                 segments=damaged[:SEGMENTS_SHOWN_MAX],
                 segments_missing=image.segments_missing_count,
-                room=self._upkeep.room_count,
-                way_out="have the device read them again (dmesg, cabling, multipath) and restart,"
+                room=self._sweeper.room_count,
+                hint="have the device read them again (dmesg, cabling, multipath) and restart,"
                 " or copy what is kept to another store (ingestd cat) and format this one again",
             )
         self._held_by = damaged
 
-    def _tell_freed(self, item: Freeable) -> None:
+    def _tell_freed(self, item: Candidate) -> None:
         segment, flows = item.segment, sorted(item.flows)
         fields = segment_fields(segment.index, segment.sequence, segment.payload_bytes, flows)
-        self._tell(LogEvent.SEGMENT_FREED, reason=item.reason, **fields)
+        self._report(LogEvent.SEGMENT_FREED, reason=item.reason, **fields)
 
     def _let_go(self, now_s: float) -> None:
         """Forget flows of which nothing has been left for a while."""
         due = [f for f, since_s in self._gone_since_s.items() if now_s - since_s >= DROP_DELAY_S]
         if not due:
             return
-        self._upkeep.drop(due)
+        self._sweeper.drop(due)
         for flow in due:
             del self._gone_since_s[flow]
             self._gone.append(flow)

@@ -43,7 +43,7 @@ class _Stretch(NamedTuple):
     offset_ns: int
 
 
-class TermClock:
+class SteadyClock:
     """Begins when the store is opened; look() before each use."""
 
     def __init__(self, read: Callable[[], Reading] = read_clocks) -> None:
@@ -68,13 +68,13 @@ class TermClock:
         return step_ns
 
     def _trust(self, time_ns: int) -> None:
-        """Go on from a time that was right, unless the wall clock has proved itself."""
+        """Continue from a time that was right, unless the wall clock has proved itself."""
         steady_ns = self._now.boot_ns - self._stretches[-1].begin_ns
         is_near = abs(self._now.wall_ns - time_ns) <= SLACK_NS
         self._trusted_ns = self._now.wall_ns if is_near or steady_ns >= STEADY_NS else time_ns
 
     def now_ns(self, newest_ns: int | None) -> int:
-        """Return the Unix time to judge by; `newest_ns`: the latest that the store tells of.
+        """Return the Unix time to judge by; `newest_ns`: the latest that the store records.
 
         That is where time went on when the process began: a clock that is far from it
         may have been set wrongly meanwhile.
@@ -87,12 +87,12 @@ class TermClock:
 
     @property
     def wall_ns(self) -> int:
-        """What the machine's clock said at the last look()."""
+        """The machine's clock at the last look()."""
         return self._now.wall_ns
 
     @property
     def is_trusted(self) -> bool:
-        """Whether what now_ns() returned last is what the machine's clock says."""
+        """Return whether what now_ns() returned last is what the machine's clock says."""
         return self._trusted_ns == self._now.wall_ns
 
     def age_ns(self, time_ns: int) -> int:

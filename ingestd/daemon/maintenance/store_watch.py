@@ -60,7 +60,7 @@ class StoreWatch:
                 return
 
     def _look_again(self) -> bool:
-        """Look; a bug, or too little memory, is told and does not end the looking."""
+        """Look; a bug, or too little memory, is logged and does not end the watch."""
         try:
             goes_on = self.look()
         except Exception as bug:
@@ -69,7 +69,7 @@ class StoreWatch:
             retry_s = self._backoff.fail()
             if not self._stop.is_set():
                 self._log.emit(
-                    LogEvent.UPKEEP_FAILED,
+                    LogEvent.MAINTENANCE_FAILED,
                     store=self._name,
                     error=repr(bug),
                     retry_s=retry_s,
@@ -98,7 +98,7 @@ class StoreWatch:
                 LogEvent.STORE_MOVED,
                 store=self._name,
                 path=self._store.path,
-                way_out="give the store its path back, or configure the new one, before a restart",
+                hint="give the store its path back, or configure the new one, before a restart",
             )
         self._is_elsewhere = is_elsewhere
         return True

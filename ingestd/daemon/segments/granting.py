@@ -36,11 +36,11 @@ class Granting:
         log: Log,
     ) -> None:
         self._log = log
-        self._told: dict[tuple[LogEvent, str], Exception] = {}
+        self._logged: dict[tuple[LogEvent, str], Exception] = {}
         self._pumps: list[Pump] = []
         self._overwriters: dict[str, Overwriter] = {}
         self._reservers: dict[str, Reserver] = {}
-        self._without_room: set[str] = set()  # as far as was told
+        self._without_room: set[str] = set()  # as far as was logged
         for name, store in stores.items():
             own = [worker for worker in workers if worker.store_name == name]
             self._add(name, store, own, is_failed, on_events)
@@ -85,18 +85,18 @@ class Granting:
         return None
 
     def tick(self) -> None:
-        """Tell of bugs in overwriters and reservers, each once, and of room that is back."""
+        """Log bugs in overwriters and reservers, each once, and of room that is back."""
         for name, overwriter in self._overwriters.items():
-            self._tell(LogEvent.OVERWRITING_FAILED, name, overwriter.bug)
+            self._log_bug(LogEvent.OVERWRITING_FAILED, name, overwriter.bug)
         for name, reserver in self._reservers.items():
-            self._tell(LogEvent.RESERVING_FAILED, name, reserver.bug)
+            self._log_bug(LogEvent.RESERVING_FAILED, name, reserver.bug)
             if reserver.without_count == 0 and name in self._without_room:
                 self._without_room.remove(name)
                 self._log.emit(LogEvent.STORE_WHOLE, store=name)
 
-    def _tell(self, event: LogEvent, name: str, bug: Exception | None) -> None:
-        if bug is not None and bug is not self._told.get((event, name)):
-            self._told[event, name] = bug
+    def _log_bug(self, event: LogEvent, name: str, bug: Exception | None) -> None:
+        if bug is not None and bug is not self._logged.get((event, name)):
+            self._logged[event, name] = bug
             trace = "".join(traceback.format_exception(bug))
             self._log.emit(event, store=name, error=repr(bug), trace=trace)
 

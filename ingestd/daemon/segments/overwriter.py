@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The overwriter: gives up the oldest segments of a full store before they are asked for.
+"""The overwriter: evicts the oldest segments of a full store before they are asked for.
 
 It has a thread of its own for each store that overwrites, which waits for the
 device, so that the pump need not. Invariants: as many segments are free ahead as
-the store has workers, where there are old ones that can be given up; a bug here
-ends nothing, it is told and tried again.
+the store has workers, where there are old ones that can be evicted; a bug here
+ends nothing, it is logged and retried.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ingestd.daemon.base.threads import block_signals, join_threads, start_threa
 if TYPE_CHECKING:
     from ingestd.store.serve.served_store import ServedStore
 
-# A segment is closed, and can go, without anybody's telling.
+# A segment is closed, and can go, without any notice.
 LOOK_INTERVAL_S: Final = 1.0
 
 
@@ -45,7 +45,7 @@ class Overwriter:
         self.thread = threading.Thread(target=self._main, name=f"overwriter-{name}", daemon=True)
 
     def start(self) -> None:
-        """Begin to give up what is too much. Raises ResourceError."""
+        """Begin to evict what is too much. Raises ResourceError."""
         start_thread(self.thread)
 
     def wake(self) -> None:
@@ -62,7 +62,7 @@ class Overwriter:
         return join_threads([self.thread], timeout_s)
 
     def turn(self) -> None:
-        """Give up what is wanted now."""
+        """Evict what is wanted now."""
         if self._is_failed() or not self._backoff.is_due:
             return
         try:

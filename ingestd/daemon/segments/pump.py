@@ -49,10 +49,10 @@ class Pump:
         self._waker = Waker()
         self._is_stopping = False
         self.thread = threading.Thread(target=self._main, name=name, daemon=True)
-        self.error: BaseException | None = None  # a bug; the main thread tells of it
+        self.error: BaseException | None = None  # a bug; the main thread logs it
 
     def start(self) -> None:
-        """Grant what is wanted now, and go on granting. Raises ResourceError."""
+        """Grant what is wanted now, and keep granting. Raises ResourceError."""
         start_thread(self.thread)
 
     def wake(self) -> None:

@@ -2,7 +2,7 @@
 """The reserver: gives segments of a sparse store file their space, once there is room.
 
 It has a thread of its own for each such store, which waits for the file system, so that
-the pump need not. Invariant: a bug here ends nothing, it is told and tried again.
+the pump need not. Invariant: a bug here ends nothing, it is logged and retried.
 """
 
 from __future__ import annotations

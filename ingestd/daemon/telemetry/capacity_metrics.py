@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of the room in stores: what was given up, for room or on purpose, when it is short.
+"""Metrics of the capacity of stores: segments evicted and reclaimed, and when space is short.
 
 Invariant: scrapes only read.
 """
@@ -21,7 +21,7 @@ def overwritten_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
     """Yield how much each store has overwritten since the daemon began."""
     segments = CounterMetricFamily(
         "ingestd_segments_overwritten",
-        "Segments given up because the store was full and overwrites its oldest.",
+        "Segments evicted because the store was full and overwrites its oldest.",
         labels=["store"],
     )
     sizes = CounterMetricFamily(
@@ -40,7 +40,7 @@ def overwritten_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
     yield from (segments, sizes, overwrites)
 
 
-def upkeep_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
+def reclaim_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
     """Yield what was removed, and given back, since the daemon began."""
     labels = ["store", "reason"]
     flows = CounterMetricFamily(
@@ -76,20 +76,20 @@ def upkeep_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
     )
     discarded = CounterMetricFamily(
         "ingestd_discarded_bytes",
-        "Bytes of segments that the device was told to discard.",
+        "Bytes of segments that were discarded on the device.",
         labels=["store"],
     )
     for name, store in stores.items():
-        counts = store.upkeep.counts
+        counts = store.sweeper.counts
         discarded.add_metric([name], counts.discarded_bytes)
         for reason in REASONS:
             flows.add_metric([name, reason], counts.flows[reason])
             segments.add_metric([name, reason], counts.segments[reason])
             sizes.add_metric([name, reason], counts.payload_bytes[reason])
-        waiting.add_metric([name], len(store.upkeep.removed))
-        room.add_metric([name], store.upkeep.room_count)
-        held.add_metric([name], store.upkeep.held_count)
-        blocked.add_metric([name], store.upkeep.blocked_count)
+        waiting.add_metric([name], len(store.sweeper.removed))
+        room.add_metric([name], store.sweeper.room_count)
+        held.add_metric([name], store.sweeper.held_count)
+        blocked.add_metric([name], store.sweeper.blocked_count)
     yield from (flows, segments, sizes, waiting, room, held, blocked, discarded)
 
 
@@ -105,11 +105,13 @@ def warn_free_family(percents: Mapping[str, float]) -> Metric:
     return share
 
 
-def upkeep_failed_family(stores: Mapping[str, ServedStore], failures: Mapping[str, str]) -> Metric:
-    """Return which stores' upkeep fails, of those that `failures` names."""
+def maintenance_failed_family(
+    stores: Mapping[str, ServedStore], failures: Mapping[str, str]
+) -> Metric:
+    """Return which stores' maintenance fails, of those that `failures` names."""
     failed = GaugeMetricFamily(
-        "ingestd_upkeep_failed",
-        "1 while flows cannot be removed, or segments not be given up or back; it is tried again.",
+        "ingestd_maintenance_failed",
+        "1 while flows cannot be removed, or segments not reclaimed or evicted; it is retried.",
         labels=["store"],
     )
     for name in stores:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What workers report, as lines of the log.
+"""Events of workers, as lines of the log.
 
 Invariants: every kind of core event has exactly one line; numbers that mean
-something (reasons, errnos) are told by name. Floods are the log's business.
+something (reasons, errnos) are given by name. Floods are the log's business.
 Owned by the main thread.
 """
 
@@ -67,7 +67,7 @@ class EventLog:
         self._log = log
         self._by_copy_advice = by_copy_advice
         self._listener_names = listener_names
-        self._tellers: dict[int, Callable[[Event], tuple[LogEvent, _Fields]]] = {
+        self._formatters: dict[int, Callable[[Event], tuple[LogEvent, _Fields]]] = {
             core.EVENT_FLOW_OPENED: self._opened,
             core.EVENT_HELLO_FAILED: lambda e: (
                 LogEvent.FLOW_REFUSED,
@@ -93,7 +93,7 @@ class EventLog:
             core.EVENT_ACCEPT_FAILED: lambda e: (
                 LogEvent.ACCEPT_FAILED,
                 self._listener(e.detail)
-                | {"error": errno_text(e.code), "way_out": _accept_advice(e.code)},
+                | {"error": errno_text(e.code), "hint": _accept_advice(e.code)},
             ),
             core.EVENT_STORE_FAILED: _store_failed,
             core.EVENT_STORE_FULL: lambda _: (LogEvent.STORE_FULL, {}),
@@ -111,15 +111,15 @@ class EventLog:
             ),
         }
 
-    def tell(self, worker: WorkerThread, event: Event) -> None:
+    def report(self, worker: WorkerThread, event: Event) -> None:
         """Log one event of a worker."""
-        teller = self._tellers.get(event.kind)
-        assert teller is not None, f"event kind {event.kind} of the core is unknown"
-        log_event, fields = teller(event)
+        formatter = self._formatters.get(event.kind)
+        assert formatter is not None, f"event kind {event.kind} of the core is unknown"
+        log_event, fields = formatter(event)
         self._log.emit(log_event, store=worker.store_name, worker=worker.index, **fields)
 
     def _by_copy(self, event: Event) -> tuple[LogEvent, _Fields]:
-        advice = {"way_out": self._by_copy_advice(event)} if self._by_copy_advice else {}
+        advice = {"hint": self._by_copy_advice(event)} if self._by_copy_advice else {}
         return LogEvent.FLOW_BY_COPY, self._flow(event) | {"napi_id": event.code} | advice
 
     def _opened(self, event: Event) -> tuple[LogEvent, _Fields]:
@@ -161,7 +161,7 @@ def _store_failed(event: Event) -> tuple[LogEvent, _Fields]:
         "error": errno_text(event.code),
         "failed": _WHAT_FAILED.get(event.detail, str(event.detail)),
         **({} if event.detail == _IS_LOST else {"store_offset": event.bytes_count}),
-        "way_out": store_failed_advice(event.code),
+        "hint": store_failed_advice(event.code),
     }
 
 
@@ -182,4 +182,4 @@ def _backpressure(event: Event) -> tuple[LogEvent, _Fields]:
 def _accept_advice(code: int) -> str:
     if code in (errno.EMFILE, errno.ENFILE):
         return "raise LimitNOFILE in the systemd unit, or `ulimit -n`"
-    return "accepting goes on by itself after a moment"
+    return "accepting resumes by itself after a moment"

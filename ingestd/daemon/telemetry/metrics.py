@@ -30,9 +30,9 @@ from prometheus_client.registry import Collector
 
 from ingestd import __version__
 from ingestd.daemon.telemetry.capacity_metrics import (
+    maintenance_failed_family,
     overwritten_families,
-    upkeep_failed_family,
-    upkeep_families,
+    reclaim_families,
     warn_free_family,
 )
 from ingestd.daemon.workers.engine import EngineChoice
@@ -50,7 +50,7 @@ class _Family(NamedTuple):
 
     name: str  # of counters: without _total
     help: str
-    label: str  # the label that tells the samples apart, or ""
+    label: str  # the label that distinguishes the samples, or ""
     counters: dict[str, str]  # value of that label -> name in core/base/stats.h
 
 
@@ -74,7 +74,7 @@ _COUNTERS: Final = (
     ),
     _Family(
         "ingestd_durable_bytes",
-        "Payload bytes on stable media, told apart from torn ones.",
+        "Payload bytes on stable media that recovery can verify.",
         "",
         {"": "durable_bytes"},
     ),
@@ -122,7 +122,7 @@ _COUNTERS: Final = (
     ),
     _Family(
         "ingestd_alloc_failures",
-        "Times the kernel told that it found no chunk for a packet.",
+        "Times the kernel found no chunk for a packet.",
         "",
         {"": "alloc_failures"},
     ),
@@ -148,7 +148,7 @@ _COUNTERS: Final = (
     ),
     _Family(
         "ingestd_connections_denied",
-        "Connections that were not let in: of networks that may not, or too many of one peer.",
+        "Connections that were not admitted: a forbidden network, or too many of one peer.",
         "reason",
         {"network": "flows_denied", "peer_limit": "flows_over_peer_max"},
     ),
@@ -160,7 +160,7 @@ _COUNTERS: Final = (
     ),
     _Family(
         "ingestd_durable_lines",
-        "Lines sent that told a sender up to where its flow is durable.",
+        "Lines sent that report up to where a flow is durable.",
         "",
         {"": "durable_lines"},
     ),
@@ -241,12 +241,12 @@ class IngestdCollector(Collector):
         core: Core,
         refused_counts: dict[tuple[str, str, str], int],
         warn_free_percents: Mapping[str, float],
-        upkeep_failures: Callable[[], Mapping[str, str]],
+        maintenance_failures: Callable[[], Mapping[str, str]],
         log_dropped_count: Callable[[], int],
         lookups_waiting_counts: Mapping[str, int],
     ) -> None:
         self._lookups_waiting_counts = lookups_waiting_counts
-        self._upkeep_failures = upkeep_failures
+        self._maintenance_failures = maintenance_failures
         self._log_dropped_count = log_dropped_count
         self._warn_free_percents = warn_free_percents
         self._workers = workers
@@ -264,9 +264,9 @@ class IngestdCollector(Collector):
         yield from self._latencies(shots)
         yield from self._stores_families(shots)
         yield from overwritten_families(self._stores)
-        yield from upkeep_families(self._stores)
+        yield from reclaim_families(self._stores)
         yield warn_free_family(self._warn_free_percents)
-        yield upkeep_failed_family(self._stores, self._upkeep_failures())
+        yield maintenance_failed_family(self._stores, self._maintenance_failures())
         yield self._log_dropped()
         yield self._refused()
         yield self._lookups_waiting()

@@ -40,7 +40,7 @@ ALIVE_PATHS: Final = ("/-/healthy", "/-/ready")
 REQUEST_TIME_MAX_S: Final = 5.0
 CONNECTIONS_MAX: Final = 16
 THREADS_MAX: Final = 2 * CONNECTIONS_MAX
-# Until a thread that was told to end has ended.
+# Until a thread that was asked to end has ended.
 THREADS_PAUSE_S: Final = 0.02
 ACCEPT_PAUSE_S: Final = 1.0
 CLOSE_TIME_S: Final = 2.0
@@ -250,7 +250,7 @@ class _Handler(WSGIRequestHandler):
         """Scrapes are not worth a line each."""
 
     def get_stderr(self) -> Any:
-        """Where a traceback of a request goes: nowhere, as clients cause them."""
+        """Drop a traceback of a request, as clients cause them."""
         return _Nowhere()
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the main thread looks after in workers once a second, beside their events.
+"""Checks of all workers that the main thread makes once a second, beside their events.
 
-Invariant: a loop that is late, and events that were lost, are told once. Owned by
+Invariant: a loop that is late, and events that were lost, are logged once. Owned by
 the main thread.
 """
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 LOOP_AGE_MAX_S: Final = 10.0
 
 
-class WorkerWatch:
-    """Looks at all workers; adds to `failed_stores` what no event told."""
+class WorkerHealth:
+    """Looks at all workers; adds to `failed_stores` those that no event reported."""
 
     def __init__(self, workers: Sequence[WorkerThread], failed_stores: set[str], log: Log) -> None:
         self._workers = workers
@@ -32,7 +32,7 @@ class WorkerWatch:
         self._events_dropped_count = 0
 
     def look_for_lost_events(self, counters: Sequence[Mapping[str, int]]) -> None:
-        """Tell what the counters know and the events, being too many, did not say."""
+        """Log what the counters show and the events, being too many, did not."""
         dropped_count = sum(shot["events_dropped"] for shot in counters)
         if dropped_count > self._events_dropped_count:
             self._log.emit(LogEvent.EVENTS_LOST, count=dropped_count - self._events_dropped_count)
@@ -50,11 +50,11 @@ class WorkerWatch:
                     store=worker.store_name,
                     worker=worker.index,
                     error=errno_text(shot["store_errno"]),
-                    way_out=store_failed_advice(shot["store_errno"]),
+                    hint=store_failed_advice(shot["store_errno"]),
                 )
 
     def loops_turn(self) -> bool:
-        """Tell whether every worker's loop turns; log of those that do not."""
+        """Return whether every worker's loop turns; log of those that do not."""
         late = {w.name: w.loop_age_s() for w in self._workers}
         late = {name: age_s for name, age_s in late.items() if age_s > LOOP_AGE_MAX_S}
         for name in late.keys() - self._late_workers:

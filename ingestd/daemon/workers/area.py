@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How large each worker's area is: as stated, or as large as "auto" finds room for.
+"""The size of each worker's area: as stated, or as large as "auto" finds room for.
 
 Invariants: a stated size is a demand, which is only checked; "auto" takes no more
 than the least of what machine/memory.py finds to be left, shared equally by the
@@ -30,7 +30,7 @@ WRITES_PER_AREA: Final = 8
 
 
 class AreaPlan(NamedTuple):
-    """What each worker of one store gets, and locks; bytes, but for the number of writes."""
+    """The memory of each worker of one store; bytes, but for the number of writes."""
 
     area_bytes: int
     write_bytes_max: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which engine brings bytes in, and why.
+"""The choice of the engine, and its reason.
 
 Invariants: an explicit kind is a demand, met or refused; "auto" always finds
 one and always says why. No state; any thread may call.
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 class EngineChoice(NamedTuple):
-    """The engine of all workers, and the reason as the log and the metrics tell it."""
+    """The engine of all workers, and the reason as log and metrics give it."""
 
     kind: str
     reason: str
 
 
 class ZcrxQueue(NamedTuple):
-    """What one worker is told of the rx queue that it is to take over."""
+    """The rx queue that one worker is to take over."""
 
     interface: str  # "none": the kernel's device-less mode
     interface_index: int  # 0: the same

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a failed system call of the core means to its users.
+"""Errors of the core's system calls, worded for users.
 
 Invariants: this is the only place that words an errno of the core; each error
-names the object and the way out. No state; any thread may call.
+names the object and the remedy. No state; any thread may call.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ IO_URING_DISABLED_PATH: Final = Path("/proc/sys/kernel/io_uring_disabled")
 
 
 class _Rule(NamedTuple):
-    """What an errno of a call means: class of the error, and the way out."""
+    """The meaning of a call's errno: class of the error, and the remedy."""
 
     call: str  # beginning of the call's name; "": any
     errnos: tuple[int, ...]
     error: type[IngestdError]
-    way_out: str
+    remedy: str
 
 
 # What the kernel means when it registers an rx queue for zero-copy receive.
@@ -50,7 +50,7 @@ _ZCRX_RULES: Final = (
         (errno.EINVAL,),
         EngineError,
         "header split may be off (`ingestd nic apply {interface}` turns it on), or an XDP program"
-        " in the way; `ingestd doctor` tells which",
+        " in the way; `ingestd doctor` says which",
     ),
     _Rule(_REGISTER, (errno.ENODEV,), EngineError, "name an interface that `ip -br link` shows"),
     _Rule(
@@ -163,17 +163,17 @@ def fault_to_error(
     what = f"{subject}: {fault.call} for {fault.object_name} failed ({os.strerror(code)})"
     for rule in _RULES:
         if fault.call.startswith(rule.call) and code in rule.errnos:
-            way_out = rule.way_out.format(
+            remedy = rule.remedy.format(
                 memlock=memlock_advice(locked_bytes),
                 disabled=_io_uring_advice(),
                 interface=interface,
             )
-            return rule.error(f"{what}: {way_out}")
+            return rule.error(f"{what}: {remedy}")
     return SystemCallError(f"{what}: the kernel's log (dmesg) may say why")
 
 
 def _io_uring_advice() -> str:
-    """What stands between this process and io_uring; the sysctl is of Linux 6.6."""
+    """The obstacle between this process and io_uring; the sysctl is of Linux 6.6."""
     try:
         value = IO_URING_DISABLED_PATH.read_text(encoding="ascii").strip()
     except OSError:

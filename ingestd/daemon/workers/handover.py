@@ -2,7 +2,7 @@
 """Connections that one worker accepted and another one can read, on their way between them.
 
 Invariant: a connection is in the other worker's mailbox, waits here for room in it, or was
-told by a line why it ends. Everything here runs on the main thread and waits for nobody.
+ended with a line that says why. Everything here runs on the main thread and waits for nobody.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ingestd.daemon.workers.worker import WorkerThread
 
 WAITING_COUNT_MAX: Final = 4096
-"""As many as a listener's backlog has; beyond it connections are told to come back later."""
+"""As many as a listener's backlog has; beyond it connections are asked to come back later."""
 RETRY_S: Final = 0.01
 """A worker empties its mailbox in every turn of its loop."""
 _TEXT_SHUTDOWN: Final = "the daemon is stopping: send again later"
@@ -99,7 +99,7 @@ class Handover:
             reason=code,
             error=text,
         )
-        _tell(connection.fd, _line(protocol, code, text))
+        _send_line(connection.fd, _line(protocol, code, text))
 
 
 def _line(protocol: str, code: Code, text: str) -> bytes:
@@ -109,7 +109,7 @@ def _line(protocol: str, code: Code, text: str) -> bytes:
     return format_receipt(Receipt(None, 0, False, ReceiptState.REFUSED, error=error, text=text))
 
 
-def _tell(fd: int, line: bytes) -> None:
+def _send_line(fd: int, line: bytes) -> None:
     """Send a line, as far as the socket takes it at once, and close."""
     try:
         connection = socket.socket(fileno=fd)

@@ -25,7 +25,7 @@ def locked_of(
     *,
     is_zcrx: bool,
 ) -> LockedOf:
-    """Return what tells, for one store, how much a worker locks."""
+    """Return the function that gives, for one store, how much a worker locks."""
 
     def ask(area_bytes: int, write_bytes_max: int, writes_in_flight_max: int) -> int:
         return core.locked_bytes(

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the daemon does for the engine zcrx besides running workers.
+"""The daemon's part of the engine zcrx, besides running workers.
 
 It finds out whether the machine allows it, prepares the interface and undoes
-that, deals the rx queues out to workers, and tells workers each other's queues.
+that, deals the rx queues out to workers, and announces workers' queues to each other.
 
 Invariants: nothing here is done, and no netlink library loaded, unless the
 configuration names an interface. Owned by the main thread.
@@ -124,7 +124,7 @@ def steered_families(address: Address) -> tuple[Family, ...]:
 
 
 def zcrx_queue(settings: Settings, nic_index: int, store_name: str, index: int) -> ZcrxQueue:
-    """Return what a worker of a store is told of its rx queue."""
+    """Return the rx queue that a worker of a store takes over."""
     engine = settings.engine
     assert engine.interface is not None, engine
     rx_queue = 0 if engine.is_deviceless else queues_of_stores(settings)[store_name][index]
@@ -192,7 +192,7 @@ def _interface_obstacles(settings: Settings, nic: Nic, log: Log, undo: ExitStack
                 interface=nic.interface,
                 subject=finding.subject,
                 warning=finding.text,
-                way_out=finding.way_out,
+                hint=finding.remedy,
             )
     return failures(findings)
 
@@ -229,7 +229,7 @@ def prepare(
                 LogEvent.NIC_NOT_RESTORED,
                 interface=nic.interface,
                 error=str(error),
-                way_out=f"ingestd nic undo {nic.interface}",
+                hint=f"ingestd nic undo {nic.interface}",
             )
 
     undo.callback(take_back)
@@ -258,12 +258,12 @@ def interface_of(
 # --- Among workers ------------------------------------------------------------------------
 
 
-def tell_napi_ids(settings: Settings, workers: Sequence[WorkerThread], nic: Nic) -> None:
-    """Tell each worker by which NAPI ids its own flows come, and those of its store's others.
+def announce_napi_ids(settings: Settings, workers: Sequence[WorkerThread], nic: Nic) -> None:
+    """Announce to each worker the NAPI ids of its own flows, and of its store's other workers.
 
     To be called when every worker is set up, since a queue may get another id
     when it is taken over, and before any runs. An id that the kernel does not
-    tell is 0: then it is not checked.
+    name is 0: then it is not checked.
     """
     ids = dict(zip(settings.engine.queues, nic.napi_ids(settings.engine.queues), strict=True))
     dealt = queues_of_stores(settings)

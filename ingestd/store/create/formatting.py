@@ -53,7 +53,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class _Wish:
-    """What the caller asked for."""
+    """The caller's request."""
 
     size_bytes: int | None
     segment_bytes: int | None
@@ -99,7 +99,7 @@ def format_store(
 
 
 def _status(path: str) -> os.stat_result | None:
-    """What the path leads to; None if there is nothing."""
+    """The status of the file at the path; None if there is nothing."""
     try:
         return os.stat(path)  # noqa: PTH116 - the descriptor follows, not a Path
     except FileNotFoundError:
@@ -303,7 +303,7 @@ def _refuse_contents(device: Device, found: list[Signature]) -> None:
 
 
 def _data_at(device: Device) -> int | None:
-    """Where a look at the beginning, the end and places between finds what somebody wrote.
+    """The offset at which a look at the beginning, the end and places between finds data.
 
     An erased device reads as zeros, or as ones.
     """

@@ -32,7 +32,7 @@ SEGMENT_DEFAULT_BYTES_MAX: Final = 256 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """How a store is divided; sizes in bytes."""
+    """The layout of a store; sizes in bytes."""
 
     store_bytes: int
     segment_bytes: int

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What speaks against formatting a block device or file, asked of the kernel and util-linux.
+"""Uses of a block device or file that forbid formatting it, asked of the kernel and util-linux.
 
 Invariants: nothing is written here; every fact comes from the kernel (sysfs,
 mountinfo) or from wipefs, which knows more signatures than we could keep up

@@ -4,7 +4,7 @@
 What is locked: the open file itself (flock); the bytes of the file below it, of its own or
 below a loop device (locks of the open file, far behind its end); a block device by O_EXCL,
 which the kernel keeps to the device, whatever the node, and to its partitions. Besides, the
-holder record tells who it is. Invariants: a claim ends with its descriptors, whatever ends the
+holder record says who it is. Invariants: a claim ends with its descriptors, whatever ends the
 process; whoever only asks changes nothing and holds nothing. One thread claims.
 """
 
@@ -57,7 +57,7 @@ def take_claim(device: Device) -> None:
 
 
 def is_claimed(device: Device) -> bool:
-    """Tell whether anybody holds a claim on an open store, by whatever name it was opened."""
+    """Return whether anybody holds a claim on an open store, by whatever name it was opened."""
     try:
         fcntl.flock(device.fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -71,9 +71,9 @@ def is_claimed(device: Device) -> bool:
 
 
 def _is_held_from_afar(device: Device) -> bool:
-    """Whether a process that cannot be seen from here, in an outer container, has the device.
+    """Return whether a process in an outer container, unseen from here, has the device.
 
-    To ask for the device keeps others from it for a moment: only where nothing else tells.
+    To ask for the device keeps others from it for a moment: only where nothing else shows it.
     """
     holder = None
     with contextlib.suppress(StoreDamagedError):
@@ -112,7 +112,7 @@ def _claim_file(device: Device, layer: Layer) -> None:
         if opened is None:
             opened, is_shared = _open_below(layer, os.O_RDONLY), True
         if opened is None:
-            return  # nothing to lock it by; the holder record tells
+            return  # nothing to lock it by; the holder record is there
         device.claims.append(opened)
         fd = opened
     try:
@@ -136,7 +136,7 @@ def _is_locked(device: Device, layer: Layer) -> bool:
 
 
 def _has_lock(fd: int, layer: Layer) -> bool:
-    """Whether another open file has a lock on these bytes."""
+    """Return whether another open file has a lock on these bytes."""
     try:
         answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _range(layer, is_shared=layer.is_shared))
     except OSError:
@@ -193,7 +193,7 @@ def _refuse_loops(device: Device, layer: Layer) -> None:
 
 
 def _is_held(node: str) -> bool:
-    """Whether a block device is somebody's alone: a process's, or a mount's."""
+    """Return whether a block device is somebody's alone: a process's, or a mount's."""
     try:
         fd = os.open(node, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:

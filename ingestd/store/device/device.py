@@ -119,7 +119,7 @@ class Device:
         """Return when all that was written is on stable media; raises StoreError if not.
 
         Then `has_failed_flush` is set for good: what was written may be lost, and a
-        later flush would not tell.
+        later flush would not report it.
         """
         try:
             os.fsync(self.fd)
@@ -144,7 +144,7 @@ def aligned_memory(size: int) -> memoryview:
 
 
 def logical_block_bytes(fd: int) -> int:
-    """Return the logical block size of an open block device; sysfs tells the same number.
+    """Return the logical block size of an open block device; sysfs has the same number.
 
     The call also answers for a partition, which has no queue directory of its own.
     """

@@ -88,15 +88,15 @@ class Holder:
     places: tuple[tuple[int, int, int], ...]
 
     def is_at(self, layers: Sequence[Layer]) -> bool:
-        """Tell whether the record was written here, and did not come along with a copy."""
+        """Return whether the record was written here, and did not come along with a copy."""
         return not set(self.places).isdisjoint(_places(layers))
 
     def is_unseen(self) -> bool:
-        """Tell whether the process may be there where this one cannot look."""
+        """Return whether the process may be there where this one cannot look."""
         return self.boot_id == _boot_id() and self.pid_namespace != _pid_namespace()
 
     def lives(self, proc: Path = PROC) -> bool:
-        """Tell whether the process is known to be there still, and to hold the store."""
+        """Return whether the process is known to be there still, and to hold the store."""
         if self.boot_id != _boot_id() or self.boot_id == bytes(16):
             return False
         if self.pid_namespace == _pid_namespace():
@@ -193,7 +193,7 @@ def _is_alive(pid: int, started_ticks: int, proc: Path) -> bool:
 
 
 def _is_hidden(pid: int) -> bool:
-    """Whether the process is there, though /proc does not show it (hidepid)."""
+    """Return whether the process is there, though /proc does not show it (hidepid)."""
     try:
         os.kill(pid, 0)
     except PermissionError:

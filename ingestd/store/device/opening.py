@@ -64,7 +64,7 @@ def open_locked(
 
     What is held is waited for, up to `wait_s`, but for a mount; `on_wait` is called once
     with that, as soon as it is more than a reader that holds it. Errors as of
-    open_device(); StoreBusyError also if the lock is not given up.
+    open_device(); StoreBusyError also if the lock is not released.
     """
     started_s = time.monotonic()
     while True:

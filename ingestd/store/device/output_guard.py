@@ -40,7 +40,7 @@ def refuse_streams_to(path: str) -> None:
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except (OSError, ValueError):
-        return  # whoever opens it tells why it cannot be
+        return  # whoever opens it reports why it cannot be
     try:
         layers = layers_of(fd, path)
     finally:
@@ -49,7 +49,7 @@ def refuse_streams_to(path: str) -> None:
 
 
 def is_output_of(fd: int, layers: Sequence[Layer]) -> bool:
-    """Tell whether what is written to an open file could end up in the store."""
+    """Return whether what is written to an open file could end up in the store."""
     return overlap(layers_of(fd), layers)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a file or block device lies on, so that two names of one thing are known to be one.
+"""The layers under a file or block device, so that two names of one thing are known to be one.
 
 A loop device lies on its backing file, a partition on its disk, a dm or md device on its
 members. Invariants: asks the kernel (sysfs, LOOP_GET_STATUS64), writes nothing, and goes
@@ -32,7 +32,7 @@ How = Literal["itself", "partition", "loop", "member"]
 class Layer(NamedTuple):
     """The bytes [first, end) of a file, or of a block device, that the store's bytes are among.
 
-    `key` is (st_dev, st_ino) of a file and (st_rdev, 0) of a device; `how` tells by what the
+    `key` is (st_dev, st_ino) of a file and (st_rdev, 0) of a device; `how` says by what the
     layer above comes out of this one. Of a dm or md device it is not known which bytes of
     its members are whose: `is_shared`, and so of all that lies below.
     """
@@ -60,7 +60,7 @@ def layers_of(fd: int, path: str | None = None, sysfs: Path = SYSFS) -> list[Lay
 
 
 def overlap(one: Sequence[Layer], other: Sequence[Layer]) -> bool:
-    """Tell whether what is written to the one may change what is read of the other."""
+    """Return whether what is written to the one may change what is read of the other."""
     return any(
         a[:2] == b[:2] and a.first < b.end and b.first < a.end and not (a.is_shared and b.is_shared)
         for a in one
@@ -69,7 +69,7 @@ def overlap(one: Sequence[Layer], other: Sequence[Layer]) -> bool:
 
 
 def _below(top: Layer, fd: int | None, sysfs: Path, depth: int) -> Iterator[Layer]:
-    """What a layer lies on, nearest first; `fd`: open on it, if it is."""
+    """The layers under a layer, nearest first; `fd`: open on it, if it is."""
     if top.kind != "device" or depth == 0:
         return
     for layer in _next(top, fd, sysfs):
@@ -117,7 +117,7 @@ def loop_backing(number: int, fd: int | None = None, sysfs: Path = SYSFS) -> Lay
     """Return what a loop device stands on; None if it is none, or is not known.
 
     The kernel is asked through `fd`, or the device's usual node; where that cannot be opened,
-    the path in sysfs tells, as long as it still leads to the file.
+    the path in sysfs says, as long as it still leads to the file.
     """
     directory = sysfs / "dev" / "block" / f"{os.major(number)}:{os.minor(number)}" / "loop"
     path = _text(directory / "backing_file")

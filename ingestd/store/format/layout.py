@@ -423,7 +423,7 @@ def block_crc32c(data: Bytes) -> int:
 
 
 def is_intact(data: Bytes) -> bool:
-    """Tell whether the struct that fills `data` has the CRC32C that it states."""
+    """Return whether the struct that fills `data` has the CRC32C that it states."""
     stated: int = struct.unpack_from("<I", data, CRC_OFFSET)[0]
     return stated == block_crc32c(data)
 

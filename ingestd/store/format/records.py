@@ -68,7 +68,7 @@ _SIZES_BYTES: Final = {
 
 
 def is_of_place(block: Bytes, place: Place) -> bool:
-    """Tell whether a block bears the store's UUID and the segment's sequence; no checksum yet."""
+    """Return whether a block bears the store's UUID and the segment's sequence; no checksum yet."""
     sequence = place.segment_sequence.to_bytes(8, "little")
     return block[_UUID_AT] == place.store_uuid and block[_SEQUENCE_AT] == sequence
 
@@ -140,17 +140,17 @@ class Batch:
 
     @property
     def payload_offset(self) -> int:
-        """Where the payload begins, in bytes from the segment's start."""
+        """The offset of the payload, in bytes from the segment's start."""
         return self.offset + self.header.header_bytes
 
     @property
     def end(self) -> int:
-        """Where the next batch begins, in bytes from the segment's start."""
+        """The offset of the next batch, in bytes from the segment's start."""
         return self.offset + self.header.batch_bytes
 
     @property
     def has_crc32c(self) -> bool:
-        """Whether the extents' CRCs are filled in."""
+        """Return whether the extents' CRCs are filled in."""
         return bool(self.header.flags & BATCH_HAS_CRC32C)
 
 
@@ -216,7 +216,7 @@ def batch_header_bytes(data: Bytes, block_bytes: int) -> int | None:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Which batches may lie in a segment: the store's, the segment's, in its bounds."""
+    """The batches that may lie in a segment: the store's, the segment's, in its bounds."""
 
     store_uuid: bytes
     segment_sequence: int
@@ -250,7 +250,7 @@ class Place:
 
 
 def _payload_fits(row: BatchHeaderRow, extents: list[RecordExtentRow]) -> bool:
-    """Whether the extents lie in the payload and make up what the header says."""
+    """Return whether the extents lie in the payload and make up what the header says."""
     room = row.batch_bytes - row.header_bytes
     total = sum(e.bytes_count for e in extents)
     # Extents that lay over each other could have a reader check one byte a thousand times.
@@ -260,7 +260,7 @@ def _payload_fits(row: BatchHeaderRow, extents: list[RecordExtentRow]) -> bool:
 
 
 def extent_is_whole(extent: RecordExtentRow, data: Bytes) -> bool:
-    """Tell whether `data`, the extent's bytes, has the CRC32C that the extent states."""
+    """Return whether `data`, the extent's bytes, has the CRC32C that the extent states."""
     return crc32c(data, extent.crc_before) == extent.crc_after
 
 
@@ -275,7 +275,7 @@ def decode_block(layout: Layout[Row], magic: bytes, data: Bytes, store_uuid: byt
 
 
 def is_torn(data: Bytes) -> bool:
-    """Tell whether a part of a struct was never written: a unit of the device holds other bytes.
+    """Return whether a part of a struct was never written: a unit of the device holds other bytes.
 
     All fields lie in the first unit, and zeros behind them; bits that flipped do
     not fill a unit, what was on the device before may.
@@ -285,11 +285,11 @@ def is_torn(data: Bytes) -> bool:
 
 
 def is_remains(data: Bytes, magic: bytes, store_uuid: bytes, segment_sequence: int | None) -> bool:
-    """Tell whether a struct that is not whole was once one of this store's life.
+    """Return whether a struct that is not whole was once one of this store's life.
 
     `data` holds the struct and no more. With a sequence: of that segment's life.
-    It is, if it tells of this store and that sequence, or becomes whole when
-    its identity is put right. What an earlier life or another store left behind
+    It is, if it names this store and that sequence, or becomes whole when
+    its identity is put right. What a previous generation or another store left behind
     is whole in itself, or has another identity, and is no remains.
     """
     if len(data) < _SEQUENCE_AT.stop or is_intact(data):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is known of one segment: its state, and what of which flow lies in it.
+"""One segment as it was read: its state, and the spans and events of flows in it.
 
 Invariants: a span's bytes are whole batches' bytes, in stream order and without
 holes: first_offset <= durable_end <= end_offset. A segment's events are in the
@@ -56,7 +56,7 @@ class Span:
     flags: int = 0
 
     def row(self) -> RecordSpanRow:
-        """Return the record that tells of this span in a footer."""
+        """Return the record of this span in a footer."""
         return RecordSpanRow(
             kind=RECORD_SPAN,
             record_bytes=SPAN.size_bytes,
@@ -134,7 +134,7 @@ class Tally:
         self.payload_bytes += batch.header.payload_bytes
 
     def _span_for(self, extent: RecordExtentRow, block: int) -> Span:
-        """The span that the extent goes on, or a new one where it does not."""
+        """The span that the extent continues, or a new one where it does not."""
         span = self._current.get(extent.flow)
         if span is None or span.end_offset != extent.stream_offset:
             span = self._begin(extent.flow, extent.stream_offset, extent.crc_before, block)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A segment's footer, built from its image: the recovery's counterpart of the core's.
 
-Invariants: the footer tells of exactly the image's batches, all of which the
+Invariants: the footer describes exactly the image's batches, all of which the
 caller has brought to stable media before; its records and its block are one
 run of bytes that ends with the segment. No state; any thread may call.
 """

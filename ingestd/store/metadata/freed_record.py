@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Segments given up on purpose: the record of it, and giving them up.
+"""Reclaimed segments: the freed record that names them, and reclaiming them.
 
 Two copies of the record lie between superblock B and the segments, written in
 turn. Without it, a flow whose first bytes are not there has lost them. It also names
-segments that are given up together, by their sequences: whatever their headers
+segments that are reclaimed together, by their sequences: whatever their headers
 say, these are free, so that no crash leaves some of them.
 
 Invariants: the record is on stable media before the first header goes, and the
 header is gone from stable media before the segment is handed out. A segment's
 header is all in its first 512 bytes, so that no crash leaves half of one. Who
-gives up segments holds the mutex, from looking at them to having given them up;
+reclaims segments holds the mutex, from looking at them to having reclaimed them;
 any thread may read.
 """
 
@@ -71,7 +71,7 @@ FREED_RECORD: Final = Layout(
 
 @dataclass(frozen=True, slots=True)
 class Freed:
-    """What a store has given up in its life; `sequence`: the highest one of a segment.
+    """The segments that a store has reclaimed in its life; `sequence`: the highest of a segment.
 
     `ranges`: of sequences, in order; segments that have one of these are free.
     """
@@ -82,16 +82,16 @@ class Freed:
     payload_bytes: int = 0
     ranges: tuple[Range, ...] = ()
 
-    def has_given_up(self, sequence: int) -> bool:
-        """Tell whether a segment was given up, though its header may be there."""
+    def is_reclaimed(self, sequence: int) -> bool:
+        """Return whether a segment was reclaimed, though its header may be there."""
         at = bisect_right(self.ranges, (sequence, sys.maxsize)) - 1
         return at >= 0 and self.ranges[at][0] <= sequence <= self.ranges[at][1]
 
-    def without_given_up(self, segments: Iterable[SegmentImage]) -> list[SegmentImage]:
-        """Return segments as they count: what was given up is free."""
+    def without_reclaimed(self, segments: Iterable[SegmentImage]) -> list[SegmentImage]:
+        """Return segments as they count: what was reclaimed is free."""
         return [
             SegmentImage(segment.index, SegmentState.FREE)
-            if segment.sequence and self.has_given_up(segment.sequence)
+            if segment.sequence and self.is_reclaimed(segment.sequence)
             else segment
             for segment in segments
         ]
@@ -139,28 +139,28 @@ def clear_headers(device: Device, superblock: Superblock, indexes: Iterable[int]
 
 
 class Freer:
-    """Gives up segments of one store; whoever calls give_up() holds `mutex`."""
+    """Reclaims segments of one store; whoever calls reclaim() holds `mutex`."""
 
     def __init__(self, device: Device, superblock: Superblock) -> None:
         self.mutex = threading.Lock()
         self._device = device
         self._superblock = superblock
         self._freed = read_freed(device, superblock)
-        # Who opens the store ends what was begun, before anything else is given up.
+        # Who opens the store ends what was begun, before anything else is reclaimed.
         self._going: list[Range] = []
         self._gone = list(self._freed.ranges)
 
     def announce(self, ranges: Iterable[Range]) -> None:
-        """Give up, durably and at once, all segments with such sequences; done() follows.
+        """Reclaim, durably and at once, all segments with such sequences; done() follows.
 
-        Each is to be given to give_up() then. Raises StoreError if the device refuses: then
-        they may be given up or not, as it turns out at the next record.
+        Each is to be given to reclaim() then. Raises StoreError if the device refuses: then
+        they may be reclaimed or not, as it turns out at the next record.
         """
         assert self.mutex.locked()
         going = sorted({*self._going, *ranges})
         if len(going) > FREED_RANGES_MAX:
             raise StoreError(
-                f"{self._device.path} has {len(going)} runs of segments that were not given up to"
+                f"{self._device.path} has {len(going)} runs of segments that were not reclaimed to"
                 f" the end, as the device refused; {FREED_RANGES_MAX} find room: the next start"
                 " gives them up"
             )
@@ -173,7 +173,7 @@ class Freer:
         self._gone = [*ranges, *self._gone][:FREED_RANGES_MAX]
         self._going = [pair for pair in self._going if pair not in self._gone]
 
-    def give_up(self, segments: Sequence[SegmentImage], *, heads_go: bool) -> None:
+    def reclaim(self, segments: Sequence[SegmentImage], *, heads_go: bool) -> None:
         """Make segments free, durably; `heads_go`: flows that are shown may begin in them.
 
         Raises StoreError if the device refuses: then none may be handed out.

@@ -32,7 +32,7 @@ _FLOCK: Final = "hhqqi4x"  # struct flock of fcntl(2)
 
 
 class RequestState(enum.IntEnum):
-    """What became of a request; the daemon changes it, at first to SEEN, then to an answer.
+    """The state of a request; the daemon changes it, at first to SEEN, then to an answer.
 
     What is not there, or not any more, counts as removed.
     """
@@ -48,7 +48,7 @@ UNANSWERED: Final = frozenset({RequestState.ASKED, RequestState.SEEN})
 
 
 class Request(NamedTuple):
-    """One flow to be removed; `token` tells those who ask apart."""
+    """One flow to be removed; `token` identifies who asked."""
 
     flow: bytes
     token: int
@@ -81,7 +81,7 @@ REQUEST_BLOCK: Final = Layout(
 )
 
 
-class RequestBox:
+class RequestBlock:
     """The block of one store; `device` is open for writing."""
 
     def __init__(self, device: Device, superblock: Superblock) -> None:
@@ -90,7 +90,7 @@ class RequestBox:
 
     @contextmanager
     def locked(self) -> Iterator[bool]:
-        """Hold the block's lock, if nobody else does: what comes out tells."""
+        """Hold the block's lock, if nobody else does; yields whether it is held."""
         if not self._lock(fcntl.F_WRLCK):
             yield False
             return

@@ -2,7 +2,7 @@
 """The two superblocks: which store this is, its geometry and its generation.
 
 Invariants: copy A is written and flushed before copy B, so that at least one
-is whole at any moment; both tell of the same store and differ at most in the
+is whole at any moment; both describe the same store and differ at most in the
 generation; the valid copy with the higher generation counts.
 """
 
@@ -38,7 +38,7 @@ COPIES: Final = (("A", 0), ("B", SUPERBLOCK_B_OFFSET))
 
 @dataclass(frozen=True, slots=True)
 class Superblock:
-    """What both copies say; sizes in bytes, `created_ns` in Unix time."""
+    """The fields of both copies; sizes in bytes, `created_ns` in Unix time."""
 
     store_uuid: bytes
     generation: int
@@ -191,7 +191,7 @@ def _decode(path: str, data: Bytes) -> Superblock | None:
 
 
 def _is_geometry(found: Superblock) -> bool:
-    """Whether the sizes fit each other, so that no later code need ask again."""
+    """Return whether the sizes fit each other, so that no later code need ask again."""
     block_bytes = found.block_bytes
     return (
         BLOCK_BYTES_MIN <= block_bytes <= BLOCK_BYTES_MAX

@@ -56,7 +56,7 @@ REMOVAL_SECTOR: Final = Layout(
 )
 
 
-class RemovalTable:
+class Tombstones:
     """The ids of removed flows. `damaged`: the numbers of sectors that are not whole."""
 
     def __init__(self, device: Device, superblock: Superblock, data: bytes) -> None:
@@ -89,7 +89,7 @@ class RemovalTable:
 
     @property
     def room_count(self) -> int:
-        """How many more ids fit in."""
+        """The number of ids that still fit in."""
         usable = (flows for n, flows in enumerate(self._sectors) if n not in self.damaged)
         return sum(SECTOR_FLOWS_MAX - len(flows) for flows in usable)
 
@@ -163,6 +163,6 @@ class RemovalTable:
         )
 
 
-def read_removals(device: Device, superblock: Superblock) -> RemovalTable:
+def read_removals(device: Device, superblock: Superblock) -> Tombstones:
     """Return the table as it is on the device. Raises StoreDamagedError if it cannot be read."""
-    return RemovalTable(device, superblock, device.read(TABLE_OFFSET, TABLE_BYTES))
+    return Tombstones(device, superblock, device.read(TABLE_OFFSET, TABLE_BYTES))

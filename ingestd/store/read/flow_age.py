@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""When flows ended, as far as that can be known: clocks are wrong now and then.
+"""The age of ended flows, as far as that can be known: clocks are wrong now and then.
 
 A machine may believe in 1970 until it hears of the time, or be years ahead for a while.
 Invariants: what is said of a flow's age is never more than its true age, unless a clock
@@ -34,18 +34,18 @@ def floor_ns(superblock: Superblock, now_ns: int) -> int:
 
 
 def is_plausible(time_ns: int, floor: int, now_ns: int) -> bool:
-    """Tell whether a flow can have begun or ended then."""
+    """Return whether a flow can have begun or ended then."""
     return floor <= time_ns <= now_ns + SLACK_NS
 
 
 def is_misdated(flow: Flow, floor: int, now_ns: int) -> bool:
-    """Tell whether a flow began or ended, by its records, when it cannot have."""
+    """Return whether a flow began or ended, by its records, when it cannot have."""
     times = [time_ns for time_ns in (flow.started_ns, flow.ended_ns) if time_ns]
     return not all(is_plausible(time_ns, floor, now_ns) for time_ns in times)
 
 
 class Bounds(NamedTuple):
-    """Between which times everything in a segment happened; None: nothing tells."""
+    """Between which times everything in a segment happened; None: unknown."""
 
     low_ns: int | None
     high_ns: int | None
@@ -53,7 +53,7 @@ class Bounds(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """What the one who judges knows of time.
+    """The time, as the one who judges ages knows it.
 
     `now_ns`: by the clock that is trusted; `floor_ns`: as of floor_ns(); `watched_ns`: for how
     long the store has been watched, which all of earlier generations is older than;
@@ -67,7 +67,7 @@ class Clock:
     age_here: Callable[[int], int]
 
     def is_plausible(self, time_ns: int) -> bool:
-        """Tell whether anything in the store can have happened then."""
+        """Return whether anything in the store can have happened then."""
         return is_plausible(time_ns, self.floor_ns, self.now_ns)
 
     def age_ns(self, ended_ns: int, sequence: int, bounds: Bounds) -> int:
@@ -87,7 +87,7 @@ class Clock:
 
 
 def newest_ns(flows: Iterable[Flow], segments: Iterable[SegmentImage], floor: int) -> int | None:
-    """Return the latest time that a store tells of, be it in the future; None: of none.
+    """Return the latest time that a store records, be it in the future; None: there is none.
 
     Footers do not count: those of a crash are dated when it is found.
     """

@@ -5,7 +5,7 @@ Invariants: a flow's bytes are [first_offset, bytes), which its spans cover
 without a hole, durable up to durable_bytes; only where a segment is damaged may
 bytes be missing in between or at the end, and the flow says which (state
 `damaged`). first_offset is 0 but for flows
-whose first bytes went with segments given up on purpose. What lay
+whose first bytes went with reclaimed segments. What lay
 behind a hole when a generation ended is never joined to later bytes: the next
 generation's sender went on at the hole, perhaps with other bytes. And where a
 connection of a later generation went on before the end of what is there, its
@@ -71,12 +71,12 @@ class Flow:
 
     `flow` is the UUID in text, `peer` "1.2.3.4:5" or "[::1]:5", `state` one of
     open, sealed, interrupted, damaged; times are RFC 3339 in UTC; `checksum` is
-    "crc32c:" and eight hexadecimal digits of all of its bytes. `reason` tells
+    "crc32c:" and eight hexadecimal digits of all of its bytes. `reason` says
     why it was interrupted; None also where no CLOSE record came to be, as after
     a crash. What a reader needs is in `spans`. `bytes` and `durable_bytes` count
     from the flow's beginning, though only those from `first_offset` on are there.
     `started_ns` and `ended_ns` are Unix times; the former is 0 where no OPEN record is left, the
-    latter as long as it is not over, and where no CLOSE record tells. `missing` are the
+    latter as long as it is not over, and where no CLOSE record says. `missing` are the
     ranges [from, to) of bytes that a damaged flow lacks, in order.
     """
 
@@ -196,8 +196,8 @@ def assemble(
     """Return the flows in the order in which they began, and what is odd about them.
 
     `generation` is the superblock's; `live`: a daemon serves the store now, so
-    that flows of this generation may go on. `freed_sequence`: the highest of a
-    segment that was given up on purpose; what lay in it is no loss. `is_cut`: segments
+    that flows of this generation may be continued. `freed_sequence`: the highest of a
+    segment that was reclaimed; what lay in it is no loss. `is_cut`: segments
     lie behind the device's end, where they are as good as damaged.
     """
     has_damage = is_cut or any(segment.state is SegmentState.DAMAGED for segment in segments)
@@ -267,7 +267,7 @@ def _skip(prefix: _Prefix, span: Span) -> None:
 
 
 def _note_end(part: _Parts, prefix: _Prefix) -> None:
-    """Where the flow was sealed with more bytes than are there, the end is missing."""
+    """A flow that was sealed with more bytes than are there lacks its end."""
     last = part.events[-1].row if part.events else None
     is_seal = isinstance(last, RecordCloseRow) and last.state == FLOW_STATE_SEALED
     if isinstance(last, RecordCloseRow) and is_seal and last.stream_bytes > prefix.end:
@@ -276,7 +276,7 @@ def _note_end(part: _Parts, prefix: _Prefix) -> None:
 
 
 def _behind_head(part: _Parts) -> _Prefix:
-    """Begin where the flow's oldest bytes do, if segments before may have been given up.
+    """Begin where the flow's oldest bytes do, if segments before may have been reclaimed.
 
     An OPEN record lies before the bytes of its connection. One that begins
     earlier is still there only if what followed it was lost in another way.
@@ -290,7 +290,7 @@ def _behind_head(part: _Parts) -> _Prefix:
         )
         first, crc, has_crc32c = head.first_offset, head.crc_before, head.has_crc32c
     else:
-        # Only records are left of it: a CLOSE tells how many bytes there were.
+        # Only records are left of it: a CLOSE says how many bytes there were.
         first, crc, has_crc32c = max(span.first_offset for span in part.spans), 0, False
     if first == 0 or any(offset < first for _, offset in part.starts):
         return _Prefix()
@@ -298,7 +298,7 @@ def _behind_head(part: _Parts) -> _Prefix:
 
 
 def _cut(prefix: _Prefix, end: int) -> None:
-    """Give up what lies behind `end`: a later connection went on there."""
+    """Drop what lies behind `end`: a later connection resumed there."""
     kept = [span for span in prefix.spans if span.first_offset < end]
     if kept and kept[-1].end_offset > end:
         # The chain of checksums is known at the ends of spans only.
@@ -363,7 +363,7 @@ def _state(close: RecordCloseRow | None, prefix: _Prefix, *, may_go_on: bool) ->
         return STATE_SEALED
     if close and close.state != FLOW_STATE_SEALED:
         return STATE_INTERRUPTED
-    # A seal whose bytes are not all found yet, under a daemon that goes on writing.
+    # A seal whose bytes are not all found yet, under a daemon that keeps writing.
     return STATE_OPEN if may_go_on else STATE_INTERRUPTED
 
 
@@ -381,7 +381,7 @@ def _labels(text: str) -> dict[str, str]:
 
 
 def _damages(flow: Flow, part: _Parts, prefix: _Prefix) -> list[Anomaly]:
-    """What no order of whole and lost writes explains."""
+    """Anomalies that no order of whole and lost writes explains."""
     found = []
     if prefix.overlap:
         found.append(
@@ -406,7 +406,7 @@ def _damages(flow: Flow, part: _Parts, prefix: _Prefix) -> list[Anomaly]:
 
 
 def _losses(flow: Flow, part: _Parts, prefix: _Prefix) -> list[Anomaly]:
-    """What a crash leaves behind where nothing had been acknowledged; or what damage took."""
+    """Anomalies that a crash leaves where nothing had been acknowledged, or that damage left."""
     if prefix.missing:
         ranges = ", ".join(f"{first} to {last}" for first, last in prefix.missing)
         text = f"of its {prefix.end} bytes, {ranges} are missing: a damaged segment had them"

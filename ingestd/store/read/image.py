@@ -187,7 +187,7 @@ def image_of(
             f" {superblock.store_bytes}: its end is missing, and what lay there with it"
         )
     scanner = Scanner(device, superblock, live=live, thorough=thorough)
-    # Behind the device's end there is nothing to be read, however much the superblock tells of.
+    # Behind the device's end there is nothing to be read, whatever size the superblock states.
     room_bytes = max(0, device.size_bytes - superblock.segments_offset)
     present_count = min(superblock.segment_count, room_bytes // superblock.segment_bytes)
     numbers = itertools.count()
@@ -199,11 +199,11 @@ def image_of(
 
     with ThreadPoolExecutor(SCAN_THREADS, "store-scan") as pool:
         segments = list(pool.map(scan, range(present_count)))
-    # However many the superblock tells of, those that cannot be there cost nothing.
+    # Whatever number the superblock states, those that cannot be there cost nothing.
     missing_count = superblock.segment_count - present_count
-    # Read last: whatever was given up, or removed, before a segment was scanned is known by then.
+    # Read last: whatever was reclaimed, or removed, before a segment was scanned is known by then.
     freed = read_freed(device, superblock)
-    found, segments = segments, freed.without_given_up(segments)
+    found, segments = segments, freed.without_reclaimed(segments)
     half_freed = [a.index for a, b in zip(found, segments, strict=True) if a is not b]
     for segment in segments:
         warnings += segment.warnings

@@ -142,7 +142,7 @@ class Inspector:
         """Give what the scan makes of each segment that is not free."""
         freed = read_freed(self.device, self.superblock)
         for index in range(self.superblock.segment_count):
-            (image,) = freed.without_given_up([self._scanner.scan(index)])
+            (image,) = freed.without_reclaimed([self._scanner.scan(index)])
             if image.state is not SegmentState.FREE:
                 yield image
 
@@ -206,7 +206,7 @@ class Inspector:
         footer_offset = base + self.superblock.segment_bytes - block_bytes
         footer = self._read(SEGMENT_FOOTER, FOOTER_MAGIC, footer_offset, sequence)
         freed = read_freed(self.device, self.superblock)
-        is_freed = bool(image.sequence) and freed.has_given_up(image.sequence)
+        is_freed = bool(image.sequence) and freed.is_reclaimed(image.sequence)
         report = SegmentReport(image, header, marks, footer, [], is_freed)
         report.batches = [
             BatchLine(
@@ -229,7 +229,7 @@ class Inspector:
             at, number = batch.end, number + 1
 
     def _sequence(self, report: SegmentReport) -> int:
-        """The life that batches are looked for in: the header's, else what else may tell of it."""
+        """The generation whose batches are looked for: the header's, else another struct's."""
         for found in (report.header, *report.marks, report.footer):
             if found.verdict is Verdict.WHOLE:
                 return int(found.fields["segment_sequence"])

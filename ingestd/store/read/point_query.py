@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a served store holds of a few flows: one reading of it, whatever their number.
+"""A query for a few flows of a served store: one reading of it, whatever their number.
 
 Invariants: nothing is written; of a segment with a footer only that is read, and only
 decoded where one of the ids is in it; what is kept in memory are those flows' spans
@@ -19,7 +19,7 @@ from ingestd.store.read.flows import Flow, assemble
 from ingestd.store.read.scan import Scanner
 
 
-class LookupStoppedError(Exception):
+class QueryStoppedError(Exception):
     """Raised where a lookup was to end; no error of the store."""
 
 
@@ -35,7 +35,7 @@ def find_flows(
 ) -> Found:
     """Look for flows by their ids in a store that this process serves.
 
-    Raises StoreError if the device refuses, LookupStoppedError soon after `is_stopped`.
+    Raises StoreError if the device refuses, QueryStoppedError soon after `is_stopped`.
     """
     wanted = frozenset(wanted)
     scanner = Scanner(device, superblock, live=True, wanted=wanted)
@@ -43,17 +43,17 @@ def find_flows(
     is_whole = True
     for index in range(superblock.segment_count):
         if is_stopped():
-            raise LookupStoppedError
+            raise QueryStoppedError
         segment = scanner.scan(index)
         is_whole &= segment.state is not SegmentState.DAMAGED
         segment.spans = [span for span in segment.spans if span.flow in wanted]
         segment.events = [event for event in segment.events if event.flow in wanted]
         if segment.spans or segment.events:
             segments.append(segment)
-    # Read last: whatever was given up before a segment was scanned is known by then.
+    # Read last: whatever was reclaimed before a segment was scanned is known by then.
     freed = read_freed(device, superblock)
     flows, _ = assemble(
-        freed.without_given_up(segments),
+        freed.without_reclaimed(segments),
         generation=superblock.generation,
         live=True,
         freed_sequence=freed.sequence,

@@ -60,7 +60,7 @@ def read_flow(
 
 
 def _join(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Join small pieces; one that is large enough goes on as it is."""
+    """Join small pieces; one that is large enough passes as it is."""
     held: list[bytes] = []
     held_bytes = 0
     try:
@@ -101,7 +101,7 @@ def _read(image: StoreImage, flow: Flow, start: int, end: int) -> Iterator[bytes
 
 @dataclass(slots=True)
 class _Position:
-    """How far a span was read: the next byte of the stream, and the CRC32C before it."""
+    """The position in a span: the next byte of the stream, and the CRC32C before it."""
 
     offset: int
     crc: int
@@ -156,11 +156,11 @@ class _SpanReader:
         if not self._scanner.is_in_life(self._span.segment_index, self._span.segment_sequence):
             raise StoreError(
                 f"flow {self._flow.flow} of {self._path}: its bytes from {self._span.first_offset}"
-                " on were given up while they were read: ingestd ls shows what is left of it"
+                " on were reclaimed while they were read: ingestd ls shows what is left of it"
             )
 
     def _ahead_bytes(self, batch: Batch, mine: list[RecordExtentRow], position: _Position) -> int:
-        """How much to read from the next batch on: all of it, if it is mostly this flow's."""
+        """The bytes to read from the next batch on: all of it, if it is mostly this flow's."""
         if 2 * sum(e.bytes_count for e in mine) < batch.header.payload_bytes:
             return AHEAD_BYTES
         return min(STREAM_AHEAD_BYTES, self._end - position.offset + AHEAD_BYTES)
@@ -195,7 +195,7 @@ class _SpanReader:
             if len(data) < size:
                 raise self._damage(at, "the device ends")
             if not batch.has_crc32c:
-                # Nothing else would tell. The header goes before anything else does.
+                # Nothing else would show it. The header goes before anything else does.
                 self.check_life()
             if batch.has_crc32c:
                 crc = crc32c(data, crc)

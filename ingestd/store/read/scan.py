@@ -135,7 +135,7 @@ class Scanner:
         return image, block
 
     def is_in_life(self, index: int, sequence: int) -> bool:
-        """Tell whether the segment still has the header of that sequence."""
+        """Return whether the segment still has the header of that sequence."""
         base, size = self.superblock.segment_offset(index), SEGMENT_HEADER.size_bytes
         block = self.device.read(base, size)
         row = decode_block(SEGMENT_HEADER, SEGMENT_MAGIC, block, self.superblock.store_uuid)
@@ -361,7 +361,7 @@ def _closed(image: SegmentImage, footer: SegmentFooterRow, records: Records) -> 
 
 
 def batch_is_whole(window: Window, batch: Batch) -> bool:
-    """Tell whether the batch's payload proves by its CRCs that it is not torn."""
+    """Return whether the batch's payload proves by its CRCs that it is not torn."""
     return batch.has_crc32c and all(
         extent_crc32c(window, batch, number) == extent.crc_after
         for number, extent in enumerate(batch.records.extents)
@@ -385,7 +385,7 @@ def extent_crc32c(window: Window, batch: Batch, number: int) -> int:
 
 
 def batch_remains(window: Window, place: Place, at: int) -> bool:
-    """Tell whether at `at` lies a header of this segment's life that is not whole."""
+    """Return whether at `at` lies a header of this segment's life that is not whole."""
     head = bytes(window.get(at, BATCH_HEADER.size_bytes, AHEAD_BYTES))
     if len(head) < BATCH_HEADER.size_bytes:
         return False

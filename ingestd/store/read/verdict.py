@@ -123,7 +123,7 @@ def judge(
     store_uuid: bytes | None,
     segment_sequence: int | None = None,
 ) -> tuple[Verdict, str]:
-    """Tell what the bytes of a struct count as, and why, as a sentence's half.
+    """Return what the bytes of a struct count as, and why, as a sentence's half.
 
     `data` is as long as its CRC32C covers. A store_uuid of None stands for any.
     """

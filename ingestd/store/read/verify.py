@@ -57,7 +57,7 @@ class Finding:
 
 @dataclass(slots=True)
 class VerifyReport:
-    """What was looked at and what was found; counts of bytes are of payload."""
+    """The extent of a verification and its findings; counts of bytes are of payload."""
 
     path: str
     store_uuid: str
@@ -88,7 +88,7 @@ class VerifyReport:
 
     @property
     def is_damaged(self) -> bool:
-        """Whether a finding is more than a doubt; if one is, one of these is kept."""
+        """Return whether a finding is more than a doubt; if one is, one of these is kept."""
         return any(finding.severity == DAMAGE for finding in self.findings)
 
     def as_dict(self) -> dict[str, object]:
@@ -207,7 +207,7 @@ class _SegmentCheck:
         if tally.payload_bytes != footer.payload_bytes:
             self._find(
                 DAMAGE,
-                f"its footer tells of {footer.payload_bytes} bytes of payload, its batches of"
+                f"its footer states {footer.payload_bytes} bytes of payload, its batches of"
                 f" {tally.payload_bytes}",
             )
         if [event.raw for event in tally.events] != [event.raw for event in segment.events]:
@@ -259,7 +259,7 @@ class _SegmentCheck:
 def _runs(spans: list[Span]) -> list[_Run]:
     """The runs of flows' bytes that spans make up.
 
-    A footer has a span for each connection, the batches do not tell where one
+    A footer has a span for each connection, the batches do not show where one
     connection of a flow ends and the next begins: spans that follow are joined.
     """
     runs: list[_Run] = []
@@ -287,7 +287,7 @@ def _place_of(row: RecordSpanRow) -> tuple[bytes, int, int, int]:
 
 
 def _run_of(row: RecordSpanRow) -> _Run:
-    """What of a span follows from the extents alone."""
+    """The fields of a span that follow from the extents alone."""
     return (
         row.flow,
         row.first_offset,

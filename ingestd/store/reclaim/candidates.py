@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which segments can be given back, as nothing in them is to be kept.
+"""Candidates for reclaim: segments in which nothing is to be kept.
 
 Invariants: a segment goes only if it is closed and every flow that has
 anything in it, be it a record, is removed or past its term. Of a flow past its term no
@@ -24,7 +24,7 @@ REASONS: Final = (REASON_REMOVED, REASON_RETENTION)
 GROUP_RANGES_MAX: Final = FREED_RANGES_MAX // 2
 
 
-class Freeable(NamedTuple):
+class Candidate(NamedTuple):
     """A segment to give back, why, and the flows that are gone with it."""
 
     segment: SegmentImage
@@ -39,12 +39,12 @@ class Group(NamedTuple):
     in several of them; none else.
     """
 
-    segments: tuple[Freeable, ...]
+    segments: tuple[Candidate, ...]
     ranges: tuple[tuple[int, int], ...]
 
 
-class Freeing(NamedTuple):
-    """What to do, in this order: removals made durable, then groups given back.
+class ReclaimPlan(NamedTuple):
+    """The steps of a reclaim, in this order: tombstones made durable, then groups reclaimed.
 
     `blocked_count`: of segments that nothing is kept in, and that stay, as the table has no
     room for the flows that lie elsewhere as well.
@@ -55,19 +55,19 @@ class Freeing(NamedTuple):
     blocked_count: int
 
     @property
-    def segments(self) -> list[Freeable]:
+    def segments(self) -> list[Candidate]:
         """All segments that go."""
         return [item for group in self.groups for item in group.segments]
 
 
-def plan_freeing(
+def plan_reclaim(
     segments: Iterable[SegmentImage],
     *,
     removed: Set[bytes],
     expired: Set[bytes] = frozenset(),
     room_count: int = 0,
     elsewhere: Set[bytes] = frozenset(),
-) -> Freeing:
+) -> ReclaimPlan:
     """Decide which segments to give back, the oldest first.
 
     `removed`: the flows of the table; `expired`: others that need not be kept;
@@ -85,17 +85,17 @@ def plan_freeing(
         dying = flows - removed
         if dying <= expired:
             reason = REASON_RETENTION if dying else REASON_REMOVED
-            freeable.append(Freeable(segment, reason, flows))
+            freeable.append(Candidate(segment, reason, flows))
             wide.append([flow for flow in sorted(dying) if places[flow] > 1])
     return _grouped(freeable, wide, places, room_count)
 
 
 def _grouped(
-    freeable: Sequence[Freeable],
+    freeable: Sequence[Candidate],
     wide: Sequence[Sequence[bytes]],
     places: Mapping[bytes, int],
     room_count: int,
-) -> Freeing:
+) -> ReclaimPlan:
     """Cut segments into groups, each as long as can be, so that the table's room suffices.
 
     `wide`: of each, the flows that are not removed and lie elsewhere as well, `places` in all.
@@ -124,7 +124,7 @@ def _grouped(
         is_at_once = len(group.inside) > len(group.outside)
         groups.append(Group(tuple(freeable[at:end]), tuple(group.ranges) if is_at_once else ()))
         at = end
-    return Freeing(tuple(removals), tuple(groups), blocked_count)
+    return ReclaimPlan(tuple(removals), tuple(groups), blocked_count)
 
 
 class _Open:

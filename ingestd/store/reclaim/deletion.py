@@ -30,7 +30,7 @@ from ingestd.store.metadata.request_block import (
     REQUESTS_MAX,
     UNANSWERED,
     Request,
-    RequestBox,
+    RequestBlock,
     RequestState,
 )
 from ingestd.store.metadata.superblock import check_store, read_superblock
@@ -38,7 +38,7 @@ from ingestd.store.metadata.tombstones import FLOWS_MAX
 from ingestd.store.read.flows import Flow
 from ingestd.store.read.image import StoreImage, id_prefix, read_image
 from ingestd.store.reclaim.candidates import REASON_REMOVED
-from ingestd.store.reclaim.sweep import Upkeep
+from ingestd.store.reclaim.sweep import Sweeper
 
 # The daemon looks for requests once a second, and reads the store's footers to decide.
 ANSWER_TIMEOUT_S: Final = 30.0
@@ -51,7 +51,7 @@ WITHDRAW_TRIES: Final = 3
 
 
 class Outcome(NamedTuple):
-    """What became of one flow: `error` None if it is removed; it had `bytes_count` bytes."""
+    """The result for one flow: `error` None if it is removed; it had `bytes_count` bytes."""
 
     flow: str
     bytes_count: int
@@ -59,8 +59,8 @@ class Outcome(NamedTuple):
 
 
 @dataclass
-class RemovalReport:
-    """What became of each flow that was named, and how many segments are free by it.
+class DeletionReport:
+    """The results for the flows that were named, and the number of segments freed.
 
     `is_served`: a daemon did it, which gives segments back by and by.
     """
@@ -72,7 +72,7 @@ class RemovalReport:
 
 def remove_flows(
     path: str, wanted: Sequence[str], timeout_s: float = ANSWER_TIMEOUT_S
-) -> RemovalReport:
+) -> DeletionReport:
     """Remove flows, each named by its id or the first characters of it.
 
     Raises UsageError, before anything is removed, if one of them is no id, or less than
@@ -82,17 +82,17 @@ def remove_flows(
     """
     for name in wanted:
         id_prefix(name, REMOVAL_DIGITS_MIN)
-    removal = _Removal(path, wanted, timeout_s)
+    removal = _Deletion(path, wanted, timeout_s)
     while not removal.alone() and not removal.by_daemon():
         time.sleep(POLL_INTERVAL_S)
     return removal.report
 
 
-class _Removal:
-    """One command's work, which goes on with what is left when a daemon comes or goes."""
+class _Deletion:
+    """One command's work, which continues with what is left when a daemon starts or ends."""
 
     def __init__(self, path: str, wanted: Sequence[str], timeout_s: float) -> None:
-        self.report = RemovalReport()
+        self.report = DeletionReport()
         self._path = path
         self._wanted = list(dict.fromkeys(wanted))
         self._timeout_s = timeout_s
@@ -123,7 +123,7 @@ class _Removal:
         write_holder(device, superblock.store_uuid)
         # A daemon may have died before its flush: what is read must be there for good.
         device.sync()
-        upkeep = Upkeep(
+        sweeper = Sweeper(
             device,
             superblock,
             Freer(device, superblock),
@@ -131,23 +131,23 @@ class _Removal:
             forget=lambda _: None,
             hand_out=lambda _: None,
         )
-        image = upkeep.scan()
+        image = sweeper.scan()
         clear_headers(device, superblock, image.half_freed)
         flows = self._resolve(image)
         present = {flow.flow_id for flow in image.flows}
         for flow in [flow for flow in flows if flow not in present]:
             self._done(flow)
         while True:
-            fitting = list(flows)[: upkeep.room_count]
-            upkeep.remove(fitting, REASON_REMOVED)
+            fitting = list(flows)[: sweeper.room_count]
+            sweeper.remove(fitting, REASON_REMOVED)
             for flow in fitting:
                 self._done(flow)
-            swept = upkeep.sweep(image)
+            swept = sweeper.sweep(image)
             self.report.segments_freed_count += len(swept.freed)
-            upkeep.drop(swept.gone)
-            if not flows or not upkeep.room_count:
+            sweeper.drop(swept.gone)
+            if not flows or not sweeper.room_count:
                 break
-            image = upkeep.scan()  # as segments have gone
+            image = sweeper.scan()  # as segments have gone
         for flow in list(flows):
             self._done(flow, self._no_room(flow))
 
@@ -185,7 +185,7 @@ class _Removal:
             if self._flows is None:
                 with read_image(self._path) as image:
                     self._resolve(image)
-            box = RequestBox(device, superblock)
+            box = RequestBlock(device, superblock)
             # What was read until now took its time, and was nobody's fault.
             self._deadline_s = time.monotonic() + self._timeout_s
             try:
@@ -193,7 +193,7 @@ class _Removal:
             finally:
                 self._withdraw(box)
 
-    def _ask(self, device: Device, box: RequestBox) -> bool:
+    def _ask(self, device: Device, box: RequestBlock) -> bool:
         assert self._flows is not None
         while self._flows:
             with box.locked() as is_ours:
@@ -204,12 +204,12 @@ class _Removal:
             if not is_claimed(device):
                 return False
             if time.monotonic() >= self._deadline_s:
-                self._give_up_waiting()
+                self._stop_waiting()
                 break
             time.sleep(POLL_INTERVAL_S)
         return True
 
-    def _exchange(self, box: RequestBox) -> None:
+    def _exchange(self, box: RequestBlock) -> None:
         """Take the answers out of the block, and put in what is not asked yet."""
         assert self._flows is not None
         before = box.read()
@@ -250,7 +250,7 @@ class _Removal:
             " that happens once nothing in these is kept; remove what lies beside them"
         )
 
-    def _give_up_waiting(self) -> None:
+    def _stop_waiting(self) -> None:
         assert self._flows is not None
         for flow_id, flow in list(self._flows.items()):
             error = StoreBusyError(
@@ -259,7 +259,7 @@ class _Removal:
             )
             self._done(flow_id, error)
 
-    def _withdraw(self, box: RequestBox) -> None:
+    def _withdraw(self, box: RequestBlock) -> None:
         """Leave nothing of ours in the block."""
         for _ in range(WITHDRAW_TRIES):
             with box.locked() as is_ours:

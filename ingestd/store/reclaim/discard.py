@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Telling a block device that the bytes of a segment are of no use any more.
+"""Discard (TRIM): a block device learns that the bytes of a segment are not needed any more.
 
 Invariants: the segment's header, whose zeros say that it is free, is never
 discarded, as what is read of discarded bytes is for the device to say; these

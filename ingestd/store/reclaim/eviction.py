@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which segment of a full store goes first: the oldest that is closed.
+"""Eviction in a full store: the oldest closed segment goes first.
 
-Invariants: a segment that is being written is never given up, nor one that is
+Invariants: a segment that is being written is never evicted, nor one that is
 damaged; whether one is closed is read from the store, as its footer is the
 worker's last word about it. The last closed segment stays. Under the freer's
-mutex, as others give up segments too, no segment is given up twice. A segment
+mutex, as others reclaim segments too, no segment is evicted twice. A segment
 that cannot be read is passed over, as recovery would, and looked at again later.
 One thread calls recycle(), which alone waits for the device; all else is for any.
 """
@@ -31,8 +31,8 @@ from ingestd.store.read.scan import Scanner
 # What a worker may hold: SEGMENTS_LIVE_MAX and SEGMENTS_READY_MAX of core/storage/writer.h.
 HELD_BY_WORKER_MAX: Final = 8
 CLOSED_KEPT_MIN: Final = 1
-NEWS_COUNT_MAX: Final = 1024
-# After the device refused: so long nothing is given up, twice as long each time.
+REPORTS_COUNT_MAX: Final = 1024
+# After the device refused: so long nothing is evicted, twice as long each time.
 RETRY_PAUSE_MIN_S: Final = 1.0
 RETRY_PAUSE_MAX_S: Final = 300.0
 # After a segment could not be read: so long it is passed over.
@@ -48,8 +48,8 @@ class Overwritten(NamedTuple):
     flows: tuple[bytes, ...]
 
 
-class Recycler:
-    """Gives up the segments of one store, oldest first.
+class Evictor:
+    """Evicts the segments of one store, oldest first.
 
     `ended`: (sequence, index) of segments that no worker writes to any more.
     Raises StoreError if so few segments are left that workers could hold all.
@@ -73,19 +73,19 @@ class Recycler:
                 f" {needed_count} with this number of workers: format it with a smaller"
                 ' --segment-size, or set on_full = "reject"'
             )
-        self.error: StoreError | None = None  # why nothing is given up, as of the last try
+        self.error: StoreError | None = None  # why nothing is evicted, as of the last try
         self._clock = clock
         self._pause_s = 0.0
         self._retry_at_s = 0.0
         self._passed_over: dict[tuple[int, int], float] = {}  # until when
-        self._half_given_up: SegmentImage | None = None  # the device refused in the middle
+        self._half_evicted: SegmentImage | None = None  # the device refused in the middle
         self._begun_mutex = threading.Lock()  # for the queue alone: nobody waits for the device
         self._device = device
         self._superblock = superblock
         self._scanner = Scanner(device, superblock, live=True)
         self._freer = freer
-        self._begun = deque(sorted(ended))  # of this and earlier lives, oldest first
-        self._news: deque[Overwritten] = deque(maxlen=NEWS_COUNT_MAX)
+        self._begun = deque(sorted(ended))  # of this and previous generations, oldest first
+        self._reports: deque[Overwritten] = deque(maxlen=REPORTS_COUNT_MAX)
         self.segments_count = 0
         self.payload_bytes = 0
 
@@ -95,15 +95,15 @@ class Recycler:
             self._begun.append((sequence, index))
 
     def forget(self, index: int, sequence: int) -> None:
-        """Know of a segment that another gave up; the caller holds the freer's mutex."""
-        half = self._half_given_up
+        """Note a segment that another reclaimed; the caller holds the freer's mutex."""
+        half = self._half_evicted
         if half is not None and (half.sequence, half.index) == (sequence, index):
-            self._half_given_up = None  # it may be granted to a worker from now on
+            self._half_evicted = None  # it may be granted to a worker from now on
         with self._begun_mutex, suppress(ValueError):
             self._begun.remove((sequence, index))
 
     def recycle(self) -> int | None:
-        """Give up the oldest closed segment and return its index; None: not now.
+        """Evict the oldest closed segment and return its index; None: not now.
 
         Sets `error` if the device refuses to write; it is tried again after a pause,
         but never after a flush that failed.
@@ -124,25 +124,25 @@ class Recycler:
         return index
 
     def _recycle(self) -> int | None:
-        segment = self._half_given_up or self._oldest()
+        segment = self._half_evicted or self._oldest()
         if segment is None:
             return None
-        # Until it is done, nobody can tell what of it is on the device.
-        self._half_given_up = segment
-        self._freer.give_up([segment], heads_go=True)
-        self._half_given_up = None
+        # Until it is done, nobody knows what of it is on the device.
+        self._half_evicted = segment
+        self._freer.reclaim([segment], heads_go=True)
+        self._half_evicted = None
         self.forget(segment.index, segment.sequence)
-        self._tell(segment)
+        self._report(segment)
         return segment.index
 
     def _oldest(self) -> SegmentImage | None:
-        """The oldest segment that can be given up, when another one stays."""
+        """The oldest segment that can be evicted, when another one stays."""
         found = self._closed(CLOSED_KEPT_MIN + 1)
         while len(found) > CLOSED_KEPT_MIN:
             sequence, index = found.popleft()
             segment = self._scanner.scan(index)
             if segment.state in (SegmentState.DAMAGED, SegmentState.FREE):
-                # What is free here was given up, and the device refused in the middle of it.
+                # What is free here was reclaimed, and the device refused in the middle of it.
                 self._pass_over(sequence, index)
                 found = self._closed(CLOSED_KEPT_MIN + 1)
             elif segment.state is not SegmentState.CLOSED or segment.sequence != sequence:
@@ -183,14 +183,14 @@ class Recycler:
         row = decode_block(SEGMENT_FOOTER, FOOTER_MAGIC, block, self._superblock.store_uuid)
         return row is not None and row.segment_sequence == sequence
 
-    def _tell(self, segment: SegmentImage) -> None:
+    def _report(self, segment: SegmentImage) -> None:
         flows = {span.flow: None for span in segment.spans if span.end_offset > span.first_offset}
-        self._news.append(
+        self._reports.append(
             Overwritten(segment.index, segment.sequence, segment.payload_bytes, tuple(flows))
         )
         self.segments_count += 1
         self.payload_bytes += segment.payload_bytes
 
     def take_overwritten(self) -> list[Overwritten]:
-        """Return, and forget, which segments went; the oldest news give way to newer ones."""
-        return [self._news.popleft() for _ in range(len(self._news))]
+        """Return, and forget, which segments went; the oldest reports give way to newer ones."""
+        return [self._reports.popleft() for _ in range(len(self._reports))]

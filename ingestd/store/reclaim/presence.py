@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a damaged segment may hold of flows that are to be forgotten.
+"""The flows that a damaged segment may hold data of, among those to be forgotten.
 
 Invariants: who seals a flow, or begins one of protocol `raw`, sends each of its bytes once, and
 nothing after that. So of a flow all of which lies in segments that can be read, none lies in
@@ -32,7 +32,7 @@ def damaged_indexes(segments: Iterable[SegmentImage]) -> list[int]:
 
 
 class Presence:
-    """What an image's segments show of some flows, by which others are ruled out.
+    """Facts about some flows in an image's segments, by which others are ruled out.
 
     `whole`: those that one connection began and ended, with all of their bytes there;
     `certain`: of these, such as cannot have begun anew since a damaged segment was not read.

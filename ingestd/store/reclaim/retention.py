@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which flows need not be kept any longer, by their listener's settings.
+"""Retention: the flows that need not be kept any longer, by their listener's settings.
 
 Invariants: a flow that may still be fed, one of a listener without settings, or
 one whose listener is not known any more is always kept; with both settings, a
@@ -23,7 +23,7 @@ NS_PER_S: Final = 1_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """How long, in ns, and how much, in bytes, of a listener's ended flows is kept; None: no word.
+    """Time (ns) and bytes that a listener's ended flows are kept for; None: not set.
 
     At least one is set, and neither is 0.
     """
@@ -49,7 +49,7 @@ class Expired(NamedTuple):
 
 
 class _End(NamedTuple):
-    """Where and when a flow ended: newer ones are greater."""
+    """Place and time of a flow's end: newer ones are greater."""
 
     sequence: int  # of the segment with the last that there is of it
     rank: int  # there
@@ -108,7 +108,7 @@ def _judge(
 
 
 def _ends(wanted: Mapping[bytes, Flow], segments: Iterable[SegmentImage]) -> dict[bytes, _End]:
-    """Where flows ended; those without a CLOSE record no later than their last footer.
+    """The ends of flows; those without a CLOSE record no later than their last footer.
 
     A flow is left out that is not over: its last segment gets its footer one day.
     """

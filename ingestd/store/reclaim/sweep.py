@@ -19,28 +19,28 @@ from ingestd.errors import StoreError
 from ingestd.store.device.device import Device
 from ingestd.store.format.segment import SegmentImage, SegmentState
 from ingestd.store.metadata.freed_record import Freer
-from ingestd.store.metadata.request_block import Request, RequestBox, RequestState
+from ingestd.store.metadata.request_block import Request, RequestBlock, RequestState
 from ingestd.store.metadata.superblock import Superblock, SuperblockReading
-from ingestd.store.metadata.tombstones import RemovalTable, read_removals
+from ingestd.store.metadata.tombstones import Tombstones, read_removals
 from ingestd.store.read.image import ScanStoppedError, StoreImage, image_of
 from ingestd.store.read.scan import Scanner
 from ingestd.store.reclaim.candidates import (
     REASON_RETENTION,
-    Freeable,
-    Freeing,
+    Candidate,
     Group,
+    ReclaimPlan,
     flows_gone,
-    plan_freeing,
+    plan_reclaim,
 )
 from ingestd.store.reclaim.discard import discard_segment, require_discard
 from ingestd.store.reclaim.presence import Presence, damaged_indexes
 
-# So many are given up under the mutex at a time: who grants segments may wait for it.
+# So many are reclaimed under the mutex at a time: who grants segments may wait for it.
 FREED_AT_ONCE_MAX: Final = 16
 
 
 @dataclass
-class UpkeepCounts:
+class SweepCounts:
     """Since the opening, by reason (freeing.REASONS): flows removed, segments and bytes freed."""
 
     flows: Counter[str] = field(default_factory=Counter)
@@ -52,22 +52,22 @@ class UpkeepCounts:
 class Swept(NamedTuple):
     """The segments that were given back, and the flows of which nothing is left.
 
-    `blocked_count`: as of freeing.Freeing. `held_count`: of removed flows that are in the table
+    `blocked_count`: as of freeing.ReclaimPlan. `held_count`: of removed flows that are in the table
     only for what damaged segments may hold of them. `discard_error`: why one of the segments
     was not discarded, as it should be.
     """
 
-    freed: list[Freeable]
+    freed: list[Candidate]
     gone: frozenset[bytes]
     blocked_count: int
     held_count: int
     discard_error: StoreError | None
 
 
-class Upkeep:
+class Sweeper:
     """`live`: workers write to the store meanwhile.
 
-    `forget` is called under the freer's mutex with each segment that is given up,
+    `forget` is called under the freer's mutex with each segment that is reclaimed,
     `hand_out` with its index once it may be granted.
     """
 
@@ -88,10 +88,10 @@ class Upkeep:
         self._forget = forget
         self._hand_out = hand_out
         self._scanner = Scanner(device, superblock, live=live)
-        self._table: RemovalTable = read_removals(device, superblock)
-        self._box = RequestBox(device, superblock)
+        self._table: Tombstones = read_removals(device, superblock)
+        self._box = RequestBlock(device, superblock)
         self.removed: frozenset[bytes] = self._table.flows
-        self.counts = UpkeepCounts()
+        self.counts = SweepCounts()
         self.blocked_count = 0  # as of the last sweep's Swept
         self.held_count = 0
         # Of removed flows, those of which nothing can lie in a damaged segment, as was seen once.
@@ -114,7 +114,7 @@ class Upkeep:
 
     @property
     def room_count(self) -> int:
-        """How many more flows can be removed before some segment is given back."""
+        """The number of flows that can be removed before some segment is reclaimed."""
         return self._table.room_count
 
     def scan(self) -> StoreImage:
@@ -134,11 +134,11 @@ class Upkeep:
 
     @property
     def may_retry(self) -> bool:
-        """Whether what the device refused may be tried again: never after a flush that failed."""
+        """Return whether what the device refused may be retried: never after a failed flush."""
         return not self._device.has_failed_flush
 
     def remove(self, flows: Iterable[bytes], reason: str) -> None:
-        """Have flows removed, durably. Raises StoreError as RemovalTable.add() does."""
+        """Have flows removed, durably. Raises StoreError as Tombstones.add() does."""
         self._table.add(flows)
         self.counts.flows[reason] += len(self._table.flows - self.removed)
         self.removed = self._table.flows
@@ -161,7 +161,7 @@ class Upkeep:
         plan = self._plan(image, expired, claim, release)
         if plan.removals:
             self.remove(plan.removals, REASON_RETENTION)
-        freed: list[Freeable] = []
+        freed: list[Candidate] = []
         alone: frozenset[bytes] = frozenset()
         for group in plan.groups:
             done, went = self._free_group(group)
@@ -189,14 +189,14 @@ class Upkeep:
         expired: frozenset[bytes],
         claim: Callable[[bytes], bool],
         release: Callable[[bytes], None],
-    ) -> Freeing:
+    ) -> ReclaimPlan:
         """Decide, until every flow that goes is claimed."""
         claimed: set[bytes] = set()
         elsewhere: frozenset[bytes] = frozenset()
         if not is_readable(image):
             elsewhere = expired - Presence(image.segments, expired).whole
         while True:
-            plan = plan_freeing(
+            plan = plan_reclaim(
                 image.segments,
                 removed=self.removed,
                 expired=expired,
@@ -212,7 +212,7 @@ class Upkeep:
                 return plan
             expired -= fed
 
-    def _free_group(self, group: Group) -> tuple[list[Freeable], frozenset[bytes]]:
+    def _free_group(self, group: Group) -> tuple[list[Candidate], frozenset[bytes]]:
         """Give back a group; return as _free(), and the flows that went with it.
 
         Only what went counts: somebody else may have been quicker, or the end has come.
@@ -230,16 +230,16 @@ class Upkeep:
                 self._freer.done(group.ranges)
         return done, _flows_of(group.segments)
 
-    def _free(self, wanted: Sequence[Freeable]) -> list[Freeable]:
+    def _free(self, wanted: Sequence[Candidate]) -> list[Candidate]:
         """Give segments back, durably; return those that were still what they had been.
 
         Raises StoreError if the device refuses.
         """
-        done: list[Freeable] = []
+        done: list[Candidate] = []
         for at in range(0, len(wanted), FREED_AT_ONCE_MAX):
             if self._is_stopping:
                 break
-            same = self._give_up(wanted[at : at + FREED_AT_ONCE_MAX])
+            same = self._reclaim(wanted[at : at + FREED_AT_ONCE_MAX])
             for item in same:
                 self._discard(item.segment.index)
                 self._hand_out(item.segment.index)
@@ -248,11 +248,11 @@ class Upkeep:
             done += same
         return done
 
-    def _give_up(self, wanted: Sequence[Freeable]) -> list[Freeable]:
+    def _reclaim(self, wanted: Sequence[Candidate]) -> list[Candidate]:
         with self._freer.mutex:
             same = [item for item in wanted if self._is_same(item)]
             if same:
-                self._freer.give_up([item.segment for item in same], heads_go=False)
+                self._freer.reclaim([item.segment for item in same], heads_go=False)
             for item in same:
                 self._forget(item.segment)
         return same
@@ -266,8 +266,8 @@ class Upkeep:
         except StoreError as error:
             self._discard_error = error
 
-    def _is_same(self, item: Freeable) -> bool:
-        """Whether the segment was not given up by somebody else since it was looked at."""
+    def _is_same(self, item: Candidate) -> bool:
+        """Return whether the segment was not reclaimed by somebody else since it was looked at."""
         now = self._scanner.scan(item.segment.index)
         return now.state is SegmentState.CLOSED and now.sequence == item.segment.sequence
 
@@ -303,9 +303,9 @@ class Upkeep:
 
 
 def is_readable(image: StoreImage) -> bool:
-    """Tell whether all segments can be read, so that what is not seen is not there."""
+    """Return whether all segments can be read, so that what is not seen is not there."""
     return not image.segments_missing_count and not damaged_indexes(image.segments)
 
 
-def _flows_of(segments: Iterable[Freeable]) -> frozenset[bytes]:
+def _flows_of(segments: Iterable[Candidate]) -> frozenset[bytes]:
     return frozenset(flow for item in segments for flow in item.flows)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What may be lost under a daemon that serves a store: the file's name, its bytes, the claim.
+"""Checks of a served store's file or device: its name, its bytes, the claim on it.
 
 A store file can be deleted, cut off or replaced, a device can shrink, and another machine may
 take the disk: writes still succeed, and nobody would ever read them. Invariants: goes by the
@@ -36,7 +36,7 @@ def loss_of(device: Device, superblock: Superblock) -> int | None:
         return FILE_CUT
     if _is_cut_below(device, superblock):
         return FILE_CUT
-    with contextlib.suppress(StoreDamagedError):  # whoever writes will know
+    with contextlib.suppress(StoreDamagedError):  # whoever writes will see it
         holder = read_holder(device)
         if holder is None or holder.token != device.token:
             return CLAIM_LOST
@@ -44,7 +44,7 @@ def loss_of(device: Device, superblock: Superblock) -> int | None:
 
 
 def _is_cut_below(device: Device, superblock: Superblock) -> bool:
-    """Whether a file under a loop device does not reach to the store's end any more."""
+    """Return whether a file under a loop device does not reach to the store's end any more."""
     ends = {
         layer.key: layer.first + superblock.store_bytes
         for layer in device.layers
@@ -58,7 +58,7 @@ def _is_cut_below(device: Device, superblock: Superblock) -> bool:
 
 
 def is_elsewhere(device: Device) -> bool:
-    """Tell whether the store's path leads to something else by now, or to nothing."""
+    """Return whether the store's path leads to something else by now, or to nothing."""
     try:
         there, here = os.stat(device.path), os.fstat(device.fd)  # noqa: PTH116 - as opened
     except OSError:

@@ -51,7 +51,7 @@ COPY_BYTES_MAX: Final = 64 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Compaction:
-    """What was done: the segment that came to be, if one did, and those that went."""
+    """The result of a compaction: the segment that was made, if one was, and those reclaimed."""
 
     made: SegmentImage | None
     freed: tuple[SegmentImage, ...]
@@ -145,7 +145,7 @@ def _flows_of(segments: Iterable[SegmentImage], flows: Iterable[Flow]) -> dict[b
 def _is_whole_in(
     segment: SegmentImage, ids: set[bytes], flows: dict[bytes, Flow], homes: dict[bytes, int]
 ) -> bool:
-    """Whether each of its flows is sealed, lies in this segment alone, and is in no newer one."""
+    """Return whether all its flows are sealed, lie in this segment alone, and in no newer one."""
     ends = {
         event.flow: event.row.stream_bytes
         for event in segment.events

@@ -30,7 +30,7 @@ from ingestd.store.format.layout import (
 from ingestd.store.format.segment import SegmentImage, SegmentState
 from ingestd.store.metadata.footer import build_footer
 from ingestd.store.metadata.freed_record import Freer, clear_headers
-from ingestd.store.metadata.request_block import RequestBox
+from ingestd.store.metadata.request_block import RequestBlock
 from ingestd.store.metadata.superblock import (
     Superblock,
     SuperblockReading,
@@ -42,8 +42,8 @@ from ingestd.store.metadata.superblock import (
 from ingestd.store.read.flows import Flow
 from ingestd.store.read.image import StoreImage, image_of
 from ingestd.store.read.point_query import Found, find_flows
-from ingestd.store.reclaim.eviction import Overwritten, Recycler
-from ingestd.store.reclaim.sweep import Upkeep
+from ingestd.store.reclaim.eviction import Evictor, Overwritten
+from ingestd.store.reclaim.sweep import Sweeper
 from ingestd.store.serve.backing_check import is_elsewhere, loss_of, missing_bytes
 from ingestd.store.serve.backing_space import BackingSpace
 from ingestd.store.serve.compaction import compact_newest
@@ -57,7 +57,7 @@ COMPACTED_COUNTER: Final = 1
 
 @dataclass(frozen=True, slots=True)
 class RecoverySummary:
-    """What opening a store found and did.
+    """The results of opening a store.
 
     The counts of segments are those after the recovery: `segments_open` are
     older ones that hold no room for a footer. `segments_recovered` were left
@@ -95,7 +95,7 @@ class ServedStore:
         """`used_count`: sequences of this generation that the opening has used already."""
         self._flows = flows or []
         self._ended = ended or []
-        self._recycler: Recycler | None = None
+        self._recycler: Evictor | None = None
         self._freer = Freer(device, superblock)
         self.superblock = superblock
         self.recovery = recovery
@@ -106,7 +106,7 @@ class ServedStore:
         self._recycles_ahead = False
         self._room: BackingSpace | None = None  # of a file that has lost space
         self._roomless: list[int] = []  # free, but without space
-        self.upkeep = Upkeep(
+        self.sweeper = Sweeper(
             device,
             superblock,
             self._freer,
@@ -126,7 +126,7 @@ class ServedStore:
 
     @property
     def missing_bytes(self) -> int:
-        """How much of a store file has no space on its file system."""
+        """The bytes of a store file that have no space on its file system."""
         return missing_bytes(self._device, self.superblock)
 
     def reserve_room(self) -> int:
@@ -153,17 +153,17 @@ class ServedStore:
 
     @property
     def is_sparse(self) -> bool:
-        """Whether reserve_room() found that the store's file had lost space."""
+        """Return whether reserve_room() found that the store's file had lost space."""
         return self._room is not None
 
     @property
     def segments_without_room(self) -> int:
-        """How many free segments of a store file have lost their space."""
+        """The number of free segments of a store file that have lost their space."""
         with self._mutex:
             return len(self._roomless)
 
     def is_elsewhere(self) -> bool:
-        """Tell whether `path` leads to something else by now, or to nothing."""
+        """Return whether `path` leads to something else by now, or to nothing."""
         return is_elsewhere(self._device)
 
     @property
@@ -173,7 +173,7 @@ class ServedStore:
 
     @property
     def segments_free_count(self) -> int:
-        """How many segments take_segment() can still hand out."""
+        """The number of segments that take_segment() can still hand out."""
         with self._mutex:
             return len(self._free)
 
@@ -183,13 +183,13 @@ class ServedStore:
         return flows
 
     def overwrite_oldest(self, workers_count: int) -> None:
-        """Let the oldest be given up when none is free: by take_segment(), or recycle_ahead().
+        """Have the oldest evicted when none is free: by take_segment(), or recycle_ahead().
 
         Before the first take_segment(). Raises StoreError if there are too few segments.
         """
         assert self._counter == self._counter_first
         usable_count = len(self._free) + len(self._ended)
-        self._recycler = Recycler(
+        self._recycler = Evictor(
             self._device,
             self.superblock,
             self._freer,
@@ -200,11 +200,11 @@ class ServedStore:
 
     @property
     def is_overwriting(self) -> bool:
-        """Whether a segment may be had later, though take_segment() gives none now."""
+        """Return whether a segment may be had later, though take_segment() gives none now."""
         return self._recycler is not None and self._recycler.error is None
 
     def recycle_ahead(self, count: int) -> int:
-        """Give up oldest segments until so many are free, or none can be; return how many went.
+        """Evict the oldest segments until so many are free, or none can be; return how many went.
 
         Waits for the device. By one thread; from the first call on, take_segment()
         leaves it to this one, and never waits.
@@ -223,28 +223,28 @@ class ServedStore:
 
     @property
     def overwriting_error(self) -> StoreError | None:
-        """Why the oldest segments are no longer given up, as they should be."""
+        """The reason why the oldest segments are not overwritten, as they should be."""
         return self._recycler.error if self._recycler else None
 
     @property
     def overwritten(self) -> tuple[int, int]:
-        """How many segments were given up since the opening, and their bytes of payload."""
+        """The number of segments overwritten since the opening, and their bytes of payload."""
         if self._recycler is None:
             return 0, 0
         return self._recycler.segments_count, self._recycler.payload_bytes
 
     def take_overwritten(self) -> list[Overwritten]:
-        """Return, and forget, which segments were given up."""
+        """Return, and forget, which segments were evicted."""
         return self._recycler.take_overwritten() if self._recycler else []
 
     @property
     def segments_granted_count(self) -> int:
-        """How many segments take_segment() has handed out; each may be a sign of one closed."""
+        """The number of segments that take_segment() has handed out; each may mean one closed."""
         with self._mutex:
             return self._counter - self._counter_first
 
     def _forget(self, segment: SegmentImage) -> None:
-        """Know of a segment that the upkeep gave up; under the freer's mutex."""
+        """Know of a segment that the sweeper reclaimed; under the freer's mutex."""
         if self._recycler is not None:
             self._recycler.forget(segment.index, segment.sequence)
 
@@ -280,7 +280,7 @@ class ServedStore:
         return find_flows(self._device, self.superblock, wanted, is_stopped)
 
     def close(self) -> None:
-        """Give up the store and its lock; a second call does nothing."""
+        """Release the store and its lock; a second call does nothing."""
         self._device.close()
 
     def __enter__(self) -> ServedStore:
@@ -301,7 +301,7 @@ def open_for_serving(
 
     A store that is held is waited for, up to HELD_WAIT_S; `on_wait` is called
     once then, with that number of seconds. `on_progress` is called as image_of()
-    does, and goes on being called after the scan; what it raises ends the opening,
+    does, and is still called after the scan; what it raises ends the opening,
     which is as safe as a crash. Raises NotAStoreError,
     StoreBusyError, StoreDamagedError or StoreError; of a UUID that is not the
     expected one, StoreError.
@@ -332,7 +332,7 @@ def _recover(
     superblock = raised(reading.superblock, _next_generation(device, reading, image.segments))
     write_holder(device, superblock.store_uuid)
     write_superblocks(device, superblock)
-    RequestBox(device, superblock).clear()
+    RequestBlock(device, superblock).clear()
     count = len(image.segments)
 
     def each() -> Iterator[SegmentImage]:
@@ -370,7 +370,7 @@ def _next_generation(
     following = highest + (2 if reading.warnings else 1)
     if following > GENERATION_MAX:
         raise StoreDamagedError(
-            f"{device.path} tells of generation {highest}, behind which there is none: copy its"
+            f"{device.path} states generation {highest}, after which there is none: copy its"
             " flows to another store with: ingestd cat"
         )
     return following

@@ -76,7 +76,7 @@ def test_listener_that_greets_late_gets_all_of_a_pipe(size: int) -> None:
         server.complaints.clear()
 
 
-def test_pipe_of_which_too_much_was_sent_is_an_error_that_tells_the_way_out() -> None:
+def test_pipe_of_which_too_much_was_sent_is_an_error_that_tells_the_remedy() -> None:
     with (
         running(greets_after_s=1.5) as server,
         start_send(server.address, "-", "--buffer", "1KiB", stdin=subprocess.PIPE) as process,
@@ -88,7 +88,7 @@ def test_pipe_of_which_too_much_was_sent_is_an_error_that_tells_the_way_out() ->
         server.complaints.clear()
 
 
-def test_demand_that_the_listener_does_not_meet_tells_the_way_out(
+def test_demand_that_the_listener_does_not_meet_tells_the_remedy(
     tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ingestd.client.flow.QUIET_S", 0.05)

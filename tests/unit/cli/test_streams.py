@@ -21,12 +21,12 @@ FULL = "/dev/full"
 # What a command does behind main()'s first step, with a store of its own to spoil.
 SCRIPT = """
 import os, sys
-from ingestd.cli.output import note, tell_error
+from ingestd.cli.output import note, report_error
 from ingestd.cli.streams import is_stdout_closed, secure_standard_streams
 secure_standard_streams()
 with open(sys.argv[1], "wb") as store, open(sys.argv[2], "w") as verdict:
     note("a note")
-    tell_error("an error")
+    report_error("an error")
     print("more", file=sys.stderr)
     os.system("echo of a child; echo of a child >&2")
     try:

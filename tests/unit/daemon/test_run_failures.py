@@ -18,7 +18,7 @@ import pytest
 from ingestd.daemon import run as daemon
 from ingestd.daemon import startup
 from ingestd.daemon.base import backoff
-from ingestd.daemon.maintenance import maintenance_thread as keeper
+from ingestd.daemon.maintenance import maintenance_thread
 from ingestd.daemon.segments import overwriter
 from ingestd.daemon.signals import SIGNALS
 from ingestd.errors import (
@@ -211,33 +211,33 @@ def test_a_pump_that_breaks_ends_the_process(scene: Scene) -> None:
     assert scene.log.fields("worker_failed")[0]["worker"] == "pump-data"
 
 
-@pytest.mark.fault("upkeep")
+@pytest.mark.fault("maintenance")
 @pytest.mark.parametrize("error", [AssertionError("made up"), MemoryError()])
 def test_a_keeper_that_breaks_goes_on_and_the_process_too(
     scene: Scene, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(keeper, "TURN_INTERVAL_S", 0.01)
+    monkeypatch.setattr(maintenance_thread, "TURN_INTERVAL_S", 0.01)
     monkeypatch.setattr(backoff, "PAUSE_MIN_S", 0.05)
 
     def scenario() -> None:
         def broken() -> None:
             raise error
 
-        works = scene.store.upkeep.requests
-        scene.store.upkeep.requests = broken
-        wait_for(lambda: len(scene.log.fields("upkeep_failed")) >= 2, "two tries")
-        assert scene.daemon._upkeep_failures() == {"data": repr(error)}
-        scene.store.upkeep.requests = works
-        wait_for(lambda: "upkeep_resumed" in scene.log.names(), "the end of it")
-        assert scene.daemon._upkeep_failures() == {}
+        works = scene.store.sweeper.requests
+        scene.store.sweeper.requests = broken
+        wait_for(lambda: len(scene.log.fields("maintenance_failed")) >= 2, "two tries")
+        assert scene.daemon._maintenance_failures() == {"data": repr(error)}
+        scene.store.sweeper.requests = works
+        wait_for(lambda: "maintenance_resumed" in scene.log.names(), "the end of it")
+        assert scene.daemon._maintenance_failures() == {}
 
     assert scene.play(scenario) == 0
-    first, second = scene.log.fields("upkeep_failed")[:2]
+    first, second = scene.log.fields("maintenance_failed")[:2]
     assert repr(error) in first["trace"] or type(error).__name__ in first["trace"]
     assert (first["retry_s"], second["retry_s"]) == (0.1, 0.1)
 
 
-@pytest.mark.fault("upkeep")
+@pytest.mark.fault("maintenance")
 def test_an_overwriter_that_breaks_goes_on_and_the_process_too(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,9 +263,9 @@ def test_an_overwriter_that_breaks_goes_on_and_the_process_too(
     def scenario() -> None:
         nonlocal is_broken
         wait_for(lambda: "overwriting_failed" in scene.log.names(), "the failure")
-        assert "data" in scene.daemon._upkeep_failures()
+        assert "data" in scene.daemon._maintenance_failures()
         is_broken = False
-        wait_for(lambda: scene.daemon._upkeep_failures() == {}, "the end of it")
+        wait_for(lambda: scene.daemon._maintenance_failures() == {}, "the end of it")
 
     assert scene.play(scenario) == 0
     assert "can't start new thread" in scene.log.fields("overwriting_failed")[0]["error"]

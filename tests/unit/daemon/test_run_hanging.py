@@ -15,7 +15,7 @@ import pytest
 from ingestd.daemon import run as daemon
 from ingestd.daemon import shutdown as closing
 from ingestd.daemon import startup
-from ingestd.daemon.maintenance import maintenance_thread as keeper
+from ingestd.daemon.maintenance import maintenance_thread
 from support.fake_store import FakeOpener, FakeStore
 from support.patience import WAIT_S
 from support.scene import Scene, wait_for
@@ -33,7 +33,7 @@ def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     monkeypatch.setattr(daemon, "TICK_S", 0.02)
     monkeypatch.setattr(closing, "STEP_TIME_MAX_S", 0.1)
     monkeypatch.setattr(daemon, "STEP_TIME_MAX_S", 0.1)
-    monkeypatch.setattr(keeper, "TURN_INTERVAL_S", 0.01)
+    monkeypatch.setattr(maintenance_thread, "TURN_INTERVAL_S", 0.01)
     monkeypatch.setattr(startup, "raise_descriptor_limit", lambda needed: needed)
     return Scene(tmp_path)
 
@@ -51,11 +51,11 @@ def test_a_keeper_whose_device_hangs(scene: Scene, hang: threading.Event) -> Non
         return []
 
     def scenario() -> None:
-        scene.store.upkeep.requests = requests
+        scene.store.sweeper.requests = requests
         assert is_reading.wait(WAIT_S)
 
     assert scene.play(scenario) == 0
-    assert _left_behind(scene) == ["upkeep: keeper-data"]
+    assert _left_behind(scene) == ["maintenance: maintenance-data"]
     assert scene.log.names()[-1] == "stopped"
     # The thread may read on: its descriptor must not become another's.
     assert scene.store.closed_count == 0

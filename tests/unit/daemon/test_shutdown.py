@@ -15,7 +15,7 @@ import pytest
 from ingestd.daemon import shutdown as closing
 from ingestd.daemon.base.threads import join_threads, start_thread
 from ingestd.daemon.base.waker import Waker
-from ingestd.daemon.shutdown import Closing
+from ingestd.daemon.shutdown import Shutdown
 from ingestd.errors import ResourceError
 from ingestd.log import Log
 from support.fake_log import Recorder
@@ -38,7 +38,7 @@ def test_a_step_that_hangs_is_left_behind_by_name(
     hang: threading.Event, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(closing, "STEP_TIME_MAX_S", 0.05)
-    made = Closing(Log(recorder, "info"))
+    made = Shutdown(Log(recorder, "info"))
     assert made.run("quick", lambda: None)
     assert not made.has_left_behind
     assert not made.run("store /dev/sdx", hang.wait)
@@ -47,16 +47,16 @@ def test_a_step_that_hangs_is_left_behind_by_name(
 
 
 def test_threads_that_hang_are_named(recorder: Recorder) -> None:
-    made = Closing(Log(recorder, "info"))
+    made = Shutdown(Log(recorder, "info"))
     assert made.end("metrics", lambda _: [])
-    assert not made.end("upkeep", lambda _: ["keeper-a", "keeper-b"])
+    assert not made.end("maintenance", lambda _: ["maintenance-a", "maintenance-b"])
     told = [fields["what"] for fields in recorder.fields("left_behind")]
-    assert told == ["upkeep: keeper-a", "upkeep: keeper-b"]
+    assert told == ["maintenance: maintenance-a", "maintenance: maintenance-b"]
 
 
 def test_all_steps_together_have_a_bound(recorder: Recorder) -> None:
     now_s = [100.0]
-    made = Closing(Log(recorder, "info"), lambda: now_s[0])
+    made = Shutdown(Log(recorder, "info"), lambda: now_s[0])
     made.begin()
     total_s = 0.0
     for _ in range(100):
@@ -73,7 +73,7 @@ def test_what_a_step_raises_is_raised(recorder: Recorder) -> None:
         raise KeyError("a bug")
 
     with pytest.raises(KeyError):
-        Closing(Log(recorder, "info")).run("step", fail)
+        Shutdown(Log(recorder, "info")).run("step", fail)
 
 
 def test_without_a_thread_a_step_is_done_all_the_same(
@@ -84,7 +84,7 @@ def test_without_a_thread_a_step_is_done_all_the_same(
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
     done: list[int] = []
-    assert Closing(Log(recorder, "info")).run("step", lambda: done.append(1))
+    assert Shutdown(Log(recorder, "info")).run("step", lambda: done.append(1))
     assert done == [1]
 
 

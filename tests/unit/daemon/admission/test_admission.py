@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ingestd.config.settings import ListenerSettings
-from ingestd.daemon.admission.admission import UNLIMITED, Door, door
+from ingestd.daemon.admission.admission import UNLIMITED, ListenerPolicy, door
 from ingestd.daemon.admission.flow_index import Known
 from support.admission import CORE, FLOW, RAW_FLOW, SECRET, Gate
 from support.ingest import trailer_block
@@ -228,8 +228,8 @@ def test_a_door_has_the_keys_of_its_file(tmp_path: Path) -> None:
     listener = ListenerSettings(
         address="*:1", protocol="ingest", key_file=str(path), flow_bytes_max="1KiB"
     )
-    assert door("in", listener) == Door("in", {"ours": SECRET}, 1024, True)
-    assert door("in", ListenerSettings(address="*:1")) == Door("in", None, 0, False)
+    assert door("in", listener) == ListenerPolicy("in", {"ours": SECRET}, 1024, True)
+    assert door("in", ListenerSettings(address="*:1")) == ListenerPolicy("in", None, 0, False)
 
 
 # --- Any order ------------------------------------------------------------------------------

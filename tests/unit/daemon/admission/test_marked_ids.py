@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestd.daemon.admission import marked_ids as flow_ids
+from ingestd.daemon.admission import marked_ids as marked_ids
 from ingestd.daemon.admission.marked_ids import is_raw_id, new_flow_id
 
 STORE = bytes(range(16))
@@ -43,6 +43,6 @@ def test_ids_of_other_flows_are_made_without_the_mark(monkeypatch: pytest.Monkey
     assert len(set(made)) == 100
     assert all(uuid.UUID(bytes=one).version == 7 for one in made)
     drawn = iter([MARKED[0][6:], bytes(10)])
-    monkeypatch.setattr(flow_ids.os, "urandom", lambda _: next(drawn))
-    monkeypatch.setattr(flow_ids.time, "time_ns", lambda: 0x019368F42C00 * 1_000_000)
+    monkeypatch.setattr(marked_ids.os, "urandom", lambda _: next(drawn))
+    monkeypatch.setattr(marked_ids.time, "time_ns", lambda: 0x019368F42C00 * 1_000_000)
     assert new_flow_id(STORE)[6:] == bytes.fromhex("7000800000000000") + bytes(2)

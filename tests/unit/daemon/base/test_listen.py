@@ -224,7 +224,7 @@ def test_an_address_of_another_machine() -> None:
         (errno.EINVAL, "cannot be bound: Invalid argument"),
     ],
 )
-def test_problems_have_a_way_out(code: int, text: str) -> None:
+def test_problems_have_a_remedy(code: int, text: str) -> None:
     assert text in bind_problem(Address("127.0.0.1", 80), OSError(code, "told by the kernel"))
 
 

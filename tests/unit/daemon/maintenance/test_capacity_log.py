@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ingestd.daemon.maintenance.capacity_log import SpaceWatch
+from ingestd.daemon.maintenance.capacity_log import CapacityLog
 from ingestd.errors import StoreError
 from ingestd.log import LogEvent
 from ingestd.store.reclaim.eviction import Overwritten
@@ -43,7 +43,7 @@ def store() -> FakeStore:
 
 
 def test_short_of_room_is_told_once_and_again_after_more(told: Told, store: FakeStore) -> None:
-    watch = SpaceWatch("s", store, 10, told, FORGOTTEN.append)
+    watch = CapacityLog("s", store, 10, told, FORGOTTEN.append)
     for free, expected in (
         (100, []),
         (10, []),
@@ -62,20 +62,20 @@ def test_short_of_room_is_told_once_and_again_after_more(told: Told, store: Fake
 
 def test_it_can_be_turned_off(told: Told, store: FakeStore) -> None:
     store.taken_count = 100
-    SpaceWatch("s", store, 0, told, FORGOTTEN.append).tick()
+    CapacityLog("s", store, 0, told, FORGOTTEN.append).tick()
     assert told.take() == []
 
 
 def test_a_store_that_overwrites_is_never_short(told: Told, store: FakeStore) -> None:
     store.taken_count = 100
     store.is_overwriting = True
-    SpaceWatch("s", store, 10, told, FORGOTTEN.append).tick()
+    CapacityLog("s", store, 10, told, FORGOTTEN.append).tick()
     assert told.take() == []
 
 
 def test_why_it_overwrites_no_more_is_told_once(told: Told, store: FakeStore) -> None:
     store.overwriting_error = StoreError("no flush")
-    watch = SpaceWatch("s", store, 10, told, FORGOTTEN.append)
+    watch = CapacityLog("s", store, 10, told, FORGOTTEN.append)
     watch.tick()
     assert told.lines == [(LogEvent.OVERWRITING_FAILED, {"store": "s", "error": "no flush"})]
     watch.tick()
@@ -85,7 +85,7 @@ def test_why_it_overwrites_no_more_is_told_once(told: Told, store: FakeStore) ->
     store.overwriting_error = None
     watch.tick()
     watch.tick()
-    assert told.take()[-2:] == [LogEvent.OVERWRITING_FAILED, LogEvent.UPKEEP_RESUMED]
+    assert told.take()[-2:] == [LogEvent.OVERWRITING_FAILED, LogEvent.MAINTENANCE_RESUMED]
 
 
 def test_overwritten_segments(
@@ -93,7 +93,7 @@ def test_overwritten_segments(
 ) -> None:
     flows = tuple(bytes([n]) * 16 for n in range(12))
     monkeypatch.setattr(store, "take_overwritten", lambda: [Overwritten(3, 7, 99, flows)])
-    SpaceWatch("s", store, 10, told, FORGOTTEN.append).tick()
+    CapacityLog("s", store, 10, told, FORGOTTEN.append).tick()
     ((event, fields),) = told.lines
     assert event is LogEvent.SEGMENT_OVERWRITTEN
     assert (fields["segment"], fields["sequence"], fields["bytes"]) == (3, 7, 99)

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.daemon.maintenance.expiry import Terms
-from ingestd.daemon.maintenance.maintenance_thread import Keeper
-from ingestd.daemon.maintenance.steady_clock import Reading, TermClock
+from ingestd.daemon.maintenance.expiry import Expiry
+from ingestd.daemon.maintenance.maintenance_thread import MaintenanceThread
+from ingestd.daemon.maintenance.steady_clock import Reading, SteadyClock
 from ingestd.log import LogEvent
 from ingestd.store.format.segment import SegmentState
 from ingestd.store.metadata.request_block import RequestState
-from ingestd.store.metadata.tombstones import RemovalTable
+from ingestd.store.metadata.tombstones import Tombstones
 from ingestd.store.read.image import StoreImage, read_image
 from ingestd.store.read.reader import read_flow
 from ingestd.store.reclaim.retention import Retention
-from ingestd.store.reclaim.sweep import Upkeep
+from ingestd.store.reclaim.sweep import Sweeper
 from support import tally
-from support.keeper import ONE, OPEN, TWO, Stage, staged
+from support.maintenance import ONE, OPEN, TWO, Stage, staged
 from support.store_builder import (
     SECOND_NS,
     Close,
@@ -37,16 +37,16 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
 
 def test_past_their_term_flows_go_but_those_that_are_fed(stage: Stage) -> None:
     """What the builder writes is long ago."""
-    assert stage.gate.begin(ONE)
-    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
-    keeper.turn()
-    news = keeper.take_news()
+    assert stage.flow_lock.begin(ONE)
+    maintainer = stage.make_maintainer({"data": Retention(for_ns=1)})
+    maintainer.turn()
+    news = maintainer.take_reports()
     assert [(event, fields["reason"]) for event, fields in news] == [
         (LogEvent.SEGMENT_FREED, "retention")
     ]
-    assert stage.store.upkeep.counts.flows == {"retention": 1}
-    assert stage.gate.is_removed(TWO)
-    assert not stage.gate.begin(TWO)
+    assert stage.store.sweeper.counts.flows == {"retention": 1}
+    assert stage.flow_lock.is_removed(TWO)
+    assert not stage.flow_lock.begin(TWO)
     with read_image(str(stage.path)) as image:
         assert [flow.flow_id for flow in image.flows] == [ONE]
 
@@ -58,11 +58,11 @@ def test_beside_a_flow_that_is_fed_no_claim_stays(stage: Stage) -> None:
         segment.batch(Open(flow), Extent(flow, b"x"), Close(flow))
     segment.close()
     stage.put(segment)
-    assert stage.gate.begin(third)
-    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
-    keeper.turn()
-    assert stage.gate.is_removed(ONE)
-    assert stage.gate.begin(OPEN), "it stays, and may be gone on with"
+    assert stage.flow_lock.begin(third)
+    maintainer = stage.make_maintainer({"data": Retention(for_ns=1)})
+    maintainer.turn()
+    assert stage.flow_lock.is_removed(ONE)
+    assert stage.flow_lock.begin(OPEN), "it stays, and may be gone on with"
 
 
 def test_of_other_listeners_and_before_their_term_all_stay(stage: Stage) -> None:
@@ -71,15 +71,15 @@ def test_of_other_listeners_and_before_their_term_all_stay(stage: Stage) -> None
         {"data": Retention(for_ns=2**62)},
         {"data": Retention(for_ns=1, bytes_count=10_000)},
     ):
-        keeper = stage.make_keeper(retentions)
+        maintainer = stage.make_maintainer(retentions)
         for _ in range(3):
-            keeper.turn()
-        assert keeper.take_news() == []
+            maintainer.turn()
+        assert maintainer.take_reports() == []
 
 
 def test_the_newest_bytes_stay(stage: Stage) -> None:
-    keeper = stage.make_keeper({"data": Retention(bytes_count=5000)})
-    keeper.turn()
+    maintainer = stage.make_maintainer({"data": Retention(bytes_count=5000)})
+    maintainer.turn()
     with read_image(str(stage.path)) as image:
         assert [flow.flow_id for flow in image.flows] == [TWO]
 
@@ -93,9 +93,9 @@ def test_a_flow_over_several_segments_is_removed_first(stage: Stage) -> None:
     first.close()
     stage.put(first)
     stage.put(second)
-    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
-    keeper.turn()
-    assert stage.store.upkeep.removed == {OPEN}
+    maintainer = stage.make_maintainer({"data": Retention(for_ns=1)})
+    maintainer.turn()
+    assert stage.store.sweeper.removed == {OPEN}
     with read_image(str(stage.path)) as image:
         assert image.flows == []
         assert [flow.flow_id for flow in image.removed] == [OPEN]
@@ -113,12 +113,12 @@ class Machine:
         self.wall_ns += seconds * SECOND_NS
         self.boot_ns += seconds * SECOND_NS
 
-    def keeper(self, stage: Stage, retention: Retention) -> Keeper:
+    def maintainer(self, stage: Stage, retention: Retention) -> MaintenanceThread:
         """One that goes by these clocks."""
-        keeper = stage.make_keeper({"data": retention})
-        clock = TermClock(lambda: Reading(self.wall_ns, self.boot_ns))
-        keeper._terms = Terms({"data": retention}, keeper._tell, clock)
-        return keeper
+        maintainer = stage.make_maintainer({"data": retention})
+        clock = SteadyClock(lambda: Reading(self.wall_ns, self.boot_ns))
+        maintainer._terms = Expiry({"data": retention}, maintainer._report, clock)
+        return maintainer
 
 
 def last_end_ns(stage: Stage) -> int:
@@ -129,33 +129,33 @@ def last_end_ns(stage: Stage) -> int:
 def test_it_looks_again_when_a_term_has_come(stage: Stage) -> None:
     machine = Machine(last_end_ns(stage))
     scans_count = stage.scans_count
-    keeper = machine.keeper(stage, Retention(for_ns=100 * SECOND_NS))
+    maintainer = machine.maintainer(stage, Retention(for_ns=100 * SECOND_NS))
     for _ in range(3):
-        keeper.turn()
+        maintainer.turn()
     assert stage.scans_count == scans_count + 1, "it knows when the next is due"
     machine.run(100)
-    keeper._terms._next_s = 0.0
-    keeper.turn()
-    news = [event for event, _ in keeper.take_news()]
+    maintainer._terms._next_s = 0.0
+    maintainer.turn()
+    news = [event for event, _ in maintainer.take_reports()]
     assert news == [LogEvent.SEGMENT_FREED, LogEvent.SEGMENT_FREED]
 
 
 def test_a_clock_that_is_set_lets_nothing_go(stage: Stage) -> None:
     """Ten years ahead: neither at once, nor in the hour that follows."""
     machine = Machine(last_end_ns(stage))
-    keeper = machine.keeper(stage, Retention(for_ns=7200 * SECOND_NS))
-    keeper.turn()
+    maintainer = machine.maintainer(stage, Retention(for_ns=7200 * SECOND_NS))
+    maintainer.turn()
     machine.wall_ns += 315_360_000 * SECOND_NS
     for _ in range(3):
-        keeper._terms._next_s = 0.0
-        keeper.turn()
+        maintainer._terms._next_s = 0.0
+        maintainer.turn()
         machine.run(1000)
-    ((event, fields),) = keeper.take_news()
+    ((event, fields),) = maintainer.take_reports()
     assert (event, fields["step_s"]) == (LogEvent.CLOCK_SET, 315_360_000.0)
     machine.run(3600)
-    keeper._terms._next_s = 0.0
-    keeper.turn()
-    assert [event for event, _ in keeper.take_news()] == 2 * [LogEvent.SEGMENT_FREED]
+    maintainer._terms._next_s = 0.0
+    maintainer.turn()
+    assert [event for event, _ in maintainer.take_reports()] == 2 * [LogEvent.SEGMENT_FREED]
 
 
 @pytest.mark.parametrize("years", [-50, 50])
@@ -163,24 +163,24 @@ def test_flows_that_cannot_be_dated_so_are_told_of_and_go_by_what_was_seen(
     stage: Stage, years: int
 ) -> None:
     machine = Machine(last_end_ns(stage) - years * 31_536_000 * SECOND_NS)
-    keeper = machine.keeper(stage, Retention(for_ns=100 * SECOND_NS))
+    maintainer = machine.maintainer(stage, Retention(for_ns=100 * SECOND_NS))
     for _ in range(2):
-        keeper._terms._next_s = 0.0
-        keeper.turn()
-    news = keeper.take_news()
+        maintainer._terms._next_s = 0.0
+        maintainer.turn()
+    news = maintainer.take_reports()
     if years < 0:
         assert news == [], "to be sure that the clock is right takes an hour"
     else:
         ((event, fields),) = news
         assert (event, fields["count"]) == (LogEvent.FLOWS_MISDATED, 2)
     machine.run(50)
-    keeper._terms._next_s = 0.0
-    keeper.turn()
-    assert keeper.take_news() == []
+    maintainer._terms._next_s = 0.0
+    maintainer.turn()
+    assert maintainer.take_reports() == []
     machine.run(50)
-    keeper._terms._next_s = 0.0
-    keeper.turn()
-    assert [event for event, _ in keeper.take_news()] == 2 * [LogEvent.SEGMENT_FREED]
+    maintainer._terms._next_s = 0.0
+    maintainer.turn()
+    assert [event for event, _ in maintainer.take_reports()] == 2 * [LogEvent.SEGMENT_FREED]
 
 
 # --- What happens while the store is read ------------------------------------------------
@@ -192,28 +192,28 @@ def test_a_flow_that_was_gone_on_with_while_the_store_was_read_stays(
     stage: Stage, monkeypatch: pytest.MonkeyPatch, is_asked: bool
 ) -> None:
     """It is whole and durable in segments that were not looked at, and no connection has it now."""
-    scan = Upkeep.scan
+    scan = Sweeper.scan
 
-    def slow(upkeep: Upkeep) -> StoreImage:
-        image = scan(upkeep)
-        assert stage.gate.begin(ONE)
+    def slow(sweeper: Sweeper) -> StoreImage:
+        image = scan(sweeper)
+        assert stage.flow_lock.begin(ONE)
         segment = stage.begin()
         segment.batch(Open(ONE), Extent(ONE, b"more"), Close(ONE))
         segment.close()
         stage.put(segment)
-        stage.gate.end(ONE)
+        stage.flow_lock.end(ONE)
         return image
 
-    monkeypatch.setattr(Upkeep, "scan", slow)
-    keeper = stage.make_keeper({} if is_asked else {"data": Retention(for_ns=1)})
+    monkeypatch.setattr(Sweeper, "scan", slow)
+    maintainer = stage.make_maintainer({} if is_asked else {"data": Retention(for_ns=1)})
     if is_asked:
         stage.ask(ONE)
-    keeper.turn()
+    maintainer.turn()
     assert stage.answers() == ([RequestState.IN_USE] if is_asked else [])
     with tally.acknowledged(5004), read_image(str(stage.path)) as image:
         assert b"".join(read_flow(image, image.find(ONE.hex()))) == b"x" * 5000 + b"more"
-    assert ONE not in stage.store.upkeep.removed
-    assert stage.gate.begin(ONE), "it was not claimed"
+    assert ONE not in stage.store.sweeper.removed
+    assert stage.flow_lock.begin(ONE), "it was not claimed"
 
 
 @pytest.mark.fault("retention_race")
@@ -221,21 +221,21 @@ def test_a_flow_that_ended_while_the_store_was_read_stays(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was fed when the reading began."""
-    scan = Upkeep.scan
+    scan = Sweeper.scan
 
-    def slow(upkeep: Upkeep) -> StoreImage:
-        stage.gate.end(ONE)
-        return scan(upkeep)
+    def slow(sweeper: Sweeper) -> StoreImage:
+        stage.flow_lock.end(ONE)
+        return scan(sweeper)
 
-    assert stage.gate.begin(ONE)
-    monkeypatch.setattr(Upkeep, "scan", slow)
-    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
-    keeper.turn()
-    assert not stage.gate.is_removed(ONE)
-    monkeypatch.setattr(Upkeep, "scan", scan)
-    keeper._terms._next_s = 0.0
-    keeper.turn()
-    assert stage.gate.is_removed(ONE), "the next reading knows of its end"
+    assert stage.flow_lock.begin(ONE)
+    monkeypatch.setattr(Sweeper, "scan", slow)
+    maintainer = stage.make_maintainer({"data": Retention(for_ns=1)})
+    maintainer.turn()
+    assert not stage.flow_lock.is_removed(ONE)
+    monkeypatch.setattr(Sweeper, "scan", scan)
+    maintainer._terms._next_s = 0.0
+    maintainer.turn()
+    assert stage.flow_lock.is_removed(ONE), "the next reading knows of its end"
 
 
 def test_what_finds_no_room_in_the_table_is_told_of_once(
@@ -248,28 +248,32 @@ def test_what_finds_no_room_in_the_table_is_told_of_once(
     second.mark(1)
     for segment in (first, second):
         stage.put(segment)
-    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
+    maintainer = stage.make_maintainer({"data": Retention(for_ns=1)})
     with monkeypatch.context() as full:
-        full.setattr(RemovalTable, "room_count", 0)
+        full.setattr(Tombstones, "room_count", 0)
         for _ in range(3):
-            keeper._terms._next_s = 0.0
-            keeper.turn()
-    told = [fields for event, fields in keeper.take_news() if event is LogEvent.REMOVAL_TABLE_FULL]
+            maintainer._terms._next_s = 0.0
+            maintainer.turn()
+    told = [
+        fields
+        for event, fields in maintainer.take_reports()
+        if event is LogEvent.REMOVAL_TABLE_FULL
+    ]
     assert [fields["segments"] for fields in told] == [1]
-    assert stage.store.upkeep.blocked_count == 1
-    assert stage.gate.begin(OPEN), "it was not claimed"
-    stage.gate.end(OPEN)
-    keeper._terms._next_s = 0.0
-    keeper.turn()
-    assert [event for event, _ in keeper.take_news()] == [LogEvent.SEGMENT_FREED]
-    assert stage.store.upkeep.blocked_count == 0
+    assert stage.store.sweeper.blocked_count == 1
+    assert stage.flow_lock.begin(OPEN), "it was not claimed"
+    stage.flow_lock.end(OPEN)
+    maintainer._terms._next_s = 0.0
+    maintainer.turn()
+    assert [event for event, _ in maintainer.take_reports()] == [LogEvent.SEGMENT_FREED]
+    assert stage.store.sweeper.blocked_count == 0
 
 
 def test_only_what_went_counts(stage: Stage) -> None:
     """The end comes before the first segment is given back."""
-    stage.store.upkeep.stop()
-    keeper = stage.make_keeper({"data": Retention(for_ns=1)})
-    keeper.turn()
-    assert stage.store.upkeep.counts.flows["retention"] == 0
-    assert not stage.gate.is_removed(ONE)
-    assert keeper.take_news() == []
+    stage.store.sweeper.stop()
+    maintainer = stage.make_maintainer({"data": Retention(for_ns=1)})
+    maintainer.turn()
+    assert stage.store.sweeper.counts.flows["retention"] == 0
+    assert not stage.flow_lock.is_removed(ONE)
+    assert maintainer.take_reports() == []

@@ -13,8 +13,8 @@ import pytest
 from ingestd.daemon.base import backoff
 from ingestd.log import LogEvent
 from ingestd.store.metadata.request_block import RequestState
-from ingestd.store.reclaim.sweep import Upkeep
-from support.keeper import ONE, Stage, staged
+from ingestd.store.reclaim.sweep import Sweeper
+from support.maintenance import ONE, Stage, staged
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
         yield made
 
 
-@pytest.mark.fault("upkeep")
+@pytest.mark.fault("maintenance")
 def test_a_flush_that_failed_is_never_tried_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -34,25 +34,25 @@ def test_a_flush_that_failed_is_never_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", refuse)
         stage.ask(ONE)
-        stage.keeper.turn()
-    ((event, fields),) = stage.keeper.take_news()
-    assert event is LogEvent.UPKEEP_FAILED
+        stage.maintainer.turn()
+    ((event, fields),) = stage.maintainer.take_reports()
+    assert event is LogEvent.MAINTENANCE_FAILED
     assert "cannot be flushed" in fields["error"]
     assert fields["retry_s"] == "at the next start"
     assert stage.answers() == [RequestState.SEEN]
-    assert stage.gate.is_removed(ONE), "nobody knows what was written"
-    stage.keeper.turn()
+    assert stage.flow_lock.is_removed(ONE), "nobody knows what was written"
+    stage.maintainer.turn()
     assert stage.answers() == [RequestState.SEEN]
-    assert stage.keeper.failure
+    assert stage.maintainer.failure
 
 
-@pytest.mark.fault("upkeep")
+@pytest.mark.fault("maintenance")
 def test_a_device_that_refuses_once_is_tried_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A read that fails, or a write: after a pause the removal is done as it was asked for."""
     clock = [0.0]
-    stage.keeper._backoff = backoff.Backoff(lambda: clock[0])
+    stage.maintainer._backoff = backoff.Backoff(lambda: clock[0])
     stage.ask(ONE)
     for call in ("preadv", "pwritev"):
         with monkeypatch.context() as patch:
@@ -61,41 +61,41 @@ def test_a_device_that_refuses_once_is_tried_again(
                 raise OSError(errno.EIO, "made up")
 
             patch.setattr(os, call, refuse)
-            stage.keeper.turn()
-        ((event, fields),) = stage.keeper.take_news()
-        assert event is LogEvent.UPKEEP_FAILED
+            stage.maintainer.turn()
+        ((event, fields),) = stage.maintainer.take_reports()
+        assert event is LogEvent.MAINTENANCE_FAILED
         assert fields["retry_s"] in (1.0, 2.0)
-        stage.keeper.turn()
-        assert stage.keeper.take_news() == [], "the pause is not over"
+        stage.maintainer.turn()
+        assert stage.maintainer.take_reports() == [], "the pause is not over"
         clock[0] += 2.0
-    assert stage.keeper.failure
-    stage.keeper.turn()
-    assert LogEvent.UPKEEP_RESUMED in stage.news()
-    assert stage.keeper.failure == ""
+    assert stage.maintainer.failure
+    stage.maintainer.turn()
+    assert LogEvent.MAINTENANCE_RESUMED in stage.news()
+    assert stage.maintainer.failure == ""
     assert stage.answers() == [RequestState.REMOVED]
-    assert stage.store.upkeep.removed >= {ONE}
+    assert stage.store.sweeper.removed >= {ONE}
 
 
 def test_a_scan_ends_when_the_keeper_is_to_stop(stage: Stage) -> None:
     stage.ask(ONE)
-    stage.keeper.stop()
-    stage.keeper.turn()
-    assert stage.keeper.take_news() == []
+    stage.maintainer.stop()
+    stage.maintainer.turn()
+    assert stage.maintainer.take_reports() == []
     assert stage.answers() == [RequestState.SEEN]
 
 
 def test_a_sweep_ends_soon_when_the_daemon_does(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    scan = Upkeep.scan
+    scan = Sweeper.scan
 
-    def stopped_then(upkeep: Upkeep) -> object:
-        image = scan(upkeep)
-        upkeep.stop()
+    def stopped_then(sweeper: Sweeper) -> object:
+        image = scan(sweeper)
+        sweeper.stop()
         return image
 
-    monkeypatch.setattr(Upkeep, "scan", stopped_then)
+    monkeypatch.setattr(Sweeper, "scan", stopped_then)
     stage.ask(ONE)
-    stage.keeper.turn()
+    stage.maintainer.turn()
     assert stage.answers() == [RequestState.REMOVED]
     assert stage.news() == [LogEvent.FLOW_REMOVED], "its segment is given back at the next start"

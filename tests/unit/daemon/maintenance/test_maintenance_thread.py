@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keeper: what it answers to requests, what it gives back, and when it reads the store."""
+"""The maintainer: what it answers to requests, what it gives back, and when it reads the store."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import Any
 
 import pytest
 
-from ingestd.daemon.admission.flow_lock import FlowGate
-from ingestd.daemon.maintenance import delete_requests as request_desk
-from ingestd.daemon.maintenance import maintenance_thread as keeper_module
-from ingestd.daemon.maintenance.maintenance_thread import Keeper
+from ingestd.daemon.admission.flow_lock import FlowLock
+from ingestd.daemon.maintenance import delete_requests as delete_requests
+from ingestd.daemon.maintenance import maintenance_thread as thread_module
+from ingestd.daemon.maintenance.maintenance_thread import MaintenanceThread
 from ingestd.log import LogEvent
 from ingestd.store.metadata.request_block import Request, RequestState
 from ingestd.store.read.image import StoreImage
 from ingestd.store.reclaim import deletion as removing
 from ingestd.store.reclaim.deletion import remove_flows
-from ingestd.store.reclaim.sweep import Upkeep
+from ingestd.store.reclaim.sweep import Sweeper
 from ingestd.store.serve.served_store import open_for_serving
-from support.keeper import ABSENT, ONE, OPEN, TWO, Stage, staged
+from support.maintenance import ABSENT, ONE, OPEN, TWO, Stage, staged
 from support.store_builder import (
     Close,
     Extent,
@@ -39,43 +39,43 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
 
 def test_nothing_is_read_without_cause(stage: Stage) -> None:
     for _ in range(3):
-        stage.keeper.turn()
+        stage.maintainer.turn()
     stage.begin()
-    stage.keeper.turn()
+    stage.maintainer.turn()
     assert stage.scans_count == 0
 
 
 def test_requests_are_answered_and_segments_come_back(stage: Stage) -> None:
     free_count = stage.store.segments_free_count
     stage.ask(ONE, ABSENT)
-    stage.keeper.turn()
+    stage.maintainer.turn()
     assert stage.answers() == [RequestState.REMOVED, RequestState.REMOVED]
     assert stage.news() == [LogEvent.FLOW_REMOVED, LogEvent.SEGMENT_FREED]
     assert stage.store.segments_free_count == free_count + 1
     assert stage.store.take_segment() == (0, stage.store.superblock.generation << 32 | 1)
-    assert stage.gate.is_removed(ONE)
-    assert not stage.gate.is_removed(ABSENT)
+    assert stage.flow_lock.is_removed(ONE)
+    assert not stage.flow_lock.is_removed(ABSENT)
 
 
 def test_what_is_fed_is_refused(stage: Stage) -> None:
-    assert stage.gate.begin(ONE)
+    assert stage.flow_lock.begin(ONE)
     segment = stage.begin()
     segment.batch(Open(OPEN), Extent(OPEN, b"raw, and open"))
     stage.put(segment)
     stage.ask(ONE, OPEN, TWO)
-    stage.keeper.turn()
+    stage.maintainer.turn()
     assert stage.answers() == [RequestState.IN_USE, RequestState.IN_USE, RequestState.REMOVED]
-    assert stage.store.upkeep.removed == {TWO}
-    stage.gate.end(ONE)
-    assert stage.gate.begin(ONE), "it was not claimed"
+    assert stage.store.sweeper.removed == {TWO}
+    stage.flow_lock.end(ONE)
+    assert stage.flow_lock.begin(ONE), "it was not claimed"
 
 
 def test_one_too_many(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Upkeep, "room_count", 1)
+    monkeypatch.setattr(Sweeper, "room_count", 1)
     stage.ask(ONE, TWO)
-    stage.keeper.turn()
+    stage.maintainer.turn()
     assert stage.answers() == [RequestState.REMOVED, RequestState.NO_ROOM]
-    assert not stage.gate.is_removed(TWO)
+    assert not stage.flow_lock.is_removed(TWO)
 
 
 def test_it_comes_back_for_a_segment_that_is_closed_later(stage: Stage) -> None:
@@ -84,18 +84,18 @@ def test_it_comes_back_for_a_segment_that_is_closed_later(stage: Stage) -> None:
     segment.mark(1)
     stage.put(segment)
     stage.ask(OPEN)
-    stage.keeper.turn()
+    stage.maintainer.turn()
     assert stage.news() == [LogEvent.FLOW_REMOVED]
     for _ in range(5):
-        stage.keeper.turn()
+        stage.maintainer.turn()
     scans_count = stage.scans_count
-    stage.keeper.turn()
+    stage.maintainer.turn()
     assert stage.scans_count == scans_count, "it does not look for ever"
     assert stage.store.take_segment() is not None  # the next is begun, and the footer written
-    stage.keeper.turn()
+    stage.maintainer.turn()
     segment.close()
     stage.put(segment)
-    stage.keeper.turn()
+    stage.maintainer.turn()
     assert stage.news() == [LogEvent.SEGMENT_FREED]
 
 
@@ -103,56 +103,56 @@ def test_a_flow_is_forgotten_a_while_after_its_last_segment_went(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage.ask(ONE)
-    stage.keeper.turn()
-    stage.keeper.turn()
-    assert stage.store.upkeep.removed == {ONE}, "who lists the store now must not see a part of it"
-    assert stage.keeper.take_gone() == []
-    monkeypatch.setattr(keeper_module, "DROP_DELAY_S", 0.0)
-    stage.keeper.turn()
-    assert stage.store.upkeep.removed == set()
-    assert stage.keeper.take_gone() == [ONE]
-    assert stage.gate.is_removed(ONE), "whoever takes the news decides"
+    stage.maintainer.turn()
+    stage.maintainer.turn()
+    assert stage.store.sweeper.removed == {ONE}, "who lists the store now must not see a part of it"
+    assert stage.maintainer.take_gone() == []
+    monkeypatch.setattr(thread_module, "DROP_DELAY_S", 0.0)
+    stage.maintainer.turn()
+    assert stage.store.sweeper.removed == set()
+    assert stage.maintainer.take_gone() == [ONE]
+    assert stage.flow_lock.is_removed(ONE), "whoever takes the news decides"
 
 
 def test_answers_that_nobody_fetches_are_taken_away(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stage.ask(ONE)
-    stage.keeper.turn()
-    monkeypatch.setattr(keeper_module, "DROP_DELAY_S", -1.0)
-    monkeypatch.setattr(request_desk, "ANSWER_KEPT_S", -1.0)
+    stage.maintainer.turn()
+    monkeypatch.setattr(thread_module, "DROP_DELAY_S", -1.0)
+    monkeypatch.setattr(delete_requests, "ANSWER_KEPT_S", -1.0)
     stage.ask(TWO, token=8)
-    stage.keeper.turn()
-    stage.keeper.turn()
+    stage.maintainer.turn()
+    stage.maintainer.turn()
     assert [request.flow for request in stage.box.read()] == []
-    assert stage.store.upkeep.removed <= {TWO}
+    assert stage.store.sweeper.removed <= {TWO}
 
 
 def test_a_store_that_failed_is_left_alone(stage: Stage) -> None:
     stage.is_failed = True
     stage.ask(ONE)
-    stage.keeper.turn()
+    stage.maintainer.turn()
     assert stage.answers() == [RequestState.ASKED]
 
 
 def test_it_waits_after_reading_the_store(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper_module, "REQUEST_PAUSE_TIMES", 10**6)
+    monkeypatch.setattr(thread_module, "REQUEST_PAUSE_TIMES", 10**6)
     stage.ask(ONE)
-    stage.keeper.turn()
+    stage.maintainer.turn()
     stage.ask(TWO)
-    stage.keeper.turn()
+    stage.maintainer.turn()
     assert stage.answers() == [RequestState.REMOVED, RequestState.ASKED]
 
 
 def test_segments_of_a_removal_before_the_start_come_back(stage: Stage) -> None:
-    stage.store.upkeep.remove([ONE], "removed")
-    keeper = Keeper("s", stage.store, FlowGate([ONE]), {}, lambda: False)
-    keeper.turn()
-    assert [event for event, _ in keeper.take_news()] == [LogEvent.SEGMENT_FREED]
+    stage.store.sweeper.remove([ONE], "removed")
+    maintainer = MaintenanceThread("s", stage.store, FlowLock([ONE]), {}, lambda: False)
+    maintainer.turn()
+    assert [event for event, _ in maintainer.take_reports()] == [LogEvent.SEGMENT_FREED]
 
 
 def test_more_flows_than_the_block_holds(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper_module, "TURN_INTERVAL_S", 0.01)
+    monkeypatch.setattr(thread_module, "TURN_INTERVAL_S", 0.01)
     monkeypatch.setattr(removing, "REQUESTS_MAX", ROUND_COUNT)
     segment = stage.begin()
     flows = [bytes([1, number]) * 8 for number in range(ROUND_COUNT + 10)]
@@ -161,74 +161,74 @@ def test_more_flows_than_the_block_holds(stage: Stage, monkeypatch: pytest.Monke
         segment.batch(*itertools.chain.from_iterable(items))
     segment.close()
     stage.put(segment)
-    stage.keeper.start()
+    stage.maintainer.start()
     try:
         report = remove_flows(str(stage.path), [flow.hex() for flow in flows])
     finally:
-        stage.keeper.close()
+        stage.maintainer.close()
     assert report.is_served
     assert len(report.outcomes) == len(flows)
     assert not any(outcome.error for outcome in report.outcomes)
     assert stage.box.read() == []
-    assert stage.store.upkeep.removed == set(flows)
+    assert stage.store.sweeper.removed == set(flows)
 
 
 def test_one_reading_serves_all_rounds_and_only_what_it_shows(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who asks asks for more when it has an answer; what came later waits for the next reading."""
-    answer, scan = Upkeep.answer, Upkeep.scan
+    answer, scan = Sweeper.answer, Sweeper.scan
     still = [[TWO, OPEN]]
 
-    def then_ask_for_more(upkeep: Upkeep, states: Any, stale: Any) -> bool:
-        done = answer(upkeep, states, stale)
+    def then_ask_for_more(sweeper: Sweeper, states: Any, stale: Any) -> bool:
+        done = answer(sweeper, states, stale)
         if still and stage.answers() == [RequestState.REMOVED]:
             stage.box.write([Request(flow, 7) for flow in still.pop()])
         return done
 
-    def then_a_flow_ends(upkeep: Upkeep) -> StoreImage:
-        image = scan(upkeep)
+    def then_a_flow_ends(sweeper: Sweeper) -> StoreImage:
+        image = scan(sweeper)
         segment = stage.begin()
         segment.batch(Open(OPEN), Extent(OPEN, b"sealed a moment ago"), Close(OPEN))
         segment.mark(1)
         stage.put(segment)
         return image
 
-    monkeypatch.setattr(Upkeep, "answer", then_ask_for_more)
-    monkeypatch.setattr(Upkeep, "scan", then_a_flow_ends)
-    monkeypatch.setattr(request_desk, "ROUND_TIME_S", 0.2)
+    monkeypatch.setattr(Sweeper, "answer", then_ask_for_more)
+    monkeypatch.setattr(Sweeper, "scan", then_a_flow_ends)
+    monkeypatch.setattr(delete_requests, "ROUND_TIME_S", 0.2)
     stage.ask(ONE)
-    stage.keeper.turn()
+    stage.maintainer.turn()
     assert stage.answers() == [RequestState.REMOVED, RequestState.ASKED]
-    assert stage.store.upkeep.removed == {ONE, TWO}
-    monkeypatch.setattr(Upkeep, "scan", scan)
-    stage.keeper.turn()
+    assert stage.store.sweeper.removed == {ONE, TWO}
+    monkeypatch.setattr(Sweeper, "scan", scan)
+    stage.maintainer.turn()
     assert stage.answers() == 2 * [RequestState.REMOVED]
-    assert stage.store.upkeep.removed == {ONE, TWO, OPEN}
+    assert stage.store.sweeper.removed == {ONE, TWO, OPEN}
 
 
 def test_who_asks_is_told_that_it_was_seen_before_the_store_is_read(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    scan = Upkeep.scan
+    scan = Sweeper.scan
 
-    def look(upkeep: Upkeep) -> StoreImage:
+    def look(sweeper: Sweeper) -> StoreImage:
         seen.append(stage.answers())
-        return scan(upkeep)
+        return scan(sweeper)
 
-    monkeypatch.setattr(Upkeep, "scan", look)
+    monkeypatch.setattr(Sweeper, "scan", look)
     stage.ask(ONE)
-    stage.keeper.turn()
+    stage.maintainer.turn()
     assert seen == [[RequestState.SEEN]]
     assert stage.answers() == [RequestState.REMOVED]
 
 
 def test_an_answer_has_its_own_age(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long command has one token all the time, and may fetch an answer late."""
-    monkeypatch.setattr(keeper_module, "DROP_DELAY_S", 1000.0)
-    monkeypatch.setattr(request_desk, "ROUND_TIME_S", 0.0)
-    desk = stage.keeper._desk
+    monkeypatch.setattr(thread_module, "DROP_DELAY_S", 1000.0)
+    monkeypatch.setattr(delete_requests, "ROUND_TIME_S", 0.0)
+    desk = stage.maintainer._requests
     stage.box.write([Request(ONE, 7, RequestState.REMOVED)])
     assert desk.take(0.0) == []
     stage.box.write([Request(ONE, 7, RequestState.REMOVED), Request(TWO, 7)])
@@ -245,16 +245,16 @@ def test_what_an_earlier_daemon_was_asked_is_not_done(stage: Stage) -> None:
     stage.ask(ONE)
     stage.store.close()
     stage.store = open_for_serving(str(stage.path))
-    keeper = stage.make_keeper({})
-    keeper.turn()
+    maintainer = stage.make_maintainer({})
+    maintainer.turn()
     assert stage.box.read() == []
-    assert keeper.take_news() == []
+    assert maintainer.take_reports() == []
 
 
 def test_too_much_news_is_counted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(keeper_module, "NEWS_COUNT_MAX", 1)
+    monkeypatch.setattr(thread_module, "REPORTS_COUNT_MAX", 1)
     stage.ask(ONE, TWO)
-    stage.keeper.turn()
-    (_, (event, fields)) = stage.keeper.take_news()
+    stage.maintainer.turn()
+    (_, (event, fields)) = stage.maintainer.take_reports()
     assert (event, fields["count"]) == (LogEvent.EVENTS_LOST, 3)
-    assert stage.keeper.take_news() == []
+    assert stage.maintainer.take_reports() == []

@@ -10,7 +10,7 @@ from ingestd.daemon.maintenance.steady_clock import (
     STEADY_NS,
     STEPS_KEPT_MAX,
     Reading,
-    TermClock,
+    SteadyClock,
     read_clocks,
 )
 
@@ -33,7 +33,7 @@ class Machine:
     def wall_ns(self) -> int:
         return self.boot_ns + self.offset_ns
 
-    def run(self, clock: TermClock, seconds: int) -> None:
+    def run(self, clock: SteadyClock, seconds: int) -> None:
         """Time passes, and the keeper looks now and then."""
         for _ in range(10):
             self.boot_ns += seconds * S // 10
@@ -42,19 +42,19 @@ class Machine:
 
 def test_it_is_the_machines_clock_as_long_as_that_runs_steadily() -> None:
     machine = Machine()
-    clock = TermClock(machine.read)
+    clock = SteadyClock(machine.read)
     assert clock.now_ns(machine.wall_ns - 5 * S) == machine.wall_ns
     machine.run(clock, 500)
     assert clock.look() == 0
     assert clock.now_ns(None) == machine.wall_ns
     assert clock.is_trusted
-    assert TermClock(machine.read).now_ns(None) == machine.wall_ns, "an empty store knows nothing"
-    assert TermClock(read_clocks).look() == 0
+    assert SteadyClock(machine.read).now_ns(None) == machine.wall_ns, "an empty store knows nothing"
+    assert SteadyClock(read_clocks).look() == 0
 
 
 def test_a_clock_set_ahead_counts_after_a_while() -> None:
     machine = Machine()
-    clock = TermClock(machine.read)
+    clock = SteadyClock(machine.read)
     clock.now_ns(machine.wall_ns)
     machine.offset_ns += 10 * YEAR
     assert clock.look() == 10 * YEAR
@@ -70,7 +70,7 @@ def test_a_clock_set_ahead_counts_after_a_while() -> None:
 def test_a_clock_set_back_counts_at_once() -> None:
     """It makes flows younger."""
     machine = Machine()
-    clock = TermClock(machine.read)
+    clock = SteadyClock(machine.read)
     clock.now_ns(machine.wall_ns)
     machine.offset_ns -= YEAR
     assert clock.look() == -YEAR
@@ -79,7 +79,7 @@ def test_a_clock_set_back_counts_at_once() -> None:
 
 def test_a_clock_that_is_ahead_at_the_start_deletes_nothing_at_once() -> None:
     machine = Machine(RIGHT + 10 * YEAR)
-    clock = TermClock(machine.read)
+    clock = SteadyClock(machine.read)
     machine.run(clock, 10)
     assert clock.now_ns(RIGHT) == RIGHT + 10 * S
     # ... and a store that was really off for so long waits for an hour.
@@ -89,14 +89,14 @@ def test_a_clock_that_is_ahead_at_the_start_deletes_nothing_at_once() -> None:
 
 def test_a_store_that_tells_of_the_future_does_not_move_it() -> None:
     machine = Machine()
-    clock = TermClock(machine.read)
+    clock = SteadyClock(machine.read)
     assert clock.now_ns(machine.wall_ns + 10 * YEAR) == machine.wall_ns
 
 
 def test_what_was_dated_before_a_step_is_as_old_as_it_is() -> None:
     """A flow is received in 1970; then the machine hears of the time."""
     machine = Machine(60 * S)
-    clock = TermClock(machine.read)
+    clock = SteadyClock(machine.read)
     machine.run(clock, 30)
     dated_ns = machine.wall_ns
     machine.run(clock, 30)
@@ -117,7 +117,7 @@ def test_nothing_is_ever_taken_for_older_than_it_is(
     steps: list[tuple[int, int, bool]],
 ) -> None:
     machine = Machine(RIGHT)
-    clock = TermClock(machine.read)
+    clock = SteadyClock(machine.read)
     clock.now_ns(RIGHT)
     dated: list[tuple[int, int]] = []
     for seconds, step_s, is_set in steps:
@@ -134,7 +134,7 @@ def test_nothing_is_ever_taken_for_older_than_it_is(
 
 def test_many_steps_take_no_memory() -> None:
     machine = Machine()
-    clock = TermClock(machine.read)
+    clock = SteadyClock(machine.read)
     first_ns = machine.wall_ns
     for _ in range(2 * STEPS_KEPT_MAX):
         machine.boot_ns += 10 * S

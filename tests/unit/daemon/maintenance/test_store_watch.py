@@ -109,7 +109,7 @@ def test_a_bug_is_told_and_does_not_end_the_looking() -> None:
     scene.store.code = MemoryError()
     scene.watch._look_again()
     assert scene.watch.failure == "MemoryError()"
-    assert scene.lines.names() == ["upkeep_failed"]
+    assert scene.lines.names() == ["maintenance_failed"]
     scene.store.code = None
     assert scene.watch._look_again()
     assert scene.watch.failure == ""

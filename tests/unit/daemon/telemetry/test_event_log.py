@@ -24,7 +24,7 @@ CORE = FakeCore
 
 def _told(event: Event) -> tuple[str, str, dict[str, Any]]:
     recorder = Recorder()
-    EventLog(FakeCore(), Log(recorder, "debug"), ["in", "other"]).tell(WORKER, event)
+    EventLog(FakeCore(), Log(recorder, "debug"), ["in", "other"]).report(WORKER, event)
     ((level, name, fields),) = recorder.lines
     assert fields.pop("store") == "data"
     assert fields.pop("worker") == 2
@@ -147,17 +147,17 @@ def test_a_failed_store_says_what_and_where() -> None:
     assert fields["failed"] == "flush"
     assert fields["store_offset"] == 8192
     assert fields["error"] == "EIO: Input/output error"
-    assert "dmesg" in fields["way_out"]
+    assert "dmesg" in fields["hint"]
 
 
 @pytest.mark.parametrize(
-    ("code", "way_out"), [(errno.EMFILE, "LimitNOFILE"), (errno.ECONNABORTED, "by itself")]
+    ("code", "hint"), [(errno.EMFILE, "LimitNOFILE"), (errno.ECONNABORTED, "by itself")]
 )
-def test_an_accept_that_failed(code: int, way_out: str) -> None:
+def test_an_accept_that_failed(code: int, hint: str) -> None:
     _, name, fields = _told(Event(CORE.EVENT_ACCEPT_FAILED, code=code, detail=1))
     assert name == "accept_failed"
     assert fields["listener"] == "other"
-    assert way_out in fields["way_out"]
+    assert hint in fields["hint"]
 
 
 def test_every_kind_of_the_core_has_a_line() -> None:

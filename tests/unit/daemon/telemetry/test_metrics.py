@@ -95,7 +95,7 @@ STORE_NAMES = {
     "ingestd_segments_waiting_for_removal_room": set(),
     "ingestd_discarded_bytes_total": set(),
     "ingestd_store_warn_free_ratio": set(),
-    "ingestd_upkeep_failed": set(),
+    "ingestd_maintenance_failed": set(),
     "ingestd_refused_total": {"listener", "reason"},
     "ingestd_lookups_waiting": set(),
 }

@@ -89,7 +89,7 @@ def test_a_kernel_with_everything() -> None:
 def test_a_kernel_without_zero_copy_receive(feature: str) -> None:
     (found,) = _kernel(**{feature: False})
     assert found.verdict == "fail"
-    assert "6.15" in found.way_out
+    assert "6.15" in found.remedy
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_a_kernel_that_lacks_one_thing(
 ) -> None:
     found = [f for f in _kernel(**{feature: False}, **circumstances) if f.verdict != "ok"]
     assert [f.verdict for f in found] == ([verdict] if verdict else [])
-    assert all(f.way_out for f in found)
+    assert all(f.remedy for f in found)
 
 
 def test_privileges() -> None:
@@ -116,7 +116,7 @@ def test_privileges() -> None:
     assert failures(privilege_findings("CapEff:\t0000000000001000\n")) == []
     (missing,) = failures(privilege_findings("CapEff:\t000001ffffffefff\n"))
     assert missing.subject == "CAP_NET_ADMIN"
-    assert "AmbientCapabilities" in missing.way_out
+    assert "AmbientCapabilities" in missing.remedy
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_privileges() -> None:
 def test_locked_memory(limit: int | None, status: str, verdict: str) -> None:
     found = locked_finding([LockedNeed("data", 2, 2 * MIB)], limit, status)
     assert found.verdict == verdict
-    assert ("LimitMEMLOCK" in found.way_out) == (verdict == "fail")
+    assert ("LimitMEMLOCK" in found.remedy) == (verdict == "fail")
 
 
 def test_hugepages() -> None:
@@ -140,5 +140,5 @@ def test_hugepages() -> None:
     short = hugepage_finding(6 * MIB + 1, 65536, meminfo)
     assert short.verdict == "warn"
     assert "larger receive buffers need them" in short.text
-    assert short.way_out == "sysctl vm.nr_hugepages=11"
-    assert hugepage_finding(1, 4096, "MemTotal: 1 kB\n").way_out == "sysctl vm.nr_hugepages=1"
+    assert short.remedy == "sysctl vm.nr_hugepages=11"
+    assert hugepage_finding(1, 4096, "MemTotal: 1 kB\n").remedy == "sysctl vm.nr_hugepages=1"

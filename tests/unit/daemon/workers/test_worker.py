@@ -378,7 +378,7 @@ def test_loop_age(bench: Bench) -> None:
         (errno.ENOMEM, "io_uring_register_ifq", ResourceError, "LimitMEMLOCK"),
     ],
 )
-def test_faults_have_a_class_and_a_way_out(
+def test_faults_have_a_class_and_a_remedy(
     code: int, call: str, error: type[IngestdError], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.geteuid", lambda: 0)  # whom a way out of root's is told

@@ -267,7 +267,7 @@ def test_an_undo_that_fails_is_told_and_can_be_done_later(scene: ZcrxScene) -> N
     before = scene.nic.snapshot()
     assert scene.play(lambda: scene.nic.refuse.update({"-G": "Device or resource busy"})) == 0
     (told,) = scene.log.fields("nic_not_restored")
-    assert told["way_out"] == "ingestd nic undo zc0"
+    assert told["hint"] == "ingestd nic undo zc0"
     scene.nic.refuse.clear()
     scene.log = Recorder()
     assert scene.play() == 0
@@ -288,7 +288,7 @@ def test_warnings_of_the_interface_are_logged(scene: ZcrxScene) -> None:
     scene.nic.is_up = False
     assert scene.play() == 0
     told = {line["subject"]: line for line in scene.log.fields("nic_warning")}
-    assert told["link"]["way_out"] == "ip link set zc0 up"
+    assert told["link"]["hint"] == "ip link set zc0 up"
 
 
 def test_flows_that_come_by_copy_are_told_the_rule(scene: ZcrxScene) -> None:
@@ -304,8 +304,8 @@ def test_flows_that_come_by_copy_are_told_the_rule(scene: ZcrxScene) -> None:
     assert scene.play(scenario) == 0
     four, six = scene.log.fields("flow_by_copy")
     assert four["napi_id"] == 8193
-    assert "ingestd nic apply zc0 --queues 2 --port " in four["way_out"]
-    assert "rule" in six["way_out"]
+    assert "ingestd nic apply zc0 --queues 2 --port " in four["hint"]
+    assert "rule" in six["hint"]
 
 
 def test_a_connection_for_another_worker_is_handed_over(scene: ZcrxScene) -> None:

@@ -20,7 +20,7 @@ from ingestd.store.metadata.request_block import (
     REQUEST_OFFSET,
     REQUESTS_MAX,
     Request,
-    RequestBox,
+    RequestBlock,
     RequestState,
 )
 from ingestd.store.metadata.superblock import read_superblock
@@ -31,7 +31,7 @@ from ingestd.store.metadata.tombstones import (
     SECTOR_FLOWS_MAX,
     TABLE_BYTES,
     TABLE_OFFSET,
-    RemovalTable,
+    Tombstones,
     read_removals,
 )
 from ingestd.store.read.image import read_image
@@ -58,10 +58,10 @@ def path(tmp_path: Path) -> Path:
     return builder.save(tmp_path / "store.img")
 
 
-Change = Callable[[RemovalTable], None]
+Change = Callable[[Tombstones], None]
 
 
-def changed(path: Path, change: Change) -> RemovalTable:
+def changed(path: Path, change: Change) -> Tombstones:
     with open_locked(str(path)) as device:
         superblock = read_superblock(device).superblock
         change(read_removals(device, superblock))
@@ -191,7 +191,7 @@ def test_what_lies_beside_a_kept_flow_waits_for_it(path: Path) -> None:
     assert verify_store(str(path)).findings == [], "that a part of it is gone is no finding"
     with open_for_serving(str(path)) as store:
         assert {flow.flow_id for flow in store.take_recovered_flows()} == {ONE, THREE}
-        assert store.upkeep.removed == {TWO}
+        assert store.sweeper.removed == {TWO}
     assert remove_flows(str(path), ["33333333"]).segments_freed_count == 1
     assert states(path) == ["closed", "free", "free", "free"]
     assert changed(path, lambda _: None).flows == set()
@@ -201,10 +201,10 @@ def test_what_finds_room_is_removed_and_the_rest_is_named(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One place is left: that of ONE is free again once its segment is given back, TWO's is not."""
-    room = RemovalTable.room_count.fget
+    room = Tombstones.room_count.fget
     assert room is not None
     monkeypatch.setattr(
-        RemovalTable, "room_count", property(lambda table: room(table) - FLOWS_MAX + 1)
+        Tombstones, "room_count", property(lambda table: room(table) - FLOWS_MAX + 1)
     )
     report = remove_flows(str(path), ["11111111", "22222222", "33333333"])
     errors = {outcome.flow[:2]: outcome.error for outcome in report.outcomes}
@@ -220,7 +220,7 @@ def test_the_time_for_an_answer_begins_with_the_question(
 ) -> None:
     """Reading a large store takes longer, before it is asked and, once it was seen, behind that."""
     clock = [0.0]
-    read, box_read = removing.read_image, RequestBox.read
+    read, box_read = removing.read_image, RequestBlock.read
     monkeypatch.setattr(removing.time, "monotonic", lambda: clock[0])
     monkeypatch.setattr(removing.time, "sleep", lambda seconds: None)
 
@@ -228,14 +228,14 @@ def test_the_time_for_an_answer_begins_with_the_question(
         clock[0] += 100.0
         return read(name)
 
-    def answered(box: RequestBox) -> list[Request]:
+    def answered(box: RequestBlock) -> list[Request]:
         requests = box_read(box)
         clock[0] += 20.0
         state = RequestState.SEEN if clock[0] < 500 else RequestState.REMOVED
         return [request._replace(state=state) for request in requests]
 
     monkeypatch.setattr(removing, "read_image", slow)
-    monkeypatch.setattr(RequestBox, "read", answered)
+    monkeypatch.setattr(RequestBlock, "read", answered)
     with open_device(str(path)) as holder:
         fcntl.flock(holder.fd, fcntl.LOCK_EX)
         report = remove_flows(str(path), ["11111111"], timeout_s=30.0)
@@ -268,7 +268,7 @@ def test_a_store_that_somebody_holds_but_no_daemon_answers(path: Path) -> None:
     assert "did not answer in time" in str(error)
     assert shown(path) == {ONE, TWO, THREE}
     with open_device(str(path)) as device:
-        box = RequestBox(device, read_superblock(device).superblock)
+        box = RequestBlock(device, read_superblock(device).superblock)
         assert box.read() == [], "it is withdrawn"
 
 
@@ -296,7 +296,7 @@ def test_the_holder_goes_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_requests_come_back_as_they_were_written(path: Path) -> None:
     with open_device(str(path), write=True) as device:
-        box = RequestBox(device, read_superblock(device).superblock)
+        box = RequestBlock(device, read_superblock(device).superblock)
         assert box.read() == []
         many = [Request(os.urandom(16), n, RequestState(n % 4 + 1)) for n in range(REQUESTS_MAX)]
         box.write(many)
@@ -310,7 +310,7 @@ def test_requests_come_back_as_they_were_written(path: Path) -> None:
 def test_one_at_a_time(path: Path) -> None:
     with open_device(str(path), write=True) as one, open_device(str(path), write=True) as two:
         superblock = read_superblock(one).superblock
-        first, second = RequestBox(one, superblock), RequestBox(two, superblock)
+        first, second = RequestBlock(one, superblock), RequestBlock(two, superblock)
         with first.locked() as mine, second.locked() as other:
             assert (mine, other) == (True, False)
         with second.locked() as mine:

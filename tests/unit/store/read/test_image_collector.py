@@ -33,5 +33,5 @@ def test_only_commands_keep_the_collector_out(
     assert gc.isenabled()
     seen.clear()
     with open_for_serving(str(path)) as store:
-        store.upkeep.scan()
+        store.sweeper.scan()
     assert seen == {True}

@@ -12,10 +12,10 @@ import pytest
 from ingestd.errors import StoreError
 from ingestd.store.format.segment import SegmentImage, SegmentState, Span
 from ingestd.store.metadata.freed_record import FREED_OFFSETS, FREED_RECORD, Freer, read_freed
-from ingestd.store.metadata.tombstones import FLOWS_MAX, RemovalTable
+from ingestd.store.metadata.tombstones import FLOWS_MAX, Tombstones
 from ingestd.store.read.image import read_image
 from ingestd.store.read.verify import verify_store
-from ingestd.store.reclaim.candidates import GROUP_RANGES_MAX, Freeing, plan_freeing
+from ingestd.store.reclaim.candidates import GROUP_RANGES_MAX, ReclaimPlan, plan_reclaim
 from ingestd.store.reclaim.deletion import remove_flows
 from ingestd.store.serve.served_store import open_for_serving
 from support.store_builder import MIB, Close, Extent, Open, StoreBuilder
@@ -34,8 +34,8 @@ def a_segment(sequence: int, flows: list[bytes], *, is_open: bool = False) -> Se
     return SegmentImage(index=sequence, state=state, sequence=sequence, spans=spans)
 
 
-def plan(segments: list[SegmentImage], expired: list[bytes], room: int) -> Freeing:
-    return plan_freeing(segments, removed=set(), expired=set(expired), room_count=room)
+def plan(segments: list[SegmentImage], expired: list[bytes], room: int) -> ReclaimPlan:
+    return plan_reclaim(segments, removed=set(), expired=set(expired), room_count=room)
 
 
 @pytest.mark.parametrize("more", [0, 1, 5000])
@@ -116,15 +116,15 @@ def test_more_flows_than_the_table_holds_go(
 ) -> None:
     flows = ids(300)
     path = a_store(tmp_path / "store.img", flows)
-    monkeypatch.setattr(RemovalTable, "room_count", 0)
+    monkeypatch.setattr(Tombstones, "room_count", 0)
     with open_for_serving(str(path)) as store:
         free_count = store.segments_free_count
-        swept = store.upkeep.sweep(store.upkeep.scan(), frozenset(flows))
+        swept = store.sweeper.sweep(store.sweeper.scan(), frozenset(flows))
         assert (len(swept.freed), swept.blocked_count) == (3, 0)
         assert swept.gone == frozenset(flows)
-        assert store.upkeep.counts.flows == {"retention": len(flows)}
+        assert store.sweeper.counts.flows == {"retention": len(flows)}
         assert store.segments_free_count == free_count + 3
-        assert store.upkeep.removed == frozenset()
+        assert store.sweeper.removed == frozenset()
     assert shown(path) == ({KEPT}, ["free", "free", "free", "closed", "free"])
 
 
@@ -143,7 +143,7 @@ def test_all_their_segments_are_given_back_at_the_real_limit(tmp_path: Path) -> 
         segment.close()
     path = builder.save(tmp_path / "store.img")
     with open_for_serving(str(path)) as store:
-        swept = store.upkeep.sweep(store.upkeep.scan(), frozenset(flows))
+        swept = store.sweeper.sweep(store.sweeper.scan(), frozenset(flows))
         assert (len(swept.freed), swept.blocked_count) == (5, 0)
         assert swept.gone == frozenset(flows)
     assert shown(path) == (set(), 7 * ["free"])
@@ -163,16 +163,16 @@ def test_what_was_cut_off_is_done_by_the_next_who_opens(
 ) -> None:
     flows = ids(20)
     path = a_store(tmp_path / "store.img", flows)
-    monkeypatch.setattr(RemovalTable, "room_count", 0)
+    monkeypatch.setattr(Tombstones, "room_count", 0)
 
     def refuse(*_: object, **__: object) -> None:
         raise StoreError("no power")
 
     with open_for_serving(str(path)) as store, monkeypatch.context() as cut_off:
-        cut_off.setattr(Freer, "give_up", refuse)
+        cut_off.setattr(Freer, "reclaim", refuse)
         with pytest.raises(StoreError):
-            store.upkeep.sweep(store.upkeep.scan(), frozenset(flows))
-        assert store.upkeep.scan().half_freed == [0, 1, 2]
+            store.sweeper.sweep(store.sweeper.scan(), frozenset(flows))
+        assert store.sweeper.scan().half_freed == [0, 1, 2]
     assert shown(path) == ({KEPT}, ["free", "free", "free", "closed", "free"])
     assert verify_store(str(path)).findings == []
     monkeypatch.undo()
@@ -190,12 +190,12 @@ def test_the_record_names_what_went_for_those_who_read_it_before(
     """A listing that has read some of the segments before they went shows none of their flows."""
     flows = ids(20)
     path = a_store(tmp_path / "store.img", flows)
-    monkeypatch.setattr(RemovalTable, "room_count", 0)
+    monkeypatch.setattr(Tombstones, "room_count", 0)
     with open_for_serving(str(path)) as store:
-        before = store.upkeep.scan()
-        store.upkeep.sweep(before, frozenset(flows))
+        before = store.sweeper.scan()
+        store.sweeper.sweep(before, frozenset(flows))
         freed = read_freed(before.device, before.superblock)
-        left = freed.without_given_up(before.segments)
+        left = freed.without_reclaimed(before.segments)
     assert {s.sequence for s in left if s.state is not SegmentState.FREE} == {
         s.sequence for s in before.segments if KEPT in {span.flow for span in s.spans}
     }
@@ -209,10 +209,10 @@ def test_ranges_that_overlap_are_one(tmp_path: Path) -> None:
         with freer.mutex:
             freer.announce([(5, 12)])
             freer.announce([(7, 8), (20, 20)])
-        image = store.upkeep.scan()
+        image = store.sweeper.scan()
         freed = read_freed(image.device, image.superblock)
     assert freed.ranges == ((5, 12), (20, 20))
-    given_up = [sequence for sequence in range(30) if freed.has_given_up(sequence)]
+    given_up = [sequence for sequence in range(30) if freed.is_reclaimed(sequence)]
     assert given_up == [*range(5, 13), 20]
 
 

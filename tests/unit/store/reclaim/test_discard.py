@@ -64,7 +64,7 @@ def test_a_file_keeps_what_was_promised_to_it(path: Path) -> None:
         open_for_serving(str(path)) as store,
         pytest.raises(StoreError, match="is a file, whose space was promised to it"),
     ):
-        store.upkeep.discard_freed()
+        store.sweeper.discard_freed()
 
 
 def test_a_device_that_cannot_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,7 +73,7 @@ def test_a_device_that_cannot_is_refused(path: Path, monkeypatch: pytest.MonkeyP
         calls.refused_from = 1
         monkeypatch.setattr(store._device, "is_block", True)
         with pytest.raises(StoreError, match="cannot discard: Operation not supported"):
-            store.upkeep.discard_freed()
+            store.sweeper.discard_freed()
         assert calls.done == [("discard", 65536, 384 * 1024)], "only the scratch room is tried"
 
 
@@ -83,11 +83,11 @@ def test_what_is_free_on_stable_media_is_discarded_but_its_header(
     with open_for_serving(str(path)) as store:
         monkeypatch.setattr(store._device, "is_block", True)
         calls = Calls(monkeypatch)
-        store.upkeep.discard_freed()
-        store.upkeep.remove(FLOWS[:2], "removed")
+        store.sweeper.discard_freed()
+        store.sweeper.remove(FLOWS[:2], "removed")
         calls.done.clear()
         calls.refused_from = 2
-        swept = store.upkeep.sweep(store.upkeep.scan())
+        swept = store.sweeper.sweep(store.sweeper.scan())
         _, *steps = calls.done  # behind the freed record
         assert steps == [
             "flush",
@@ -98,14 +98,14 @@ def test_what_is_free_on_stable_media_is_discarded_but_its_header(
             ("discard", 2 * MIB + 4096, MIB - 4096),
         ]
         assert "segment 1 cannot be discarded" in str(swept.discard_error)
-        assert store.upkeep.counts.discarded_bytes == MIB - 4096
+        assert store.sweeper.counts.discarded_bytes == MIB - 4096
         assert store.segments_free_count == 3, "it is as good without"
-        assert store.upkeep.sweep(store.upkeep.scan()).discard_error is None
+        assert store.sweeper.sweep(store.sweeper.scan()).discard_error is None
 
 
 def test_unasked_nothing_is_discarded(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_for_serving(str(path)) as store:
         calls = Calls(monkeypatch)
-        store.upkeep.remove(FLOWS, "removed")
-        assert len(store.upkeep.sweep(store.upkeep.scan()).freed) == 3
+        store.sweeper.remove(FLOWS, "removed")
+        assert len(store.sweeper.sweep(store.sweeper.scan()).freed) == 3
         assert not calls.discards()

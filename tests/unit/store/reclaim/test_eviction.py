@@ -270,7 +270,7 @@ def test_a_flush_that_failed_ends_it(path: Path, monkeypatch: pytest.MonkeyPatch
         assert store.overwritten == (0, 0)
 
 
-@pytest.mark.fault("upkeep")
+@pytest.mark.fault("maintenance")
 @pytest.mark.parametrize("refused_number", [0, 1], ids=["the record", "the header"])
 def test_a_write_that_failed_is_tried_again(
     path: Path, monkeypatch: pytest.MonkeyPatch, refused_number: int
@@ -305,7 +305,7 @@ def test_a_write_that_failed_is_tried_again(
     assert not verify_store(str(path)).findings
 
 
-@pytest.mark.fault("upkeep")
+@pytest.mark.fault("maintenance")
 def test_segments_that_cannot_be_read_are_passed_over(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -370,7 +370,7 @@ def test_what_another_gave_up_is_not_given_up_again(
         with monkeypatch.context() as patch:
             patch.setattr(os, "pwritev", _refuse)
             assert store.take_segment() is None
-        half = recycler._half_given_up
+        half = recycler._half_evicted
         assert half is not None
         recycler.forget(half.index, half.sequence)
         clock[0] += 1.5

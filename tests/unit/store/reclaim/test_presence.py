@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.daemon.admission.flow_lock import FlowGate
-from ingestd.daemon.maintenance import maintenance_thread as keeper_module
-from ingestd.daemon.maintenance.maintenance_thread import Keeper
+from ingestd.daemon.admission.flow_lock import FlowLock
+from ingestd.daemon.maintenance import maintenance_thread as thread_module
+from ingestd.daemon.maintenance.maintenance_thread import MaintenanceThread
 from ingestd.log import LogEvent
 from ingestd.store.format.layout import (
     CLOSE_REASON_PEER,
@@ -17,7 +17,7 @@ from ingestd.store.format.layout import (
     SEGMENT_DATA_BLOCK,
     SEGMENTS_OFFSET,
 )
-from ingestd.store.metadata.tombstones import RemovalTable
+from ingestd.store.metadata.tombstones import Tombstones
 from ingestd.store.read.image import read_image
 from ingestd.store.reclaim.deletion import remove_flows
 from ingestd.store.reclaim.presence import damaged_indexes
@@ -85,7 +85,7 @@ def repair(path: Path, data: bytes) -> None:
 
 def table(path: Path) -> set[bytes]:
     with open_for_serving(str(path)) as store:
-        return set(store.upkeep.removed)
+        return set(store.sweeper.removed)
 
 
 def shown(path: Path) -> set[bytes]:
@@ -120,7 +120,7 @@ def test_they_are_forgotten_when_the_segment_can_be_read_again(
     remove_flows(str(path), [flow.hex() for flow in sorted(FORGOTTEN | REMEMBERED)])
     repair(path, before)
     with open_for_serving(str(path)) as store:
-        swept = store.upkeep.sweep(store.upkeep.scan())
+        swept = store.sweeper.sweep(store.sweeper.scan())
         assert swept.gone == (REMEMBERED | {INGEST}) - {CUT}
         assert swept.held_count == 0
 
@@ -133,12 +133,12 @@ def test_a_flow_past_its_term_that_may_lie_there_as_well_is_removed_first(
     expired = frozenset(FORGOTTEN | REMEMBERED)
     with open_for_serving(str(path)) as store:
         with monkeypatch.context() as full:
-            full.setattr(RemovalTable, "room_count", 2)
-            swept = store.upkeep.sweep(store.upkeep.scan(), expired)
+            full.setattr(Tombstones, "room_count", 2)
+            swept = store.sweeper.sweep(store.sweeper.scan(), expired)
             assert ([item.segment.index for item in swept.freed], swept.blocked_count) == ([3], 1)
-        swept = store.upkeep.sweep(store.upkeep.scan(), expired)
+        swept = store.sweeper.sweep(store.sweeper.scan(), expired)
         assert len(swept.freed) == 1
-        assert store.upkeep.removed == {TWICE, HEADLESS, CUT}
+        assert store.sweeper.removed == {TWICE, HEADLESS, CUT}
     repair(path, before)
     assert not shown(path) & expired
 
@@ -146,17 +146,19 @@ def test_a_flow_past_its_term_that_may_lie_there_as_well_is_removed_first(
 def test_the_keeper_names_the_segments_once(
     tmp_path: Path, builder: StoreBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(keeper_module, "SWEEP_PAUSE_TIMES", 0)
-    monkeypatch.setattr(keeper_module, "TURN_INTERVAL_S", 0.0)
+    monkeypatch.setattr(thread_module, "SWEEP_PAUSE_TIMES", 0)
+    monkeypatch.setattr(thread_module, "TURN_INTERVAL_S", 0.0)
     path = builder.save(tmp_path / "store.img")
     damage(path, header=True)
     remove_flows(str(path), [flow.hex() for flow in sorted(FORGOTTEN | REMEMBERED)])
     with open_for_serving(str(path)) as store:
-        keeper = Keeper("s", store, FlowGate(store.upkeep.removed), {}, lambda: False)
+        maintainer = MaintenanceThread(
+            "s", store, FlowLock(store.sweeper.removed), {}, lambda: False
+        )
         for _ in range(3):
-            keeper._sweeps_left = 1
-            keeper.turn()
-        assert store.upkeep.held_count == 5
-    ((event, fields),) = keeper.take_news()
+            maintainer._sweeps_left = 1
+            maintainer.turn()
+        assert store.sweeper.held_count == 5
+    ((event, fields),) = maintainer.take_reports()
     assert event is LogEvent.REMOVED_FLOWS_HELD
     assert (fields["flows"], fields["segments"]) == (5, [DAMAGED])

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.daemon.admission.flow_lock import FlowGate
-from ingestd.daemon.maintenance import maintenance_thread as keeper_module
-from ingestd.daemon.maintenance.maintenance_thread import Keeper
+from ingestd.daemon.admission.flow_lock import FlowLock
+from ingestd.daemon.maintenance import maintenance_thread as thread_module
+from ingestd.daemon.maintenance.maintenance_thread import MaintenanceThread
 from ingestd.log import LogEvent
 from ingestd.store.device.opening import open_device
-from ingestd.store.metadata.request_block import Request, RequestBox, RequestState
+from ingestd.store.metadata.request_block import Request, RequestBlock, RequestState
 from ingestd.store.reclaim.retention import Retention
-from ingestd.store.reclaim.sweep import Upkeep
+from ingestd.store.reclaim.sweep import Sweeper
 from ingestd.store.serve.served_store import ServedStore, open_for_serving
 from support.store_builder import (
     Close,
@@ -30,7 +30,7 @@ ONE, TWO, OPEN, ABSENT = (bytes([number]) * 16 for number in (0x11, 0x22, 0x33, 
 
 
 class Stage:
-    """A store with the flows ONE and TWO in segments of their own, its keeper, and who asks."""
+    """A store with the flows ONE and TWO in segments of their own, its maintainer, and who asks."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -42,15 +42,17 @@ class Stage:
         builder.save(path)
         self.builder = builder
         self.store: ServedStore = open_for_serving(str(path))
-        self.gate = FlowGate(self.store.upkeep.removed)
+        self.flow_lock = FlowLock(self.store.sweeper.removed)
         self.is_failed = False
-        self.keeper = self.make_keeper({})
+        self.maintainer = self.make_maintainer({})
         self.device = open_device(str(path), write=True)
-        self.box = RequestBox(self.device, self.store.superblock)
+        self.box = RequestBlock(self.device, self.store.superblock)
         self.scans_count = 0
 
-    def make_keeper(self, retentions: dict[str, Retention]) -> Keeper:
-        return Keeper("s", self.store, self.gate, retentions, lambda: self.is_failed)
+    def make_maintainer(self, retentions: dict[str, Retention]) -> MaintenanceThread:
+        return MaintenanceThread(
+            "s", self.store, self.flow_lock, retentions, lambda: self.is_failed
+        )
 
     def ask(self, *flows: bytes, token: int = 7) -> None:
         self.box.write(self.box.read() + [Request(flow, token) for flow in flows])
@@ -74,23 +76,23 @@ class Stage:
             )
 
     def news(self) -> list[LogEvent]:
-        return [event for event, _ in self.keeper.take_news()]
+        return [event for event, _ in self.maintainer.take_reports()]
 
 
 @contextmanager
 def staged(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     """A stage whose keeper never waits; it counts how often the store is read."""
     made = Stage(path)
-    scan = Upkeep.scan
+    scan = Sweeper.scan
 
-    def counted(upkeep: Upkeep) -> object:
+    def counted(sweeper: Sweeper) -> object:
         made.scans_count += 1
-        return scan(upkeep)
+        return scan(sweeper)
 
-    monkeypatch.setattr(Upkeep, "scan", counted)
-    monkeypatch.setattr(keeper_module, "TURN_INTERVAL_S", 0.0)
-    monkeypatch.setattr(keeper_module, "SWEEP_PAUSE_TIMES", 0)
-    monkeypatch.setattr(keeper_module, "REQUEST_PAUSE_TIMES", 0)
+    monkeypatch.setattr(Sweeper, "scan", counted)
+    monkeypatch.setattr(thread_module, "TURN_INTERVAL_S", 0.0)
+    monkeypatch.setattr(thread_module, "SWEEP_PAUSE_TIMES", 0)
+    monkeypatch.setattr(thread_module, "REQUEST_PAUSE_TIMES", 0)
     yield made
     made.device.close()
     made.store.close()
