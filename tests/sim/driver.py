@@ -20,8 +20,8 @@ from crc32c import crc32c
 from ingestd.store.read.flows import Flow
 from ingestd.store.read.image import read_image
 from ingestd.store.read.reader import read_flow
-from ingestd.store.serve.served_store import open_for_serving
 from ingestd.store.read.verify import DAMAGE, verify_store
+from ingestd.store.serve.served_store import open_for_serving
 from support.crash_store import Store, store_in_memory
 
 PERIOD: Final = 65521

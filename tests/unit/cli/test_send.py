@@ -71,7 +71,7 @@ def test_file(tmp_path: Path, capsys: Capture) -> None:
     assert stored.hello["name"] == "run 7"
     assert stored.hello["bytes"] == payload.size
     assert "trying again" in captured.err
-    assert "goes on at byte" in captured.err
+    assert "resumes at byte" in captured.err
 
 
 def test_text_of_a_receipt_and_options_that_need_the_protocol(
@@ -155,7 +155,7 @@ def test_pipe_whose_reader_is_refused_while_it_is_silent() -> None:
         assert process.wait(WAIT_S) == 14
         assert process.stderr is not None
         errors = process.stderr.read().decode()
-    assert f"go on with --resume {flow}" in errors
+    assert f"resume with --resume {flow}" in errors
 
 
 @pytest.mark.parametrize("from_pipe", [True, False])
@@ -200,7 +200,7 @@ def test_interrupt_leaves_the_flow_interrupted_and_tells_how_to_go_on(tmp_path: 
         process.send_signal(signal.SIGINT)
         _, err = process.communicate(timeout=WAIT_S)
         assert process.returncode == EXIT_INTERRUPTED
-        assert f"go on with --resume {next(iter(server.flows))}".encode() in err
+        assert f"resume with --resume {next(iter(server.flows))}".encode() in err
         _wait_until(lambda: server.counts["drops"] == 1)
         assert not server.only_flow().is_sealed
 

@@ -44,7 +44,7 @@ def test_receipts_come_at_once_and_ctrl_c_tells_what_is_durable(
     for _ in range(TRIES_MAX):
         note = _note_of_ctrl_c(source, ["--json"] if as_json else [])
         assert note.startswith(begin)
-        if b"are durable: go on with --resume" in note:
+        if b"are durable: resume with --resume" in note:
             break
         # Ctrl-C was faster than the line that told so.
         assert note.endswith(b"nothing of it is durable")

@@ -298,7 +298,7 @@ def test_loss_and_return_are_told() -> None:
             flow.write(b"x" * 5000)
         assert server.counts["drops"] == 1
     assert "the connection was lost: trying again for 300 s" in told[0]
-    assert f"flow {flow.flow}: goes on at byte" in told[1]
+    assert f"flow {flow.flow}: resumes at byte" in told[1]
     assert len(told) == 2
 
 

@@ -193,7 +193,7 @@ def test_a_worker_that_ends_for_no_known_reason(scene: Scene, error: BaseExcepti
 
     assert scene.play(scenario) == daemon.EXIT_CODE_BUG
     (failed,) = scene.log.fields("worker_failed")
-    assert failed["error"] == ("it ended unasked" if error is None else repr(error))
+    assert failed["error"] == ("it ended by itself" if error is None else repr(error))
     assert ("trace" in failed) == (error is not None)
 
 

@@ -101,7 +101,7 @@ def test_granting_goes_on_while_the_log_hangs(scene: Scene, hang: threading.Even
             held.set()
             assert hang.wait(WAIT_S)
 
-        scene.daemon._event_log.tell = lambda *_: held_up(None)
+        scene.daemon._event_log.report = lambda *_: held_up(None)
         worker.emit(scene.core.EVENT_SEGMENT_OPENED)
         assert held.wait(WAIT_S)
         worker.want(2)

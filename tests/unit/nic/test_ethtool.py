@@ -131,7 +131,7 @@ def test_a_refusal_names_command_and_reason() -> None:
 
 def test_what_was_made_must_be_told() -> None:
     silent = Ethtool("eth0", lambda _: Outcome(0, "done\n", ""))
-    with pytest.raises(EngineError, match=r"did not tell what it made, but 'done'"):
+    with pytest.raises(EngineError, match=r"did not say what it made, but 'done'"):
         silent.add_context(["equal", "2"])
 
 

@@ -188,7 +188,7 @@ def _placed(irq: int | None, cpus: tuple[int, ...], runs_on: str | None) -> list
 
 def test_interrupts() -> None:
     (found,) = _placed(None, (), None)
-    assert found.text == "NAPI 8194; the driver does not tell its IRQ"
+    assert found.text == "NAPI 8194; the driver does not report its IRQ"
     (found,) = _placed(123, (), "0-7")
     assert found.text.startswith("NAPI 8194, IRQ 123 on CPU 0-7")
     assert found.remedy.startswith("echo C > /proc/irq/123/smp_affinity_list")

@@ -413,5 +413,5 @@ def test_a_reader_is_told_what_happened_under_it(path: Path) -> None:
             assert image.served
             flow = image.find(FLOW.hex())
             assert store.take_segment() is not None
-            with pytest.raises(StoreError, match="given up while they were read"):
+            with pytest.raises(StoreError, match="reclaimed while they were read"):
                 b"".join(read_flow(image, flow))
