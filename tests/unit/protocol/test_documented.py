@@ -89,7 +89,7 @@ def test_limits_are_those_of_the_code() -> None:
         f"at most {LABELS_COUNT_MAX}, at most {LABELS_BYTES_MAX} bytes as JSON",
         f"was made with; at most {KEY_NAME_BYTES_MAX} bytes",
         f"a secret of at least {KEY_BYTES_MIN} bytes",
-        f"begins with {RETRY_DELAY_S:g} s and stops doubling at {RETRY_DELAY_S_MAX:g} s",
+        f"begins with a limit of {RETRY_DELAY_S:g} s and stops doubling at {RETRY_DELAY_S_MAX:g} s",
         f"{HANDSHAKE_TIMEOUT_S:g} s for the two lines of the beginning",
         f"the line `{HELLO_HEAD.decode().strip()}`",
         f"the line `{TRAILER_HEAD.decode().strip()}`",
