@@ -45,7 +45,7 @@ def test_how_often_is_what_the_tests_do() -> None:
     assert _times("power fails while flows are removed") == 2 * CHECKSUMS * removals
     damages = _constant(DAMAGE, "STORES") * _constant(DAMAGE, "DAMAGES_OF_STORE")
     assert _times("bits flip") == damages
-    assert _times("batches of an earlier life") == 2 * CHECKSUMS * _constant(DAMAGE, "SUCCESSIONS")
+    assert _times("batches of a previous use") == 2 * CHECKSUMS * _constant(DAMAGE, "SUCCESSIONS")
 
 
 def test_commands_name_tests_that_are_there() -> None:

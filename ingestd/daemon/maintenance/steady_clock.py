@@ -76,7 +76,7 @@ class SteadyClock:
     def now_ns(self, newest_ns: int | None) -> int:
         """Return the Unix time to judge by; `newest_ns`: the latest that the store records.
 
-        That is where time went on when the process began: a clock that is far from it
+        That is where time continued when the process began: a clock that is far from it
         may have been set wrongly meanwhile.
         """
         if self._trusted_ns is None:

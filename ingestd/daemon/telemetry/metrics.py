@@ -154,7 +154,7 @@ _COUNTERS: Final = (
     ),
     _Family(
         "ingestd_flows_resumed",
-        "Connections that went on with a flow begun before.",
+        "Connections that resumed a flow.",
         "",
         {"": "flows_resumed"},
     ),

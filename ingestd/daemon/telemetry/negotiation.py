@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which of two formats a scrape is answered in: Prometheus' text, or OpenMetrics.
+"""The choice between two formats of a scrape: Prometheus' text, or OpenMetrics.
 
 Invariant: whatever a client writes into its Accept header, the answer is one of
 both; nothing of the header is given back. No state; any thread may call.

@@ -7,8 +7,8 @@ bytes be missing in between or at the end, and the flow says which (state
 `damaged`). first_offset is 0 but for flows
 whose first bytes went with reclaimed segments. What lay
 behind a hole when a generation ended is never joined to later bytes: the next
-generation's sender went on at the hole, perhaps with other bytes. And where a
-connection of a later generation went on before the end of what is there, its
+generation's sender resumed at the hole, perhaps with other bytes. And where a
+connection of a later generation resumed before the end of what is there, its
 bytes take the place of those: docs/format.md has the rule. Values; any thread
 may read.
 """
@@ -142,7 +142,7 @@ class _Parts:
 
     spans: list[Span] = field(default_factory=list)
     events: list[Event] = field(default_factory=list)
-    # Of each event, what puts it in order; and where connections went on.
+    # Of each event, what puts it in order; and where connections resumed.
     order: list[tuple[int, int, int, int]] = field(default_factory=list)
     starts: set[tuple[int, int]] = field(default_factory=set)
     generation: int = 0

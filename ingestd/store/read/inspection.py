@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lies at one place of a store: superblocks, fixed places, a segment, a batch.
+"""Inspection of one place of a store: superblocks, fixed places, a segment, a batch.
 
 Invariants: nothing is written, nobody's help is needed, and damage is an answer, not an
 error: an exception is raised only where the store's geometry is not known, or what
@@ -73,7 +73,7 @@ class SegmentReport:
 
     @property
     def is_damaged(self) -> bool:
-        """Whether the scan found loss that no crash explains."""
+        """Return whether the scan found loss that no crash explains."""
         return self.image.state is SegmentState.DAMAGED and not self.is_freed
 
 
@@ -98,7 +98,7 @@ class BatchReport:
 
     @property
     def is_damaged(self) -> bool:
-        """Whether bytes are lost that were committed."""
+        """Return whether bytes are lost that were committed."""
         if self.header.is_damaged:
             return True
         wrong = any(extent.is_whole is False for extent in self.extents)
@@ -319,7 +319,7 @@ class Inspector:
 
 
 def _status(image: SegmentImage, batch: Batch) -> str:
-    """What vouches for a batch, by the rules of docs/format.md, "Recovery"."""
+    """Return why a batch counts, by the rules of docs/format.md, "Recovery"."""
     if batch.end <= image.committed_end:
         return COMMITTED
     return WHOLE if batch.end <= image.batches_end else DOES_NOT_COUNT

@@ -36,7 +36,7 @@ _TEXTS: Final = frozenset({"magic", "label"})
 
 
 class Verdict(enum.StrEnum):
-    """What a struct counts as; only damaged and unreadable mean that something was lost."""
+    """The verdict on a struct; only damaged and unreadable mean that something was lost."""
 
     WHOLE = "whole"
     ABSENT = "absent"  # zeros, or whatever payload or an earlier use of the device left
@@ -59,7 +59,7 @@ class Struct:
 
     @property
     def is_damaged(self) -> bool:
-        """Whether bytes that were there once are lost."""
+        """Return whether bytes that were there once are lost."""
         return self.verdict in (Verdict.DAMAGED, Verdict.UNREADABLE)
 
     def as_dict(self) -> dict[str, Any]:

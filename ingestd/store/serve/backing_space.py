@@ -3,7 +3,7 @@
 
 Invariants: no byte of the file changes; the file system is asked for no more than it
 has free, so that nobody else's room is used up by a try that fails. What a file system
-cannot tell or promise (no FIEMAP, no fallocate) holds no segment back: a write will tell.
+cannot report or promise (no FIEMAP, no fallocate) holds no segment back: a write will show it.
 Waits for the file system. One thread's own.
 """
 
@@ -40,7 +40,7 @@ class BackingSpace:
         self._can_ask = _allocate(device.fd, 0, superblock.block_bytes) in (0, *_NO_ROOM)
 
     def is_reserved(self, index: int) -> bool:
-        """Tell whether a segment has its space, or cannot be promised any."""
+        """Return whether a segment has its space, or cannot be promised any."""
         return not self._can_ask or index in self._reserved
 
     def reserve(self, index: int) -> bool:
@@ -76,7 +76,7 @@ class BackingSpace:
 
 
 def allocated_bytes(fd: int, offset: int, size: int) -> int:
-    """Return how many bytes of a range of a file have space; 0 where nobody can tell."""
+    """Return how many bytes of a range of a file have space; 0 where that is unknown."""
     end, at = offset + size, offset
     found_bytes = 0
     while at < end:

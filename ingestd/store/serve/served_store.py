@@ -212,7 +212,7 @@ class ServedStore:
         assert self._recycler is not None, self.path
         self._recycles_ahead = True
         recycled_count = 0
-        # What is free and has no space yet is not made up for by giving up old flows.
+        # What is free and has no space yet is not made up for by evicting old flows.
         while self.segments_free_count + self.segments_without_room < count:
             index = self._recycler.recycle()
             if index is None:

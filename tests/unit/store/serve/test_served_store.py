@@ -303,7 +303,7 @@ def test_behind_the_last_generation_nothing_is_written(path: Path, is_in_segment
         builder.generation = 1
     builder.write_superblocks()
     before = builder.save(path).read_bytes()
-    with pytest.raises(StoreDamagedError, match="generation 4294967295, behind which there is"):
+    with pytest.raises(StoreDamagedError, match="generation 4294967295, after which there is"):
         open_for_serving(str(path))
     assert path.read_bytes() == before
 

@@ -1,0 +1,90 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Words: in code and documents those of the field, which operators and implementers search for.
+
+ARCHITECTURE.md has the glossary. CHANGELOG.md is history and keeps its words; so do tests.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.unit.test_tidy import FILES, PACKAGE, ROOT, _fail_if_any, _matches
+
+# What is not to be said -> what is. A file's tell() and a retry that gave up are the field's own.
+WORDS = {
+    r"(?<!\.)\b(?:tells?|told|telling)\b": "report, log, notify, say; distinguish",
+    r"\b(?:go|goes|gone|going|went) on\b": "resume, continue",
+    r"\blets? go\b": "release, unref",
+    r"\b(?:give|gives|given|giving) up\b": "reclaim, evict, release",
+    r"\bearlier li(?:fe|ves)\b": "previous generation, previous use",
+    r"\bkeepers?\b": "maintenance thread",
+    r"(?<!-)\bgates?\b": "flow lock",
+    r"\bupkeep\b": "maintenance",
+    r"\bspeechless\b": "reserve exhausted",
+    r"\bwait(?:s|ed|ing)? for company\b": "be buffered",
+    r"\bway[ _]out\b": "remedy; in the log: hint",
+}
+PATTERN = re.compile("|".join(f"(?:{word})" for word in WORDS), re.IGNORECASE)
+# A docstring names its thing, or says in the imperative what is done.
+BEGINNINGS = re.compile(r"(?:What|Who|Whose|Whether|How|Where|When|Why|Which)\b")
+DOCUMENTS = [
+    path
+    for path in FILES
+    if (path.suffix == ".md" and path.name != "CHANGELOG.md" and ROOT / "tests" not in path.parents)
+    or path.parent in (ROOT / "config", ROOT / "systemd", ROOT / "examples")
+]
+PYTHON = [
+    path
+    for path in FILES
+    if path.suffix == ".py" and PACKAGE in path.parents and path.name != "worker.py"
+]
+
+
+def _remedy(found: str) -> str:
+    return next(text for word, text in WORDS.items() if re.fullmatch(word, found, re.IGNORECASE))
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("It tells who; it told us", ["tells", "told"]),
+        ("a flow goes on", ["goes on"]),
+        ("Way_out, way out", ["Way_out", "way out"]),
+        ("reader.tell() after it gave up; investigate, propagates; an intellect", []),
+        ("the keeper lets go", ["keeper", "lets go"]),
+    ],
+)
+def test_the_finder_finds(text: str, found: list[str]) -> None:
+    assert [match[0] for match in PATTERN.finditer(text)] == found
+
+
+def test_words_are_those_of_the_field() -> None:
+    assert len(DOCUMENTS) > 20
+    _fail_if_any(
+        [
+            f"{path.relative_to(ROOT)}:{line}: '{match[0]}': {_remedy(match[0])}"
+            for path, line, match in _matches(PATTERN, DOCUMENTS + PYTHON)
+        ]
+    )
+
+
+def _docstrings(path: Path) -> list[tuple[str, int]]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    found = [(ast.get_docstring(node), node) for node in ast.walk(tree) if isinstance(node, kinds)]
+    return [(text, getattr(node, "lineno", 1)) for text, node in found if text]
+
+
+def test_docstrings_name_the_thing() -> None:
+    _fail_if_any(
+        [
+            f"{path.relative_to(ROOT)}:{line}: a docstring begins with '{match[0]}'"
+            for path in PYTHON
+            for text, line in _docstrings(path)
+            if (match := BEGINNINGS.match(text))
+        ]
+    )
