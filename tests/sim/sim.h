@@ -109,6 +109,7 @@ struct operation {
 };
 bool sim_post(uint64_t user_data, int result, uint32_t flags, uint64_t more);
 bool sim_has_room(void);
+bool sim_ring_is_empty(void);
 bool sim_rings_wide(void);
 bool sim_is_registered(const uint8_t *at, uint64_t bytes);
 uint64_t sim_operations_count(void);
@@ -176,7 +177,7 @@ void nic_consume(struct socket_ *s, uint64_t bytes); /* read, or dropped, withou
 void nic_close(void);
 bool nic_is_mapped(const void *at);
 bool nic_is_open(void);
-uint32_t nic_chunks_out(void);
+uint64_t nic_fragments_out(void); /* with the worker */
 
 /* --- sim_senders.c --- */
 struct stream {

@@ -50,6 +50,18 @@ static void check_slots(const struct worker *w) {
                  (unsigned long long)w->area.slots_bytes);
 }
 
+/* Of each fragment that the kernel delivered it has an entry, or somebody has the fragment. */
+static void check_fragments(const struct worker *w) {
+    const struct refill *r = &w->zcrx.refill;
+    uint64_t unseen = r->tail_next - *r->tail;
+    for (uint32_t i = 0; i < r->chunk_count; i++)
+        unseen += r->waiting[i];
+    if (nic_fragments_out() != r->fragments_lent + unseen)
+        sim_fail("%llu fragments are out, of which %llu are lent and %llu come back",
+                 (unsigned long long)nic_fragments_out(), (unsigned long long)r->fragments_lent,
+                 (unsigned long long)unseen);
+}
+
 void accounts_check(const void *worker) {
     const struct worker *w = worker;
     for (uint32_t i = 0; i < w->flows.used_upto; i++)
@@ -57,11 +69,16 @@ void accounts_check(const void *worker) {
             check_flow(w, &w->flows.flows[i]);
     if (w->settings.engine != ENGINE_ZCRX)
         check_slots(w);
+    else
+        check_fragments(w);
 }
 
 /* After a drain everything has come back. */
 bool accounts_are_empty(const void *worker) {
     const struct worker *w = worker;
-    return w->flows.count == 0 && w->batches.open == NULL &&
+    bool nothing_lent = w->settings.engine == ENGINE_ZCRX
+                            ? w->zcrx.refill.fragments_lent == 0
+                            : w->area.slots.free_bytes == w->area.slots_bytes;
+    return w->flows.count == 0 && w->batches.open == NULL && nothing_lent &&
            w->batches.free_count == w->batches.count;
 }

@@ -355,7 +355,8 @@ static void check_progress(void) {
 /* Between two turns of the worker. */
 void border_step(void) {
     senders_listen();
-    accounts_check(w);
+    if (sim_ring_is_empty()) /* else it has not seen yet what has happened */
+        accounts_check(w);
     border_wake();
     check_progress();
     if (sim.step >= sim.shape.crash_step) {

@@ -114,6 +114,10 @@ static uint32_t ring_used(void) {
     return *ring_open->cq.ktail - *ring_open->cq.khead;
 }
 
+bool sim_ring_is_empty(void) {
+    return ring_used() == 0;
+}
+
 bool sim_has_room(void) {
     return ring_used() < ring_open->cq.ring_entries;
 }

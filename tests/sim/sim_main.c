@@ -165,6 +165,9 @@ static void read_life(void) {
         sim.segments[sim.segments_count++] = (uint32_t)strtoul(at, NULL, 10);
     while (fgets(line, sizeof line, stdin) != NULL && line[0] != '.')
         stream_carry(line);
+    /* A store that is soon full. */
+    if (sim_one_of(4) && sim.segments_count > 1)
+        sim.segments_count = 1 + sim_below(2);
 }
 
 int main(int argc, char **argv) {

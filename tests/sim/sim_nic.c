@@ -110,11 +110,12 @@ void nic_step(void) {
         take_entries(1 + sim_below(64));
 }
 
-uint32_t nic_chunks_out(void) {
-    if (!nic.is_open)
-        return 0;
-    take_entries(UINT32_MAX);
-    return nic.chunk_count - nic.free_count;
+uint64_t nic_fragments_out(void) {
+    uint64_t count = 0;
+    look_at_entries();
+    for (uint32_t i = 0; i < nic.chunk_count; i++)
+        count += nic.lent[i];
+    return count;
 }
 
 /* --- Packets ------------------------------------------------------------------------- */

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""make sim-mutants: faults put into a copy of the core, each of which the simulator must find.
+
+A mutant is a few substitutions, each of which applies exactly once in the whole core, in whatever
+file that is: so it survives moves, and does not silently become none. The table goes to README.md.
+Environment: MUTANT, a part of a name, for some only; SECONDS, how long each may take (60).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sim.build import HERE, build, core_sources
+from sim.driver import SimulationError, fresh_seed, simulate
+
+from ingestd.store.read import image
+from support.crash_store import Serial
+from support.native import CORE
+
+SECONDS: Final = 60.0
+STEPS: Final = 2000
+BEGIN: Final = "<!-- written by make sim-mutants -->\n"
+END: Final = "<!-- until here -->\n"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault: what it is, and (pattern, replacement) for each place, as of re.sub."""
+
+    name: str
+    changes: tuple[tuple[str, str], ...]
+
+
+MUTANTS: Final = (
+    Mutant(
+        "recv's bounce memory too small where the device has a virtual boundary",
+        ((r"return s->virt_mask >= align \? s->virt_mask \+ 1 : align;", "return align;"),),
+    ),
+    Mutant(
+        "the seal of a flow that lost bytes",
+        ((r"(!= FLOW_STATE_SEALED \|\|) \w+->[\w.]+ == \w+->[\w.]+\)", r"\1 true)"),),
+    ),
+    Mutant(
+        "an acknowledgement before the flush",
+        ((r"if \((a->item) >= (\S*commit)\.committed_upto\)", r"if (\1 >= \2.written_upto)"),),
+    ),
+    Mutant(
+        "a mark not waited for",
+        ((r"&& (\S*marks_in_flight) == 0\)", r"&& \1 < UINT32_MAX)"),),
+    ),
+    Mutant(
+        "a hold released before its write is complete",
+        ((r"(\w+->placed = true;)", r"\1 extern void batch_let_go_early(struct worker *, struct"
+          r" batch *); batch_let_go_early(w, b);"),
+         (r"(static void release_holds\((.*)\) \{)",
+          r"void batch_let_go_early(\2); static void release_holds(\2);"
+          r" void batch_let_go_early(\2) { release_holds(w, b); } \1")),
+    ),
+    Mutant(
+        "a hold released twice",
+        ((r"(\S*release\(\w+, b->holds\[i\]\);)", r"{ \1 if (i % 8 == 0) \1 }"),),
+    ),
+    Mutant(
+        "a refill entry lost where the ring is full",
+        ((r"(\n    else\n        )push_later\(r, chunk\);",
+          r"\1(void)push_later;"),),
+    ),
+    Mutant(
+        "a bound mistaken for the end of the stream",
+        ((r"(result == 0) && \w+->[\w.]+ < \w+->[\w.]*bound_bytes\)", r"\1)"),),
+    ),
+    Mutant(
+        "a full store's CLOSE lost",
+        ((r"\n +intake_unclosed\(w, f\);", "\n            (void)f;"),),
+    ),
+    Mutant(
+        "a retry that drops its tail",
+        ((r"(\w+)->bytes -= written;",
+          r"\1->bytes -= written; if (\1->iov_count > 2) \1->bytes -="
+          r" \1->iov[--\1->iov_count].iov_len;"),),
+    ),
+    Mutant(
+        "a footer for what was not flushed",
+        ((r"bool committed = l->segment\.committed_batches == l->segment\.batch_count &&\s+"
+          r"(\S*commit)\.committed_upto > l->header_item;",
+          r"bool committed = \1.written_upto == \1.next_item && l->state == LIVE_CLOSING;"
+          r" if (committed) l->segment.committed_batches = l->segment.batch_count;"),),
+    ),
+)  # fmt: skip
+
+
+def apply(mutant: Mutant, core: Path) -> None:
+    """Change the core that lies in `core`. Raises LookupError where it does not apply once."""
+    for pattern, replacement in mutant.changes:
+        found = 0
+        for path in core_sources(core):
+            text, count = re.subn(pattern, replacement, path.read_text())
+            found += count
+            if count:
+                path.write_text(text)
+        if found != 1:
+            raise LookupError(f"{mutant.name}: {pattern} is there {found} times")
+
+
+def copy_core(directory: Path) -> Path:
+    """Return a copy of the core's C files."""
+    core = directory / "core"
+    shutil.copytree(CORE, core, ignore=shutil.ignore_patterns("*.pyx", "*.pyi", "*.so"))
+    return core
+
+
+def hunt(mutant: Mutant, seconds: float) -> tuple[float, str]:
+    """Return after how many seconds it was found, and by which words; inf if it was not."""
+    with tempfile.TemporaryDirectory() as name:
+        core = copy_core(Path(name))
+        apply(mutant, core)
+        program = build(core, flags=("-O1", "-Wno-error"))
+        begun_s = time.monotonic()
+        while time.monotonic() < begun_s + seconds:
+            try:
+                simulate(program, fresh_seed(), STEPS)
+            except SimulationError as error:
+                if os.environ.get("MUTANT"):
+                    print(error)
+                return time.monotonic() - begun_s, what_is_wrong(str(error))
+    return float("inf"), ""
+
+
+def what_is_wrong(text: str) -> str:
+    """Return the line of a failure that says what is wrong."""
+    for line in reversed(text.splitlines()):
+        if line and not line.startswith("make sim"):
+            return re.sub(r"^(simulator|\S*/core/): ?", "", line)[:120]
+    return ""
+
+
+def main() -> int:
+    """Return 0 if each mutant was found."""
+    image.ThreadPoolExecutor = Serial  # type: ignore[misc, assignment]
+    seconds = float(os.environ.get("SECONDS") or SECONDS)
+    rows = ["| fault put into the core | s | found by |\n", "|---|---|---|\n"]
+    missed = 0
+    for mutant in MUTANTS:
+        if os.environ.get("MUTANT", "") not in mutant.name:
+            continue
+        found_s, words = hunt(mutant, seconds)
+        missed += not words
+        rows.append(f"| {mutant.name} | {found_s:.1f} | {words.replace('|', '/')} |\n")
+        print(rows[-1], end="", flush=True)
+    if not os.environ.get("MUTANT") and not missed:
+        readme = HERE / "README.md"
+        head, _, rest = readme.read_text().partition(BEGIN)
+        readme.write_text(head + BEGIN + "".join(rows) + END + rest.partition(END)[2])
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
