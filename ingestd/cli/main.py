@@ -113,7 +113,7 @@ def exit_codes() -> dict[int, str]:
         **dict(sorted(_error_codes(IngestdError))),
         IngestdError.exit_code: "any other error",
         EXIT_INTERRUPTED: "interrupted from the keyboard",
-        EXIT_BROKEN_PIPE: "whoever read the output went away",
+        EXIT_BROKEN_PIPE: "the reader of the output went away",
     }
 
 
