@@ -294,8 +294,8 @@ def _records(report: BatchReport) -> tuple[list[dict[str, Any]], list[dict[str, 
 
 def event_object(event: Event) -> dict[str, Any]:
     """Return an OPEN or CLOSE record for JSON, its numbers in words beside them."""
+    from ingestd.store.format.layout import FLOW_STATES, PROTOCOLS, REASONS
     from ingestd.store.format.records import OpenEvent
-    from ingestd.store.read.flows import PROTOCOLS, REASONS
 
     fields = _row_object(event.row)
     if isinstance(event, OpenEvent):
@@ -303,16 +303,17 @@ def event_object(event: Event) -> dict[str, Any]:
         fields["peer"] = event.peer()
         fields["protocol_name"] = PROTOCOLS.get(event.row.protocol)
     else:
-        fields["state_name"] = {1: "sealed", 2: "interrupted"}.get(event.row.state)
+        fields["state_name"] = FLOW_STATES.get(event.row.state)
         fields["reason_name"] = REASONS.get(event.row.reason)
     return fields
 
 
 def _row_object(row: Any) -> dict[str, Any]:
+    from ingestd.store.format.layout import RECORD_KINDS
     from ingestd.store.read.verdict import shown
 
     fields = {name: shown(name, value) for name, value in row._asdict().items()}
-    fields["kind_name"] = {1: "EXTENT", 2: "OPEN", 3: "CLOSE", 4: "SPAN"}.get(row.kind)
+    fields["kind_name"] = RECORD_KINDS.get(row.kind)
     return fields
 
 

@@ -14,11 +14,11 @@ from typing import Final
 from ingestd.address import Address, same_listening_address
 from ingestd.config.problems import Problem
 from ingestd.config.settings import Settings
+from ingestd.core_limits import LISTENERS_MAX
 from ingestd.identity import identity
 from ingestd.sizes import exact_size
 
 RETAIN_S_MIN: Final = 1.0
-LISTENERS_PER_STORE_MAX: Final = 16  # LISTENERS_MAX of core/connection/intake.h
 INGEST_KEYS: Final = ("hello_timeout_s", "ack_interval_s", "flow_bytes_max", "key_file")
 WRITES_PER_AREA_MIN: Final = 4  # one fills, one is written, one is flushed, one to spare
 
@@ -62,10 +62,8 @@ def _check_store_names(settings: Settings) -> Iterator[Problem]:
 def _check_listener_counts(settings: Settings) -> Iterator[Problem]:
     for name in settings.store:
         count = sum(listener.store == name for listener in settings.listener.values())
-        if count > LISTENERS_PER_STORE_MAX:
-            yield Problem(
-                f"store.{name}", f"has {count} listeners, at most {LISTENERS_PER_STORE_MAX} can be"
-            )
+        if count > LISTENERS_MAX:
+            yield Problem(f"store.{name}", f"has {count} listeners, at most {LISTENERS_MAX} can be")
 
 
 def _check_cpus(settings: Settings, cpus_online: frozenset[int]) -> Iterator[Problem]:

@@ -31,6 +31,7 @@ from pydantic import (
 )
 
 from ingestd.address import Address, parse_address
+from ingestd.core_limits import NETWORKS_MAX
 from ingestd.sizes import exact_size, parse_size
 
 KIB: Final = 1024
@@ -41,7 +42,6 @@ DEFAULT_NAME: Final = "default"
 PATH_CHARS_MAX: Final = 4095
 SECTIONS_COUNT_MAX: Final = 64
 WORKERS_COUNT_MAX: Final = 64
-NETWORKS_MAX: Final = 64  # of core/connection/network.h
 STREAM_BYTES_MAX: Final = 2**63 - 1  # of a flow, as the store's format counts them
 RETAIN_S_MAX: Final = 315360000  # ten years
 AREA_BYTES_MIN: Final = 1 * MIB

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from ingestd.address import Address
+from ingestd.core_limits import AREA_HUGE_BYTES_MIN, AREA_HUGEPAGE_BYTES
 from ingestd.daemon.base.listen import ListenerSockets, bind_listener
 from ingestd.daemon.machine.direct_io import stricter_profile
 from ingestd.daemon.machine.limits import (
@@ -29,8 +30,6 @@ from ingestd.daemon.machine.limits import (
 )
 from ingestd.daemon.machine.memory import bounds_now
 from ingestd.daemon.workers.area import (
-    HUGE_AREA_BYTES_MIN,
-    HUGEPAGE_BYTES,
     AreaPlan,
     locked_bytes_min,
     plan_areas,
@@ -282,12 +281,12 @@ def _log_worker(worker: WorkerThread, settings: Settings, log: Log) -> None:
         virt_mask=worker.profile.virt_mask,
         **queue,
     )
-    if hugepage_bytes == 0 and worker.area.area_bytes >= HUGE_AREA_BYTES_MIN:
+    if hugepage_bytes == 0 and worker.area.area_bytes >= AREA_HUGE_BYTES_MIN:
         log.emit(
             LogEvent.AREA_WITHOUT_HUGEPAGES,
             store=worker.store_name,
             worker=worker.index,
-            hint=f"raise vm.nr_hugepages by {worker.area.locked_bytes // HUGEPAGE_BYTES}"
+            hint=f"raise vm.nr_hugepages by {worker.area.locked_bytes // AREA_HUGEPAGE_BYTES}"
             " for each worker, to save the kernel work",
         )
 

@@ -13,6 +13,7 @@ from functools import partial
 from typing import Final
 
 from ingestd.config.settings import Settings
+from ingestd.core_limits import PLAN_GATHER_BYTES_MIN
 from ingestd.daemon.machine.direct_io import DirectProfile
 from ingestd.daemon.machine.zcrx_support import MEMINFO_PATH, hugepage_finding
 from ingestd.daemon.workers import zcrx
@@ -30,7 +31,6 @@ from ingestd.nic.reading import read_nic
 from ingestd.nic.shape import FAMILY_NAMES, predict
 from ingestd.nic.state import Family, NicState
 
-COPY_BELOW_BYTES: Final = 256  # PLAN_GATHER_BYTES_MIN of core/storage/plan.h
 # Chunks that the NIC's own ring may take of an area, before little is left to work with.
 RING_PART_MAX: Final = 0.5
 READ_WITH_IRQS: Final = partial(read_nic, with_irqs=True)
@@ -179,7 +179,7 @@ def _ratios(
             mem_align=profile.mem_align,
             virt_mask=profile.virt_mask,
             rx_buf_bytes=settings.engine.rx_buf,
-            copy_below=COPY_BELOW_BYTES,
+            copy_below=PLAN_GATHER_BYTES_MIN,
         )
         found[f"{store_name}, {FAMILY_NAMES[family]}"] = prediction.ratio
     return found

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from ingestd.core_limits import AREA_HUGEPAGE_BYTES
 from ingestd.daemon.machine.limits import (
     CAP_IPC_LOCK,
     STATUS_PATH,
@@ -24,7 +25,6 @@ from ingestd.sizes import full_size
 
 CAP_NET_ADMIN: Final = 12  # include/uapi/linux/capability.h
 PAGE_BYTES: Final = 4096
-HUGEPAGE_BYTES: Final = 2 * 1024 * 1024
 MEMINFO_PATH: Final = Path("/proc/meminfo")
 
 
@@ -112,7 +112,7 @@ def locked_finding(needs: list[LockedNeed], limit_bytes: int | None, status: str
 
 def hugepage_finding(needed_bytes: int, rx_buf_bytes: int, meminfo: str) -> Finding:
     """Return whether areas fit the free hugepages of a text of /proc/meminfo."""
-    needed = -(-needed_bytes // HUGEPAGE_BYTES)
+    needed = -(-needed_bytes // AREA_HUGEPAGE_BYTES)
     free = meminfo_number(meminfo, "HugePages_Free")
     if free >= needed:
         return Finding("hugepages", "ok", f"{free} are free, the areas take {needed}")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ingestd.log import Log, LogEvent
-from ingestd.store.read.flows import REASONS
+from ingestd.store.format.layout import REASONS
 
 if TYPE_CHECKING:
     from ingestd.core._core import Event

@@ -19,8 +19,6 @@ from ingestd.daemon.machine.memory import Bound
 from ingestd.errors import ConfigError, ResourceError
 from ingestd.sizes import exact_size
 
-HUGEPAGE_BYTES: Final = 2 * MIB  # AREA_HUGEPAGE_BYTES of core/memory/area.h
-HUGE_AREA_BYTES_MIN: Final = 16 * MIB  # AREA_HUGE_BYTES_MIN of core/memory/area.h
 AREA_AUTO_BYTES_MAX: Final = 256 * MIB
 WRITE_BYTES_MIN: Final = 64 * 1024  # the least of write_bytes_max
 WRITE_AUTO_BYTES_MAX: Final = 4 * MIB

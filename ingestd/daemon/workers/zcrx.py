@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ingestd.nic.state import Family
     from ingestd.nic.work import Device
 
-DEVICELESS_INDEX: Final = 0  # interface_index of core/worker.h
+DEVICELESS_INDEX: Final = 0  # interface_index: none
 
 
 class Nic:

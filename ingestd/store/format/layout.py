@@ -66,6 +66,32 @@ CLOSE_REASON_CHECKSUM: Final = 7
 CLOSE_REASON_LENGTH: Final = 8
 CLOSE_REASON_RECEIVER: Final = 9
 
+# Names of values, as log, metrics, JSON and the protocols have them.
+PROTOCOLS: Final = {1: "raw", 2: "ingest"}  # record_open.protocol
+RECORD_KINDS: Final = {
+    RECORD_EXTENT: "EXTENT",
+    RECORD_OPEN: "OPEN",
+    RECORD_CLOSE: "CLOSE",
+    RECORD_SPAN: "SPAN",
+}
+FLOW_STATES: Final = {
+    FLOW_STATE_OPEN: "open",
+    FLOW_STATE_SEALED: "sealed",
+    FLOW_STATE_INTERRUPTED: "interrupted",
+}
+REASONS: Final = {
+    CLOSE_REASON_NONE: "none",
+    CLOSE_REASON_PEER: "connection_lost",
+    CLOSE_REASON_IDLE: "idle_timeout",
+    CLOSE_REASON_SHUTDOWN: "shutdown",
+    CLOSE_REASON_STORE_FULL: "store_full",
+    CLOSE_REASON_LIMIT: "limit",
+    CLOSE_REASON_REPLACED: "replaced",
+    CLOSE_REASON_CHECKSUM: "checksum",
+    CLOSE_REASON_LENGTH: "length",
+    CLOSE_REASON_RECEIVER: "receiver",
+}
+
 CLOSE_HAS_CRC32C: Final = 1
 CLOSE_HAS_SENDER_CRC32C: Final = 2
 

@@ -24,43 +24,23 @@ from typing import Final, TypeAlias
 
 from ingestd.store.format.layout import (
     CLOSE_HAS_CRC32C,
-    CLOSE_REASON_CHECKSUM,
-    CLOSE_REASON_IDLE,
-    CLOSE_REASON_LENGTH,
-    CLOSE_REASON_LIMIT,
-    CLOSE_REASON_NONE,
-    CLOSE_REASON_PEER,
-    CLOSE_REASON_RECEIVER,
-    CLOSE_REASON_REPLACED,
-    CLOSE_REASON_SHUTDOWN,
-    CLOSE_REASON_STORE_FULL,
+    FLOW_STATE_INTERRUPTED,
+    FLOW_STATE_OPEN,
     FLOW_STATE_SEALED,
+    FLOW_STATES,
+    PROTOCOLS,
+    REASONS,
     RecordCloseRow,
     generation_of,
 )
 from ingestd.store.format.records import CloseEvent, Event, OpenEvent
 from ingestd.store.format.segment import SegmentImage, SegmentState, Span
 
-STATE_OPEN: Final = "open"
-STATE_SEALED: Final = "sealed"
-STATE_INTERRUPTED: Final = "interrupted"
+STATE_OPEN: Final = FLOW_STATES[FLOW_STATE_OPEN]
+STATE_SEALED: Final = FLOW_STATES[FLOW_STATE_SEALED]
+STATE_INTERRUPTED: Final = FLOW_STATES[FLOW_STATE_INTERRUPTED]
 STATE_DAMAGED: Final = "damaged"  # bytes are missing, and a damaged segment may have had them
 STATES: Final = (STATE_OPEN, STATE_SEALED, STATE_INTERRUPTED, STATE_DAMAGED)
-
-PROTOCOLS: Final = {1: "raw", 2: "ingest"}
-# In the words of the log and of the raw protocol's errors.
-REASONS: Final = {
-    CLOSE_REASON_NONE: "none",
-    CLOSE_REASON_PEER: "connection_lost",
-    CLOSE_REASON_IDLE: "idle_timeout",
-    CLOSE_REASON_SHUTDOWN: "shutdown",
-    CLOSE_REASON_STORE_FULL: "store_full",
-    CLOSE_REASON_LIMIT: "limit",
-    CLOSE_REASON_REPLACED: "replaced",
-    CLOSE_REASON_CHECKSUM: "checksum",
-    CLOSE_REASON_LENGTH: "length",
-    CLOSE_REASON_RECEIVER: "receiver",
-}
 
 FlowId: TypeAlias = bytes
 

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Final, NamedTuple
 
+from ingestd.core_limits import SEGMENTS_LIVE_MAX, SEGMENTS_READY_MAX
 from ingestd.errors import StoreDamagedError, StoreError
 from ingestd.store.device.device import Device
 from ingestd.store.format.layout import FOOTER_MAGIC, SEGMENT_FOOTER
@@ -28,8 +29,7 @@ from ingestd.store.metadata.freed_record import Freer
 from ingestd.store.metadata.superblock import Superblock
 from ingestd.store.read.scan import Scanner
 
-# What a worker may hold: SEGMENTS_LIVE_MAX and SEGMENTS_READY_MAX of core/storage/writer.h.
-HELD_BY_WORKER_MAX: Final = 8
+HELD_BY_WORKER_MAX: Final = SEGMENTS_LIVE_MAX + SEGMENTS_READY_MAX
 CLOSED_KEPT_MIN: Final = 1
 REPORTS_COUNT_MAX: Final = 1024
 # After the device refused: so long nothing is evicted, twice as long each time.
