@@ -119,6 +119,21 @@ cdef extern from "connection/ingest/admission.h" nogil:
         pass
     bint admission_take_question(admission *a, question *out)
 
+cdef extern from "connection/ingest/session.h" nogil:
+    enum:
+        _HELLO_TIMEOUT "SESSION_ERROR_HELLO_TIMEOUT"
+
+cdef extern from "connection/intake.h" nogil:
+    enum:
+        _DENIED_NETWORK "DENIED_NETWORK"
+        _DENIED_PEER "DENIED_PEER"
+
+cdef extern from "storage/writer.h" nogil:
+    enum:
+        _FAILED_WRITE "FAILED_WRITE"
+        _FAILED_FLUSH "FAILED_FLUSH"
+        _FAILED_LOST "FAILED_LOST"
+
 cdef extern from "connection/network.h" nogil:
     int NETWORKS_MAX
     struct network:

@@ -6,61 +6,33 @@ Nothing is decided here: arguments go into C structs, results come out of them.
 """
 
 import errno
-from collections import namedtuple
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-COMMAND_GRANT_SEGMENT = _GRANT_SEGMENT
-COMMAND_STORE_FULL = _STORE_FULL
-COMMAND_STOP_ACCEPTING = _STOP_ACCEPTING
-COMMAND_DRAIN = _DRAIN
-COMMAND_SET_FLUSH_INTERVAL = _SET_FLUSH_INTERVAL
-COMMAND_SET_COMMIT_INTERVAL = _SET_COMMIT_INTERVAL
-COMMAND_SET_IDLE_TIMEOUT = _SET_IDLE_TIMEOUT
-COMMAND_ADOPT = _ADOPT
-COMMAND_END_FLOW = _END_FLOW
-COMMAND_FAIL_STORE = _FAIL_STORE
-
-EVENT_FLOW_OPENED = _FLOW_OPENED
-EVENT_FLOW_SEALED = _FLOW_SEALED
-EVENT_FLOW_INTERRUPTED = _FLOW_INTERRUPTED
-EVENT_FLOW_REFUSED = _FLOW_REFUSED
-EVENT_ACCEPT_FAILED = _ACCEPT_FAILED
-EVENT_STORE_FAILED = _STORE_FAILED
-EVENT_STORE_FULL = _EVENT_STORE_FULL
-EVENT_WRITE_RETRIED = _WRITE_RETRIED
-EVENT_SEGMENT_OPENED = _SEGMENT_OPENED
-EVENT_SEGMENT_CLOSED = _SEGMENT_CLOSED
-EVENT_BACKPRESSURE = _BACKPRESSURE
-EVENT_FLOW_BY_COPY = _FLOW_BY_COPY
-EVENT_FLOW_ELSEWHERE = _FLOW_ELSEWHERE
-EVENT_HELLO_FAILED = _HELLO_FAILED
-EVENT_FLOW_DENIED = _FLOW_DENIED
-
-QUESTION_HELLO = _QUESTION_HELLO
-QUESTION_TRAILER = _QUESTION_TRAILER
-NOTE_ENDED = _NOTE_ENDED
-
-ENGINE_RECV = _ENGINE_RECV
-ENGINE_ZCRX = _ENGINE_ZCRX
+from ingestd.core.border import (
+    AcceptFailed, Backpressure, BackpressureChanged, Denial, DeviceProfile, Engine, Event,
+    FlowByCopy, FlowDenied, FlowElsewhere, FlowInterrupted, FlowOpened, FlowRefused, FlowSealed,
+    HelloFailed, ProbeResult, Question, QuestionKind, SegmentClosed, SegmentOpened, StoreFailed,
+    StoreFailure, StoreFull, WriteRetried,
+)
 
 HISTOGRAM_BOUNDS_NS = tuple(histogram_bound_ns(i) for i in range(HISTOGRAM_BUCKETS_COUNT))
 HISTOGRAM_BOUNDS_BYTES = tuple(histogram_bound_bytes(i) for i in range(HISTOGRAM_BUCKETS_COUNT))
 
-Event = namedtuple(
-    "Event", "kind code detail bytes_count listener_index peer flow time_ns"
-)
-Question = namedtuple(
-    "Question",
-    "kind connection listener_index bytes_count crc is_crc_known is_whole is_stored is_sealed"
-    " flow peer challenge block",
-)
-DeviceProfile = namedtuple("DeviceProfile", "mem_align write_align")
-ProbeResult = namedtuple(
-    "ProbeResult", "mem_align virt_mask iovecs_max shapes_tried shapes_lied"
-)
+cdef dict KINDS = {
+    _QUESTION_HELLO: QuestionKind.HELLO,
+    _QUESTION_TRAILER: QuestionKind.TRAILER,
+    _NOTE_ENDED: QuestionKind.NOTE_ENDED,
+}
+cdef dict FAILURES = {
+    _FAILED_WRITE: StoreFailure.WRITE,
+    _FAILED_FLUSH: StoreFailure.FLUSH,
+    _FAILED_LOST: StoreFailure.STORE,
+}
+cdef dict DENIALS = {_DENIED_NETWORK: Denial.NETWORK, _DENIED_PEER: Denial.PEER_LIMIT}
+cdef dict CAUSES = {0: Backpressure.ENDED, 1: Backpressure.AREA, 2: Backpressure.DEVICE}
 
 
 class CoreFault(OSError):
@@ -104,55 +76,77 @@ def kernel_features():
     return features
 
 
-def locked_bytes(*, segment_bytes, block_bytes, mem_align, write_align, virt_mask, iovecs_max,
-                 area_bytes, write_bytes_max, writes_in_flight_max, flows_max, engine):
+cdef put_shape(worker_settings *s, shape):
+    s.segment_bytes, s.block_bytes = shape.segment_bytes, shape.block_bytes
+    s.mem_align, s.write_align = shape.mem_align, shape.write_align
+    s.virt_mask, s.iovecs_max = shape.virt_mask, shape.iovecs_max
+    s.area_bytes, s.write_bytes_max = shape.area_bytes, shape.write_bytes_max
+    s.writes_in_flight_max, s.flows_max = shape.writes_in_flight_max, shape.flows_max
+    s.engine = _ENGINE_ZCRX if shape.engine is Engine.ZCRX else _ENGINE_RECV
+
+
+def locked_bytes(shape):
     cdef worker_settings s
     memset(&s, 0, sizeof(s))
-    s.segment_bytes, s.block_bytes, s.area_bytes = segment_bytes, block_bytes, area_bytes
-    s.mem_align, s.write_align, s.virt_mask = mem_align, write_align, virt_mask
-    s.iovecs_max, s.write_bytes_max = iovecs_max, write_bytes_max
-    s.writes_in_flight_max, s.flows_max, s.engine = writes_in_flight_max, flows_max, engine
+    put_shape(&s, shape)
     bytes_count = worker_locked_bytes(&s)
     return bytes_count if bytes_count > 0 else -1 if bytes_count == -errno.E2BIG else 0
+
+
+cdef detail_of(const event *e):
+    """The typed detail of an event; its kind is the type."""
+    if e.kind == _FLOW_OPENED:
+        return FlowOpened(e.bytes_count)
+    if e.kind == _FLOW_SEALED:
+        return FlowSealed(e.bytes_count)
+    if e.kind == _FLOW_INTERRUPTED:
+        return FlowInterrupted(e.code, e.detail, e.bytes_count)
+    if e.kind == _FLOW_REFUSED:
+        return FlowRefused(e.code, e.detail)
+    if e.kind == _ACCEPT_FAILED:
+        return AcceptFailed(e.code)
+    if e.kind == _STORE_FAILED:
+        return StoreFailed(e.code, FAILURES[e.detail], e.bytes_count)
+    if e.kind == _EVENT_STORE_FULL:
+        return StoreFull()
+    if e.kind == _WRITE_RETRIED:
+        return WriteRetried(e.code, e.detail, e.bytes_count)
+    if e.kind == _SEGMENT_OPENED:
+        return SegmentOpened(e.code, e.bytes_count)
+    if e.kind == _SEGMENT_CLOSED:
+        return SegmentClosed(e.code, e.bytes_count)
+    if e.kind == _BACKPRESSURE:
+        return BackpressureChanged(CAUSES[e.code])
+    if e.kind == _FLOW_BY_COPY:
+        return FlowByCopy(e.code)
+    if e.kind == _FLOW_ELSEWHERE:
+        return FlowElsewhere(e.code, e.detail)
+    if e.kind == _HELLO_FAILED:
+        return HelloFailed(e.code == _HELLO_TIMEOUT, e.detail)
+    assert e.kind == _FLOW_DENIED, e.kind
+    return FlowDenied(DENIALS[e.code], e.bytes_count)
 
 
 cdef class Worker:
     cdef worker *w
 
-    def __init__(self, *, int store_fd, bytes store_uuid, segments_offset,
-                 segment_bytes, block_bytes, mem_align, write_align, virt_mask, iovecs_max,
-                 worker_index, int cpu, area_bytes, write_bytes_max, writes_in_flight_max,
-                 flows_max, flush_interval_ns, commit_interval_ns, bint checksum, engine=0,
-                 interface_index=0, rx_queue=0, rx_buf_len=0, refill_entries=4096,
-                 queue_retry_ns=0, store_bytes=0):
+    def __init__(self, settings):
         cdef worker_settings s
-        if len(store_uuid) != 16 or self.w != NULL:
+        cdef bytes uuid = settings.store_uuid
+        if len(uuid) != 16 or self.w != NULL:
             raise ValueError("store_uuid has 16 bytes, and a worker is made once")
         memset(&s, 0, sizeof(s))
-        memcpy(s.store_uuid, <const char *>store_uuid, 16)
-        s.store_fd = store_fd
-        s.store_bytes, s.segments_offset = store_bytes, segments_offset
-        s.segment_bytes = segment_bytes
-        s.block_bytes = block_bytes
-        s.mem_align = mem_align
-        s.write_align = write_align
-        s.virt_mask = virt_mask
-        s.iovecs_max = iovecs_max
-        s.worker_index = worker_index
-        s.cpu = cpu
-        s.area_bytes = area_bytes
-        s.write_bytes_max = write_bytes_max
-        s.writes_in_flight_max = writes_in_flight_max
-        s.flows_max = flows_max
-        s.flush_interval_ns = flush_interval_ns
-        s.commit_interval_ns = commit_interval_ns
-        s.checksum = checksum
-        s.engine = engine
-        s.interface_index = interface_index
-        s.rx_queue = rx_queue
-        s.rx_buf_len = rx_buf_len
-        s.refill_entries = refill_entries
-        s.queue_retry_ns = queue_retry_ns
+        put_shape(&s, settings.shape)
+        memcpy(s.store_uuid, <const char *>uuid, 16)
+        s.store_fd, s.store_bytes = settings.store_fd, settings.store_bytes
+        s.segments_offset = settings.segments_offset
+        s.worker_index, s.cpu = settings.worker_index, settings.cpu
+        s.flush_interval_ns = settings.flush_interval_ns
+        s.commit_interval_ns = settings.commit_interval_ns
+        s.checksum = settings.checksum
+        s.interface_index, s.rx_queue = settings.interface_index, settings.rx_queue
+        s.rx_buf_len, s.refill_entries = settings.rx_buf_len, settings.refill_entries
+        s.queue_retry_ns = settings.queue_retry_ns
         self.w = worker_create(&s)
         if self.w == NULL:
             raise MemoryError("a worker could not be created")
@@ -215,7 +209,7 @@ cdef class Worker:
         if code < 0:
             raise_fault(&self.w.reactor.fault)
 
-    def command(self, kind, a=0, b=0):
+    cdef post(self, uint32_t kind, a, b):
         cdef command c
         c.kind = kind
         c.a = a
@@ -224,12 +218,43 @@ cdef class Worker:
         if code < 0:
             raise CoreFault(-code, "command", "worker's mailbox")
 
+    def grant_segment(self, index, sequence):
+        self.post(_GRANT_SEGMENT, index, sequence)
+
+    def note_store_full(self):
+        self.post(_STORE_FULL, 0, 0)
+
+    def stop_accepting(self):
+        self.post(_STOP_ACCEPTING, 0, 0)
+
+    def drain(self, timeout_ns):
+        self.post(_DRAIN, timeout_ns, 0)
+
+    def set_flush_interval(self, interval_ns):
+        self.post(_SET_FLUSH_INTERVAL, interval_ns, 0)
+
+    def set_commit_interval(self, interval_ns):
+        self.post(_SET_COMMIT_INTERVAL, interval_ns, 0)
+
+    def set_idle_timeout(self, listener_index, timeout_ns):
+        self.post(_SET_IDLE_TIMEOUT, listener_index, timeout_ns)
+
+    def adopt(self, fd, listener_index):
+        self.post(_ADOPT, fd, listener_index)
+
+    def end_flow(self, connection):
+        flow_index, serial = connection
+        self.post(_END_FLOW, flow_index, serial)
+
+    def fail_store(self, error):
+        self.post(_FAIL_STORE, error, 0)
+
     def events(self):
         cdef event e
         events = []
         while mailbox_read(&self.w.reactor.mailbox, &e):
-            events.append(Event(e.kind, e.code, e.detail, e.bytes_count, e.listener_index,
-                                (<bytes>e.peer).decode(),
+            listener_index = e.detail if e.kind == _ACCEPT_FAILED else e.listener_index
+            events.append(Event(detail_of(&e), listener_index, (<bytes>e.peer).decode(),
                                 PyBytes_FromStringAndSize(<char *>e.flow, 16), e.time_ns))
         return events
 
@@ -238,7 +263,7 @@ cdef class Worker:
         questions = []
         while admission_take_question(&self.w.admission, &q):
             questions.append(Question(
-                q.kind, (q.flow_index, q.serial), q.listener_index, q.bytes_count, q.crc,
+                KINDS[q.kind], (q.flow_index, q.serial), q.listener_index, q.bytes_count, q.crc,
                 bool(q.flags & _QUESTION_HAS_CRC), bool(q.flags & _QUESTION_WHOLE),
                 bool(q.flags & _QUESTION_STORED), bool(q.flags & _QUESTION_SEALED),
                 PyBytes_FromStringAndSize(<char *>q.flow, 16), (<bytes>q.peer).decode(),

@@ -31,6 +31,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ingestd import __version__, systemd
+from ingestd.core.border import FlowElsewhere, HelloFailed, StoreFailed
 from ingestd.daemon.admission.admission import Admission, door
 from ingestd.daemon.admission.flow_index import FlowIndex
 from ingestd.daemon.base.listen import bind_listener
@@ -201,9 +202,8 @@ class Daemon:
         listening = open_listeners(settings, bound, self._workers, self._log)
         self._listener_names = [name for name, _ in listening]
         advice = zcrx.by_copy_advice(settings, listening) if engine.kind == "zcrx" else None
-        self._event_log = EventLog(self._core, self._log, self._listener_names, advice)
+        self._event_log = EventLog(self._log, self._listener_names, advice)
         self._admission = Admission(
-            self._core,
             self._log,
             [self._doors[name] for name in self._listener_names],
             self._flow_indexes,
@@ -376,11 +376,11 @@ class Daemon:
         for worker in self._workers:
             self._admission.serve(worker)
             for event in worker.events():
-                if event.kind == self._core.EVENT_FLOW_ELSEWHERE:
-                    self._handover.give(self._workers, worker, event)
-                elif event.kind == self._core.EVENT_HELLO_FAILED:
-                    self._admission.note_failed(worker, event)
-                elif event.kind == self._core.EVENT_STORE_FAILED:
+                if isinstance(event.detail, FlowElsewhere):
+                    self._handover.give(self._workers, worker, event, event.detail)
+                elif isinstance(event.detail, HelloFailed):
+                    self._admission.note_failed(worker, event, event.detail)
+                elif isinstance(event.detail, StoreFailed):
                     self._failed_stores.add(worker.store_name)
                 self._event_log.report(worker, event)
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Set
 from types import SimpleNamespace
 from typing import Any
 
+from ingestd.core.border import QuestionKind
 from ingestd.daemon.admission.admission import Admission, ListenerPolicy
 from ingestd.daemon.admission.flow_index import FlowIndex
 from ingestd.daemon.admission.flow_lock import FlowLock
@@ -106,7 +107,7 @@ class FakeWorker:
         return 0, next(self._serial)
 
 
-def question(kind: int, connection: tuple[int, int], **fields: Any) -> Any:
+def question(kind: QuestionKind, connection: tuple[int, int], **fields: Any) -> Any:
     return SimpleNamespace(
         **{
             "kind": kind,
@@ -137,7 +138,6 @@ class Gate:
         self.woken = 0
         self.workers = [FakeWorker(0, path), FakeWorker(1, path)]
         self.admission = Admission(
-            CORE(),
             Log(self.log, "debug"),
             DOORS,
             {"data": self.index},
@@ -148,7 +148,9 @@ class Gate:
     def wake(self) -> None:
         self.woken += 1
 
-    def ask(self, kind: int, connection: tuple[int, int], worker: int = 0, **fields: Any) -> Any:
+    def ask(
+        self, kind: QuestionKind, connection: tuple[int, int], worker: int = 0, **fields: Any
+    ) -> Any:
         asker: Any = self.workers[worker]
         asker.asked.append(question(kind, connection, **fields))
         self.admission.serve(asker)
@@ -160,7 +162,7 @@ class Gate:
         made = hello_block(CHALLENGE.hex(), secret=secret, **fields)
         connection = self.workers[worker].connect()
         answer = self.ask(
-            CORE.QUESTION_HELLO, connection, worker, block=made, listener_index=listener
+            QuestionKind.HELLO, connection, worker, block=made, listener_index=listener
         )
         return connection, answer
 
@@ -171,4 +173,4 @@ class Gate:
         return str(terms["code"]) if kind == "refuse" else str(kind)
 
     def end(self, connection: tuple[int, int], worker: int = 0, **fields: Any) -> None:
-        self.ask(CORE.NOTE_ENDED, connection, worker, **fields)
+        self.ask(QuestionKind.NOTE_ENDED, connection, worker, **fields)

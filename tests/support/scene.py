@@ -117,8 +117,9 @@ class Scene:
                 if self.error is not None:
                     raise self.error
 
-    def commands(self, kind: int, worker: int = 0) -> list[tuple[int, int]]:
-        return [(a, b) for k, a, b in self.core.workers[worker].commands if k == kind]
+    def commands(self, name: str, worker: int = 0) -> list[tuple[Any, ...]]:
+        """The arguments of each such command that a worker has handled."""
+        return [c[1:] for c in self.core.workers[worker].commands if c[0] == name]
 
     @property
     def store(self) -> Any:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from ingestd.core.border import QuestionKind
 from ingestd.daemon.admission.flow_index import Known, known_of
 from ingestd.daemon.admission.hello import (
     Refusal,
@@ -40,10 +41,10 @@ from ingestd.store.read.flows import checksum_text
 
 if TYPE_CHECKING:
     from ingestd.config.settings import ListenerSettings
-    from ingestd.core._core import Event, Question
+    from ingestd.core.border import Event, HelloFailed, Question
     from ingestd.daemon.admission.flow_index import FlowIndex
     from ingestd.daemon.admission.flow_lock import FlowLock
-    from ingestd.daemon.workers.worker import Core, WorkerThread
+    from ingestd.daemon.workers.worker import WorkerThread
     from ingestd.store.read.point_query import Found
 
 UNLIMITED: Final = 2**64 - 1
@@ -108,7 +109,6 @@ class Admission:
 
     def __init__(
         self,
-        core: Core,
         log: Log,
         doors: Sequence[ListenerPolicy],
         indexes: Mapping[str, FlowIndex],
@@ -117,7 +117,6 @@ class Admission:
     ) -> None:
         self.refused_counts: Counter[tuple[str, str, str]] = Counter()  # store, listener, code
         self.lookups_waiting_counts = dict.fromkeys(indexes, 0)  # by store
-        self._core = core
         self._log = log
         self._doors = list(doors)
         self._indexes = indexes
@@ -144,18 +143,18 @@ class Admission:
     def serve(self, worker: WorkerThread) -> None:
         """Answer what a worker asks now."""
         for question in worker.questions():
-            if question.kind == self._core.QUESTION_HELLO:
+            if question.kind == QuestionKind.HELLO:
                 self._on_hello(worker, question)
-            elif question.kind == self._core.QUESTION_TRAILER:
+            elif question.kind == QuestionKind.TRAILER:
                 self._on_trailer(worker, question)
             else:
-                assert question.kind == self._core.NOTE_ENDED, question.kind
+                assert question.kind == QuestionKind.NOTE_ENDED, question.kind
                 self._on_end(worker, question)
 
-    def note_failed(self, worker: WorkerThread, event: Event) -> None:
+    def note_failed(self, worker: WorkerThread, event: Event, failure: HelloFailed) -> None:
         """Count a connection that ended before its hello was decided on."""
         name = self._doors[event.listener_index].name
-        self.refused_counts[worker.store_name, name, hello_failure(event)] += 1
+        self.refused_counts[worker.store_name, name, hello_failure(failure)] += 1
 
     def settle(self) -> None:
         """Answer those about whom a store had to be asked, if it has answered."""
@@ -433,7 +432,7 @@ class Admission:
             **(more or {}),
         }
         worker.refuse(question.connection, json.dumps(line).encode() + b"\n")
-        if question.kind != self._core.QUESTION_HELLO:
+        if question.kind != QuestionKind.HELLO:
             return  # the worker reports the flow's end
         self.refused_counts[worker.store_name, name, refusal.code] += 1
         fields: dict[str, Any] = {"flow": flow_text} if flow_text else {}

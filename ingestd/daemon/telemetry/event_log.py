@@ -14,19 +14,32 @@ import uuid
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
+from ingestd.core.border import (
+    AcceptFailed,
+    Backpressure,
+    BackpressureChanged,
+    Event,
+    FlowByCopy,
+    FlowDenied,
+    FlowElsewhere,
+    FlowInterrupted,
+    FlowOpened,
+    FlowRefused,
+    FlowSealed,
+    HelloFailed,
+    SegmentClosed,
+    SegmentOpened,
+    StoreFailed,
+    StoreFailure,
+    StoreFull,
+    WriteRetried,
+)
 from ingestd.log import Log, LogEvent
 from ingestd.store.format.layout import REASONS
 
 if TYPE_CHECKING:
-    from ingestd.core._core import Event
-    from ingestd.daemon.workers.worker import Core, WorkerThread
+    from ingestd.daemon.workers.worker import WorkerThread
 
-# enum session_error of connection/ingest/session.h: what can end a connection before it is a flow.
-_HELLO_TIMEOUT: Final = 1
-_DENIALS: Final = {0: "network", 1: "peer_limit"}  # enum denial of core/connection/intake.h
-_BACKPRESSURE_CAUSES: Final = {1: "area", 2: "device"}
-_IS_LOST: Final = 2
-_WHAT_FAILED: Final = {0: "write", 1: "flush", _IS_LOST: "store"}  # store_failure of writer.h
 # Of store/serve/backing_check.py, and of the file system below a store file that is not
 # preallocated (any more).
 _LOSSES: Final = {errno.EIDRM, errno.ENODATA, errno.ESTALE}
@@ -59,7 +72,6 @@ class EventLog:
 
     def __init__(
         self,
-        core: Core,
         log: Log,
         listener_names: Sequence[str],
         by_copy_advice: Callable[[Event], str] | None = None,
@@ -67,65 +79,61 @@ class EventLog:
         self._log = log
         self._by_copy_advice = by_copy_advice
         self._listener_names = listener_names
-        self._formatters: dict[int, Callable[[Event], tuple[LogEvent, _Fields]]] = {
-            core.EVENT_FLOW_OPENED: self._opened,
-            core.EVENT_HELLO_FAILED: lambda e: (
-                LogEvent.FLOW_REFUSED,
-                self._flow(e, is_flow=False) | {"reason": hello_failure(e)},
-            ),
-            core.EVENT_FLOW_DENIED: lambda e: (
-                LogEvent.CONNECTION_DENIED,
-                self._flow(e)
-                | {"reason": _DENIALS.get(e.code, str(e.code)), "count": e.bytes_count},
-            ),
-            core.EVENT_FLOW_SEALED: lambda e: (
-                LogEvent.FLOW_SEALED,
-                self._flow(e) | {"bytes": e.bytes_count},
-            ),
-            core.EVENT_FLOW_INTERRUPTED: lambda e: (
-                LogEvent.FLOW_INTERRUPTED,
-                self._flow(e) | {"durable_bytes": e.bytes_count} | _reason(e),
-            ),
-            core.EVENT_FLOW_REFUSED: lambda e: (
-                LogEvent.FLOW_REFUSED,
-                self._flow(e) | _reason(e),
-            ),
-            core.EVENT_ACCEPT_FAILED: lambda e: (
-                LogEvent.ACCEPT_FAILED,
-                self._listener(e.detail)
-                | {"error": errno_text(e.code), "hint": _accept_advice(e.code)},
-            ),
-            core.EVENT_STORE_FAILED: _store_failed,
-            core.EVENT_STORE_FULL: lambda _: (LogEvent.STORE_FULL, {}),
-            core.EVENT_WRITE_RETRIED: lambda e: (
-                LogEvent.WRITE_RETRIED,
-                {"error": errno_text(e.code), "tries": e.detail, "store_offset": e.bytes_count},
-            ),
-            core.EVENT_SEGMENT_OPENED: lambda e: (LogEvent.SEGMENT_OPENED, _segment(e)),
-            core.EVENT_SEGMENT_CLOSED: lambda e: (LogEvent.SEGMENT_CLOSED, _segment(e)),
-            core.EVENT_BACKPRESSURE: _backpressure,
-            core.EVENT_FLOW_BY_COPY: self._by_copy,
-            core.EVENT_FLOW_ELSEWHERE: lambda e: (
-                LogEvent.FLOW_HANDED_OVER,
-                self._flow(e) | {"to_worker": e.code},
-            ),
-        }
 
     def report(self, worker: WorkerThread, event: Event) -> None:
         """Log one event of a worker."""
-        formatter = self._formatters.get(event.kind)
-        assert formatter is not None, f"event kind {event.kind} of the core is unknown"
-        log_event, fields = formatter(event)
+        log_event, fields = self._of_flow(event) or self._of_worker(event)
         self._log.emit(log_event, store=worker.store_name, worker=worker.index, **fields)
 
-    def _by_copy(self, event: Event) -> tuple[LogEvent, _Fields]:
-        advice = {"hint": self._by_copy_advice(event)} if self._by_copy_advice else {}
-        return LogEvent.FLOW_BY_COPY, self._flow(event) | {"napi_id": event.code} | advice
+    def _of_flow(self, event: Event) -> tuple[LogEvent, _Fields] | None:
+        """What is logged of a flow or a connection; None: the event is about something else."""
+        flow, fields = self._flow(event), _Fields()
+        match event.detail:
+            case FlowOpened(base_bytes=0):
+                return LogEvent.FLOW_OPENED, flow
+            case FlowOpened(base_bytes=offset):
+                return LogEvent.FLOW_RESUMED, flow | {"offset": offset}
+            case FlowSealed(durable_bytes=bytes_count):
+                return LogEvent.FLOW_SEALED, flow | {"bytes": bytes_count}
+            case FlowInterrupted() as end:
+                fields = {"durable_bytes": end.durable_bytes} | _reason(end)
+                return LogEvent.FLOW_INTERRUPTED, flow | fields
+            case FlowRefused() as end:
+                return LogEvent.FLOW_REFUSED, flow | _reason(end)
+            case HelloFailed() as failure:
+                fields = self._flow(event, is_flow=False) | {"reason": hello_failure(failure)}
+                return LogEvent.FLOW_REFUSED, fields
+            case FlowDenied(denial=denial, connections_count=count):
+                return LogEvent.CONNECTION_DENIED, flow | {"reason": denial.value, "count": count}
+            case FlowByCopy(napi_id=napi_id):
+                advice = {"hint": self._by_copy_advice(event)} if self._by_copy_advice else {}
+                return LogEvent.FLOW_BY_COPY, flow | {"napi_id": napi_id} | advice
+            case FlowElsewhere(worker_index=index):
+                return LogEvent.FLOW_HANDED_OVER, flow | {"to_worker": index}
+        return None
 
-    def _opened(self, event: Event) -> tuple[LogEvent, _Fields]:
-        if event.bytes_count == 0:
-            return LogEvent.FLOW_OPENED, self._flow(event)
-        return LogEvent.FLOW_RESUMED, self._flow(event) | {"offset": event.bytes_count}
+    def _of_worker(self, event: Event) -> tuple[LogEvent, _Fields]:
+        fields = _Fields()
+        match event.detail:
+            case AcceptFailed(error=error):
+                fields = {"error": errno_text(error), "hint": _accept_advice(error)}
+                return LogEvent.ACCEPT_FAILED, self._listener(event.listener_index) | fields
+            case StoreFailed() as failure:
+                return LogEvent.STORE_FAILED, _store_failed(failure)
+            case StoreFull():
+                return LogEvent.STORE_FULL, {}
+            case WriteRetried(error=error, tries=tries, store_offset=offset):
+                fields = {"error": errno_text(error), "tries": tries, "store_offset": offset}
+                return LogEvent.WRITE_RETRIED, fields
+            case SegmentOpened(segment_index=index, sequence=sequence):
+                return LogEvent.SEGMENT_OPENED, {"segment": index, "sequence": sequence}
+            case SegmentClosed(segment_index=index, sequence=sequence):
+                return LogEvent.SEGMENT_CLOSED, {"segment": index, "sequence": sequence}
+            case BackpressureChanged(cause=Backpressure.ENDED):
+                return LogEvent.BACKPRESSURE_ENDED, {}
+            case BackpressureChanged(cause=cause):
+                return LogEvent.BACKPRESSURE_STARTED, {"cause": cause.value}
+        raise AssertionError(f"an event of the core is unknown: {event.detail}")
 
     def _flow(self, event: Event, *, is_flow: bool = True) -> _Fields:
         is_flow = is_flow and any(event.flow)
@@ -138,30 +146,27 @@ class EventLog:
         return {"listener": self._listener_names[index]}
 
 
-def hello_failure(event: Event) -> str:
+def hello_failure(failure: HelloFailed) -> str:
     """Return why a connection ended before its hello was decided on."""
-    if event.code == _HELLO_TIMEOUT:
+    if failure.is_timeout:
         return "hello_timeout"
-    return REASONS.get(event.detail, str(event.detail))
+    return REASONS.get(failure.reason, str(failure.reason))
 
 
-def _reason(event: Event) -> _Fields:
-    fields: _Fields = {"reason": REASONS.get(event.code, str(event.code))}
-    if event.detail:
-        fields["error"] = errno_text(event.detail)
+def _reason(end: FlowInterrupted | FlowRefused) -> _Fields:
+    fields: _Fields = {"reason": REASONS.get(end.reason, str(end.reason))}
+    if end.error:
+        fields["error"] = errno_text(end.error)
     return fields
 
 
-def _segment(event: Event) -> _Fields:
-    return {"segment": event.code, "sequence": event.bytes_count}
-
-
-def _store_failed(event: Event) -> tuple[LogEvent, _Fields]:
-    return LogEvent.STORE_FAILED, {
-        "error": errno_text(event.code),
-        "failed": _WHAT_FAILED.get(event.detail, str(event.detail)),
-        **({} if event.detail == _IS_LOST else {"store_offset": event.bytes_count}),
-        "hint": store_failed_advice(event.code),
+def _store_failed(failure: StoreFailed) -> _Fields:
+    is_lost = failure.failed is StoreFailure.STORE
+    return {
+        "error": errno_text(failure.error),
+        "failed": failure.failed.value,
+        **({} if is_lost else {"store_offset": failure.store_offset}),
+        "hint": store_failed_advice(failure.error),
     }
 
 
@@ -169,14 +174,6 @@ def store_failed_advice(code: int) -> str:
     """Return what there is to be done about a store that failed with an errno."""
     advice = _STORE_ADVICE.get(code, "look at the device (dmesg, smartctl)")
     return f"{advice}, then restart: {_LOST if code in _LOSSES else _SAFE}"
-
-
-def _backpressure(event: Event) -> tuple[LogEvent, _Fields]:
-    if event.code == 0:
-        return LogEvent.BACKPRESSURE_ENDED, {}
-    return LogEvent.BACKPRESSURE_STARTED, {
-        "cause": _BACKPRESSURE_CAUSES.get(event.code, str(event.code))
-    }
 
 
 def _accept_advice(code: int) -> str:

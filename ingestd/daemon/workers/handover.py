@@ -21,7 +21,7 @@ from ingestd.protocol.lines import Code, Refusal, format_line
 from ingestd.protocol.receipt import ErrorCode, Receipt, ReceiptState, format_receipt
 
 if TYPE_CHECKING:
-    from ingestd.core._core import Event
+    from ingestd.core.border import Event, FlowElsewhere
     from ingestd.daemon.workers.worker import WorkerThread
 
 WAITING_COUNT_MAX: Final = 4096
@@ -56,11 +56,18 @@ class Handover:
         """Return when to call settle() again, in seconds from now."""
         return RETRY_S if self._waiting else math.inf
 
-    def give(self, workers: Sequence[WorkerThread], source: WorkerThread, event: Event) -> None:
-        """Take the connection of an EVENT_FLOW_ELSEWHERE, and give it to whom it belongs."""
-        of_store = (w for w in workers if w.store is source.store and w.index == event.code)
+    def give(
+        self,
+        workers: Sequence[WorkerThread],
+        source: WorkerThread,
+        event: Event,
+        elsewhere: FlowElsewhere,
+    ) -> None:
+        """Take the connection of such an event, and give it to whom it belongs."""
+        index = elsewhere.worker_index
+        of_store = (w for w in workers if w.store is source.store and w.index == index)
         worker = next(of_store, None)
-        connection = _Connection(event.detail, event.listener_index, event.peer, worker)
+        connection = _Connection(elsewhere.fd, event.listener_index, event.peer, worker)
         if worker is None or not worker.alive():
             self._turn_away(connection, source.store_name, Code.SHUTDOWN, _TEXT_SHUTDOWN)
         elif len(self._waiting) >= WAITING_COUNT_MAX:

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ingestd.core.border import Engine
+from ingestd.daemon.workers.shape import shape_of
+
 if TYPE_CHECKING:
     from ingestd.config.settings import StoreSettings
     from ingestd.daemon.machine.direct_io import DirectProfile
@@ -27,19 +30,10 @@ def locked_of(
 ) -> LockedOf:
     """Return the function that gives, for one store, how much a worker locks."""
 
+    engine = Engine.ZCRX if is_zcrx else Engine.RECV
+
     def ask(area_bytes: int, write_bytes_max: int, writes_in_flight_max: int) -> int:
-        return core.locked_bytes(
-            segment_bytes=superblock.segment_bytes,
-            block_bytes=superblock.block_bytes,
-            mem_align=profile.mem_align,
-            write_align=profile.write_align,
-            virt_mask=profile.virt_mask,
-            iovecs_max=profile.iovecs_max,
-            area_bytes=area_bytes,
-            write_bytes_max=write_bytes_max,
-            writes_in_flight_max=writes_in_flight_max,
-            flows_max=settings.flows_max,
-            engine=core.ENGINE_ZCRX if is_zcrx else core.ENGINE_RECV,
-        )
+        sizes = (area_bytes, write_bytes_max, writes_in_flight_max)
+        return core.locked_bytes(shape_of(settings, superblock, profile, engine, *sizes))
 
     return ask

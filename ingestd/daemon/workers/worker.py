@@ -20,9 +20,11 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from ingestd.core.border import Engine, WorkerSettings
 from ingestd.daemon.base.threads import block_signals, start_thread
 from ingestd.daemon.machine.direct_io import DirectProfile, assumed_profile, complete_profile
 from ingestd.daemon.workers.faults import fault_to_error
+from ingestd.daemon.workers.shape import shape_of
 from ingestd.errors import (
     IngestdError,
     ListenError,
@@ -33,8 +35,9 @@ from ingestd.errors import (
 
 if TYPE_CHECKING:
     from ingestd.config.settings import ListenerSettings, StoreSettings
-    from ingestd.core._core import CoreFault, DeviceProfile, Event, Question
+    from ingestd.core._core import CoreFault
     from ingestd.core._core import Worker as CoreWorker
+    from ingestd.core.border import DeviceProfile, Event, Question, WorkerShape
     from ingestd.daemon.workers.area import AreaPlan
     from ingestd.daemon.workers.engine import ZcrxQueue
     from ingestd.store.serve.served_store import ServedStore
@@ -49,36 +52,6 @@ PROTOCOLS: Final = {"raw": 1, "ingest": 2}  # record_open.protocol of core/forma
 class Core(Protocol):
     """The module ingestd.core._core, or what stands in for it in a test."""
 
-    COMMAND_GRANT_SEGMENT: int
-    COMMAND_STORE_FULL: int
-    COMMAND_STOP_ACCEPTING: int
-    COMMAND_DRAIN: int
-    COMMAND_SET_FLUSH_INTERVAL: int
-    COMMAND_SET_COMMIT_INTERVAL: int
-    COMMAND_SET_IDLE_TIMEOUT: int
-    COMMAND_ADOPT: int
-    COMMAND_END_FLOW: int
-    COMMAND_FAIL_STORE: int
-    EVENT_FLOW_OPENED: int
-    EVENT_FLOW_SEALED: int
-    EVENT_FLOW_INTERRUPTED: int
-    EVENT_FLOW_REFUSED: int
-    EVENT_ACCEPT_FAILED: int
-    EVENT_STORE_FAILED: int
-    EVENT_STORE_FULL: int
-    EVENT_WRITE_RETRIED: int
-    EVENT_SEGMENT_OPENED: int
-    EVENT_SEGMENT_CLOSED: int
-    EVENT_BACKPRESSURE: int
-    EVENT_FLOW_BY_COPY: int
-    EVENT_FLOW_ELSEWHERE: int
-    EVENT_HELLO_FAILED: int
-    EVENT_FLOW_DENIED: int
-    QUESTION_HELLO: int
-    QUESTION_TRAILER: int
-    NOTE_ENDED: int
-    ENGINE_RECV: int
-    ENGINE_ZCRX: int
     HISTOGRAM_BOUNDS_NS: tuple[int, ...]
     HISTOGRAM_BOUNDS_BYTES: tuple[int, ...]
     CoreFault: type[CoreFault]
@@ -86,21 +59,7 @@ class Core(Protocol):
 
     def device_profile(self, fd: int) -> DeviceProfile: ...
     def kernel_features(self) -> dict[str, bool]: ...
-    def locked_bytes(
-        self,
-        *,
-        segment_bytes: int,
-        block_bytes: int,
-        mem_align: int,
-        write_align: int,
-        virt_mask: int,
-        iovecs_max: int,
-        area_bytes: int,
-        write_bytes_max: int,
-        writes_in_flight_max: int,
-        flows_max: int,
-        engine: int,
-    ) -> int: ...
+    def locked_bytes(self, shape: WorkerShape) -> int: ...
 
 
 def load_core() -> Core:
@@ -266,11 +225,11 @@ class WorkerThread:
 
     def stop_accepting(self) -> None:
         """Take no more connections."""
-        self._post(self._core.COMMAND_STOP_ACCEPTING)
+        self._post(self.core_worker.stop_accepting)
 
     def drain(self, timeout_s: float) -> None:
         """Interrupt flows that are still open after a time; then the thread ends."""
-        self._post(self._core.COMMAND_DRAIN, int(timeout_s * NS_PER_S))
+        self._post(self.core_worker.drain, int(timeout_s * NS_PER_S))
 
     def abandon(self) -> None:
         """End the thread as soon as it can, whatever state it is in."""
@@ -300,17 +259,17 @@ class WorkerThread:
 
     def set_intervals(self, flush_interval_s: float, commit_interval_s: float) -> None:
         """Change both intervals of a running worker."""
-        self._post(self._core.COMMAND_SET_FLUSH_INTERVAL, int(flush_interval_s * NS_PER_S))
-        self._post(self._core.COMMAND_SET_COMMIT_INTERVAL, int(commit_interval_s * NS_PER_S))
+        self._post(self.core_worker.set_flush_interval, int(flush_interval_s * NS_PER_S))
+        self._post(self.core_worker.set_commit_interval, int(commit_interval_s * NS_PER_S))
 
     def set_idle_timeout(self, listener_index: int, idle_timeout_s: float) -> None:
         """Change a listener's time-out; 0: none."""
         timeout_ns = int(idle_timeout_s * NS_PER_S)
-        self._post(self._core.COMMAND_SET_IDLE_TIMEOUT, listener_index, timeout_ns)
+        self._post(self.core_worker.set_idle_timeout, listener_index, timeout_ns)
 
     def adopt(self, fd: int, listener_index: int) -> bool:
         """Take over an accepted connection; False when the descriptor stays the caller's."""
-        return self.alive() and self._post(self._core.COMMAND_ADOPT, fd, listener_index)
+        return self.alive() and self._post(self.core_worker.adopt, fd, listener_index)
 
     def questions(self) -> list[Question]:
         """Return what is to be decided about connections of protocol `ingest`."""
@@ -334,11 +293,11 @@ class WorkerThread:
 
     def end_flow(self, connection: tuple[int, int]) -> bool:
         """Interrupt a connection's flow, as a newer one goes on; False: the box is full."""
-        return self._post(self._core.COMMAND_END_FLOW, *connection)
+        return self._post(self.core_worker.end_flow, connection)
 
     def fail_store(self, code: int) -> bool:
         """Acknowledge nothing more, for the reason of an errno; False: the box is full."""
-        return not self.alive() or self._post(self._core.COMMAND_FAIL_STORE, code)
+        return not self.alive() or self._post(self.core_worker.fail_store, code)
 
     def grant_segments(self) -> int:
         """Give the worker the segments it wants, or tell it once that there are none.
@@ -351,7 +310,7 @@ class WorkerThread:
             if grant is None:
                 self._tell_full()
                 break
-            if not self._post(self._core.COMMAND_GRANT_SEGMENT, *grant):
+            if not self._post(self.core_worker.grant_segment, *grant):
                 self._grant_held = grant
                 break
             self._grant_held = None
@@ -363,16 +322,16 @@ class WorkerThread:
         # Of a store that overwrites, one will be there when the next is closed.
         may_come = self._settings.on_full == "overwrite-oldest" and self.store.is_overwriting
         if not self._is_full_told and not may_come:
-            self._is_full_told = self._post(self._core.COMMAND_STORE_FULL)
+            self._is_full_told = self._post(self.core_worker.note_store_full)
 
-    def _post(self, kind: int, a: int = 0, b: int = 0) -> bool:
+    def _post(self, command: Callable[..., None], *arguments: Any) -> bool:
         """Post a command; False when the box is full: the worker has obeyed none for long.
 
         Then a grant is tried again at the next wake; all else is lost on a
         worker that hangs, which the watchdog and the deadline of a stop see to.
         """
         try:
-            self.core_worker.command(kind, a, b)
+            command(*arguments)
         except self._core.CoreFault as fault:
             if fault.errno != errno.EAGAIN:
                 raise
@@ -440,28 +399,31 @@ class WorkerThread:
             self._on_end()
 
     def _make(self) -> CoreWorker:
-        settings, superblock, profile = self._settings, self.store.superblock, self.profile
+        settings, superblock = self._settings, self.store.superblock
+        engine = Engine.RECV if self.zcrx is None else Engine.ZCRX
+        shape = shape_of(
+            settings,
+            superblock,
+            self.profile,
+            engine,
+            self.area.area_bytes,
+            self.area.write_bytes_max,
+            self.area.writes_in_flight_max,
+        )
         return self._core.Worker(
-            store_fd=self.store.fd,
-            store_uuid=superblock.store_uuid,
-            store_bytes=superblock.store_bytes,
-            segments_offset=superblock.segments_offset,
-            segment_bytes=superblock.segment_bytes,
-            block_bytes=superblock.block_bytes,
-            mem_align=profile.mem_align,
-            write_align=profile.write_align,
-            virt_mask=profile.virt_mask,
-            iovecs_max=profile.iovecs_max,
-            worker_index=self.index,
-            cpu=settings.cpus[self.index] if settings.cpus else -1,
-            area_bytes=self.area.area_bytes,
-            write_bytes_max=self.area.write_bytes_max,
-            writes_in_flight_max=self.area.writes_in_flight_max,
-            flows_max=settings.flows_max,
-            flush_interval_ns=int(settings.flush_interval_s * NS_PER_S),
-            commit_interval_ns=int(settings.commit_interval_s * NS_PER_S),
-            checksum=self._wants_checksum(),
-            **self._engine_arguments(),
+            WorkerSettings(
+                shape=shape,
+                store_fd=self.store.fd,
+                store_uuid=superblock.store_uuid,
+                store_bytes=superblock.store_bytes,
+                segments_offset=superblock.segments_offset,
+                worker_index=self.index,
+                cpu=settings.cpus[self.index] if settings.cpus else -1,
+                flush_interval_ns=int(settings.flush_interval_s * NS_PER_S),
+                commit_interval_ns=int(settings.commit_interval_s * NS_PER_S),
+                checksum=self._wants_checksum(),
+                **self._queue_settings(),
+            )
         )
 
     def _wants_checksum(self) -> bool:
@@ -470,11 +432,10 @@ class WorkerThread:
             return self.zcrx is None
         return self._settings.checksum == "crc32c"
 
-    def _engine_arguments(self) -> dict[str, int]:
+    def _queue_settings(self) -> dict[str, int]:
         if self.zcrx is None:
             return {}
         return {
-            "engine": self._core.ENGINE_ZCRX,
             "interface_index": self.zcrx.interface_index,
             "rx_queue": self.zcrx.rx_queue,
             "rx_buf_len": self.zcrx.rx_buf_bytes,

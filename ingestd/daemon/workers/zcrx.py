@@ -32,7 +32,7 @@ from ingestd.log import Log, LogEvent
 
 if TYPE_CHECKING:
     from ingestd.config.settings import EngineSettings, Settings
-    from ingestd.core._core import Event
+    from ingestd.core.border import Event
     from ingestd.nic.plan import Steered
     from ingestd.nic.state import Family
     from ingestd.nic.work import Device

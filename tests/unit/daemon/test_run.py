@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from ingestd import systemd
+from ingestd.core.border import FlowElsewhere, FlowInterrupted, FlowSealed, SegmentOpened
 from ingestd.daemon import run as daemon
 from ingestd.daemon import startup
 from ingestd.daemon.run import drain_time_s
@@ -87,8 +88,8 @@ def test_a_life(
 
 def test_the_core_drains_with_a_margin(scene: Scene) -> None:
     assert scene.play() == 0
-    assert scene.commands(scene.core.COMMAND_STOP_ACCEPTING)
-    assert scene.commands(scene.core.COMMAND_DRAIN)[0] == (8_000_000_000, 0)
+    assert scene.commands("stop_accepting")
+    assert scene.commands("drain")[0] == (8_000_000_000,)
 
 
 @pytest.mark.parametrize(
@@ -147,13 +148,13 @@ def test_open_flows_get_their_time_and_a_second_signal_takes_it(scene: Scene) ->
         worker = scene.core.workers[0]
         worker.values["flows_open"] = 1
         os.kill(os.getpid(), signal.SIGTERM)
-        wait_for(lambda: scene.commands(scene.core.COMMAND_DRAIN))
+        wait_for(lambda: scene.commands("drain"))
         time.sleep(0.1)
         assert worker.is_running
         os.kill(os.getpid(), signal.SIGTERM)
 
     assert scene.play(scenario) == 0
-    assert scene.commands(scene.core.COMMAND_DRAIN)[:2] == [(8_000_000_000, 0), (0, 0)]
+    assert scene.commands("drain")[:2] == [(8_000_000_000,), (0,)]
 
 
 def test_a_connection_goes_to_the_worker_it_belongs_to(scene: Scene) -> None:
@@ -173,25 +174,25 @@ def test_a_connection_goes_to_the_worker_it_belongs_to(scene: Scene) -> None:
         wait_for(lambda: all(worker.is_running for worker in core.workers))
         mine, theirs = socket.socketpair()
         fd = theirs.detach()
-        core.workers[1].emit(core.EVENT_FLOW_ELSEWHERE, code=1, detail=fd, listener_index=0)
-        wait_for(lambda: scene.commands(core.COMMAND_ADOPT, 2) == [(fd, 0)])
-        core.workers[1].emit(core.EVENT_FLOW_ELSEWHERE, code=7, detail=fd, listener_index=0)
+        core.workers[1].emit(FlowElsewhere(1, fd), listener_index=0)
+        wait_for(lambda: scene.commands("adopt", 2) == [(fd, 0)])
+        core.workers[1].emit(FlowElsewhere(7, fd), listener_index=0)
         mine.settimeout(WAIT_S)
         assert b'"error": "shutdown"' in mine.recv(1024)  # nobody is there to take it
         assert mine.recv(1) == b""
         mine.close()
 
     assert scene.play(scenario) == 0
-    assert scene.commands(core.COMMAND_ADOPT, 0) == []
+    assert scene.commands("adopt", 0) == []
     assert [f["to_worker"] for f in scene.log.fields("flow_handed_over")] == []  # debug only
 
 
 def test_events_are_told_until_the_end(scene: Scene) -> None:
     def scenario() -> None:
-        scene.core.workers[0].emit(scene.core.EVENT_FLOW_SEALED, bytes_count=7, listener_index=0)
+        scene.core.workers[0].emit(FlowSealed(7), listener_index=0)
         wait_for(lambda: "flow_sealed" in scene.log.names())
         # The drain's last words come when the loop has nothing to wait for any more.
-        scene.core.workers[0].emit(scene.core.EVENT_FLOW_INTERRUPTED, code=3)
+        scene.core.workers[0].emit(FlowInterrupted(3))
 
     assert scene.play(scenario) == 0
     (sealed,) = scene.log.fields("flow_sealed")
@@ -259,7 +260,6 @@ def _reload(scene: Scene, event: str = "config_reloaded") -> None:
 
 
 def test_reload_applies_what_can_change(scene: Scene, manager: Callable[[], list[str]]) -> None:
-    core = scene.core
 
     def scenario() -> None:
         scene.configure(
@@ -278,11 +278,11 @@ def test_reload_applies_what_can_change(scene: Scene, manager: Callable[[], list
             }
         )
         _reload(scene)
-        wait_for(lambda: scene.commands(core.COMMAND_SET_IDLE_TIMEOUT))
-        assert scene.commands(core.COMMAND_SET_FLUSH_INTERVAL) == [(500_000_000, 0)]
-        assert scene.commands(core.COMMAND_SET_COMMIT_INTERVAL) == [(1_500_000_000, 0)]
-        assert scene.commands(core.COMMAND_SET_IDLE_TIMEOUT) == [(0, 7_000_000_000)]
-        scene.core.workers[0].emit(core.EVENT_SEGMENT_OPENED, code=1)
+        wait_for(lambda: scene.commands("set_idle_timeout"))
+        assert scene.commands("set_flush_interval") == [(500_000_000,)]
+        assert scene.commands("set_commit_interval") == [(1_500_000_000,)]
+        assert scene.commands("set_idle_timeout") == [(0, 7_000_000_000)]
+        scene.core.workers[0].emit(SegmentOpened(1))
         wait_for(lambda: "segment_opened" in scene.log.names(), "debug events")
         _reload(scene)  # nothing new: what awaits a restart is told again
 
@@ -300,7 +300,7 @@ def test_reload_applies_what_can_change(scene: Scene, manager: Callable[[], list
         ["store.data.area"],
         ["store.data.area"],
     ]
-    assert scene.commands(core.COMMAND_DRAIN)[0] == (3_000_000_000, 0)  # 4 s less a quarter
+    assert scene.commands("drain")[0] == (3_000_000_000,)  # 4 s less a quarter
     wait_for(lambda: any(message.startswith("STOPPING=1") for message in manager()))
     starts = [message.split(" ")[0] for message in manager()]
     assert starts.count("RELOADING=1") == 2
@@ -317,7 +317,7 @@ def test_a_bad_configuration_changes_nothing(
     assert scene.play(scenario) == 0
     (refused,) = scene.log.fields("config_refused")
     assert "store.data.path" in refused["error"]
-    assert scene.commands(scene.core.COMMAND_SET_FLUSH_INTERVAL) == []
+    assert scene.commands("set_flush_interval") == []
     wait_for(lambda: sum(message.startswith("READY=1") for message in manager()) == 2)
 
 
@@ -336,7 +336,7 @@ def test_reload_with_a_section_gone(scene: Scene) -> None:
     assert scene.play(scenario) == 0
     (waiting,) = scene.log.fields("config_needs_restart")
     assert {"store.data", "store.other", "listener.in", "listener.new"} <= set(waiting["keys"])
-    assert scene.commands(scene.core.COMMAND_SET_IDLE_TIMEOUT) == []
+    assert scene.commands("set_idle_timeout") == []
 
 
 def test_reload_reads_keys_again(scene: Scene, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from ingestd.core.border import StoreFailed, StoreFailure
 from ingestd.daemon import run as daemon
 from ingestd.daemon import startup
 from ingestd.daemon.base import backoff
@@ -180,7 +181,7 @@ def test_a_worker_that_ends_unasked_ends_the_process(scene: Scene) -> None:
     (failed,) = scene.log.fields("worker_failed")
     assert failed["worker"] == "b-0"
     assert "io_uring_enter for worker's ring failed" in failed["error"]
-    assert scene.commands(scene.core.COMMAND_DRAIN) == [(0, 0)]  # the other one's
+    assert scene.commands("drain") == [(0,)]  # the other one's
     assert all(store.closed_count == 1 for store in scene.opener.stores.values())
 
 
@@ -296,7 +297,7 @@ def test_a_failed_store_is_told_and_the_others_go_on(
 
     def scenario() -> None:
         worker = scene.core.workers[0]
-        worker.emit(scene.core.EVENT_STORE_FAILED, code=errno.EIO, detail=1)
+        worker.emit(StoreFailed(errno.EIO, StoreFailure.FLUSH))
         worker.values["store_errno"] = errno.EIO
         wait_for(lambda: any("FAILED: store a" in message for message in manager()), "status")
         assert all(worker.is_running for worker in scene.core.workers)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ingestd.core.border import SegmentOpened
 from ingestd.daemon import run as daemon
 from ingestd.daemon import shutdown as closing
 from ingestd.daemon import startup
@@ -102,7 +103,7 @@ def test_granting_goes_on_while_the_log_hangs(scene: Scene, hang: threading.Even
             assert hang.wait(WAIT_S)
 
         scene.daemon._event_log.report = lambda *_: held_up(None)
-        worker.emit(scene.core.EVENT_SEGMENT_OPENED)
+        worker.emit(SegmentOpened())
         assert held.wait(WAIT_S)
         worker.want(2)
         wait_for(lambda: len(worker.granted) == 6, "grants")

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ingestd.config.settings import ListenerSettings
+from ingestd.core.border import QuestionKind
 from ingestd.daemon.admission.admission import UNLIMITED, ListenerPolicy, door
 from ingestd.daemon.admission.flow_index import Known
-from support.admission import CORE, FLOW, RAW_FLOW, SECRET, Gate
+from support.admission import FLOW, RAW_FLOW, SECRET, Gate
 from support.ingest import trailer_block
 
 
@@ -196,7 +197,7 @@ def test_trailers(gate: Gate, made: bytes, answer: int | str | None) -> None:
     connection, _ = gate.hello(flow=str(FLOW))
     del gate.workers[0].answers[connection]
     kind, terms = gate.ask(
-        CORE.QUESTION_TRAILER, connection, block=made, bytes_count=9, crc=0xE3069283
+        QuestionKind.TRAILER, connection, block=made, bytes_count=9, crc=0xE3069283
     )
     if isinstance(answer, str):
         assert (kind, terms["code"], terms["durable"]) == ("refuse", answer, 9)
@@ -208,7 +209,7 @@ def test_trailers(gate: Gate, made: bytes, answer: int | str | None) -> None:
 
 def test_a_checksum_that_we_do_not_know_is_not_compared(gate: Gate) -> None:
     kind, terms = gate.ask(
-        CORE.QUESTION_TRAILER,
+        QuestionKind.TRAILER,
         (0, 1),
         block=trailer_block(DATA),
         bytes_count=9,

@@ -13,7 +13,7 @@ from ingestd.daemon.base import backoff
 from ingestd.daemon.segments import overwriter, reserver
 from ingestd.daemon.segments.granting import Granting
 from ingestd.log import Log
-from support.fake_core import FakeCore
+from support.fake_core import FakeCore, FakeWorker
 from support.fake_log import Recorder
 from support.fake_store import FakeStore
 from support.patience import WAIT_S
@@ -28,8 +28,7 @@ class Asking:
         self.store = store
         self.wanted = 2
         self.granted: list[tuple[int, int]] = []
-        core = FakeCore()
-        self.fake = core.Worker(store_uuid=b"", worker_index=0)
+        self.fake = FakeWorker(FakeCore(), {})
         self.event_fd = self.fake.event_fd
 
     def grant_segments(self) -> int:

@@ -6,25 +6,45 @@ from __future__ import annotations
 import errno
 import uuid
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
+from ingestd.core.border import (
+    AcceptFailed,
+    Backpressure,
+    BackpressureChanged,
+    Denial,
+    Event,
+    EventDetail,
+    FlowByCopy,
+    FlowDenied,
+    FlowElsewhere,
+    FlowInterrupted,
+    FlowOpened,
+    FlowRefused,
+    FlowSealed,
+    HelloFailed,
+    SegmentClosed,
+    SegmentOpened,
+    StoreFailed,
+    StoreFailure,
+    StoreFull,
+    WriteRetried,
+)
 from ingestd.daemon.status import StatusLine
 from ingestd.daemon.telemetry.event_log import EventLog, errno_text
 from ingestd.log import Log, LogEvent
 from ingestd.store.format import layout
-from support.fake_core import Event, FakeCore
 from support.fake_log import Recorder
 
 FLOW = uuid.UUID("0192f0c1-2345-7890-abcd-ef0123456789")
 WORKER: Any = SimpleNamespace(store_name="data", index=2)
-CORE = FakeCore
 
 
 def _told(event: Event) -> tuple[str, str, dict[str, Any]]:
     recorder = Recorder()
-    EventLog(FakeCore(), Log(recorder, "debug"), ["in", "other"]).report(WORKER, event)
+    EventLog(Log(recorder, "debug"), ["in", "other"]).report(WORKER, event)
     ((level, name, fields),) = recorder.lines
     assert fields.pop("store") == "data"
     assert fields.pop("worker") == 2
@@ -38,13 +58,13 @@ SHOWN = {"flow": str(FLOW), "peer": "192.0.2.1:4000", "listener": "other"}
 @pytest.mark.parametrize(
     ("event", "expected"),
     [
-        (Event(CORE.EVENT_FLOW_OPENED, **FROM), (LogEvent.FLOW_OPENED, SHOWN)),
+        (Event(FlowOpened(), **FROM), (LogEvent.FLOW_OPENED, SHOWN)),
         (
-            Event(CORE.EVENT_FLOW_OPENED, bytes_count=9, **FROM),
+            Event(FlowOpened(9), **FROM),
             (LogEvent.FLOW_RESUMED, SHOWN | {"offset": 9}),
         ),
         (
-            Event(CORE.EVENT_FLOW_DENIED, bytes_count=3, peer="192.0.2.1:4000", listener_index=1),
+            Event(FlowDenied(Denial.NETWORK, 3), peer="192.0.2.1:4000", listener_index=1),
             (
                 LogEvent.CONNECTION_DENIED,
                 {
@@ -56,29 +76,26 @@ SHOWN = {"flow": str(FLOW), "peer": "192.0.2.1:4000", "listener": "other"}
             ),
         ),
         (
-            Event(CORE.EVENT_HELLO_FAILED, code=1, detail=layout.CLOSE_REASON_IDLE, **FROM),
+            Event(HelloFailed(True, layout.CLOSE_REASON_IDLE), **FROM),
             (
                 LogEvent.FLOW_REFUSED,
                 {"peer": "192.0.2.1:4000", "listener": "other", "reason": "hello_timeout"},
             ),
         ),
         (
-            Event(CORE.EVENT_HELLO_FAILED, detail=layout.CLOSE_REASON_PEER, **FROM),
+            Event(HelloFailed(False, layout.CLOSE_REASON_PEER), **FROM),
             (
                 LogEvent.FLOW_REFUSED,
                 {"peer": "192.0.2.1:4000", "listener": "other", "reason": "connection_lost"},
             ),
         ),
         (
-            Event(CORE.EVENT_FLOW_SEALED, bytes_count=7, **FROM),
+            Event(FlowSealed(7), **FROM),
             (LogEvent.FLOW_SEALED, SHOWN | {"bytes": 7}),
         ),
         (
             Event(
-                CORE.EVENT_FLOW_INTERRUPTED,
-                code=layout.CLOSE_REASON_PEER,
-                detail=errno.ECONNRESET,
-                bytes_count=5,
+                FlowInterrupted(layout.CLOSE_REASON_PEER, errno.ECONNRESET, 5),
                 **FROM,
             ),
             (
@@ -93,8 +110,7 @@ SHOWN = {"flow": str(FLOW), "peer": "192.0.2.1:4000", "listener": "other"}
         ),
         (
             Event(
-                CORE.EVENT_FLOW_REFUSED,
-                code=layout.CLOSE_REASON_STORE_FULL,
+                FlowRefused(layout.CLOSE_REASON_STORE_FULL),
                 peer="[::1]:9",
                 listener_index=0,
             ),
@@ -103,33 +119,33 @@ SHOWN = {"flow": str(FLOW), "peer": "192.0.2.1:4000", "listener": "other"}
                 {"peer": "[::1]:9", "listener": "in", "reason": "store_full"},
             ),
         ),
-        (Event(CORE.EVENT_STORE_FULL), (LogEvent.STORE_FULL, {})),
+        (Event(StoreFull()), (LogEvent.STORE_FULL, {})),
         (
-            Event(CORE.EVENT_WRITE_RETRIED, code=errno.EIO, detail=2, bytes_count=4096),
+            Event(WriteRetried(errno.EIO, 2, 4096)),
             (
                 LogEvent.WRITE_RETRIED,
                 {"error": errno_text(errno.EIO), "tries": 2, "store_offset": 4096},
             ),
         ),
         (
-            Event(CORE.EVENT_SEGMENT_OPENED, code=3, bytes_count=77),
+            Event(SegmentOpened(3, 77)),
             (LogEvent.SEGMENT_OPENED, {"segment": 3, "sequence": 77}),
         ),
         (
-            Event(CORE.EVENT_SEGMENT_CLOSED, code=3, bytes_count=77),
+            Event(SegmentClosed(3, 77)),
             (LogEvent.SEGMENT_CLOSED, {"segment": 3, "sequence": 77}),
         ),
         (
-            Event(CORE.EVENT_BACKPRESSURE, code=2),
+            Event(BackpressureChanged(Backpressure.DEVICE)),
             (LogEvent.BACKPRESSURE_STARTED, {"cause": "device"}),
         ),
-        (Event(CORE.EVENT_BACKPRESSURE, code=0), (LogEvent.BACKPRESSURE_ENDED, {})),
+        (Event(BackpressureChanged(Backpressure.ENDED)), (LogEvent.BACKPRESSURE_ENDED, {})),
         (
-            Event(CORE.EVENT_FLOW_BY_COPY, code=8193, **FROM),
+            Event(FlowByCopy(8193), **FROM),
             (LogEvent.FLOW_BY_COPY, SHOWN | {"napi_id": 8193}),
         ),
         (
-            Event(CORE.EVENT_FLOW_ELSEWHERE, code=1, detail=33, **FROM),
+            Event(FlowElsewhere(1, 33), **FROM),
             (LogEvent.FLOW_HANDED_OVER, SHOWN | {"to_worker": 1}),
         ),
     ],
@@ -140,9 +156,7 @@ def test_events(event: Event, expected: tuple[LogEvent, dict[str, Any]]) -> None
 
 
 def test_a_failed_store_says_what_and_where() -> None:
-    _, name, fields = _told(
-        Event(CORE.EVENT_STORE_FAILED, code=errno.EIO, detail=1, bytes_count=8192)
-    )
+    _, name, fields = _told(Event(StoreFailed(errno.EIO, StoreFailure.FLUSH, 8192)))
     assert name == "store_failed"
     assert fields["failed"] == "flush"
     assert fields["store_offset"] == 8192
@@ -154,33 +168,34 @@ def test_a_failed_store_says_what_and_where() -> None:
     ("code", "hint"), [(errno.EMFILE, "LimitNOFILE"), (errno.ECONNABORTED, "by itself")]
 )
 def test_an_accept_that_failed(code: int, hint: str) -> None:
-    _, name, fields = _told(Event(CORE.EVENT_ACCEPT_FAILED, code=code, detail=1))
+    _, name, fields = _told(Event(AcceptFailed(code), listener_index=1))
     assert name == "accept_failed"
     assert fields["listener"] == "other"
     assert hint in fields["hint"]
 
 
 def test_every_kind_of_the_core_has_a_line() -> None:
-    kinds = [getattr(CORE, name) for name in dir(CORE) if name.startswith("EVENT_")]
+    kinds = get_args(EventDetail)
     assert len(kinds) == 15
     for kind in kinds:
-        assert _told(Event(kind))[1] in {event.value for event in LogEvent}
+        assert _told(Event(kind()))[1] in {event.value for event in LogEvent}
 
 
 def test_an_unknown_kind_is_a_bug() -> None:
-    with pytest.raises(AssertionError, match="event kind 99"):
-        _told(Event(99))
+    unknown: Any = 99
+    with pytest.raises(AssertionError, match="unknown: 99"):
+        _told(Event(unknown))
 
 
 def test_unknown_numbers_are_shown_as_they_are() -> None:
-    assert _told(Event(CORE.EVENT_FLOW_REFUSED, code=99))[2]["reason"] == "99"
+    assert _told(Event(FlowRefused(99)))[2]["reason"] == "99"
     assert errno_text(4095).startswith("4095: ")
 
 
 def test_every_reason_has_a_name() -> None:
     reasons = [getattr(layout, n) for n in dir(layout) if n.startswith("CLOSE_REASON_")]
     for reason in reasons:
-        name = _told(Event(CORE.EVENT_FLOW_REFUSED, code=reason))[2]["reason"]
+        name = _told(Event(FlowRefused(reason)))[2]["reason"]
         assert not name.isdecimal()
 
 

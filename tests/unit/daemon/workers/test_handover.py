@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
+from ingestd.core.border import Event, FlowElsewhere
 from ingestd.daemon.workers import handover
 from ingestd.daemon.workers.handover import Handover
 from ingestd.protocol.lines import Code, Refusal, parse_line
@@ -64,9 +65,10 @@ class Scene:
         sender.settimeout(WAIT_S)
         self.senders.append(sender)
         fd = accepted.detach()
-        event = SimpleNamespace(code=to, detail=fd, listener_index=listener_index, peer="p:1")
+        elsewhere = FlowElsewhere(to, fd)
+        event = Event(elsewhere, listener_index=listener_index, peer="p:1")
         workers = cast(Any, self.workers)
-        self.handover.give(workers, workers[0], cast(Any, event))
+        self.handover.give(workers, workers[0], event, elsewhere)
         return fd
 
     def said(self) -> bytes:

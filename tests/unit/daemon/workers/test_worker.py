@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ingestd.config.settings import ListenerSettings, StoreSettings
+from ingestd.core.border import Engine, SegmentOpened
 from ingestd.daemon.machine.direct_io import DirectProfile
 from ingestd.daemon.segments.pump import Pump
 from ingestd.daemon.workers import faults, worker
@@ -98,9 +99,9 @@ def test_a_life(bench: Bench) -> None:
     assert not bench.worker.alive()
     assert bench.ends == [run_thread]
     assert bench.worker.error is None
-    assert [kind for kind, _, _ in bench.fake.commands] == [
-        bench.core.COMMAND_STOP_ACCEPTING,
-        bench.core.COMMAND_DRAIN,
+    assert [command[0] for command in bench.fake.commands] == [
+        "stop_accepting",
+        "drain",
     ]
 
 
@@ -111,7 +112,8 @@ def test_what_the_core_is_given(bench: Bench) -> None:
     bench.worker.start()
     bench.worker.wait_ready(WAIT_S)
     superblock = bench.store.superblock
-    assert bench.fake.settings == {
+    given = bench.fake.settings
+    assert {name: given[name] for name in given if name != "shape"} == {
         "store_fd": bench.store.fd,
         "store_uuid": superblock.store_uuid,
         "store_bytes": superblock.store_bytes,
@@ -131,6 +133,12 @@ def test_what_the_core_is_given(bench: Bench) -> None:
         "flush_interval_ns": 250_000_000,
         "commit_interval_ns": 200_000_000,
         "checksum": False,
+        "engine": Engine.RECV,
+        "interface_index": 0,
+        "rx_queue": 0,
+        "rx_buf_len": 0,
+        "refill_entries": 4096,
+        "queue_retry_ns": 0,
     }
 
 
@@ -227,9 +235,9 @@ def test_changes_at_run_time(bench: Bench) -> None:
     bench.worker.set_idle_timeout(3, 60)
     wait_for(lambda: len(bench.fake.commands) == 3)
     assert bench.fake.commands == [
-        (bench.core.COMMAND_SET_FLUSH_INTERVAL, 500_000_000, 0),
-        (bench.core.COMMAND_SET_COMMIT_INTERVAL, 2_000_000_000, 0),
-        (bench.core.COMMAND_SET_IDLE_TIMEOUT, 3, 60_000_000_000),
+        ("set_flush_interval", 500_000_000),
+        ("set_commit_interval", 2_000_000_000),
+        ("set_idle_timeout", 3, 60_000_000_000),
     ]
 
 
@@ -237,7 +245,7 @@ def test_adoption(bench: Bench) -> None:
     assert not bench.worker.adopt(33, 1)  # nobody is there yet
     bench.run()
     assert bench.worker.adopt(33, 1)
-    wait_for(lambda: bench.fake.commands == [(bench.core.COMMAND_ADOPT, 33, 1)])
+    wait_for(lambda: bench.fake.commands == [("adopt", 33, 1)])
     bench.fake.is_mailbox_full = True
     assert not bench.worker.adopt(34, 1)
     bench.fake.is_mailbox_full = False
@@ -271,7 +279,7 @@ def test_grants_in_order_until_the_store_is_full(bench: Bench) -> None:
     assert bench.worker.grant_segments() == 0
     wait_for(lambda: len(bench.fake.commands) == 7)
     assert bench.fake.granted == [(n, (3 << 32) + n + 1) for n in range(6)]
-    told = [c for c in bench.fake.commands if c[0] == bench.core.COMMAND_STORE_FULL]
+    told = [c for c in bench.fake.commands if c[0] == "note_store_full"]
     assert len(told) == 1  # once, however often it was asked
 
 
@@ -282,8 +290,8 @@ def test_full_is_told_again_after_a_grant(bench: Bench) -> None:
     bench.store.segments_count = 2  # one came free
     assert bench.worker.grant_segments() == 1
     wait_for(lambda: len(bench.fake.commands) == 4)
-    full, grant = bench.core.COMMAND_STORE_FULL, bench.core.COMMAND_GRANT_SEGMENT
-    assert [kind for kind, _, _ in bench.fake.commands] == [grant, full, grant, full]
+    full, grant = "note_store_full", "grant_segment"
+    assert [command[0] for command in bench.fake.commands] == [grant, full, grant, full]
 
 
 def test_no_segment_is_lost_when_the_mailbox_is_full(bench: Bench) -> None:
@@ -310,7 +318,7 @@ def test_the_pump_grants_and_passes_the_wake_on(bench: Bench) -> None:
         assert woken.wait(WAIT_S)
         wait_for(lambda: len(bench.fake.granted) == 6)
         woken.clear()
-        bench.fake.emit(bench.core.EVENT_SEGMENT_OPENED)
+        bench.fake.emit(SegmentOpened())
         assert woken.wait(WAIT_S)
     finally:
         pump.close()

@@ -14,6 +14,7 @@ import pytest
 
 from ingestd.address import parse_address
 from ingestd.config.settings import Settings
+from ingestd.core.border import Engine, FlowByCopy, FlowElsewhere
 from ingestd.daemon import run as daemon
 from ingestd.daemon import startup
 from ingestd.daemon.workers import zcrx
@@ -92,7 +93,7 @@ def test_workers_get_their_queues_and_know_each_other_s(scene: ZcrxScene) -> Non
     told = [worker.settings for worker in scene.core.workers]
     assert [one["rx_queue"] for one in told] == [2, 3]
     for one in told:
-        assert one["engine"] == scene.core.ENGINE_ZCRX
+        assert one["engine"] == Engine.ZCRX
         assert one["interface_index"] == scene.nic.index
         assert one["rx_buf_len"] == 65536
         assert one["refill_entries"] == 1024
@@ -136,7 +137,7 @@ def test_device_less_mode(scene: ZcrxScene) -> None:
     scene.engine(interface="none", queues=[])
     assert scene.play() == 0
     for worker in scene.core.workers:
-        assert worker.settings["engine"] == scene.core.ENGINE_ZCRX
+        assert worker.settings["engine"] == Engine.ZCRX
         assert (worker.settings["interface_index"], worker.settings["rx_queue"]) == (0, 0)
         assert worker.napi is None
 
@@ -170,7 +171,7 @@ def test_auto_falls_back_before_it_tries(scene: ZcrxScene) -> None:
     (chosen,) = scene.log.fields("engine_chosen")
     assert chosen["engine"] == "recv"
     assert "tcp-data-split is not on" in chosen["reason"]
-    assert all("engine" not in worker.settings for worker in scene.core.workers)
+    assert all(worker.settings["engine"] is Engine.RECV for worker in scene.core.workers)
 
 
 def test_auto_falls_back_when_the_kernel_refuses(scene: ZcrxScene) -> None:
@@ -180,7 +181,7 @@ def test_auto_falls_back_when_the_kernel_refuses(scene: ZcrxScene) -> None:
     setups: list[Any] = []
 
     def refuse_zcrx(place: str) -> None:
-        if place == "setup" and "engine" in scene.core.made[len(setups)].settings:
+        if place == "setup" and scene.core.made[len(setups)].settings["engine"] is Engine.ZCRX:
             setups.append(place)
             raise register
 
@@ -194,7 +195,7 @@ def test_auto_falls_back_when_the_kernel_refuses(scene: ZcrxScene) -> None:
     assert "supports zero-copy receive" in scene.log.fields("ready")[0]["reason"]
     running = [worker for worker in scene.core.workers if worker.threads[1:]]
     assert len(running) == 2
-    assert all("engine" not in worker.settings for worker in running)
+    assert all(worker.settings["engine"] is Engine.RECV for worker in running)
 
 
 def test_a_demand_does_not_fall_back(scene: ZcrxScene) -> None:
@@ -296,9 +297,9 @@ def test_flows_that_come_by_copy_are_told_the_rule(scene: ZcrxScene) -> None:
 
     def scenario() -> None:
         worker = scene.core.workers[0]
-        fields = {"code": 8193, "listener_index": 0}
-        worker.emit(scene.core.EVENT_FLOW_BY_COPY, peer="192.0.2.1:4000", **fields)
-        worker.emit(scene.core.EVENT_FLOW_BY_COPY, peer="[2001:db8::1]:4000", **fields)
+        fields = {"listener_index": 0}
+        worker.emit(FlowByCopy(8193), peer="192.0.2.1:4000", **fields)
+        worker.emit(FlowByCopy(8193), peer="[2001:db8::1]:4000", **fields)
         wait_for(lambda: len(scene.log.fields("flow_by_copy")) == 2)
 
     assert scene.play(scenario) == 0
@@ -314,8 +315,8 @@ def test_a_connection_for_another_worker_is_handed_over(scene: ZcrxScene) -> Non
     def scenario() -> None:
         one, other = scene.core.workers
         fd = os.dup(0)
-        one.emit(scene.core.EVENT_FLOW_ELSEWHERE, code=1, detail=fd, listener_index=0)
-        adopted = (scene.core.COMMAND_ADOPT, fd, 0)
+        one.emit(FlowElsewhere(1, fd), listener_index=0)
+        adopted = ("adopt", fd, 0)
         wait_for(lambda: adopted in other.commands)
         os.close(fd)
 
