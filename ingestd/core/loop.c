@@ -11,6 +11,44 @@
 
 #define BACKPRESSURE_TOLD_NS 1000000000ull
 
+/* An acknowledgement has come to a stream: everything up to durable_bytes is safe. */
+static void loop_acknowledge(struct worker *w, const struct storage_news *n) {
+    struct flow *f = &w->flows.flows[n->stream->owner];
+    assert(f->phase != FLOW_FREE);
+    if (f->phase == FLOW_GONE)
+        intake_gone(w, f);
+    else if (n->kind == NEWS_CLOSED && f->phase == FLOW_CLOSING)
+        intake_closed(w, f);
+    else if (f->session != NULL)
+        ingest_advanced(w, f);
+}
+
+/* Asks storage what has happened, and tells those whom it concerns. */
+static void loop_take_news(struct worker *w) {
+    struct storage_news n;
+    while (storage_next_news(&w->storage, &n)) {
+        switch (n.kind) {
+        case NEWS_DURABLE:
+        case NEWS_CLOSED:
+            loop_acknowledge(w, &n);
+            break;
+        case NEWS_UNDONE:
+            intake_unclosed(w, &w->flows.flows[n.stream->owner]);
+            break;
+        case NEWS_RELEASED:
+            for (uint32_t i = 0; i < n.hold_count; i++)
+                w->engine->release(w, n.holds[i]);
+            break;
+        case NEWS_FULL:
+            intake_interrupt_all(w, CLOSE_REASON_STORE_FULL, true);
+            break;
+        case NEWS_FAILED:
+            intake_interrupt_all(w, CLOSE_REASON_NONE, true);
+            break;
+        }
+    }
+}
+
 static void arm_command(struct worker *w) {
     struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_COMMAND, 0);
     io_uring_prep_read(sqe, w->reactor.mailbox.command_fd, &w->command_buffer,
@@ -20,10 +58,10 @@ static void arm_command(struct worker *w) {
 static void obey(struct worker *w, const struct command *c) {
     switch (c->kind) {
     case COMMAND_GRANT_SEGMENT:
-        writer_grant(w, (uint32_t)c->a, c->b);
+        storage_grant(&w->storage, (uint32_t)c->a, c->b);
         break;
     case COMMAND_STORE_FULL:
-        w->writer.full = true;
+        storage_note_full(&w->storage);
         break;
     case COMMAND_STOP_ACCEPTING:
         intake_stop_accepting(w);
@@ -33,21 +71,22 @@ static void obey(struct worker *w, const struct command *c) {
         intake_refuse_silent(w);
         w->draining = true;
         w->drain_deadline_ns = w->reactor.now_ns + c->a;
+        w->storage.retry_deadline_ns = w->drain_deadline_ns;
         break;
     case COMMAND_END_FLOW:
         ingest_replace(w, (uint32_t)c->a, c->b);
         break;
     case COMMAND_FAIL_STORE:
-        writer_fail(w, (int)c->a, FAILED_LOST, 0);
+        storage_fail(&w->storage, (int)c->a, FAILED_LOST, 0);
         break;
     case COMMAND_ADOPT:
         handover_take(w, (uint32_t)c->b, (int)c->a);
         break;
     case COMMAND_SET_FLUSH_INTERVAL:
-        w->settings.flush_interval_ns = c->a;
+        w->settings.flush_interval_ns = w->storage.settings.flush_interval_ns = c->a;
         break;
     case COMMAND_SET_COMMIT_INTERVAL:
-        w->settings.commit_interval_ns = c->a;
+        w->storage.settings.commit_interval_ns = c->a;
         break;
     case COMMAND_SET_IDLE_TIMEOUT:
         for (uint32_t i = 0; i < w->listener_count; i++)
@@ -61,6 +100,7 @@ static void obey_all(struct worker *w) {
     struct command c;
     while (mailbox_take(&w->reactor.mailbox, &c))
         obey(w, &c);
+    loop_take_news(w); /* the store may have failed */
     ingest_take_answers(w);
     arm_command(w);
 }
@@ -92,13 +132,10 @@ static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
         intake_accepted(w, index, cqe->res);
         break;
     case TAG_WRITE:
-        device_write_complete(w, index, cqe->res);
-        break;
     case TAG_FLUSH:
-        device_flush_complete(w, cqe->res);
-        break;
     case TAG_RETRY:
-        device_retry(w, index);
+        storage_complete(&w->storage, tag, index, cqe->res);
+        loop_take_news(w); /* what it has released is there for those who come next */
         break;
     case TAG_ACCEPT_CANCEL:
         break;
@@ -118,24 +155,13 @@ static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
     }
 }
 
-/* What a full store could not take is given up, and its flows are told. */
-static void settle_full_store(struct worker *w) {
-    const struct batch *b = w->batches.open;
-    if (!w->writer.exhausted || w->writer.failed || b == NULL || !b->full)
-        return;
-    if (b->rescued && !w->writer.speechless)
-        return; /* it only waits for its turn to be written */
-    batch_abandon(w);
-    intake_interrupt_all(w, CLOSE_REASON_STORE_FULL, true);
-}
-
 static uint64_t drain(struct worker *w) {
     if (!w->draining)
         return TIME_NEVER;
     if (w->reactor.now_ns >= w->drain_deadline_ns)
         intake_interrupt_all(w, CLOSE_REASON_SHUTDOWN, false);
     /* When the last flow has its CLOSE record, what is open is written out and closed. */
-    w->writer.closing = w->flows.count == 0 && w->batches.open == NULL;
+    storage_finish(&w->storage, w->flows.count == 0);
     return w->drain_deadline_ns > w->reactor.now_ns ? w->drain_deadline_ns : TIME_NEVER;
 }
 
@@ -153,9 +179,7 @@ static void tell_backpressure(struct worker *w) {
 static void note_backpressure(struct worker *w) {
     const struct flow_table *t = &w->flows;
     uint32_t waiting = t->waiting[QUEUE_STARVED].count + t->waiting[QUEUE_BLOCKED].count;
-    bool device = w->device.batches_in_flight >= w->settings.writes_in_flight_max ||
-                  (w->batches.open != NULL && w->batches.open->full) || w->batches.free_count == 0;
-    uint32_t cause = waiting == 0 ? 0 : device ? 2 : 1;
+    uint32_t cause = waiting == 0 ? 0 : storage_is_behind(&w->storage) ? 2 : 1;
     if ((cause != 0) != (w->backpressure != 0))
         w->backpressure_since_ns = w->reactor.now_ns;
     w->backpressure = cause;
@@ -181,26 +205,26 @@ static uint64_t publish(struct worker *w) {
     STAT_SET(&w->reactor, flows_open, open);
     STAT_SET(&w->reactor, flows_greeting, greeting);
     STAT_SET(&w->reactor, flows_closing, w->flows.count - open - greeting);
-    STAT_SET(&w->reactor, writes_in_flight, w->device.batches_in_flight);
-    STAT_SET(&w->reactor, segments_ready, w->writer.ready_count);
-    STAT_SET(&w->reactor, store_is_full, w->writer.exhausted);
     return mailbox_wake_reader(&w->reactor.mailbox, w->reactor.now_ns);
 }
 
 static uint64_t turn(struct worker *w) {
-    batch_turn(w); /* what was full may have its place now, and flows wait behind it */
+    storage_place(&w->storage); /* what was full may have its place now, and flows wait behind it */
     uint64_t next_ns = w->engine->turn(w);
     next_ns = time_min(next_ns, intake_turn(w));
-    next_ns = time_min(next_ns, batch_turn(w));
-    settle_full_store(w);
     next_ns = time_min(next_ns, drain(w));
-    next_ns = time_min(next_ns, writer_turn(w));
-    return time_min(next_ns, ingest_turn(w)); /* last: it tells what has become durable */
+    uint32_t flows = w->flows.count;
+    next_ns = time_min(next_ns, storage_turn(&w->storage));
+    loop_take_news(w);
+    next_ns = time_min(next_ns, ingest_turn(w)); /* last: it tells what has become durable */
+    if (w->draining && flows > 0 && w->flows.count == 0)
+        return w->reactor.now_ns; /* the last one has gone: the store is to be closed */
+    return next_ns;
 }
 
 /* The footers written last are covered too, so that the next start scans nothing. */
 static int last_flush(struct worker *w) {
-    if (w->writer.failed || fdatasync(w->settings.store_fd) == 0)
+    if (storage_error(&w->storage) != 0 || fdatasync(w->settings.store_fd) == 0)
         return 0;
     return fault_set(&w->reactor.fault, errno, "fdatasync", "store");
 }
@@ -218,7 +242,7 @@ int worker_run(struct worker *w) {
         io_uring_cq_advance(&w->reactor.ring, count);
         uint64_t next_ns = turn(w);
         next_ns = time_min(next_ns, publish(w));
-        if (w->writer.closing && writer_is_idle(w)) {
+        if (storage_is_finished(&w->storage)) {
             mailbox_wake_reader(&w->reactor.mailbox, UINT64_MAX);
             return last_flush(w);
         }

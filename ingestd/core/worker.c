@@ -12,8 +12,6 @@
 #include <unistd.h>
 #include <sys/random.h>
 
-#define SEGMENT_BATCHES_MIN 16u
-
 static uint64_t worker_random(void) {
     uint64_t word;
     while (getrandom(&word, sizeof word, 0) != (ssize_t)sizeof word)
@@ -61,9 +59,7 @@ void worker_destroy(struct worker *w) {
         session_pool_deinit(&w->listeners[i].sessions);
     peers_close(&w->peers);
     admission_close(&w->admission);
-    device_close(w);
-    writer_close(w);
-    batch_pool_close(w);
+    storage_close(&w->storage);
     flow_table_destroy(&w->flows);
     area_close(&w->area);
     mailbox_close(&w->reactor.mailbox);
@@ -135,10 +131,6 @@ static uint32_t ring_completions(const struct worker_settings *s) {
     return reactor_completions(s->flows_max, s->area_bytes);
 }
 
-static uint32_t batch_count(const struct worker_settings *s) {
-    return s->writes_in_flight_max + 1; /* one is filled meanwhile */
-}
-
 /* Older kernels want every iovec to be a multiple of the logical block, and `recv`
  * has nothing to gain from less: its slots are padded in place, up to an edge, which
  * is one of the virtual boundary where the device has one. */
@@ -147,61 +139,43 @@ static uint32_t recv_mem_align(const struct worker_settings *s) {
     return s->virt_mask >= align ? s->virt_mask + 1 : align;
 }
 
-static void make_profile(struct worker *w) {
+/* False: the device's profile cannot be served. */
+static bool worker_init_storage(struct worker *w) {
     const struct worker_settings *s = &w->settings;
     bool zcrx = s->engine == ENGINE_ZCRX;
-    uint64_t payload_max =
-        segment_batch_bytes_max(s->segment_bytes, s->block_bytes) - 2 * BATCH_HEADER_BYTES_MAX;
-    /* A batch is placed whole: small segments would end half empty. */
-    uint64_t share = power_of_two_below(s->segment_bytes / SEGMENT_BATCHES_MIN);
-    payload_max = time_min(payload_max, time_min(share, s->write_bytes_max));
-    if (zcrx) /* several batches must fit into the area, and leave the NIC its part */
-        payload_max = time_min(payload_max, s->area_bytes / 8 / AREA_PAGE_BYTES * AREA_PAGE_BYTES);
-    w->batches.payload_bytes_max = payload_max;
-    w->batches.header_bytes_max = segment_header_bytes_max(s->segment_bytes, s->block_bytes);
-    w->batches.holds_max = BATCH_HOLDS_MAX;
-    w->batches.profile = (struct plan_profile){
-        .mem_align = zcrx ? s->mem_align : recv_mem_align(s),
+    struct storage_settings out = {
+        .store_fd = s->store_fd,
+        .store_bytes = s->store_bytes,
+        .segments_offset = s->segments_offset,
+        .segment_bytes = s->segment_bytes,
         .block_bytes = s->block_bytes,
+        .worker_index = s->worker_index,
+        .mem_align = zcrx ? s->mem_align : recv_mem_align(s),
+        .write_align = s->write_align,
         .virt_mask = s->virt_mask,
         .iovecs_max = s->iovecs_max,
-        .batch_bytes_max = (uint32_t)payload_max + 2 * BATCH_HEADER_BYTES_MAX,
-        .copy_below = zcrx ? PLAN_GATHER_BYTES_MIN : 0,
+        .any_address = zcrx,
+        .payload_bytes_max = s->write_bytes_max,
+        .writes_in_flight_max = s->writes_in_flight_max,
+        .flush_interval_ns = s->flush_interval_ns,
+        .commit_interval_ns = s->commit_interval_ns,
+        .checksum = s->checksum,
     };
-}
-
-static int check_profile(struct worker *w) {
-    const struct plan_profile *p = &w->batches.profile;
-    bool usable = plan_profile_is_usable(p, w->batches.header_bytes_max, BATCH_IOVECS_MAX) &&
-                  p->iovecs_max >= BATCH_IOVECS_MIN;
-    return usable ? 0
-                  : fault_set(&w->reactor.fault, EINVAL, "profile", "device's direct-I/O profile");
-}
-
-/* Slots of `recv` end on a boundary of their own and are padded in place.
- * Fragments of `zcrx` bounce a head and a tail each, or everything where the
- * device has a virtual boundary that they do not respect. */
-static uint32_t bounce_bytes(const struct worker *w) {
-    const struct plan_profile *p = &w->batches.profile;
-    uint64_t least = plan_bounce_bytes_min(p);
-    if (w->settings.engine != ENGINE_ZCRX)
-        return (uint32_t)least;
-    uint64_t edges = 2ull * (p->mem_align + PLAN_GATHER_BYTES_MIN) * BATCH_HOLDS_MAX;
-    uint64_t most = p->virt_mask != 0 ? w->batches.payload_bytes_max
-                                      : time_min(edges, w->batches.payload_bytes_max);
-    return (uint32_t)((least + most + AREA_PAGE_BYTES - 1) / AREA_PAGE_BYTES * AREA_PAGE_BYTES);
+    memcpy(out.store_uuid, s->store_uuid, sizeof out.store_uuid);
+    if (zcrx) /* several batches must fit into the area, and leave the NIC its part */
+        out.payload_bytes_max =
+            time_min(s->write_bytes_max, s->area_bytes / 8 / AREA_PAGE_BYTES * AREA_PAGE_BYTES);
+    return storage_init(&w->storage, &out);
 }
 
 /* What the area comes to: slots, and behind them the worker's own part. */
 static int area_parts(struct worker *w, struct area_parts *out) {
     const struct worker_settings *s = &w->settings;
-    w->batches.bounce_bytes = bounce_bytes(w);
-    out->slot_bytes_max = power_of_two_below(w->batches.payload_bytes_max);
+    out->slot_bytes_max = power_of_two_below(w->storage.batches.payload_bytes_max);
     if (out->slot_bytes_max < SLOT_BYTES_MIN || s->area_bytes < 2 * out->slot_bytes_max)
         return fault_set(&w->reactor.fault, EINVAL, "area", "area too small for write_bytes_max");
     out->slots_bytes = s->area_bytes / out->slot_bytes_max * out->slot_bytes_max;
-    out->own_bytes = batch_pool_own_bytes(batch_count(s), w->batches.bounce_bytes) +
-                     writer_own_bytes(s->segment_bytes, s->block_bytes);
+    out->own_bytes = storage_own_bytes(&w->storage);
     if (s->engine == ENGINE_ZCRX)
         out->own_bytes += zcrx_relief_bytes(out->slots_bytes);
     return 0;
@@ -223,7 +197,7 @@ int64_t worker_locked_bytes(const struct worker_settings *s) {
     if (w == NULL)
         return -ENOMEM;
     w->settings = *s;
-    make_profile(w);
+    worker_init_storage(w);
     int64_t bytes = area_parts(w, &parts);
     if (bytes == 0 && area_mapping_bytes(&parts) > AREA_MAPPING_BYTES_MAX)
         bytes = -E2BIG;
@@ -236,10 +210,9 @@ int64_t worker_locked_bytes(const struct worker_settings *s) {
 }
 
 int worker_setup(struct worker *w) {
-    uint32_t count = batch_count(&w->settings);
     int code = worker_pin(w);
-    make_profile(w);
-    code = code < 0 ? code : check_profile(w);
+    if (!worker_init_storage(w) && code == 0)
+        code = fault_set(&w->reactor.fault, EINVAL, "profile", "device's direct-I/O profile");
     code = code < 0 ? code : open_area(w);
     code = code < 0 ? code
                     : reactor_open_ring(&w->reactor, ring_completions(&w->settings),
@@ -247,9 +220,7 @@ int worker_setup(struct worker *w) {
     code = code < 0 ? code
                     : reactor_register(&w->reactor, w->area.base, w->area.mapping_bytes,
                                        w->settings.store_fd);
-    code = code < 0 ? code : batch_pool_open(w, count);
-    code = code < 0 ? code : device_open(w, count + 3 * SEGMENTS_LIVE_MAX);
-    code = code < 0 ? code : writer_open(w);
+    code = code < 0 ? code : storage_open(&w->storage, &w->reactor, &w->area);
     w->flows_at_once_max = w->settings.flows_max;
     code = code < 0 ? code : w->engine->open(w);
     if (code == 0 && flow_table_init(&w->flows, w->settings.flows_max) < 0)

@@ -11,8 +11,6 @@
 
 #include "connection/ingest/admission.h"
 #include "memory/area.h"
-#include "storage/batch.h"
-#include "storage/device.h"
 #include "receive/engine.h"
 #include "receive/zcrx/zcrx.h"
 #include "base/reactor.h"
@@ -21,7 +19,7 @@
 #include "connection/intake.h"
 #include "connection/peers.h"
 #include "connection/ingest/ingest.h"
-#include "storage/writer.h"
+#include "storage/storage.h"
 
 enum worker_engine { ENGINE_RECV = 0, ENGINE_ZCRX = 1 };
 
@@ -66,9 +64,7 @@ struct worker {
     struct area area;
     struct flow_table flows;
     uint32_t flows_at_once_max; /* what the engine can bear; accepts wait beyond it */
-    struct batch_pool batches;
-    struct device device;
-    struct writer writer;
+    struct storage storage;
     const struct engine *engine;
     struct zcrx zcrx;
     struct listener listeners[LISTENERS_MAX];

@@ -54,8 +54,8 @@ static uint64_t gather(const struct operation *o, uint8_t *out) {
 
 /* A device takes nothing but what its profile says, also of the rest behind a short write. */
 static void check_shape(const struct operation *o, uint64_t offset) {
-    const struct plan_profile *p = &kernel.w->batches.profile;
-    uint32_t write_align = kernel.w->settings.write_align;
+    const struct plan_profile *p = &kernel.w->storage.batches.profile;
+    uint32_t write_align = kernel.w->storage.settings.write_align;
     if (o->iov_count > p->iovecs_max || offset % write_align != 0 || o->size % write_align != 0)
         die("a write has too many pieces, or an end that the device does not take");
     for (uint32_t i = 0; i < o->iov_count; i++) {
@@ -90,13 +90,13 @@ void kernel_submit(void) {
         }
         if (o->iov == NULL)
             o->iov = &o->single;
-        const struct device_write *write = &kernel.w->device.writes[(uint32_t)o->user_data];
+        const struct device_write *write = &kernel.w->storage.device.writes[(uint32_t)o->user_data];
         o->size = gather(o, NULL);
         check_shape(o, sqe->off);
         o->bytes = pages(o->size);
         gather(o, o->bytes);
         if (write->kind == DEVICE_BATCH)
-            note_placed(&kernel.w->batches.batches[write->owner]);
+            note_placed(&kernel.w->storage.batches.batches[write->owner]);
         trace(TRACE_WRITE, o->id, sqe->off, (sqe->rw_flags & RWF_DSYNC) != 0, o->bytes, o->size);
     }
     kernel.entries_count = 0;
@@ -119,24 +119,26 @@ static void complete_one(uint32_t i) {
     if (moved->iov == &kernel.operations[kernel.operations_count].single)
         moved->iov = &moved->single;
     if (o.user_data >> 32 == TAG_RETRY) {
-        device_retry(kernel.w, (uint32_t)o.user_data);
+        storage_complete(&kernel.w->storage, TAG_RETRY, (uint32_t)o.user_data, 0);
         return;
     }
     if (o.bytes == NULL) {
         bool fails = kernel.flush_fails && random_below(4) == 0;
         trace(TRACE_FLUSHED, o.id, fails, 0, NULL, 0);
-        device_flush_complete(kernel.w, fails ? -EIO : 0);
+        storage_complete(&kernel.w->storage, TAG_FLUSH, 0, fails ? -EIO : 0);
+        take_news();
         return;
     }
     check_memory(&o);
     int result = (int)o.size;
-    const struct device_write *d = &kernel.w->device.writes[(uint32_t)o.user_data];
+    const struct device_write *d = &kernel.w->storage.device.writes[(uint32_t)o.user_data];
     if (kernel.trouble_of && d->tries + 1 < DEVICE_TRIES_MAX &&
         random_below(kernel.trouble_of) == 0)
         result = random_below(2) ? -EAGAIN : (int)(random_below((uint32_t)o.size / 4096) * 4096);
     trace(TRACE_DONE, o.id, result < 0 ? 0 : (uint64_t)result, 0, NULL, 0);
     free(o.bytes);
-    device_write_complete(kernel.w, (uint32_t)o.user_data, result);
+    storage_complete(&kernel.w->storage, TAG_WRITE, (uint32_t)o.user_data, result);
+    take_news();
 }
 
 uint32_t kernel_complete_some(void) {

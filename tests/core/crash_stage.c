@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A stage for the write path: batches, writer, commit and device are the core's own; senders, the
+ * A stage for the write path: storage is the core's own; senders, the
  * engine, the kernel and the disk are played here. What the core asks of the disk, and what it
  * tells senders, goes to standard output as a trace, from which tests/support/crash_disk.py makes
  * what a power failure could have left at any moment.
@@ -99,7 +99,7 @@ static struct sender *sender_of(const struct flow *f) {
 /* Where the store failed in the same turn its flow is gone already, and yet it is written. */
 void note_placed(const struct batch *b) {
     for (uint32_t i = 0; i < b->touch_count; i++) {
-        uint32_t number = stage.numbers[b->touches[i].flow];
+        uint32_t number = stage.numbers[b->touches[i].stream->owner];
         trace(TRACE_PLACED, number, b->touches[i].end_offset, 0, NULL, 0);
     }
 }
@@ -124,11 +124,6 @@ void histogram_add_bytes(struct histogram *h, uint64_t bytes_count) {
     (void)h, (void)bytes_count;
 }
 
-void ingest_advanced(struct worker *w, struct flow *f) {
-    (void)w, (void)f;
-    die("no flow here has a session");
-}
-
 void mailbox_want_grant(struct mailbox *m) {
     (void)m;
     stage.grants_wanted++;
@@ -148,14 +143,11 @@ static void let_go(struct piece *p) {
     free(p);
 }
 
-static void engine_release(struct worker *w, uint64_t hold) {
-    (void)w;
+static void release(uint64_t hold) {
     struct piece *p = (struct piece *)(uintptr_t)hold;
     p->holds--;
     let_go(p);
 }
-
-static const struct engine engine_stage = {.name = "stage", .release = engine_release};
 
 static void drop_piece(struct sender *s) {
     if (s->piece == NULL)
@@ -165,8 +157,8 @@ static void drop_piece(struct sender *s) {
     s->piece = NULL;
 }
 
-void intake_gone(struct worker *w, struct flow *f) {
-    if (f->acks_pending > 0)
+static void flow_gone(struct worker *w, struct flow *f) {
+    if (f->stream.acks_pending > 0)
         return;
     sender_of(f)->flow = NULL;
     flow_give(&w->flows, f);
@@ -174,23 +166,18 @@ void intake_gone(struct worker *w, struct flow *f) {
 
 static void tell(struct sender *s) {
     uint64_t *told = &stage.told[s - stage.senders];
-    if (s->flow->durable_bytes != *told)
-        trace(TRACE_DURABLE, s->number, s->flow->durable_bytes, 0, NULL, 0);
-    *told = s->flow->durable_bytes;
+    if (s->flow->stream.durable_bytes != *told)
+        trace(TRACE_DURABLE, s->number, s->flow->stream.durable_bytes, 0, NULL, 0);
+    *told = s->flow->stream.durable_bytes;
 }
 
-void intake_closed(struct worker *w, struct flow *f) {
+static void flow_closed(struct worker *w, struct flow *f) {
     struct sender *s = sender_of(f);
-    size_t bytes = answer_format(f, w->writer.failed, f->line, sizeof f->line);
+    size_t bytes = answer_format(f, storage_error(&w->storage), f->line, sizeof f->line);
     tell(s);
     trace(TRACE_ANSWER, s->number, 0, 0, f->line, bytes);
     flow_set_phase(f, FLOW_GONE);
-    intake_gone(w, f);
-}
-
-void intake_unclosed(struct worker *w, struct flow *f) {
-    (void)w;
-    sender_of(f)->close_due = true;
+    flow_gone(w, f);
 }
 
 static void end_flow(struct sender *s, uint8_t state, uint8_t reason) {
@@ -202,19 +189,18 @@ static void end_flow(struct sender *s, uint8_t state, uint8_t reason) {
     s->close_due = true;
 }
 
-void intake_interrupt_all(struct worker *w, uint8_t reason, bool drop) {
-    (void)drop;
+static void interrupt_all(struct worker *w, uint8_t reason) {
     for (uint32_t i = 0; i < stage.slots_count; i++) {
         struct sender *s = &stage.senders[i];
         if (s->flow != NULL && s->flow->phase == FLOW_GONE)
-            intake_gone(w, s->flow); /* it may have waited for acknowledgements only */
+            flow_gone(w, s->flow); /* it may have waited for acknowledgements only */
         if (s->flow == NULL)
             continue;
         if (s->flow->phase != FLOW_CLOSING)
             end_flow(s, FLOW_STATE_INTERRUPTED, reason);
-        if (w->writer.failed) {
+        if (storage_error(&w->storage)) {
             s->flow->state = FLOW_STATE_INTERRUPTED;
-            intake_closed(w, s->flow);
+            flow_closed(w, s->flow);
         }
     }
 }
@@ -227,18 +213,23 @@ static void start_flow(struct sender *s) {
     *s = (struct sender){.flow = f, .number = stage.started_count++};
     stage.numbers[f->index] = s->number;
     /* The same seed in another store or generation: the same places, other flows and bytes. */
-    const uint8_t *uuid = w->settings.store_uuid;
+    const uint8_t *uuid = w->storage.settings.store_uuid;
     s->start =
         (random_below(PERIOD) + uuid[0] * 257u + (uint32_t)stage.generation * 7919u) % PERIOD;
     s->stream_bytes = random_below(8) == 0 ? random_below(3) : random_below(stage.stream_bytes_max);
     s->broken = random_below(8) == 0;
     for (int i = 0; i < 16; i++)
-        f->id[i] = (uint8_t)(random_next() ^ uuid[i] ^ stage.generation);
+        f->stream.id[i] = (uint8_t)(random_next() ^ uuid[i] ^ stage.generation);
     flow_set_phase(f, FLOW_RECEIVING);
-    f->checksummed = w->settings.checksum;
-    f->started_ns = reactor_unix_ns(&w->reactor);
+    f->checksummed = w->storage.settings.checksum;
+    f->opening = (struct frame_open){
+        .started_ns = reactor_unix_ns(&w->reactor),
+        .protocol = 1,
+        .listener = "stage",
+        .listener_bytes = 5,
+    };
     stage.told[s - stage.senders] = 0;
-    trace(TRACE_FLOW, s->number, s->start, 0, f->id, 16);
+    trace(TRACE_FLOW, s->number, s->start, 0, f->stream.id, 16);
 }
 
 /* A fragment comes; it may begin anywhere, as with zero copy, or on a page. */
@@ -263,11 +254,14 @@ static void receive(struct sender *s) {
 static void hand_over(struct sender *s) {
     struct piece *p = s->piece;
     uint32_t slack = random_below(2) ? p->size - s->piece_at - s->piece_left : 0;
-    p->holds++; /* it may be released before batch_add returns */
-    uint32_t taken = batch_add(stage.w, s->flow, p->memory + s->piece_at, s->piece_left, slack,
-                               (uint64_t)(uintptr_t)p);
-    if (s->piece != p)
-        return; /* all were given up meanwhile */
+    p->holds++;
+    const struct batch_piece piece = {
+        .data = p->memory + s->piece_at,
+        .bytes = s->piece_left,
+        .slack = slack,
+        .hold = (uint64_t)(uintptr_t)p,
+    };
+    uint32_t taken = storage_append(&stage.w->storage, &s->flow->stream, &piece);
     p->holds -= taken == 0;
     s->piece_at += taken;
     s->piece_left -= taken;
@@ -278,23 +272,32 @@ static void hand_over(struct sender *s) {
 static void try_close(struct sender *s) {
     struct worker *w = stage.w;
     struct flow *f = s->flow;
-    if (f->state == FLOW_STATE_SEALED && f->stored_bytes != f->received_bytes) {
+    if (f->state == FLOW_STATE_SEALED && f->stream.stored_bytes != f->received_bytes) {
         f->state = FLOW_STATE_INTERRUPTED; /* a full store gave its last bytes up */
         f->reason = CLOSE_REASON_STORE_FULL;
     }
-    bool nothing = f->state == FLOW_STATE_INTERRUPTED && !f->opened;
-    if (nothing || w->writer.speechless || w->writer.failed) {
+    bool nothing = f->state == FLOW_STATE_INTERRUPTED && !f->stream.opened;
+    if (nothing || w->storage.state == STORAGE_RESERVE_EXHAUSTED || storage_error(&w->storage)) {
         f->state = FLOW_STATE_INTERRUPTED;
         s->close_due = false;
-        intake_closed(w, f);
+        flow_closed(w, f);
     } else {
-        s->close_due = !batch_add_close(w, f);
+        const struct frame_close c = {
+            .state = f->state,
+            .reason = f->reason,
+            .flags = f->checksummed ? CLOSE_HAS_CRC32C : 0,
+        };
+        s->close_due = !storage_append_close(&w->storage, &f->stream, &c);
     }
 }
 
+static bool store_is_over(void) {
+    const struct storage *s = &stage.w->storage;
+    return storage_error(s) != 0 || storage_is_exhausted(s);
+}
+
 static void stage_advance(struct sender *s) {
-    const struct writer *x = &stage.w->writer;
-    bool over = stage.started_count >= stage.flows_count || x->failed || x->exhausted;
+    bool over = stage.started_count >= stage.flows_count || store_is_over();
     if (s->flow == NULL && !over)
         start_flow(s);
     if (s->flow == NULL || s->flow->phase == FLOW_GONE)
@@ -324,34 +327,48 @@ static void grant_some(void) {
     while (stage.grants_wanted > 0 && random_below(2)) {
         stage.sleeps_until_ns = 0;
         if (stage.segments_granted == stage.segments_count) {
-            stage.w->writer.full = true;
+            storage_note_full(&stage.w->storage);
             return;
         }
         uint32_t index = stage.segments[stage.segments_granted++];
-        writer_grant(stage.w, index, stage.generation << 32 | stage.segments_granted);
+        storage_grant(&stage.w->storage, index, stage.generation << 32 | stage.segments_granted);
         stage.grants_wanted--;
     }
 }
 
-static void settle_full_store(void) {
+static void acknowledge(struct worker *w, const struct storage_news *n) {
+    struct flow *f = &w->flows.flows[n->stream->owner];
+    if (f->phase == FLOW_GONE)
+        flow_gone(w, f);
+    else if (n->kind == NEWS_CLOSED && f->phase == FLOW_CLOSING)
+        flow_closed(w, f);
+}
+
+void take_news(void) {
     struct worker *w = stage.w;
-    const struct batch *b = w->batches.open;
-    if (!w->writer.exhausted || w->writer.failed || b == NULL || !b->full)
-        return;
-    if (b->rescued && !w->writer.speechless)
-        return;
-    batch_abandon(w);
-    intake_interrupt_all(w, CLOSE_REASON_STORE_FULL, true);
+    struct storage_news n;
+    while (storage_next_news(&w->storage, &n)) {
+        if (n.kind == NEWS_DURABLE || n.kind == NEWS_CLOSED)
+            acknowledge(w, &n);
+        else if (n.kind == NEWS_UNDONE)
+            sender_of(&w->flows.flows[n.stream->owner])->close_due = true;
+        else if (n.kind == NEWS_FULL)
+            interrupt_all(w, CLOSE_REASON_STORE_FULL);
+        else if (n.kind == NEWS_FAILED)
+            interrupt_all(w, CLOSE_REASON_NONE);
+        for (uint32_t i = 0; n.kind == NEWS_RELEASED && i < n.hold_count; i++)
+            release(n.holds[i]);
+    }
 }
 
 /* The loop sleeps until something completes, or is granted, or the time has come that the turn
  * before named. What could have gone on before that waits for nothing. */
 static void check_sleep(void) {
     struct worker *w = stage.w;
-    const struct batch *waits = w->batches.open;
+    const struct batch *waits = w->storage.batches.open;
     bool sleeps = w->reactor.now_ns < stage.sleeps_until_ns && waits != NULL && waits->full;
-    batch_turn(w);
-    if (sleeps && w->batches.open != waits)
+    storage_place(&w->storage);
+    if (sleeps && w->storage.batches.open != waits)
         die("a batch that had its place slept on");
 }
 
@@ -362,12 +379,11 @@ static void turn(void) {
         if (random_below(2))
             stage_advance(&stage.senders[random_below(stage.slots_count)]);
     if (random_below(50) == 0)
-        batch_hurry(w);
-    uint64_t next_ns = batch_turn(w);
-    settle_full_store();
-    bool over = w->writer.failed || w->writer.exhausted || stage.started_count == stage.flows_count;
-    w->writer.closing = over && w->flows.count == 0 && w->batches.open == NULL;
-    stage.sleeps_until_ns = time_min(next_ns, writer_turn(w));
+        storage_request_flush(&w->storage);
+    bool over = store_is_over() || stage.started_count == stage.flows_count;
+    storage_finish(&w->storage, over && w->flows.count == 0);
+    stage.sleeps_until_ns = storage_turn(&w->storage);
+    take_news();
     for (uint32_t i = 0; i < stage.slots_count; i++)
         if (stage.senders[i].flow != NULL)
             tell(&stage.senders[i]);
@@ -382,7 +398,7 @@ static bool run(void) {
             stage.sleeps_until_ns = 0;
         grant_some();
         turn();
-        if (w->writer.closing && writer_is_idle(w) && kernel.operations_count == 0)
+        if (storage_is_finished(&w->storage) && kernel.operations_count == 0)
             return true;
     }
     return false;
@@ -395,7 +411,7 @@ static uint32_t one_of(const uint32_t *values, uint32_t count) {
     one_of((const uint32_t[]){__VA_ARGS__}, sizeof((uint32_t[]){__VA_ARGS__}) / sizeof(uint32_t))
 
 static void choose_shape(struct worker *w, uint32_t block_bytes) {
-    struct worker_settings *s = &w->settings;
+    struct storage_settings *s = &w->storage.settings;
     s->segments_offset = SEGMENTS_OFFSET;
     s->segment_bytes = SEGMENT_BYTES;
     s->block_bytes = block_bytes;
@@ -403,7 +419,8 @@ static void choose_shape(struct worker *w, uint32_t block_bytes) {
     s->writes_in_flight_max = 1 + random_below(8);
     s->flush_interval_ns = ONE_OF(MS / 10, 5 * MS, 50 * MS);
     s->commit_interval_ns = ONE_OF(MS, 20 * MS, 200 * MS);
-    struct batch_pool *p = &w->batches;
+    storage_init(&w->storage, s);
+    struct batch_pool *p = &w->storage.batches;
     p->payload_bytes_max = ONE_OF(4096, 16384, 65536);
     p->header_bytes_max = segment_header_bytes_max(SEGMENT_BYTES, block_bytes);
     p->holds_max = ONE_OF(4, BATCH_HOLDS_MAX);
@@ -428,16 +445,12 @@ static void choose_shape(struct worker *w, uint32_t block_bytes) {
 static void open_worker(uint32_t block_bytes) {
     struct worker *w = stage.w;
     choose_shape(w, block_bytes);
-    w->engine = &engine_stage;
     w->reactor.now_ns = 1;
-    w->listener_count = 1;
-    w->listeners[0].protocol = 1;
-    strcpy(w->listeners[0].name, "stage");
-    uint32_t count = w->settings.writes_in_flight_max + 2;
-    if (!plan_profile_is_usable(&w->batches.profile, w->batches.header_bytes_max, BATCH_IOVECS_MAX))
+    const struct batch_pool *p = &w->storage.batches;
+    if (!plan_profile_is_usable(&p->profile, p->header_bytes_max, BATCH_IOVECS_MAX))
         die("the profile is not usable");
-    if (flow_table_init(&w->flows, SLOTS_MAX) != 0 || batch_pool_open(w, count) != 0 ||
-        device_open(w, count + 3 * SEGMENTS_LIVE_MAX) != 0 || writer_open(w) != 0)
+    if (flow_table_init(&w->flows, SLOTS_MAX) != 0 ||
+        storage_open(&w->storage, &w->reactor, &w->area) != 0)
         die("no memory");
     stage.grants_wanted = SEGMENTS_READY_MAX;
 }
@@ -463,14 +476,14 @@ int main(int argc, char **argv) {
     if (stage.w == NULL)
         die("no memory");
     kernel.w = stage.w;
-    stage.w->settings.checksum = strcmp(argv[3], "crc32c") == 0;
-    read_uuid(argv[5], stage.w->settings.store_uuid);
+    stage.w->storage.settings.checksum = strcmp(argv[3], "crc32c") == 0;
+    read_uuid(argv[5], stage.w->storage.settings.store_uuid);
     for (int i = 6; i < argc; i++)
         stage.segments[stage.segments_count++] = (uint32_t)strtoul(argv[i], NULL, 0);
     open_worker((uint32_t)strtoul(argv[4], NULL, 0));
     if (!run())
         die("nothing moves any more");
-    if (!stage.w->writer.failed) {
+    if (storage_error(&stage.w->storage) == 0) {
         trace(TRACE_FLUSH, kernel.operation_id, 0, 0, NULL, 0);
         trace(TRACE_FLUSHED, kernel.operation_id, 0, 0, NULL, 0);
         trace(TRACE_ENDED, 0, 0, 0, NULL, 0);

@@ -48,6 +48,9 @@ void trace(enum trace_kind kind, uint32_t id, uint64_t a, uint64_t b, const void
 /* A batch is being written: its flows' bytes may reach the disk from now on. */
 void note_placed(const struct batch *b);
 
+/* Storage has news after completions, and after its turn. */
+void take_news(void);
+
 /* What a turn has asked for goes to the kernel at its end, as in the worker's loop. */
 void kernel_submit(void);
 /* Some of what is under way, or nothing, is complete: in any order. Returns how many. */

@@ -19,11 +19,12 @@ static bool is_line(size_t bytes, const char *expected) {
 }
 
 static struct flow a_flow(struct session *s) {
-    struct flow f = {.opened = true, .checksummed = true, .session = s, .crc = 0xE3069283u};
+    struct flow f = {
+        .stream.opened = true, .checksummed = true, .session = s, .stream.crc = 0xE3069283u};
     for (int i = 0; i < 16; i++)
-        f.id[i] = (uint8_t)(i * 17);
+        f.stream.id[i] = (uint8_t)(i * 17);
     f.base_bytes = 4096;
-    f.durable_bytes = UINT64_MAX;
+    f.stream.durable_bytes = UINT64_MAX;
     s->step = SESSION_ENDED;
     return f;
 }

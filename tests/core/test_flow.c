@@ -139,11 +139,11 @@ static const char *answer(const struct flow *f, int store_errno) {
 }
 
 static void a_receipt_is_one_line_of_json(void) {
-    struct flow f = {.opened = true, .state = FLOW_STATE_SEALED, .checksummed = true};
+    struct flow f = {.stream.opened = true, .state = FLOW_STATE_SEALED, .checksummed = true};
     for (int i = 0; i < 16; i++)
-        f.id[i] = (uint8_t)(i * 17);
-    f.crc = 0xE3069283u;
-    f.durable_bytes = f.received_bytes = UINT64_MAX;
+        f.stream.id[i] = (uint8_t)(i * 17);
+    f.stream.crc = 0xE3069283u;
+    f.stream.durable_bytes = f.received_bytes = UINT64_MAX;
     CHECK(strcmp(answer(&f, 0),
                  "{\"flow\": \"00112233-4455-6677-8899-aabbccddeeff\", "
                  "\"bytes\": 18446744073709551615, \"durable\": true, "
@@ -153,25 +153,26 @@ static void a_receipt_is_one_line_of_json(void) {
 }
 
 static void a_failed_store_never_says_sealed(void) {
-    struct flow f = {.opened = true, .state = FLOW_STATE_SEALED, .received_bytes = 10};
+    struct flow f = {.stream.opened = true, .state = FLOW_STATE_SEALED, .received_bytes = 10};
     CHECK(strstr(answer(&f, 5), "\"sealed\"") == NULL);
     CHECK(strstr(answer(&f, 5), "\"error\": \"store_failed\"") != NULL);
     CHECK(strstr(answer(&f, 5), "\"durable\": false") != NULL);
 }
 
 static void only_bytes_prove_a_flow_of_a_failed_store(void) {
-    struct flow f = {.opened = true, .state = FLOW_STATE_SEALED};
+    struct flow f = {.stream.opened = true, .state = FLOW_STATE_SEALED};
     CHECK(strstr(answer(&f, 0), "\"durable\": true") != NULL);
     CHECK(strstr(answer(&f, 5), "\"bytes\": 0, \"durable\": false") != NULL);
-    f.received_bytes = f.durable_bytes = 10;
+    f.received_bytes = f.stream.durable_bytes = 10;
     CHECK(strstr(answer(&f, 5), "\"bytes\": 10, \"durable\": true") != NULL);
 }
 
 static void every_reason_fits_its_line(void) {
     for (uint8_t reason = 0; reason <= CLOSE_REASON_RECEIVER; reason++) {
-        struct flow f = {.opened = reason % 2, .state = FLOW_STATE_INTERRUPTED, .reason = reason};
-        f.durable_bytes = UINT64_MAX;
-        CHECK(strstr(answer(&f, 0), f.opened ? "\"interrupted\"" : "\"refused\"") != NULL);
+        struct flow f = {
+            .stream.opened = reason % 2, .state = FLOW_STATE_INTERRUPTED, .reason = reason};
+        f.stream.durable_bytes = UINT64_MAX;
+        CHECK(strstr(answer(&f, 0), f.stream.opened ? "\"interrupted\"" : "\"refused\"") != NULL);
     }
 }
 

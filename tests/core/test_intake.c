@@ -65,13 +65,14 @@ bool flow_event(struct worker *w, enum event_kind kind, const struct flow *f, in
     return true;
 }
 
-bool batch_add_close(struct worker *w, struct flow *f) {
-    (void)w;
+bool storage_append_close(struct storage *s, struct storage_stream *t,
+                          const struct frame_close *c) {
+    (void)s, (void)t;
     if (stage.refuses_close)
         return false;
     stage.closes++;
-    stage.state = f->state;
-    stage.reason = f->reason;
+    stage.state = (uint8_t)c->state;
+    stage.reason = (uint8_t)c->reason;
     return true;
 }
 
@@ -145,9 +146,9 @@ static struct flow *a_flow(uint64_t received, uint64_t stored) {
     struct flow *f = flow_take(&stage.w->flows);
     f->fd = -1;
     flow_set_phase(f, FLOW_RECEIVING);
-    f->opened = true;
+    f->stream.opened = true;
     f->received_bytes = received;
-    f->stored_bytes = stored;
+    f->stream.stored_bytes = stored;
     return f;
 }
 
@@ -170,8 +171,8 @@ static void what_is_given_up_meanwhile_counts(void) {
     intake_end(stage.w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
     CHECK_EQUAL(stage.closes, 0);
     stage.refuses_close = false;
-    f->stored_bytes = 500;
-    stage.w->writer.exhausted = true;
+    f->stream.stored_bytes = 500;
+    stage.w->storage.state = STORAGE_EXHAUSTED;
     CHECK(intake_retry_close(stage.w, f));
     CHECK_EQUAL(stage.state, FLOW_STATE_INTERRUPTED);
     CHECK_EQUAL(stage.reason, CLOSE_REASON_STORE_FULL);
@@ -421,7 +422,7 @@ static void who_is_accepted_behind_a_stop_is_told(void) {
 
 static void who_is_accepted_behind_a_full_store_is_told(void) {
     open_stage();
-    stage.w->writer.exhausted = true;
+    stage.w->storage.state = STORAGE_EXHAUSTED;
     int raw = accepted_from(1, 0);
     CHECK_EQUAL(stage.stopped, 1);
     CHECK_EQUAL(stage.stopped_for, CLOSE_REASON_STORE_FULL);

@@ -107,7 +107,8 @@ static const struct engine engine = {.turn = engine_turn};
 uint64_t intake_turn(struct worker *w) {
     if (stage.accepted > 0 && stage.accepted_in_turn == 0)
         stage.accepted_in_turn = stage.turns;
-    w->writer.closing = ++stage.turns >= stage.turns_wanted;
+    stage.turns++;
+    (void)w;
     return TIME_NEVER;
 }
 
@@ -116,19 +117,28 @@ void intake_accepted(struct worker *w, uint32_t listener, int result) {
     stage.accepted++;
 }
 
-bool writer_is_idle(const struct worker *w) {
-    (void)w;
-    return true;
+bool storage_is_finished(const struct storage *s) {
+    (void)s;
+    return stage.turns >= stage.turns_wanted;
 }
 
-uint64_t batch_turn(struct worker *w) {
-    (void)w;
+bool storage_is_behind(const struct storage *s) {
+    (void)s;
+    return false;
+}
+
+void storage_place(struct storage *s) {
+    (void)s;
+}
+
+uint64_t storage_turn(struct storage *s) {
+    (void)s;
     return TIME_NEVER;
 }
 
-uint64_t writer_turn(struct worker *w) {
-    (void)w;
-    return TIME_NEVER;
+bool storage_next_news(struct storage *s, struct storage_news *out) {
+    (void)s, (void)out;
+    return false;
 }
 
 uint64_t ingest_turn(struct worker *w) {
@@ -142,10 +152,6 @@ uint64_t ingest_turn(struct worker *w) {
         abort();                                                                                   \
     }
 #define ANY __attribute__((unused))
-UNCALLED(batch_abandon, struct worker *w ANY)
-UNCALLED(device_flush_complete, struct worker *w ANY, int result ANY)
-UNCALLED(device_retry, struct worker *w ANY, uint32_t index ANY)
-UNCALLED(device_write_complete, struct worker *w ANY, uint32_t index ANY, int result ANY)
 UNCALLED(handover_take, struct worker *w ANY, uint32_t listener_index ANY, int fd ANY)
 UNCALLED(intake_complete, struct worker *w ANY, enum uring_tag tag ANY, struct flow *f ANY,
          int result ANY)
@@ -156,10 +162,17 @@ UNCALLED(intake_stop_accepting, struct worker *w ANY)
 UNCALLED(ingest_line_sent, struct worker *w ANY, struct flow *f ANY, int result ANY)
 UNCALLED(ingest_replace, struct worker *w ANY, uint32_t flow_index ANY, uint64_t serial ANY)
 UNCALLED(ingest_take_answers, struct worker *w ANY)
-UNCALLED(writer_fail, struct worker *w ANY, int code ANY, enum store_failure what ANY,
-         uint64_t offset ANY)
-UNCALLED(writer_grant, struct worker *w ANY, uint32_t index ANY, uint64_t sequence ANY)
 UNCALLED(io_uring_queue_exit, struct io_uring *ring ANY)
+UNCALLED(intake_closed, struct worker *w ANY, struct flow *f ANY)
+UNCALLED(intake_unclosed, struct worker *w ANY, struct flow *f ANY)
+UNCALLED(ingest_advanced, struct worker *w ANY, struct flow *f ANY)
+UNCALLED(storage_complete, struct storage *s ANY, enum uring_tag tag ANY, uint32_t index ANY,
+         int result ANY)
+UNCALLED(storage_fail, struct storage *s ANY, int code ANY, enum storage_failure what ANY,
+         uint64_t offset ANY)
+UNCALLED(storage_finish, struct storage *s ANY, bool wanted ANY)
+UNCALLED(storage_grant, struct storage *s ANY, uint32_t index ANY, uint64_t sequence ANY)
+UNCALLED(storage_note_full, struct storage *s ANY)
 UNCALLED(zcrx_event, struct worker *w ANY, uint32_t type ANY)
 
 #define UNCALLED_INT(name, ...)                                                                    \
@@ -193,7 +206,7 @@ static struct worker *open_stage(uint32_t turns_wanted) {
     ring->sq.ring_entries = ring->cq.ring_entries = QUEUE_ENTRIES;
     ring->sq.ring_mask = ring->cq.ring_mask = QUEUE_ENTRIES - 1;
     w->engine = &engine;
-    w->writer.failed = EIO; /* there is no store to be flushed at the end */
+    w->storage.error = EIO; /* there is no store to be flushed at the end */
     stage.now_ns = 1000 * SECOND;
     stage.wait_ns = MS;
     stage.turns_wanted = turns_wanted;

@@ -321,7 +321,7 @@ void stage_open(const struct stage_shape *wanted) {
     w->settings.writes_in_flight_max = STAGE_BATCHES;
     w->settings.interface_index = 1;
     w->settings.flush_interval_ns = shape->flush_interval_ns;
-    w->batches.payload_bytes_max = STAGE_PAYLOAD_BYTES_MAX;
+    w->storage.batches.payload_bytes_max = STAGE_PAYLOAD_BYTES_MAX;
     w->engine = &engine_zcrx;
     w->reactor.now_ns = w->reactor.awake_ns = 1;
     w->reactor.ring.cq.ring_entries = shape->turn_completions_max;
@@ -404,7 +404,7 @@ bool stage_steps(uint32_t steps) {
         if (random_below(4) == 0)
             turn();
         if (random_below(50) == 0)
-            batch_hurry(stage.w); /* the open batch is old */
+            storage_request_flush(&stage.w->storage); /* the open batch is old */
         if (step % 16 == 0 && is_over())
             return true;
     }

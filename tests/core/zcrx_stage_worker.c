@@ -209,12 +209,17 @@ uint8_t *area_own(struct area *a, uint64_t bytes) {
     return memory;
 }
 
-void batch_hurry(struct worker *w) {
-    (void)w;
+void storage_request_flush(struct storage *s) {
+    (void)s;
     if (stage.open != NULL && stage.open->piece_count > 0) {
         stage.open->under_way = true;
         stage.open = NULL;
     }
+}
+
+void storage_bound(struct storage *s, uint32_t holds_max, uint32_t writes_in_flight_max) {
+    (void)writes_in_flight_max;
+    s->batches.holds_max = holds_max;
 }
 
 static bool open_batch(void) {
@@ -240,16 +245,18 @@ void stage_check_bytes(const struct stage_piece *piece, const char *what) {
 }
 
 /* What was taken is the flow's next, and lies as it was laid. */
-static void note_taken(struct flow *f, const uint8_t *data, uint32_t bytes, uint64_t hold) {
-    struct stage_sender *s = &stage.senders[f->index];
+static void note_taken(struct storage_stream *f, const uint8_t *data, uint32_t bytes,
+                       uint64_t hold) {
+    struct stage_sender *s = &stage.senders[f->owner];
     struct stage_batch *b = stage.open;
-    b->pieces[b->piece_count++] = (struct stage_piece){data, s->handed, hold, bytes, f->index};
+    b->pieces[b->piece_count++] = (struct stage_piece){data, s->handed, hold, bytes, f->owner};
     stage_check_bytes(&b->pieces[b->piece_count - 1], "other bytes are handed over than were laid");
     s->handed += bytes;
     f->stored_bytes += bytes;
 }
 
-bool batch_copy(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes) {
+bool storage_append_copy(struct storage *s, struct storage_stream *f, uint8_t *data,
+                         uint32_t bytes) {
     for (uint32_t i = 0; i < 2; i++) {
         if (!open_batch()) {
             stage.blocked_count++;
@@ -265,14 +272,14 @@ bool batch_copy(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes)
             note_taken(f, copy, bytes, STAGE_NO_HOLD);
             return true;
         }
-        batch_hurry(w);
+        storage_request_flush(s);
     }
     stage_wrong("an empty batch takes no block");
     return false;
 }
 
-uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes, uint32_t slack,
-                   uint64_t hold) {
+uint32_t storage_append(struct storage *s, struct storage_stream *f,
+                        const struct batch_piece *piece) {
     if (!open_batch()) {
         stage.blocked_count++;
         return 0;
@@ -281,22 +288,22 @@ uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t byt
     struct plan_fragment fragment = {
         .flow = f->id,
         .stream_offset = f->stored_bytes,
-        .data = data,
-        .bytes = bytes,
-        .slack = slack,
+        .data = piece->data,
+        .bytes = piece->bytes,
+        .slack = piece->slack,
     };
-    bool whole = (hold & BATCH_HOLD_COPIED) != 0;
+    bool whole = (piece->hold & ZCRX_HOLD_COPIED) != 0;
     uint32_t taken = 0;
-    if (b->piece_count < w->batches.holds_max && b->piece_count < STAGE_PIECES_MAX &&
-        (!whole || b->plan.payload_end + bytes <= STAGE_PAYLOAD_BYTES_MAX))
+    if (b->piece_count < s->batches.holds_max && b->piece_count < STAGE_PIECES_MAX &&
+        (!whole || b->plan.payload_end + piece->bytes <= STAGE_PAYLOAD_BYTES_MAX))
         taken = plan_add(&b->plan, &stage.profile, &fragment);
     if (taken == 0) {
         if (b->piece_count == 0)
             stage_wrong("an empty batch takes nothing");
-        batch_hurry(w);
-        return batch_add(w, f, data, bytes, slack, hold);
+        storage_request_flush(s);
+        return storage_append(s, f, piece);
     }
     stage.pressure_bytes += whole ? taken : 0;
-    note_taken(f, data, taken, hold);
+    note_taken(f, piece->data, taken, piece->hold);
     return taken;
 }

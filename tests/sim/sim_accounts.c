@@ -29,16 +29,17 @@ static bool is_fed(const struct flow *f) {
 }
 
 static void check_flow(const struct worker *w, const struct flow *f) {
-    if (f->durable_bytes > f->stored_bytes || f->stored_bytes > f->received_bytes)
+    if (f->stream.durable_bytes > f->stream.stored_bytes ||
+        f->stream.stored_bytes > f->received_bytes)
         sim_fail("flow %u: %llu received, %llu stored, %llu durable", f->index,
-                 (unsigned long long)f->received_bytes, (unsigned long long)f->stored_bytes,
-                 (unsigned long long)f->durable_bytes);
+                 (unsigned long long)f->received_bytes, (unsigned long long)f->stream.stored_bytes,
+                 (unsigned long long)f->stream.durable_bytes);
     if (!is_fed(f) || f->drop || f->error != 0)
         return;
     uint64_t held = w->settings.engine == ENGINE_ZCRX ? held_by_zcrx(w, f) : held_by_recv(f);
-    if (f->received_bytes != f->stored_bytes + held)
+    if (f->received_bytes != f->stream.stored_bytes + held)
         sim_fail("flow %u: %llu received are not %llu stored and %llu held", f->index,
-                 (unsigned long long)f->received_bytes, (unsigned long long)f->stored_bytes,
+                 (unsigned long long)f->received_bytes, (unsigned long long)f->stream.stored_bytes,
                  (unsigned long long)held);
 }
 
@@ -79,6 +80,6 @@ bool accounts_are_empty(const void *worker) {
     bool nothing_lent = w->settings.engine == ENGINE_ZCRX
                             ? w->zcrx.refill.fragments_lent == 0
                             : w->area.slots.free_bytes == w->area.slots_bytes;
-    return w->flows.count == 0 && w->batches.open == NULL && nothing_lent &&
-           w->batches.free_count == w->batches.count;
+    return w->flows.count == 0 && w->storage.batches.open == NULL && nothing_lent &&
+           w->storage.batches.free_count == w->storage.batches.count;
 }

@@ -39,7 +39,8 @@ class Event(NamedTuple):
 def stage_program() -> Path:
     """The stage, built with the core's write path under the sanitizers."""
     sources = [*(TESTS / "core").glob("crash_*.c"), *PURE_SOURCES]
-    sources += [CORE / name for name in ("storage/batch.c", "storage/device.c", "storage/writer.c")]
+    parts = ("batch.c", "device.c", "storage.c", "writer.c")
+    sources += [CORE / "storage" / name for name in parts]
     # So few places for acknowledgements that batches wait for them, as with very many flows.
     return build_executable("crash_stage", sources, flags=(*SANITIZERS, "-DACKS_MAX=16u"))
 

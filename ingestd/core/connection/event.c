@@ -24,7 +24,7 @@ bool flow_event(struct worker *w, enum event_kind kind, const struct flow *f, in
     if (e == NULL)
         return false;
     e->listener_index = (int32_t)w->listeners[f->listener].index;
-    memcpy(e->flow, f->id, sizeof e->flow);
+    memcpy(e->flow, f->stream.id, sizeof e->flow);
     flow_format_peer(f, e->peer, sizeof e->peer);
     mailbox_publish(&w->reactor.mailbox, false);
     return true;

@@ -129,6 +129,8 @@ struct flow *flow_take(struct flow_table *t) {
     memset(f, 0, sizeof *f);
     f->index = (uint32_t)(f - t->flows);
     f->fd = -1;
+    f->stream.owner = f->index;
+    f->stream.open = &f->opening;
     f->slot_offset = UINT64_MAX;
     f->fragment_head = f->fragment_tail = FLOW_NONE;
     f->wait = f->idle = f->news = (struct flow_link){FLOW_NONE, FLOW_NONE};
@@ -140,7 +142,7 @@ struct flow *flow_take(struct flow_table *t) {
 
 void flow_give(struct flow_table *t, struct flow *f) {
     assert(f->queue == QUEUE_NONE);
-    assert(f->ops_in_flight == 0 && f->acks_pending == 0 && f->slot_offset == UINT64_MAX);
+    assert(f->ops_in_flight == 0 && f->stream.acks_pending == 0 && f->slot_offset == UINT64_MAX);
     flow_set_phase(f, FLOW_FREE);
     f->wait.next = t->free_head;
     t->free_head = f->index;

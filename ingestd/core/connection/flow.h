@@ -6,7 +6,7 @@
  * worker's thread. Invariants:
  *  - A flow is in at most one wait queue, and in its listener's idle queue
  *    exactly while it is being received.
- *  - stored_bytes <= received_bytes; durable_bytes <= stored_bytes.
+ *  - stream.stored_bytes <= received_bytes.
  *  - A flow is freed only when no completion and no commit can name it.
  *  - Its phase changes in flow_set_phase() alone.
  */
@@ -16,7 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "format/segment.h"
+#include "storage/storage.h"
 
 #define FLOW_NONE UINT32_MAX
 #define FLOW_LINE_BYTES 384
@@ -61,14 +61,13 @@ struct flow_list {
 struct session;
 
 struct flow {
-    uint8_t id[16];
-    int fd; /* -1: closed, or another worker's */
+    struct storage_stream stream; /* what storage has of it */
+    int fd;                       /* -1: closed, or another worker's */
     uint32_t index;
     uint8_t phase;
     uint8_t queue;
     uint8_t listener;
     uint8_t ops_in_flight; /* completions that still name this flow */
-    bool opened;           /* its OPEN record is in a batch */
     bool adopted;          /* another worker accepted it */
     bool counted;          /* among its peer's: struct peers */
     bool polled;           /* a poll of its socket is under way */
@@ -98,18 +97,14 @@ struct flow {
     uint32_t slot_taken;  /* of these, bytes that a batch has, and a share of the slot */
     uint64_t slot_offset; /* UINT64_MAX: none */
 
-    struct session *session; /* protocol ingest; else NULL */
-    uint64_t base_bytes;     /* where this connection began in the flow */
-    uint64_t limit_bytes;    /* nothing behind it is received as payload; UINT64_MAX: none */
-    uint64_t received_bytes; /* all of these count from the flow's first byte */
-    uint64_t stored_bytes;   /* handed to batches */
-    uint64_t durable_bytes;
-    uint32_t crc;          /* CRC32C of the bytes stored */
-    uint32_t acks_pending; /* entries of the acknowledgement queue that name it */
-    uint64_t started_ns;   /* Unix time */
-    uint64_t since_ns;     /* since when it stands in its wait queue */
-    uint64_t active_ns;    /* last byte received, in awake time (struct worker) */
-    struct segment_span_ref span;
+    struct session *session;   /* protocol ingest; else NULL */
+    uint64_t base_bytes;       /* where this connection began in the flow */
+    uint64_t limit_bytes;      /* nothing behind it is received as payload; UINT64_MAX: none */
+    uint64_t received_bytes;   /* all of these count from the flow's first byte */
+    uint64_t started_ns;       /* Unix time */
+    uint64_t since_ns;         /* since when it stands in its wait queue */
+    uint64_t active_ns;        /* last byte received, in awake time (struct worker) */
+    struct frame_open opening; /* what its OPEN record says */
 
     struct flow_link wait, idle, news;
     uint8_t peer_address[16];

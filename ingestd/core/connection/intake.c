@@ -117,7 +117,7 @@ static void refuse_one_too_many(struct worker *w, const struct listener *l, stru
     f->state = FLOW_STATE_INTERRUPTED;
     f->reason = CLOSE_REASON_LIMIT;
     f->error = EUSERS;
-    memset(f->id, 0, sizeof f->id); /* no flow has begun */
+    memset(f->stream.id, 0, sizeof f->stream.id); /* no flow has begun */
     tell_and_close(l, f);
     STAT_ADD(&w->reactor, flows_over_peer_max, 1);
     note_denied(w, f, DENIED_PEER);
@@ -125,6 +125,19 @@ static void refuse_one_too_many(struct worker *w, const struct listener *l, stru
     f->ended = true;
     flow_set_phase(f, FLOW_GONE);
     intake_gone(w, f);
+}
+
+/* What the OPEN record says of a connection; a session adds what its hello says. */
+static void note_opening(struct flow *f, const struct listener *l) {
+    f->opening = (struct frame_open){
+        .started_ns = f->started_ns,
+        .peer_port = f->peer_port,
+        .peer_family = f->peer_family,
+        .protocol = (uint8_t)l->protocol,
+        .listener = l->name,
+        .listener_bytes = (uint16_t)strlen(l->name),
+    };
+    memcpy(f->opening.peer_address, f->peer_address, sizeof f->opening.peer_address);
 }
 
 static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
@@ -135,7 +148,8 @@ static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
     f->started_ns = reactor_unix_ns(&w->reactor);
     f->active_ns = w->reactor.awake_ns;
     note_peer(f, &l->peer);
-    make_id(w, f->id);
+    make_id(w, f->stream.id);
+    note_opening(f, l);
     f->checksummed = w->settings.checksum;
     f->adopted = adopted;
     l->flow_count++;
@@ -155,9 +169,9 @@ static void begin(struct worker *w, struct listener *l, int fd, bool adopted) {
     flow_idle_touch(&w->flows, &l->idle, f);
     w->engine->start(w, f);
     flow_event(w, EVENT_FLOW_OPENED, f, 0, 0, 0);
-    if (w->writer.failed)
+    if (storage_error(&w->storage))
         intake_interrupt(w, f, CLOSE_REASON_NONE, true);
-    else if (w->writer.exhausted)
+    else if (storage_is_exhausted(&w->storage))
         intake_interrupt(w, f, CLOSE_REASON_STORE_FULL, true);
     else if (l->stopped)
         intake_interrupt(w, f, CLOSE_REASON_SHUTDOWN, true);
@@ -232,7 +246,7 @@ static void hang_up(struct worker *w, struct flow *f) {
 }
 
 static void send_answer(struct worker *w, struct flow *f) {
-    f->line_bytes = (uint16_t)answer_format(f, w->writer.failed, f->line, sizeof f->line);
+    f->line_bytes = (uint16_t)answer_format(f, storage_error(&w->storage), f->line, sizeof f->line);
     flow_set_phase(f, FLOW_ANSWERING);
     struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_SEND, f->index);
     io_uring_prep_send(sqe, f->fd, f->line, f->line_bytes, MSG_NOSIGNAL | MSG_WAITALL);
@@ -240,17 +254,17 @@ static void send_answer(struct worker *w, struct flow *f) {
 }
 
 void intake_closed(struct worker *w, struct flow *f) {
-    bool stored = f->opened;
+    bool stored = f->stream.opened;
     assert(f->ended && f->phase == FLOW_CLOSING);
     flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
     if (f->session != NULL)
         ingest_closed(w, f);
     if (f->state == FLOW_STATE_SEALED) {
         STAT_ADD(&w->reactor, flows_sealed, 1);
-        flow_event(w, EVENT_FLOW_SEALED, f, 0, 0, f->durable_bytes);
+        flow_event(w, EVENT_FLOW_SEALED, f, 0, 0, f->stream.durable_bytes);
     } else if (stored) {
         STAT_ADD(&w->reactor, flows_interrupted, 1);
-        flow_event(w, EVENT_FLOW_INTERRUPTED, f, f->reason, f->error, f->durable_bytes);
+        flow_event(w, EVENT_FLOW_INTERRUPTED, f, f->reason, f->error, f->stream.durable_bytes);
     } else if (f->session != NULL && !session_is_admitted(f->session)) {
         STAT_ADD(&w->reactor, flows_refused, 1);
         if (f->session->error != SESSION_ERROR_REFUSED) /* else Python tells of it */
@@ -267,29 +281,46 @@ void intake_closed(struct worker *w, struct flow *f) {
         send_answer(w, f);
 }
 
+/* Its CLOSE record, behind those who waited for room before it; false: no room now. */
+static bool add_close(struct worker *w, struct flow *f) {
+    struct frame_close c = {
+        .state = f->state,
+        .reason = f->reason,
+        .flags = f->checksummed ? CLOSE_HAS_CRC32C : 0,
+    };
+    if (flow_is_behind(&w->flows, f, QUEUE_BLOCKED))
+        return false;
+    if (f->session != NULL && f->session->has_sender_crc) {
+        c.flags |= CLOSE_HAS_SENDER_CRC32C;
+        c.sender_crc32c = f->session->sender_crc;
+    }
+    return storage_append_close(&w->storage, &f->stream, &c);
+}
+
 /* The one place that seals a flow, and only if all that was received of its payload is
  * with batches. Else bytes were given up, by the engine or with a batch that the
  * full store could not take. */
 static void intake_seal(const struct worker *w, struct flow *f) {
-    bool is_whole = f->stored_bytes == f->received_bytes;
-    assert(f->phase == FLOW_CLOSING && f->stored_bytes <= f->received_bytes);
-    f->state = is_whole && !w->writer.failed ? FLOW_STATE_SEALED : FLOW_STATE_INTERRUPTED;
+    bool is_whole = f->stream.stored_bytes == f->received_bytes;
+    assert(f->phase == FLOW_CLOSING && f->stream.stored_bytes <= f->received_bytes);
+    f->state = is_whole && !storage_error(&w->storage) ? FLOW_STATE_SEALED : FLOW_STATE_INTERRUPTED;
     if (!is_whole)
-        f->reason = w->writer.exhausted ? CLOSE_REASON_STORE_FULL : CLOSE_REASON_RECEIVER;
+        f->reason =
+            storage_is_exhausted(&w->storage) ? CLOSE_REASON_STORE_FULL : CLOSE_REASON_RECEIVER;
 }
 
 bool intake_retry_close(struct worker *w, struct flow *f) {
     assert(f->phase == FLOW_CLOSING);
     if (f->state == FLOW_STATE_SEALED) /* bytes may have been given up since */
         intake_seal(w, f);
-    bool nothing = f->state == FLOW_STATE_INTERRUPTED && !f->opened;
-    if (nothing || w->writer.speechless) {
+    bool nothing = f->state == FLOW_STATE_INTERRUPTED && !f->stream.opened;
+    if (nothing || w->storage.state == STORAGE_RESERVE_EXHAUSTED) {
         f->state = FLOW_STATE_INTERRUPTED;
         f->reason = CLOSE_REASON_STORE_FULL;
         intake_closed(w, f);
         return true;
     }
-    if (!batch_add_close(w, f))
+    if (!add_close(w, f))
         return false;
     flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
     return true;
@@ -302,7 +333,7 @@ void intake_unclosed(struct worker *w, struct flow *f) {
 
 void intake_gone(struct worker *w, struct flow *f) {
     assert(f->phase == FLOW_GONE);
-    if (f->ops_in_flight > 0 || f->acks_pending > 0)
+    if (f->ops_in_flight > 0 || f->stream.acks_pending > 0)
         return;
     if (f->session != NULL && !ingest_free(w, f))
         return;
@@ -329,10 +360,10 @@ void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason,
     flow_idle_remove(&w->flows, &w->listeners[f->listener].idle, f);
     if (state == FLOW_STATE_SEALED)
         intake_seal(w, f);
-    bool nothing = f->state == FLOW_STATE_INTERRUPTED && !f->opened;
-    if (w->writer.failed || nothing) {
+    bool nothing = f->state == FLOW_STATE_INTERRUPTED && !f->stream.opened;
+    if (storage_error(&w->storage) || nothing) {
         intake_closed(w, f);
-    } else if (batch_add_close(w, f)) {
+    } else if (add_close(w, f)) {
         flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
     } else {
         flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->reactor.now_ns);
@@ -357,7 +388,7 @@ void intake_interrupt_all(struct worker *w, uint8_t reason, bool drop) {
         f->drop = f->drop || drop;
         if (f->phase == FLOW_GONE)
             intake_gone(w, f); /* it may have waited for acknowledgements only */
-        else if (f->phase == FLOW_CLOSING && w->writer.failed)
+        else if (f->phase == FLOW_CLOSING && storage_error(&w->storage))
             close_unsealed(w, f);
         else
             intake_interrupt(w, f, reason, drop);
@@ -420,7 +451,7 @@ static uint64_t intake_silence_ns(const struct worker *w, const struct flow *f) 
     int pending = 0;
     uint64_t silence_ns = w->reactor.awake_ns - f->active_ns;
     if (f->phase == FLOW_STARVED || f->phase == FLOW_BLOCKED || f->starved ||
-        f->stored_bytes > f->durable_bytes)
+        f->stream.stored_bytes > f->stream.durable_bytes)
         return 0;
     if (ioctl(f->fd, FIONREAD, &pending) == 0 && pending > 0)
         return 0;

@@ -3,7 +3,7 @@
  * An engine is how fragments arrive: a table of a few functions.
  *
  * All are called on the worker's thread. An engine reads sockets into the area,
- * hands bytes to batch_add() in stream order, and tells the flow's end by
+ * hands bytes to storage in stream order, and tells the flow's end by
  * intake_end(). Whatever it handed over as a hold comes back by release(). Where a
  * session wants a block, which is no payload, its bytes go there instead.
  */
@@ -43,6 +43,15 @@ struct engine {
 
 extern const struct engine engine_recv;
 extern const struct engine engine_zcrx;
+
+/* Hands a piece over; 0: the flow must wait. What room there is belongs to those who waited
+ * for it before. */
+static inline uint32_t engine_append(struct storage *s, const struct flow_table *t, struct flow *f,
+                                     const struct batch_piece *piece) {
+    if (flow_is_behind(t, f, QUEUE_BLOCKED))
+        return 0;
+    return storage_append(s, &f->stream, piece);
+}
 
 /* Shared by the engines: ends a flow whose bytes are all with batches, and lets
  * flows that found no room try again in the order in which they came. Who fails

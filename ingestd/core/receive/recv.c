@@ -111,11 +111,16 @@ static bool deliver(struct worker *w, struct flow *f) {
         return true;
     }
     for (;;) {
-        uint8_t *data = w->area.base + f->slot_offset + f->slot_taken;
-        uint32_t bytes = end - f->slot_taken;
-        uint32_t taken = batch_add(w, f, data, bytes, (uint32_t)(slot_bytes - end),
-                                   f->slot_offset | f->slot_order);
-        if (taken == bytes)
+        const struct batch_piece piece = {
+            .data = w->area.base + f->slot_offset + f->slot_taken,
+            .bytes = end - f->slot_taken,
+            .slack = (uint32_t)(slot_bytes - end),
+            .copied_bytes = f->slot_copied,
+            .copied_for = BOUNCE_TRAILER,
+            .hold = f->slot_offset | f->slot_order,
+        };
+        uint32_t taken = engine_append(&w->storage, &w->flows, f, &piece);
+        if (taken == piece.bytes)
             break;
         if (taken == 0)
             return false;

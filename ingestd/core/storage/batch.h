@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Batches: the open one that flows' bytes go into, and those under a write.
+ * Batches: the open one that streams' bytes go into, and those under a write.
  *
- * Owned by the worker's thread. Invariants:
+ * Places nothing and submits nothing: storage.c decides when a batch closes. Owned by the
+ * worker's thread. Invariants:
  *  - At most one batch is open; batches are placed in the order they were opened.
  *  - Memory that a batch reads (holds, header, bounce) stays until its write
- *    has completed; then the engine gets the holds back.
+ *    has completed; then whoever lent the holds gets them back.
  */
 #ifndef INGESTD_STORAGE_BATCH_H
 #define INGESTD_STORAGE_BATCH_H
@@ -13,22 +14,29 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "connection/flow.h"
+#include "memory/area.h"
 #include "storage/plan.h"
+#include "storage/stream.h"
 
 #define BATCH_IOVECS_MAX 1024u                  /* UIO_MAXIOV */
 #define BATCH_IOVECS_MIN (1u + PLAN_IOVECS_MIN) /* an empty batch takes any one fragment */
 #define BATCH_HOLDS_MAX 1024u
 #define BATCH_TOUCHES_MAX 1024u
+#define BATCH_NONE UINT32_MAX
 
-/* In a hold: what was received was copied out before (reason `pressure`). */
-#define BATCH_HOLD_COPIED (1ull << 63)
+/* A run of a stream's bytes that is handed over: it lies in the area until its hold comes back. */
+struct batch_piece {
+    uint8_t *data;
+    uint32_t bytes;
+    uint32_t slack;        /* bytes behind them that may be overwritten by padding */
+    uint32_t copied_bytes; /* of the first ones: copied before they came here ... */
+    uint32_t copied_for;   /* ... for this reason (enum bounce_reason) */
+    uint64_t hold;         /* the lender's name for the memory */
+};
 
-struct worker;
-
-/* What a batch does for one flow; kept until the flow is told of the commit. */
+/* What a batch does for one stream; kept until the stream's owner hears of the commit. */
 struct batch_touch {
-    uint32_t flow;
+    struct storage_stream *stream;
     uint32_t bytes;
     uint64_t first_offset;
     uint64_t end_offset;
@@ -40,16 +48,18 @@ struct batch_touch {
 struct batch {
     struct plan_batch plan;
     uint64_t opened_ns;
-    uint64_t item; /* of the commit, once placed */
-    bool full;     /* takes nothing more; waits to be placed */
-    bool urgent;   /* someone waits for its commit */
-    bool rescued;  /* holds last words only and may use the segment's reserve */
-    bool hurried;  /* to be written at once: memory is short */
-    bool placed;   /* has its place in a segment */
+    uint64_t item;        /* of the commit, once placed */
+    bool full;            /* takes nothing more; waits to be placed */
+    bool urgent;          /* someone waits for its commit */
+    bool uses_reserve;    /* holds CLOSE records only and may use the segment's reserve */
+    bool flush_requested; /* to be written at once: memory is short */
+    bool placed;          /* has its place in a segment */
+    bool abandoned;       /* given up: its streams are back at what lies before it */
     uint32_t index;
+    uint32_t next_done; /* BATCH_NONE: none */
     uint32_t hold_count;
     uint32_t touch_count;
-    uint64_t *holds; /* what the engine gets back when the write is complete */
+    uint64_t *holds; /* what goes back when the write is complete */
     struct batch_touch *touches;
     struct iovec *iov;
     uint8_t *header;
@@ -66,39 +76,32 @@ struct batch_pool {
     uint32_t header_bytes_max; /* of one batch */
     uint32_t holds_max;        /* of one batch */
     uint64_t payload_bytes_max;
+    bool checksum;
     struct plan_profile profile;
 };
 
 /* Bytes of the area's own part that the pool will take. */
 uint64_t batch_pool_own_bytes(uint32_t count, uint32_t bounce_bytes);
-int batch_pool_open(struct worker *w, uint32_t count);
-void batch_pool_close(struct worker *w);
+int batch_pool_open(struct batch_pool *p, struct area *a, uint32_t count); /* 0 or -ENOMEM */
+void batch_pool_close(struct batch_pool *p);
 
-/* Takes the bytes at data, which are the flow's next, into the open batch: as
- * many as it has room for. Returns the bytes taken, 0 when the caller must wait.
- * slack: bytes behind them that may be overwritten by padding. */
-uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes, uint32_t slack,
-                   uint64_t hold);
+/* Opens one of the free ones, of which there is one. */
+struct batch *batch_open(struct batch_pool *p, uint64_t now_ns, bool uses_reserve);
+/* It is written, or given up, and its holds are with their lender again. */
+void batch_give(struct batch_pool *p, struct batch *b);
 
-/* Takes the bytes at data, all or none, by a copy: they lie outside of the area,
- * held back as they might have been the flow's trailer. At most a page. */
-bool batch_copy(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes);
+/* Whether the open batch takes so many bytes of the stream: then its OPEN record is in it. */
+bool batch_has_room(struct batch_pool *p, struct storage_stream *t, uint32_t bytes);
 
-/* Adds the flow's CLOSE record; false when the caller must wait. */
-bool batch_add_close(struct worker *w, struct flow *f);
+/* Takes the piece, which is the stream's next, into the open batch: as much as there is
+ * room for. Returns the bytes taken. */
+uint32_t batch_add(struct batch_pool *p, struct storage_stream *t, const struct batch_piece *piece);
+/* Takes bytes, all or none, by a copy: they lie outside of the area. At most a page. */
+bool batch_add_copy(struct batch_pool *p, struct storage_stream *t, uint8_t *data, uint32_t bytes);
+/* Adds the stream's CLOSE record, of which the batch fills in the stream's part. */
+bool batch_add_close(struct batch_pool *p, struct storage_stream *t, const struct frame_close *c);
 
-/* Closes and places the open batch if it is full, old, or wanted; called once a
- * turn. Returns when to call again at the latest. */
-uint64_t batch_turn(struct worker *w);
-
-/* The memory that the open batch holds is wanted back: it is closed at its next turn. */
-void batch_hurry(struct worker *w);
-
-/* Gives the open batch's content up, as if never taken: the store is full or has
- * failed. Flows are put back to what lies in batches placed before. */
-void batch_abandon(struct worker *w);
-
-/* The write is complete (or given up): holds go back to the engine. */
-void batch_release(struct worker *w, struct batch *b);
+/* As if the batch had never taken anything: streams are put back to what lies before it. */
+void batch_rewind(struct batch *b);
 
 #endif

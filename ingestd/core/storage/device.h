@@ -25,7 +25,7 @@
 #define DEVICE_PAUSE_NS_MIN 10000000ull
 #define DEVICE_PAUSE_NS_MAX 1280000000ull
 
-struct worker;
+struct storage;
 
 enum device_write_kind {
     DEVICE_BATCH,
@@ -60,19 +60,34 @@ struct device {
     bool writev_fixed; /* the kernel has WRITEV_FIXED */
 };
 
-int device_open(struct worker *w, uint32_t write_count);
-void device_close(struct worker *w);
-void device_submit(struct worker *w, struct device_write *d);
-void device_submit_single(struct worker *w, struct device_write *d, void *data, uint64_t bytes,
+enum device_outcome {
+    DEVICE_AGAIN,  /* it is tried again */
+    DEVICE_DONE,   /* written whole */
+    DEVICE_FAILED, /* error says why */
+};
+
+struct device_result {
+    enum device_outcome outcome;
+    int error; /* errno */
+    struct device_write *write;
+};
+
+int device_open(struct storage *s, uint32_t write_count); /* 0 or -errno with the fault set */
+void device_close(struct storage *s);
+void device_submit(struct storage *s, struct device_write *d);
+void device_submit_single(struct storage *s, struct device_write *d, void *data, uint64_t bytes,
                           uint64_t offset);
-void device_flush(struct worker *w);
+void device_flush(struct storage *s);
 
 /* Why what is written can never be read again: EIDRM, the file was deleted;
  * ENODATA, it was cut off; 0: it can. One fstat(2), no device is asked. */
-int device_lost(const struct worker *w);
-void device_write_complete(struct worker *w, uint32_t index, int result);
+int device_lost(const struct storage *s);
+
+/* A write has a completion. */
+struct device_result device_complete(struct storage *s, uint32_t index, int result);
 /* The pause before the next try of a write is over. */
-void device_retry(struct worker *w, uint32_t index);
-void device_flush_complete(struct worker *w, int result);
+void device_retry(struct storage *s, uint32_t index);
+/* The flush has its completion: 0, or the errno by which it failed. */
+int device_flush_complete(struct storage *s, int result);
 
 #endif

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The writer: places batches in segments, commits them, and tells flows.
+ * The writer: places batches in segments, commits them, and keeps who is to hear of it.
  *
  * Owned by the worker's thread. Invariants:
  *  - Items of the commit are numbered in the order of their places: a segment's
  *    header, its batches, the next segment's header, ...
- *  - Without checksums nobody is told before a commit mark, written after the
+ *  - Without checksums nothing counts as durable before a commit mark, written after the
  *    flush, is itself on stable media.
  *  - A footer is written only when its whole segment is committed.
  */
@@ -44,11 +44,11 @@ struct live_segment {
     struct device_write *header_write, *mark_write, *footer_write;
 };
 
-/* What to tell a flow once an item is committed. */
+/* What a stream's owner hears once an item is committed. */
 struct ack {
     uint64_t item;
     uint64_t end_offset;
-    uint32_t flow;
+    struct storage_stream *stream;
     uint32_t bytes;
     bool closes;
 };
@@ -67,35 +67,41 @@ struct writer {
     uint64_t *item_begun; /* when a batch was opened: ns */
     struct ack *acks;
     uint32_t ack_head, ack_tail;
-    bool full;       /* no segment can be had */
-    bool exhausted;  /* ... and what there was is used up */
-    bool speechless; /* ... and so is the reserve for last words */
-    bool closing;    /* the last segment is to be closed: the worker drains */
-    int failed;      /* errno that made the store fail, or 0 */
+    uint64_t commit_ack_bytes; /* of the acknowledgements of the last commit, so far */
+    bool commit_reported;      /* ... and all of them were taken */
+    bool closing;              /* the last segment is to be closed: the worker drains */
 };
 
-uint64_t writer_own_bytes(uint64_t segment_bytes, uint32_t block_bytes);
-int writer_open(struct worker *w);
-void writer_close(struct worker *w);
+struct storage;
 
-void writer_grant(struct worker *w, uint32_t index, uint64_t sequence);
+uint64_t writer_own_bytes(uint64_t segment_bytes, uint32_t block_bytes);
+int writer_open(struct storage *s); /* 0 or -ENOMEM */
+void writer_close(struct storage *s);
+
+void writer_grant(struct storage *s, uint32_t index, uint64_t sequence);
 
 /* Gives the batch its place and submits its write; false when there is none yet. */
-bool writer_place(struct worker *w, struct batch *b);
+bool writer_place(struct storage *s, struct batch *b);
+/* The batch is written. */
+void writer_batch_done(struct storage *s, const struct batch *b);
+/* Another write is complete: of a segment's header, mark or footer. */
+void writer_write_done(struct storage *s, const struct device_write *d);
+/* The flush is done: each segment that it covers gets its mark. */
+void writer_flush_done(struct storage *s);
 
-/* Once a turn: flush, marks, footers. Returns when to call again at the latest. */
-uint64_t writer_turn(struct worker *w);
+/* The flush under way is done, and with it the marks that it made due ... */
+bool writer_is_flushed(const struct storage *s);
+/* ... so what it covers is committed now: acknowledgements may be due. */
+void writer_commit(struct storage *s);
+/* Once a turn: flush, footers. Returns when to call again at the latest. */
+uint64_t writer_turn(struct storage *s);
+
+/* Takes the oldest acknowledgement, if its item is committed. */
+bool writer_take_ack(struct storage *s, struct ack *out);
+/* Nothing that waits for a commit will get one. */
+void writer_drop_acks(struct storage *s);
 
 /* Everything placed is committed and every segment is closed. */
-bool writer_is_idle(const struct worker *w);
-
-void writer_write_done(struct worker *w, struct device_write *d);
-void writer_flush_done(struct worker *w);
-
-/* What failed: of the device, or that the store itself is not there any more. */
-enum store_failure { FAILED_WRITE = 0, FAILED_FLUSH = 1, FAILED_LOST = 2 };
-
-/* The store failed: nothing is acknowledged any more and all flows are told. */
-void writer_fail(struct worker *w, int code, enum store_failure what, uint64_t offset);
+bool writer_is_idle(const struct storage *s);
 
 #endif

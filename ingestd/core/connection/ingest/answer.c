@@ -84,30 +84,30 @@ static void format_id(const uint8_t id[16], char out[37]) {
 static int format_receipt(const struct flow *f, const char *id, char *line, size_t capacity) {
     char checksum[24] = "null";
     if (f->checksummed)
-        snprintf(checksum, sizeof checksum, "\"crc32c:%08" PRIx32 "\"", f->crc);
+        snprintf(checksum, sizeof checksum, "\"crc32c:%08" PRIx32 "\"", f->stream.crc);
     return snprintf(line, capacity,
                     "{\"flow\": \"%s\", \"bytes\": %" PRIu64
                     ", \"durable\": true, \"state\": \"sealed\", \"checksum\": %s}\n",
-                    id, f->durable_bytes, checksum);
+                    id, f->stream.durable_bytes, checksum);
 }
 
 static int format_refusal(const struct flow *f, const char *id, int store_errno, char *line,
                           size_t capacity) {
     struct refusal r = refusal_for(f, store_errno);
     /* Where the device failed, only bytes prove that the store knows the flow at all. */
-    bool known = f->opened && (store_errno == 0 || f->durable_bytes > 0);
-    bool whole = known && f->durable_bytes == f->received_bytes;
+    bool known = f->stream.opened && (store_errno == 0 || f->stream.durable_bytes > 0);
+    bool whole = known && f->stream.durable_bytes == f->received_bytes;
     return snprintf(line, capacity,
                     "{\"flow\": %s%s%s, \"bytes\": %" PRIu64
                     ", \"durable\": %s, \"state\": \"%s\", \"error\": \"%s\", \"text\": \"%s\"}\n",
-                    f->opened ? "\"" : "", f->opened ? id : "null", f->opened ? "\"" : "",
-                    f->durable_bytes, whole ? "true" : "false",
-                    f->opened ? "interrupted" : "refused", r.code, r.text);
+                    f->stream.opened ? "\"" : "", f->stream.opened ? id : "null",
+                    f->stream.opened ? "\"" : "", f->stream.durable_bytes, whole ? "true" : "false",
+                    f->stream.opened ? "interrupted" : "refused", r.code, r.text);
 }
 
 size_t answer_format(const struct flow *f, int store_errno, char *line, size_t capacity) {
     char id[37];
-    format_id(f->id, id);
+    format_id(f->stream.id, id);
     bool sealed = f->state == FLOW_STATE_SEALED && store_errno == 0;
     int bytes = sealed ? format_receipt(f, id, line, capacity)
                        : format_refusal(f, id, store_errno, line, capacity);
@@ -138,7 +138,7 @@ size_t answer_greeting(bool authenticates, const uint8_t challenge[SESSION_CHALL
 size_t answer_accepted(const struct flow *f, uint64_t ack_interval_ns, char *line,
                        size_t capacity) {
     char id[37];
-    format_id(f->id, id);
+    format_id(f->stream.id, id);
     int bytes =
         snprintf(line, capacity,
                  "{\"type\": \"accepted\", \"flow\": \"%s\", \"offset\": %" PRIu64
@@ -163,18 +163,18 @@ static void format_checksum(bool known, uint32_t crc, char *out, size_t capacity
 static int format_sealed(const struct flow *f, const char *id, char *line, size_t capacity) {
     const struct session *s = f->session;
     char ours[24], theirs[24];
-    format_checksum(f->checksummed, f->crc, ours, sizeof ours);
+    format_checksum(f->checksummed, f->stream.crc, ours, sizeof ours);
     format_checksum(s->has_sender_crc, s->sender_crc, theirs, sizeof theirs);
     return snprintf(line, capacity,
                     "{\"type\": \"sealed\", \"flow\": \"%s\", \"bytes\": %" PRIu64
                     ", \"durable\": true, \"checksum\": %s, \"sender_checksum\": %s}\n",
-                    id, f->durable_bytes, ours, theirs);
+                    id, f->stream.durable_bytes, ours, theirs);
 }
 
 size_t answer_last(const struct flow *f, int store_errno, char *line, size_t capacity) {
     const struct session *s = f->session;
     char id[37];
-    format_id(f->id, id);
+    format_id(f->stream.id, id);
     if (f->state == FLOW_STATE_SEALED && store_errno == 0)
         return checked(format_sealed(f, id, line, capacity), capacity);
     struct refusal r = refusal_of_session(f, store_errno);
@@ -183,7 +183,7 @@ size_t answer_last(const struct flow *f, int store_errno, char *line, size_t cap
                          "{\"type\": \"error\", \"code\": \"%s\", \"text\": \"%s\", "
                          "\"flow\": %s%s%s, \"durable\": %" PRIu64 "}\n",
                          r.code, r.text, quote, session_is_admitted(s) ? id : "null", quote,
-                         f->durable_bytes);
+                         f->stream.durable_bytes);
     return checked(bytes, capacity);
 }
 

@@ -48,11 +48,11 @@ static void ingest_send(struct worker *w, struct flow *f) {
 /* The last line is one that Python has worded, unless the store has failed meanwhile. */
 static void ingest_put_last(struct worker *w, struct flow *f) {
     struct session *s = f->session;
-    if (s->error == SESSION_ERROR_REFUSED && w->writer.failed == 0) {
+    if (s->error == SESSION_ERROR_REFUSED && storage_error(&w->storage) == 0) {
         outbox_put(&s->outbox, s->pages->text, s->text_bytes);
         return;
     }
-    size_t bytes = answer_last(f, w->writer.failed, f->line, sizeof f->line);
+    size_t bytes = answer_last(f, storage_error(&w->storage), f->line, sizeof f->line);
     outbox_put(&s->outbox, f->line, (uint16_t)bytes);
 }
 
@@ -62,7 +62,7 @@ static void ingest_say(struct worker *w, struct flow *f) {
     size_t bytes = 0;
     if (f->phase == FLOW_GONE)
         return;
-    switch (outbox_next(o, f->durable_bytes)) {
+    switch (outbox_next(o, f->stream.durable_bytes)) {
     case OUTBOX_NOTHING:
         return;
     case OUTBOX_REST:
@@ -72,7 +72,7 @@ static void ingest_say(struct worker *w, struct flow *f) {
         outbox_put(o, f->line, (uint16_t)bytes);
         break;
     case OUTBOX_DURABLE:
-        bytes = answer_durable(f->durable_bytes, f->line, sizeof f->line);
+        bytes = answer_durable(f->stream.durable_bytes, f->line, sizeof f->line);
         outbox_put(o, f->line, (uint16_t)bytes);
         STAT_ADD(&w->reactor, durable_lines, 1);
         break;
@@ -126,14 +126,14 @@ static bool ingest_post(struct worker *w, struct flow *f) {
         .flow_index = f->index,
         .serial = s->serial,
         .listener_index = (int32_t)ingest_listener(w, f)->index,
-        .bytes_count = s->pending == NOTE_ENDED ? f->durable_bytes : f->stored_bytes,
-        .crc = f->crc,
+        .bytes_count = s->pending == NOTE_ENDED ? f->stream.durable_bytes : f->stream.stored_bytes,
+        .crc = f->stream.crc,
     };
-    bool whole = f->durable_bytes == f->stored_bytes;
+    bool whole = f->stream.durable_bytes == f->stream.stored_bytes;
     q.flags = (f->checksummed ? QUESTION_HAS_CRC : 0) | (whole ? QUESTION_WHOLE : 0) |
-              (f->opened ? QUESTION_STORED : 0) |
+              (f->stream.opened ? QUESTION_STORED : 0) |
               (f->ended && f->state == FLOW_STATE_SEALED ? QUESTION_SEALED : 0);
-    memcpy(q.flow, f->id, sizeof q.flow);
+    memcpy(q.flow, f->stream.id, sizeof q.flow);
     flow_format_peer(f, q.peer, sizeof q.peer);
     memcpy(q.challenge, s->challenge, sizeof q.challenge);
     memcpy(q.block, s->pages->block, sizeof q.block);
@@ -303,12 +303,19 @@ bool ingest_stop(struct worker *w, struct flow *f) {
 /* The flow begins, or is resumed. */
 static void ingest_admit(struct worker *w, struct flow *f, const struct answer *a,
                          struct session_act act) {
-    memcpy(f->id, a->flow, sizeof f->id);
-    f->base_bytes = f->received_bytes = f->stored_bytes = f->durable_bytes = a->base_bytes;
+    const struct session *s = f->session;
+    memcpy(f->stream.id, a->flow, sizeof f->stream.id);
+    f->base_bytes = f->received_bytes = f->stream.stored_bytes = f->stream.durable_bytes =
+        a->base_bytes;
     /* Without checksums the records say 0, which readers take for unknown. */
-    f->crc = w->settings.checksum ? a->crc : 0;
+    f->stream.crc = w->settings.checksum ? a->crc : 0;
     f->checksummed = w->settings.checksum && (a->flags & ANSWER_HAS_CRC) != 0;
     f->limit_bytes = act.limit_bytes;
+    f->opening.stream_offset = a->base_bytes;
+    f->opening.name = s->pages->name;
+    f->opening.name_bytes = s->name_bytes;
+    f->opening.labels = s->pages->labels;
+    f->opening.labels_bytes = s->labels_bytes;
     f->active_ns = w->reactor.awake_ns;
     session_pool_clear_pages(f->session, SESSION_BLOCK_BYTES); /* the hello has been read */
     flow_idle_touch(&w->flows, &ingest_listener(w, f)->idle, f);
@@ -323,9 +330,10 @@ static void ingest_admit(struct worker *w, struct flow *f, const struct answer *
 
 static void ingest_answered(struct worker *w, struct flow *f, const struct answer *a) {
     struct session_input in = {.kind = SESSION_ANSWERED, .answer = a};
-    if (a->kind == ANSWER_ADMIT && (w->writer.failed || w->writer.exhausted)) {
+    if (a->kind == ANSWER_ADMIT &&
+        (storage_error(&w->storage) || storage_is_exhausted(&w->storage))) {
         in.kind = SESSION_STOPPED;
-        in.reason = w->writer.failed ? CLOSE_REASON_NONE : CLOSE_REASON_STORE_FULL;
+        in.reason = storage_error(&w->storage) ? CLOSE_REASON_NONE : CLOSE_REASON_STORE_FULL;
     }
     struct session_act act = session_on(f->session, &in);
     if (act.kind == SESSION_START)

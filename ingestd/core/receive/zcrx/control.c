@@ -51,7 +51,7 @@ bool zcrx_block_ended(struct worker *w, struct flow *f, int result) {
 
 /* How many of the bytes received and not stored are payload, whatever comes. */
 static uint64_t payload_bytes(const struct flow *f) {
-    uint64_t bytes = f->received_bytes - f->stored_bytes;
+    uint64_t bytes = f->received_bytes - f->stream.stored_bytes;
     return bytes > SESSION_BLOCK_BYTES ? bytes - SESSION_BLOCK_BYTES : 0;
 }
 
@@ -68,7 +68,8 @@ static bool settle_block(struct worker *w, struct flow *f, bool all) {
     uint32_t bytes = (uint32_t)time_min(payload_bytes(f), s->filled);
     if (bytes == 0 || (bytes < s->filled && !all))
         return true;
-    if (!batch_copy(w, f, s->pages->block, bytes))
+    if (flow_is_behind(&w->flows, f, QUEUE_BLOCKED) ||
+        !storage_append_copy(&w->storage, &f->stream, s->pages->block, bytes))
         return false;
     s->filled -= bytes;
     memmove(s->pages->block, s->pages->block + bytes, s->filled);

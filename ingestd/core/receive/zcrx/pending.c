@@ -87,7 +87,15 @@ uint32_t zcrx_hand_over(struct worker *w, struct flow *f, uint64_t hold, uint32_
     uint32_t done = 0;
     while (done < bytes) {
         uint64_t rest = hold + done;
-        uint32_t taken = batch_add(w, f, data_of(w, rest), bytes - done, slack, rest);
+        const struct batch_piece piece = {
+            .data = data_of(w, rest),
+            .bytes = bytes - done,
+            .slack = slack,
+            .copied_bytes = copied ? bytes - done : 0,
+            .copied_for = BOUNCE_PRESSURE,
+            .hold = rest,
+        };
+        uint32_t taken = engine_append(&w->storage, &w->flows, f, &piece);
         if (taken == 0)
             break;
         done += taken;
@@ -153,7 +161,8 @@ bool zcrx_settle(struct worker *w, struct flow *f) {
 
 /* Bytes of the fragments from index on that one relief slot can take together. */
 static uint32_t run_bytes(struct worker *w, uint32_t index, uint64_t left) {
-    uint64_t most = time_min(left, time_min(RELIEF_SLOT_BYTES_MAX, w->batches.payload_bytes_max));
+    uint64_t most =
+        time_min(left, time_min(RELIEF_SLOT_BYTES_MAX, w->storage.batches.payload_bytes_max));
     uint32_t bytes = 0;
     while (index != FLOW_NONE) {
         const struct zcrx_fragment *n = zcrx_fragment_at(w, index);
@@ -183,7 +192,7 @@ static uint32_t copy_run(struct worker *w, struct flow *f, uint32_t index, uint6
             free_fragment(w, at);
     }
     assert(done == bytes);
-    first->offset = slot | BATCH_HOLD_COPIED | (uint64_t)order << RELIEF_ORDER_SHIFT;
+    first->offset = slot | ZCRX_HOLD_COPIED | (uint64_t)order << RELIEF_ORDER_SHIFT;
     first->bytes = bytes;
     first->next = next;
     if (next == FLOW_NONE)
@@ -217,7 +226,7 @@ static void copy_out(struct worker *w, struct flow *f) {
 
 void zcrx_relieve(struct worker *w) {
     if (w->zcrx.refill.chunks_lent > w->zcrx.chunk_count / 2)
-        batch_hurry(w);
+        storage_request_flush(&w->storage);
     uint32_t index = w->flows.waiting[QUEUE_BLOCKED].head;
     while (zcrx_chunks_are_short(w) && index != FLOW_NONE) {
         struct flow *f = &w->flows.flows[index];

@@ -48,7 +48,7 @@ static inline struct zcrx_fragment *zcrx_fragment_at(struct worker *w, uint32_t 
 }
 
 static inline bool zcrx_is_copied(uint64_t hold) {
-    return (hold & BATCH_HOLD_COPIED) != 0;
+    return (hold & ZCRX_HOLD_COPIED) != 0;
 }
 
 #endif

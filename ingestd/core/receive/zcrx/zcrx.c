@@ -103,10 +103,9 @@ static int zcrx_open(struct worker *w) {
         refill_init(&z->refill, z->chunk_count, zcrx_chunk_shift(z)) < 0)
         return fault_set(&w->reactor.fault, ENOMEM, "calloc", "account of the area's chunks");
     uint32_t holds_max = z->chunk_count / 8 > 4 ? z->chunk_count / 8 : 4;
-    w->batches.holds_max = holds_max < BATCH_HOLDS_MAX ? holds_max : BATCH_HOLDS_MAX;
-    uint32_t writes_max = z->chunk_count / 2 / w->batches.holds_max;
-    if (writes_max > 1 && writes_max - 1 < w->settings.writes_in_flight_max)
-        w->settings.writes_in_flight_max = writes_max - 1;
+    holds_max = holds_max < BATCH_HOLDS_MAX ? holds_max : BATCH_HOLDS_MAX;
+    uint32_t writes_max = z->chunk_count / 2 / holds_max;
+    storage_bound(&w->storage, holds_max, writes_max > 1 ? writes_max - 1 : UINT32_MAX);
     STAT_SET(&w->reactor, rx_buf_len, z->rx_buf_len);
     z->probes = 1;
     bound_flows(w);
@@ -328,7 +327,7 @@ static bool is_ours(struct worker *w, struct flow *f) {
 void zcrx_event(struct worker *w, uint32_t type) {
     if (type == ABI_ZCRX_EVENT_ALLOC_FAIL)
         STAT_ADD(&w->reactor, alloc_failures, 1);
-    batch_hurry(w);
+    storage_request_flush(&w->storage);
     zcrx_arm_event(w, type);
 }
 

@@ -24,9 +24,12 @@
 
 #define ZCRX_NAPI_IDS_MAX 64u
 
+/* In a hold: what was received was copied out before (reason `pressure`). */
+#define ZCRX_HOLD_COPIED (1ull << 63)
+
 /* A fragment that no batch could take yet; linked by index. */
 struct zcrx_fragment {
-    uint64_t offset; /* in the area; of a relief slot with BATCH_HOLD_COPIED set */
+    uint64_t offset; /* in the area; of a relief slot with ZCRX_HOLD_COPIED set */
     uint32_t bytes;
     uint32_t next;
 };
