@@ -25,6 +25,7 @@ PROGRAMS = {
     "test_intake": (
         TESTS / "core" / "test_intake.c",
         CORE / "connection/handover.c",
+        CORE / "base/socket.c",
         CORE / "connection/intake.c",
     ),
     # The kernel, the clock and the worker's parts are played by the test.

@@ -28,6 +28,14 @@ uint32_t socket_pending_bytes(int fd) {
     return (uint32_t)pending;
 }
 
+uint64_t socket_silence_ns(int fd) {
+    struct tcp_info info = {0};
+    socklen_t bytes = sizeof info;
+    if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) != 0)
+        return UINT64_MAX;
+    return info.tcpi_last_data_recv * 1000000ull;
+}
+
 uint32_t socket_napi_id(int fd) {
     unsigned napi = 0;
     socklen_t bytes = sizeof napi;

@@ -16,6 +16,9 @@ int socket_end_of_stream(int fd);
 /* How many bytes can be read at once; 0 where that cannot be told. */
 uint32_t socket_pending_bytes(int fd);
 
+/* How long no data has come: tcpi_last_data_recv of TCP_INFO; UINT64_MAX: unknown. */
+uint64_t socket_silence_ns(int fd);
+
 /* SO_INCOMING_NAPI_ID of socket(7): which rx queue brought the last packet; 0: unknown. */
 uint32_t socket_napi_id(int fd);
 

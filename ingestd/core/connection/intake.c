@@ -6,13 +6,12 @@
 
 #include <assert.h>
 #include <errno.h>
-#include <netinet/tcp.h>
 #include <string.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
 #include "connection/ingest/answer.h"
+#include "base/socket.h"
 #include "connection/event.h"
 #include "format/flow_id.h"
 #include "worker.h"
@@ -288,13 +287,12 @@ static bool add_close(struct worker *w, struct flow *f) {
         .reason = f->reason,
         .flags = f->checksummed ? CLOSE_HAS_CRC32C : 0,
     };
-    if (flow_is_behind(&w->flows, f, QUEUE_BLOCKED))
-        return false;
     if (f->session != NULL && f->session->has_sender_crc) {
         c.flags |= CLOSE_HAS_SENDER_CRC32C;
         c.sender_crc32c = f->session->sender_crc;
     }
-    return storage_append_close(&w->storage, &f->stream, &c);
+    return !flow_is_behind(&w->flows, f, QUEUE_BLOCKED) &&
+           storage_append_close(&w->storage, &f->stream, &c);
 }
 
 /* The one place that seals a flow, and only if all that was received of its payload is
@@ -446,18 +444,10 @@ static uint64_t end_lingering(struct worker *w) {
  * waiting: what it sent waits in its socket, for memory, or for the device. The kernel
  * knows best, as a receive that waits for a whole slot says nothing before that. */
 static uint64_t intake_silence_ns(const struct worker *w, const struct flow *f) {
-    struct tcp_info info = {0};
-    socklen_t bytes = sizeof info;
-    int pending = 0;
-    uint64_t silence_ns = w->reactor.awake_ns - f->active_ns;
     if (f->phase == FLOW_STARVED || f->phase == FLOW_BLOCKED || f->starved ||
-        f->stream.stored_bytes > f->stream.durable_bytes)
+        f->stream.stored_bytes > f->stream.durable_bytes || socket_pending_bytes(f->fd) > 0)
         return 0;
-    if (ioctl(f->fd, FIONREAD, &pending) == 0 && pending > 0)
-        return 0;
-    if (getsockopt(f->fd, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0)
-        silence_ns = time_min(silence_ns, info.tcpi_last_data_recv * 1000000ull);
-    return silence_ns;
+    return time_min(w->reactor.awake_ns - f->active_ns, socket_silence_ns(f->fd));
 }
 
 static uint64_t end_idle(struct worker *w, struct listener *l) {
