@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import random
+import struct
 import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,17 +18,23 @@ from typing import IO, Final, NamedTuple
 
 from crc32c import crc32c
 
+from ingestd.store.format import layout
 from ingestd.store.read.flows import Flow
 from ingestd.store.read.image import read_image
 from ingestd.store.read.reader import read_flow
 from ingestd.store.read.verify import DAMAGE, verify_store
 from ingestd.store.serve.served_store import open_for_serving
+from support.crash_disk import Disk
 from support.crash_store import Store, store_in_memory
+from support.recorded_writes import RecordedWrites
 
 PERIOD: Final = 65521
 LIVES_MAX: Final = 4
 STREAMS_CARRIED_MAX: Final = 24
 SEED_BITS: Final = 48
+RECOVERY_CRASHED_OF: Final = 6
+NUMBERS_OF_OPENING: Final = 1 << 40  # of its writes; the worker's own are lower
+UNFLUSHED: Final = struct.Struct("<QQQ")
 
 
 class SimulationError(AssertionError):
@@ -122,7 +129,9 @@ class Run:
         checksum = choose.choice(("crc32c", "none"))
         block_bytes = choose.choice((4096, 4096, 4096, 16384))
         with store_in_memory(checksum, block_bytes, choose.choice((3, 5, 8, 12))) as store:
-            store.set_up(choose.randbytes(16), 1, None)
+            # What was on the device before must not matter.
+            before = choose.choice((None, choose.randbytes(len(store.bytes))))
+            store.set_up(choose.randbytes(16), 1, before)
             for _ in range(choose.randint(1, LIVES_MAX)):
                 self.live(store)
         return self.result
@@ -213,15 +222,23 @@ class Run:
 
     def look(self, store: Store, streams: list[Stream], *, is_end: bool, why: str) -> list[Flow]:
         """Recover what is left, and compare it with what was promised."""
-        if self.choose.randrange(8) == 0:
-            report = verify_store(str(store.path))
-            assert [f for f in report.findings if f.severity == DAMAGE] == []
+        careful = self.choose.randrange(8) == 0
+        if why == "kill":
+            killed = unflushed(store).after_kill(self.choose)
+            killed.show(store.bytes)
+            open_in_vain(store, killed, self.choose)
+        elif self.choose.randrange(RECOVERY_CRASHED_OF) == 0:
+            open_in_vain(store, Disk(bytearray(store.bytes)), self.choose)
+        if careful:
+            check_verified(store)
         with open_for_serving(str(store.path)) as served:
             recovery = served.recovery
             assert (recovery.segments_damaged, recovery.segments_open) == (0, 0), recovery
             assert recovery.warnings == (), recovery.warnings
             if is_end and why == "drain":
                 assert recovery.segments_recovered == 0, "a drain leaves nothing to recover"
+        if careful:
+            check_again(store)
         with read_image(str(store.path)) as found:
             assert found.segment_counts()["damaged"] == 0
             flows = list(found.flows)
@@ -259,6 +276,47 @@ class Run:
             assert flow.checksum == f"crc32c:{crc32c(data):08x}", flow
         assert flow.durable_bytes == flow.bytes, flow
         assert flow.state in ("sealed", "interrupted"), flow
+
+
+def unflushed(store: Store) -> Disk:
+    """Return the disk as the program has left it beside the image (disk_dump in sim_disk.c)."""
+    disk = Disk(bytearray(store.bytes))
+    left = Path(f"{store.path}.unflushed").read_bytes()
+    at = number = 0
+    while at < len(left):
+        offset, size, is_done = UNFLUSHED.unpack_from(left, at)
+        at += UNFLUSHED.size
+        disk.submit(number, offset, left[at : at + size])
+        if is_done:
+            disk.complete(number, size)
+        at += size
+        number += 1
+    return disk
+
+
+def open_in_vain(store: Store, disk: Disk, choose: random.Random) -> None:
+    """Power fails while the store is opened."""
+    writes = RecordedWrites()
+    with writes.recorded(), open_for_serving(str(store.path)):
+        pass
+    writes.replay(disk, choose.randrange(len(writes.done) + 1), NUMBERS_OF_OPENING)
+    disk.lose_power(choose, store.bytes)
+
+
+def check_verified(store: Store) -> None:
+    """What a power failure leaves is no damage."""
+    report = verify_store(str(store.path))
+    assert [finding for finding in report.findings if finding.severity == DAMAGE] == []
+
+
+def check_again(store: Store) -> None:
+    """Recovery of what was recovered changes nothing but the generation."""
+    before = bytes(store.bytes[layout.SEGMENTS_OFFSET :])
+    with open_for_serving(str(store.path)) as served:
+        assert (served.recovery.segments_recovered, served.recovery.segments_freed) == (0, 0)
+        assert served.recovery.warnings == ()
+    assert bytes(store.bytes[layout.SEGMENTS_OFFSET :]) == before
+    check_verified(store)
 
 
 def flow_port(flow: Flow) -> int:

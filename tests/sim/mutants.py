@@ -42,7 +42,9 @@ class Mutant:
 MUTANTS: Final = (
     Mutant(
         "recv's bounce memory too small where the device has a virtual boundary",
-        ((r"return s->virt_mask >= align \? s->virt_mask \+ 1 : align;", "return align;"),),
+        ((r"return s->virt_mask >= align \? s->virt_mask \+ 1 : align;", "return align;"),
+         (r"if \(taken == 0\)(\s+return false;\s+slot_taken_in_part)",
+          r"assert(taken == 0); if (taken == 0)\1")),
     ),
     Mutant(
         "the seal of a flow that lost bytes",

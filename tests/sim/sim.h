@@ -129,6 +129,7 @@ void records_safe(const uint8_t *data, uint64_t bytes, bool is_whole);
 void disk_check_free(const uint8_t *at, uint64_t bytes, const char *what);
 /* Lays what power failing now would leave into the image. */
 void disk_lose_power(void);
+void disk_dump(const char *path);
 void disk_show(void); /* what lies there while there is power */
 void disk_forget(void);
 bool disk_is_quiet(void);

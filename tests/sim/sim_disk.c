@@ -299,6 +299,23 @@ void disk_lose_power(void) {
             fate[1]);
 }
 
+/* For the driver: what is safe lies in the image, and what is not, in order, in a file beside it.
+ */
+void disk_dump(const char *path) {
+    FILE *out = fopen(path, "w");
+    if (out == NULL)
+        sim_fail("%s cannot be written", path);
+    memcpy(image, safe, store_bytes);
+    for (uint32_t i = 0; i < writes_count; i++) {
+        uint64_t head[3] = {writes[i]->offset, writes[i]->bytes, writes[i]->is_done};
+        uint8_t *data = content(writes[i]);
+        fwrite(head, sizeof head, 1, out);
+        fwrite(data, 1, writes[i]->bytes, out);
+        free(data);
+    }
+    fclose(out);
+}
+
 void disk_show(void) {
     memcpy(image, safe, store_bytes);
     for (uint32_t i = 0; i < writes_count; i++)

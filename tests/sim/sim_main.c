@@ -5,7 +5,8 @@
  *
  *   argv: SEED STEPS IMAGE [TRACE]      stdin: GENERATION UUID BLOCK_BYTES CHECKSUM, a line of
  *   free segments, a line for each stream that goes on, "."
- *   stdout: "check WHY" or "end WHY", a line for each stream, "."; then a line is awaited: "go"
+ *   stdout: "check WHY STEP" or "end WHY STEP", a line for each stream, "."; then "go" is awaited.
+ *   WHY is "kill" where only this program is to die: IMAGE.unflushed has what is not flushed.
  */
 #include "sim.h"
 
@@ -18,6 +19,7 @@
 #include <time.h>
 
 struct sim sim;
+static char unflushed_path[512];
 
 /* --- Calls that are nobody else's --------------------------------------------------------- */
 
@@ -141,6 +143,11 @@ static void report(const char *what, const char *why) {
 }
 
 void sim_check_point(const char *why) {
+    if (sim_one_of(8)) {
+        disk_dump(unflushed_path);
+        report("check", "kill");
+        return;
+    }
     disk_lose_power();
     report("check", why);
 }
@@ -185,6 +192,7 @@ int main(int argc, char **argv) {
     sim.shape.crash_step = sim_below(2) ? 1 + sim_random() % sim.shape.steps_max : NEVER;
     senders_open();
     disk_open(argv[3]);
+    snprintf(unflushed_path, sizeof unflushed_path, "%s.unflushed", argv[3]);
     border_open();
     int code = border_run();
     senders_listen();
