@@ -14,7 +14,7 @@
 #include "receive/engine.h"
 #include "receive/zcrx/zcrx.h"
 #include "base/reactor.h"
-#include "connection/flow.h"
+#include "receive/flow.h"
 #include "connection/handover.h"
 #include "connection/intake.h"
 #include "connection/peers.h"

@@ -2,7 +2,7 @@
  *
  * The flow table, its queues, and the last line that a sender gets.
  */
-#include "connection/flow.h"
+#include "receive/flow.h"
 
 #include <string.h>
 

@@ -17,7 +17,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "connection/flow.h"
+#include "receive/flow.h"
 #include "connection/network.h"
 #include "connection/ingest/session_pool.h"
 #include "base/uring.h"

@@ -10,7 +10,7 @@
 #ifndef INGESTD_RECEIVE_ENGINE_H
 #define INGESTD_RECEIVE_ENGINE_H
 
-#include "connection/flow.h"
+#include "receive/flow.h"
 #include "base/uring.h"
 
 struct worker;

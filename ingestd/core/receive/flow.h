@@ -10,8 +10,8 @@
  *  - A flow is freed only when no completion and no commit can name it.
  *  - Its phase changes in flow_set_phase() alone.
  */
-#ifndef INGESTD_CONNECTION_FLOW_H
-#define INGESTD_CONNECTION_FLOW_H
+#ifndef INGESTD_RECEIVE_FLOW_H
+#define INGESTD_RECEIVE_FLOW_H
 
 #include <stdbool.h>
 #include <stdint.h>

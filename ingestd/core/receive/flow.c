@@ -2,7 +2,7 @@
  *
  * The flow table and queues of flow.h.
  */
-#include "connection/flow.h"
+#include "receive/flow.h"
 
 #include <assert.h>
 #include <errno.h>
