@@ -16,7 +16,7 @@ from support.ingest import Ingest, data_of, stored, trailer_block
 from support.observe import assert_clean, assert_stored
 from support.payload import Payload
 from support.senders import assert_sealed, send
-from support.stores import write_config
+from support.stores import both_protocols_config
 
 HELLOS_COUNT: Final = 94
 TRAILERS_COUNT: Final = 30
@@ -29,14 +29,7 @@ def test_a_crowd_that_claims_raw_flows(
     start_daemon: Callable[..., Daemon], tmp_path: Path, seed: int, is_restarted: bool
 ) -> None:
     """Beside it a new flow begins, flows with trailers are sealed; the end comes in the crowd."""
-    config = write_config(
-        tmp_path / "c.toml",
-        store={"default": {"area": "8MiB", "write_bytes_max": "64KiB"}},
-        listener={
-            "default": {"address": "127.0.0.1:0"},
-            "ingest": {"address": "127.0.0.1:0", "protocol": "ingest"},
-        },
-    )
+    config = both_protocols_config(tmp_path / "c.toml")
     daemon = start_daemon(format_store(tmp_path / "store.img"), config=config)
     raw = [send(daemon.address, Payload(seed + n, 100 + n)) for n in range(HELLOS_COUNT)]
     for one in raw:

@@ -73,6 +73,16 @@ def write_config(path: Path, **sections: Any) -> Path:
     return path
 
 
+def both_protocols_config(path: Path, *, workers: int = 1, **sections: Any) -> Path:
+    """Write settings of a small store with a listener of each protocol: "default" and "ingest"."""
+    store = {"area": "8MiB", "write_bytes_max": "64KiB", "workers": workers}
+    listeners = {
+        "default": {"address": "127.0.0.1:0"},
+        "ingest": {"address": "127.0.0.1:0", "protocol": "ingest"},
+    }
+    return write_config(path, store={"default": store}, listener=listeners, **sections)
+
+
 def store_config(path: Path, **settings: Any) -> Path:
     """Write settings of the store "default", whose path comes from the command line."""
     return write_config(path, store={"default": settings})

@@ -23,15 +23,28 @@ from ingestd.store.format.segment import SegmentImage
 from ingestd.store.metadata.superblock import Superblock
 
 
+def footer_bytes(image: SegmentImage, superblock: Superblock) -> int:
+    """Return the size of the footer of such a segment: its records and its block."""
+    records_bytes = sum(len(event.raw) for event in image.events)
+    records_bytes += len(image.spans) * SPAN.size_bytes
+    return round_up(records_bytes, superblock.block_bytes) + superblock.block_bytes
+
+
+def has_room(image: SegmentImage, superblock: Superblock) -> bool:
+    """Return whether the footer fits behind the segment's batches."""
+    return image.batches_end + footer_bytes(image, superblock) <= superblock.segment_bytes
+
+
 def build_footer(image: SegmentImage, superblock: Superblock, closed_ns: int) -> bytes | None:
     """Return the bytes that go to the segment's end; None if there is no room for them."""
+    if not has_room(image, superblock):
+        return None
     block_bytes = superblock.block_bytes
     records = b"".join(event.raw for event in image.events)
     records += b"".join(SPAN.pack(span.row()) for span in image.spans)
-    region_bytes = round_up(len(records), block_bytes)
+    region_bytes = footer_bytes(image, superblock) - block_bytes
     records_offset = superblock.segment_bytes - block_bytes - region_bytes
-    if records_offset < image.batches_end:
-        return None
+    assert round_up(len(records), block_bytes) == region_bytes, (len(records), region_bytes)
     row = SegmentFooterRow(
         magic=FOOTER_MAGIC,
         crc32c=0,

@@ -26,7 +26,7 @@ from ingestd.store.format.layout import (
 )
 from ingestd.store.format.records import Batch, Place, decode_block, is_remains
 from ingestd.store.format.segment import SegmentImage, SegmentState, Span, Tally
-from ingestd.store.metadata.footer import build_footer
+from ingestd.store.metadata.footer import has_room
 from ingestd.store.read.image import StoreImage, read_image
 from ingestd.store.read.read_ahead import Window, read_batch
 from ingestd.store.read.scan import Scanner, batch_remains, extent_crc32c
@@ -232,7 +232,7 @@ class _SegmentCheck:
             self._check_block(number, block)
         if segment.footer is not None:
             self._find(DOUBT, "the records of its footer are torn or damaged")
-        if build_footer(segment, self._superblock, 0) is None:
+        if not has_room(segment, self._superblock):
             self._find(DOUBT, "it has no room for a footer")
 
     def _blocks(self) -> list[bytes]:

@@ -34,7 +34,7 @@ from ingestd.store.format.layout import (
 )
 from ingestd.store.format.records import Batch, CloseEvent, OpenEvent
 from ingestd.store.format.segment import SegmentImage, SegmentState, Tally
-from ingestd.store.metadata.footer import build_footer
+from ingestd.store.metadata.footer import build_footer, footer_bytes
 from ingestd.store.metadata.superblock import Superblock
 from ingestd.store.read.flows import STATE_SEALED, Flow
 from ingestd.store.read.image import StoreImage
@@ -119,7 +119,7 @@ def _newest_run(
             continue
         size_bytes = segment.batches_end
         total_bytes += size_bytes
-        record_bytes += _footer_bytes(segment, superblock)
+        record_bytes += footer_bytes(segment, superblock)
         is_small = size_bytes <= max(SMALL_BYTES, 2 * (total_bytes - size_bytes))
         fits = (
             total_bytes <= min(superblock.segment_bytes // 2, COPY_BYTES_MAX)
@@ -167,11 +167,6 @@ def _is_whole_in(
         if any(span.segment_sequence != segment.sequence for span in flow.spans):
             return False
     return True
-
-
-def _footer_bytes(segment: SegmentImage, superblock: Superblock) -> int:
-    footer = build_footer(segment, superblock, 0)
-    return superblock.segment_bytes if footer is None else len(footer)
 
 
 # --- Copying ----------------------------------------------------------------------------
