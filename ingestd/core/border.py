@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What crosses the border between Python and the core, typed; written down here alone.
+"""The border between Python and the core: all that crosses it, typed, and in no other place.
 
 The compiled core (_core.pyx) takes and makes these, and so does what stands in for it in a
 test. Needs no compiled core itself. Invariants:
@@ -16,21 +16,21 @@ from typing import NamedTuple
 
 
 class Engine(Enum):
-    """How fragments arrive (enum worker_engine)."""
+    """The engine that receives fragments (enum worker_engine)."""
 
     RECV = "recv"
     ZCRX = "zcrx"
 
 
 class DeviceProfile(NamedTuple):
-    """What direct I/O on an open file or device takes."""
+    """The alignments of direct I/O on an open file or device."""
 
     mem_align: int
     write_align: int
 
 
 class ProbeResult(NamedTuple):
-    """What survived being written and read back."""
+    """The shapes of writes that were read back as they were written."""
 
     mem_align: int
     virt_mask: int  # 0 or 4095
@@ -41,7 +41,7 @@ class ProbeResult(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerShape:
-    """What decides how much memory a worker takes and locks."""
+    """The parameters that decide how much memory a worker takes and locks."""
 
     segment_bytes: int
     block_bytes: int
@@ -58,7 +58,7 @@ class WorkerShape:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerSettings:
-    """What a worker is made with (struct worker_settings)."""
+    """The settings of a new worker (struct worker_settings)."""
 
     shape: WorkerShape
     store_fd: int
@@ -114,7 +114,7 @@ class AcceptFailed(NamedTuple):
 
 
 class StoreFailure(Enum):
-    """What failed (enum storage_failure): of the device, or that the store is gone."""
+    """The operation that failed (enum storage_failure), or that the store is gone."""
 
     WRITE = "write"
     FLUSH = "flush"
@@ -156,7 +156,7 @@ class SegmentClosed(NamedTuple):
 
 
 class Backpressure(Enum):
-    """What flows have waited for, for a second."""
+    """The resource that flows have waited for, for a second."""
 
     ENDED = ""
     AREA = "area"
@@ -193,14 +193,14 @@ class HelloFailed(NamedTuple):
 
 
 class Denial(Enum):
-    """Why a connection was not let in (enum denial)."""
+    """The reason why a connection was denied (enum denial)."""
 
     NETWORK = "network"
     PEER_LIMIT = "peer_limit"
 
 
 class FlowDenied(NamedTuple):
-    """Connections were not let in since the last such event; the event's peer is the last one's."""
+    """Connections were denied since the last such event; the event's peer is the last one's."""
 
     denial: Denial = Denial.NETWORK
     connections_count: int = 0
@@ -241,7 +241,7 @@ class Event(NamedTuple):
 
 
 class QuestionKind(Enum):
-    """What a worker wants to know of Python; a note is not to be answered."""
+    """The kind of a request of a worker to Python; a note is not to be answered."""
 
     HELLO = "hello"
     TRAILER = "trailer"

@@ -37,11 +37,7 @@ DOCUMENTS = [
     if (path.suffix == ".md" and path.name != "CHANGELOG.md" and ROOT / "tests" not in path.parents)
     or path.parent in (ROOT / "config", ROOT / "systemd", ROOT / "examples")
 ]
-PYTHON = [
-    path
-    for path in FILES
-    if path.suffix == ".py" and PACKAGE in path.parents and path.name != "worker.py"
-]
+PYTHON = [path for path in FILES if path.suffix == ".py" and PACKAGE in path.parents]
 
 
 def _remedy(found: str) -> str:

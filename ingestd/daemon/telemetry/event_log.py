@@ -86,7 +86,7 @@ class EventLog:
         self._log.emit(log_event, store=worker.store_name, worker=worker.index, **fields)
 
     def _of_flow(self, event: Event) -> tuple[LogEvent, _Fields] | None:
-        """What is logged of a flow or a connection; None: the event is about something else."""
+        """The log line of a flow or a connection; None: the event is about something else."""
         flow, fields = self._flow(event), _Fields()
         match event.detail:
             case FlowOpened(base_bytes=0):

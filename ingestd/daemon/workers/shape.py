@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What decides how much memory a worker takes, from where each part of it is known.
+"""The shape of a worker: what its memory depends on, from where each part is known.
 
 Invariant: what is asked before a worker is made, and what it is made with, come from here.
 """

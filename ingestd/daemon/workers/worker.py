@@ -3,7 +3,7 @@
 
 Invariants:
  - The core's Worker is made, set up and run on this object's own thread, which
-   takes no signals, and whose end is always told by on_end().
+   takes no signals, and whose end is always reported by on_end().
  - A segment is granted at most once, and none is lost on the way.
 
 grant_segments() belongs to one thread at a time (the pump), events(), questions()
@@ -21,6 +21,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from ingestd.core.border import Engine, WorkerSettings
+from ingestd.core_limits import LISTENERS_MAX
 from ingestd.daemon.base.threads import block_signals, start_thread
 from ingestd.daemon.machine.direct_io import DirectProfile, assumed_profile, complete_profile
 from ingestd.daemon.workers.faults import fault_to_error
@@ -32,6 +33,7 @@ from ingestd.errors import (
     ResourceError,
     SystemCallError,
 )
+from ingestd.store.format.layout import PROTOCOLS
 
 if TYPE_CHECKING:
     from ingestd.config.settings import ListenerSettings, StoreSettings
@@ -45,8 +47,7 @@ if TYPE_CHECKING:
 SETUP_TIMEOUT_S: Final = 60.0
 SETUP_POLL_S: Final = 0.1
 NS_PER_S: Final = 1_000_000_000
-LISTENERS_MAX: Final = 16  # of core/connection/intake.h
-PROTOCOLS: Final = {"raw": 1, "ingest": 2}  # record_open.protocol of core/format/format.h
+_PROTOCOL_NUMBERS: Final = {name: number for number, name in PROTOCOLS.items()}
 
 
 class Core(Protocol):
@@ -98,7 +99,7 @@ def device_profile(path: str) -> DirectProfile:
 
 
 def store_profile(core: Core, fd: int, path: str) -> DirectProfile:
-    """Return what direct I/O on an open store takes, assumed where the kernel does not tell.
+    """Return what direct I/O on an open store takes, assumed where the kernel does not say.
 
     Raises what fault_to_error() makes, or StoreError.
     """
@@ -159,7 +160,7 @@ class WorkerThread:
         self._thread = threading.Thread(target=self._main, name=self.name, daemon=True)
 
     def start(self) -> None:
-        """Begin to set up; wait_ready() tells how that went. Raises ResourceError."""
+        """Begin to set up; wait_ready() reports the result. Raises ResourceError."""
         start_thread(self._thread)
 
     def wait_ready(
@@ -198,7 +199,7 @@ class WorkerThread:
                 fd,
                 index,
                 name,
-                PROTOCOLS[listener.protocol],
+                _PROTOCOL_NUMBERS[listener.protocol],
                 int(listener.idle_timeout_s * NS_PER_S),
                 listener.connections_max,
                 hello_timeout_ns=int(listener.hello_timeout_s * NS_PER_S),
@@ -214,7 +215,7 @@ class WorkerThread:
             raise fault_to_error(fault, f'worker {self.name}, listener "{name}"') from None
 
     def set_napi(self, own: int, others: list[tuple[int, int]]) -> None:
-        """Tell by which NAPI id own flows come, and (id, index) of workers of the same store."""
+        """Set the NAPI id by which own flows come, and (id, index) of workers of the same store."""
         assert self._run_begun_ns == 0, self.name
         self.core_worker.set_napi(own, others)
 
@@ -240,13 +241,13 @@ class WorkerThread:
         self._may_run.set()
 
     def join(self, timeout_s: float) -> bool:
-        """Wait for the thread's end; tell whether it came."""
+        """Wait for the thread's end; return whether it came."""
         if self._thread.ident is not None:
             self._thread.join(timeout_s)
         return not self.alive()
 
     def release(self) -> None:
-        """Give up what the core holds of the kernel, such as an rx queue, once the thread ended.
+        """Release what the core holds of the kernel, such as an rx queue, once the thread ended.
 
         Nothing can be asked of this worker any more.
         """
@@ -254,7 +255,7 @@ class WorkerThread:
             self._worker = None
 
     def alive(self) -> bool:
-        """Tell whether the thread has begun and not ended."""
+        """Return whether the thread has begun and not ended."""
         return self._thread.is_alive() and not self._has_ended.is_set()
 
     def set_intervals(self, flush_interval_s: float, commit_interval_s: float) -> None:
@@ -276,7 +277,7 @@ class WorkerThread:
         return self.core_worker.questions()
 
     def admit(self, connection: tuple[int, int], flow: bytes, **terms: Any) -> None:
-        """Answer a hello: the flow begins or goes on; terms as in core/_core.pyi."""
+        """Answer a hello: the flow begins or resumes; terms as in core/_core.pyi."""
         self.core_worker.admit(connection, flow, **terms)
 
     def refuse(self, connection: tuple[int, int], line: bytes) -> None:
@@ -292,7 +293,7 @@ class WorkerThread:
         self.core_worker.seal(connection, crc)
 
     def end_flow(self, connection: tuple[int, int]) -> bool:
-        """Interrupt a connection's flow, as a newer one goes on; False: the box is full."""
+        """Interrupt a connection's flow, as a newer one resumes it; False: the box is full."""
         return self._post(self.core_worker.end_flow, connection)
 
     def fail_store(self, code: int) -> bool:
@@ -300,7 +301,7 @@ class WorkerThread:
         return not self.alive() or self._post(self.core_worker.fail_store, code)
 
     def grant_segments(self) -> int:
-        """Give the worker the segments it wants, or tell it once that there are none.
+        """Give the worker the segments it wants, or report once that there are none.
 
         Returns how many were granted. Cheap when none is wanted.
         """
@@ -392,7 +393,7 @@ class WorkerThread:
                 " more memory, and raise LimitNOFILE if it is near"
             )
         except BaseException as bug:
-            self.error = bug  # told by the main thread, which then ends the process
+            self.error = bug  # logged by the main thread, which then ends the process
         finally:
             self._has_ended.set()
             self._is_ready.set()
@@ -427,7 +428,7 @@ class WorkerThread:
         )
 
     def _wants_checksum(self) -> bool:
-        """Whether "auto" is to: the recv engine's bytes have passed the CPU anyway."""
+        """Return whether "auto" is to: the recv engine's bytes have passed the CPU anyway."""
         if self._settings.checksum == "auto":
             return self.zcrx is None
         return self._settings.checksum == "crc32c"

@@ -15,12 +15,13 @@ import pytest
 
 from ingestd.config.settings import ListenerSettings, StoreSettings
 from ingestd.core.border import Engine, SegmentOpened
+from ingestd.core_limits import LISTENERS_MAX
 from ingestd.daemon.machine.direct_io import DirectProfile
 from ingestd.daemon.segments.pump import Pump
 from ingestd.daemon.workers import faults, worker
 from ingestd.daemon.workers.area import AreaPlan
 from ingestd.daemon.workers.faults import fault_to_error
-from ingestd.daemon.workers.worker import LISTENERS_MAX, WorkerThread
+from ingestd.daemon.workers.worker import WorkerThread
 from ingestd.errors import (
     ConfigError,
     EngineError,
