@@ -18,7 +18,8 @@ from ingestd.daemon.run import EXIT_CODE_BUG, Daemon
 from ingestd.daemon.shutdown import LOG_TIME_S, leave
 from ingestd.daemon.workers.worker import load_core
 from ingestd.errors import IngestdError
-from ingestd.log import LogEvent, open_log
+from ingestd.log import open_log
+from ingestd.log_events import LogEvent
 from ingestd.log_writer import LogWriter, QueuedStream, descriptor_writer
 
 if TYPE_CHECKING:

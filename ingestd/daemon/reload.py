@@ -14,7 +14,8 @@ from ingestd.config.diff import diff
 from ingestd.config.loading import reload
 from ingestd.daemon.admission.listener_keys import reread_keys
 from ingestd.errors import ConfigError
-from ingestd.log import Log, LogEvent
+from ingestd.log import Log
+from ingestd.log_events import LogEvent
 
 if TYPE_CHECKING:
     from ingestd.config.settings import Settings

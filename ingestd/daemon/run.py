@@ -54,7 +54,7 @@ from ingestd.daemon.startup import (
     stop_workers,
 )
 from ingestd.daemon.status import StatusLine
-from ingestd.daemon.telemetry.event_log import EventLog
+from ingestd.daemon.telemetry.worker_events import EventLog
 from ingestd.daemon.telemetry.worker_health import WorkerHealth
 from ingestd.daemon.workers import zcrx
 from ingestd.daemon.workers.engine import EngineChoice, fall_back
@@ -67,7 +67,8 @@ from ingestd.errors import (
     StoreFailedError,
     SystemCallError,
 )
-from ingestd.log import Log, LogEvent
+from ingestd.log import Log
+from ingestd.log_events import LogEvent
 
 if TYPE_CHECKING:
     from ingestd.config.settings import Settings

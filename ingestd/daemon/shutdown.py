@@ -19,7 +19,8 @@ from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Final
 
-from ingestd.log import Log, LogEvent
+from ingestd.log import Log
+from ingestd.log_events import LogEvent
 
 # For taking down what is left after the workers; announced to the service manager.
 CLOSE_TIME_S: Final = 10.0

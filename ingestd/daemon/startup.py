@@ -36,7 +36,8 @@ from ingestd.daemon.workers.area import (
 )
 from ingestd.daemon.workers.locked_memory import locked_of
 from ingestd.daemon.workers.worker import Core, WorkerThread, store_profile
-from ingestd.log import Log, LogEvent
+from ingestd.log import Log
+from ingestd.log_events import LogEvent
 from ingestd.sizes import exact_size, short_size
 
 if TYPE_CHECKING:

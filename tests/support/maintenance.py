@@ -12,7 +12,7 @@ import pytest
 from ingestd.daemon.admission.flow_lock import FlowLock
 from ingestd.daemon.maintenance import maintenance_thread as thread_module
 from ingestd.daemon.maintenance.maintenance_thread import MaintenanceThread
-from ingestd.log import LogEvent
+from ingestd.log_events import LogEvent
 from ingestd.store.device.opening import open_device
 from ingestd.store.metadata.request_block import Request, RequestBlock, RequestState
 from ingestd.store.reclaim.retention import Retention

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestd.log import RATE_WINDOW_S, Log, LogEvent, RateLimiter, open_log
+from ingestd.log import RATE_WINDOW_S, Log, RateLimiter, open_log
+from ingestd.log_events import LogEvent
 
 
 class FakeClock:

@@ -17,7 +17,8 @@ import pytest
 
 from ingestd import systemd
 from ingestd.errors import ResourceError
-from ingestd.log import LogEvent, open_log
+from ingestd.log import open_log
+from ingestd.log_events import LogEvent
 from ingestd.log_writer import LogWriter, QueuedStream, descriptor_writer
 from support.patience import WAIT_S
 

@@ -33,9 +33,10 @@ from ingestd.daemon.admission.hello import (
 )
 from ingestd.daemon.admission.lookup_thread import Lookups
 from ingestd.daemon.admission.marked_ids import new_flow_id
-from ingestd.daemon.telemetry.event_log import hello_failure
+from ingestd.daemon.telemetry.worker_events import hello_failure
 from ingestd.keyfile import load_keys
-from ingestd.log import Log, LogEvent
+from ingestd.log import Log
+from ingestd.log_events import LogEvent
 from ingestd.protocol.blocks import Hello
 from ingestd.store.read.flows import checksum_text
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from ingestd.errors import ConfigError
 from ingestd.keyfile import load_keys
-from ingestd.log import Log, LogEvent
+from ingestd.log import Log
+from ingestd.log_events import LogEvent
 
 if TYPE_CHECKING:
     from ingestd.config.settings import ListenerSettings

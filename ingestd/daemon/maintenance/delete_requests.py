@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Final, TypeAlias
 
-from ingestd.log import LogEvent
+from ingestd.log_events import LogEvent
 from ingestd.store.metadata.request_block import UNANSWERED, Request, RequestState
 from ingestd.store.read.flows import STATE_OPEN, Flow
 from ingestd.store.reclaim.candidates import REASON_REMOVED

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Final
 
 from ingestd.daemon.maintenance.steady_clock import STEADY_NS, SteadyClock
-from ingestd.log import LogEvent
+from ingestd.log_events import LogEvent
 from ingestd.store.read.flow_age import floor_ns, newest_ns
 from ingestd.store.reclaim.retention import NS_PER_S, Retention, expired_flows
 

@@ -27,7 +27,7 @@ from ingestd.daemon.maintenance.capacity_log import segment_fields
 from ingestd.daemon.maintenance.delete_requests import DeleteRequests
 from ingestd.daemon.maintenance.expiry import Expiry
 from ingestd.errors import StoreError
-from ingestd.log import LogEvent
+from ingestd.log_events import LogEvent
 from ingestd.store.read.image import ScanStoppedError
 from ingestd.store.reclaim.candidates import Candidate
 from ingestd.store.reclaim.presence import damaged_indexes

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Final
 
 from ingestd.daemon.base.backoff import Backoff
 from ingestd.daemon.base.threads import block_signals, start_thread
-from ingestd.log import Log, LogEvent
+from ingestd.log import Log
+from ingestd.log_events import LogEvent
 
 if TYPE_CHECKING:
     from ingestd.daemon.workers.worker import WorkerThread

@@ -17,7 +17,8 @@ from ingestd.daemon.base.threads import join_threads
 from ingestd.daemon.segments.overwriter import Overwriter
 from ingestd.daemon.segments.pump import Pump
 from ingestd.daemon.segments.reserver import Reserver
-from ingestd.log import Log, LogEvent
+from ingestd.log import Log
+from ingestd.log_events import LogEvent
 
 if TYPE_CHECKING:
     from ingestd.daemon.workers.worker import WorkerThread

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The metrics: every counter of every worker under its exported name, read when asked for.
+"""The collector of all metrics: what workers and stores count, read at each scrape.
 
 Invariants:
  - Nothing is stored here: a scrape reads the workers' counters, and counters
@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final
 
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -35,6 +35,14 @@ from ingestd.daemon.telemetry.capacity_metrics import (
     reclaim_families,
     warn_free_family,
 )
+from ingestd.daemon.telemetry.core_counters import (
+    BACKPRESSURE,
+    BOUNCED,
+    COUNTERS,
+    GAUGES,
+    LATENCIES,
+    Family,
+)
 from ingestd.daemon.workers.engine import EngineChoice
 
 if TYPE_CHECKING:
@@ -43,191 +51,6 @@ if TYPE_CHECKING:
 
 NS_PER_S: Final = 1e9
 _WORKER: Final = ("store", "worker")
-
-
-class _Family(NamedTuple):
-    """One exported name: its help and where its samples come from."""
-
-    name: str  # of counters: without _total
-    help: str
-    label: str  # the label that distinguishes the samples, or ""
-    counters: dict[str, str]  # value of that label -> name in core/base/stats.h
-
-
-_BOUNCED: Final = {
-    "head": "bounced_head_bytes",
-    "tail": "bounced_tail_bytes",
-    "small": "bounced_small_bytes",
-    "boundary": "bounced_boundary_bytes",
-    "pressure": "bounced_pressure_bytes",
-    "trailer": "bounced_trailer_bytes",
-}
-_COUNTERS: Final = (
-    _Family(
-        "ingestd_received_bytes", "Payload bytes taken from sockets.", "", {"": "received_bytes"}
-    ),
-    _Family(
-        "ingestd_written_bytes",
-        "Bytes of completed device writes: headers, payload, padding.",
-        "",
-        {"": "written_bytes"},
-    ),
-    _Family(
-        "ingestd_durable_bytes",
-        "Payload bytes on stable media that recovery can verify.",
-        "",
-        {"": "durable_bytes"},
-    ),
-    _Family(
-        "ingestd_bounced_bytes",
-        "Payload bytes that ingestd copied because the device cannot take them as they lie.",
-        "reason",
-        _BOUNCED,
-    ),
-    _Family(
-        "ingestd_kernel_copied_bytes",
-        "Payload bytes that the kernel copied into the area.",
-        "",
-        {"": "kernel_copied_bytes"},
-    ),
-    _Family(
-        "ingestd_padding_bytes",
-        "Zeros written so that extents and batches end on a boundary.",
-        "",
-        {"": "padding_bytes"},
-    ),
-    _Family(
-        "ingestd_header_bytes",
-        "Bytes of batch headers, segment headers, marks and footers.",
-        "",
-        {"": "header_bytes"},
-    ),
-    _Family(
-        "ingestd_direct_bytes",
-        "Payload bytes written from where they were received.",
-        "",
-        {"": "direct_bytes"},
-    ),
-    _Family(
-        "ingestd_flows_by_copy",
-        "Connections on an rx queue without zero copy, served by the kernel's copy.",
-        "",
-        {"": "flows_by_copy"},
-    ),
-    _Family(
-        "ingestd_flows_handed_away",
-        "Connections given to the worker whose rx queue they came by.",
-        "",
-        {"": "flows_handed_away"},
-    ),
-    _Family(
-        "ingestd_alloc_failures",
-        "Times the kernel found no chunk for a packet.",
-        "",
-        {"": "alloc_failures"},
-    ),
-    _Family("ingestd_batches", "Batches written.", "", {"": "batches"}),
-    _Family("ingestd_flushes", "Device flushes completed.", "", {"": "flushes"}),
-    _Family("ingestd_commits", "Commit points reached.", "", {"": "commits"}),
-    _Family(
-        "ingestd_write_retries",
-        "Writes submitted again after an error or a short write.",
-        "",
-        {"": "write_retries"},
-    ),
-    _Family(
-        "ingestd_flows",
-        "Flows by what became of them; opened counts every connection that was accepted.",
-        "outcome",
-        {
-            "opened": "flows_opened",
-            "sealed": "flows_sealed",
-            "interrupted": "flows_interrupted",
-            "refused": "flows_refused",
-        },
-    ),
-    _Family(
-        "ingestd_connections_denied",
-        "Connections that were not admitted: a forbidden network, or too many of one peer.",
-        "reason",
-        {"network": "flows_denied", "peer_limit": "flows_over_peer_max"},
-    ),
-    _Family(
-        "ingestd_flows_resumed",
-        "Connections that resumed a flow.",
-        "",
-        {"": "flows_resumed"},
-    ),
-    _Family(
-        "ingestd_durable_lines",
-        "Lines sent that report up to where a flow is durable.",
-        "",
-        {"": "durable_lines"},
-    ),
-    _Family(
-        "ingestd_events_dropped",
-        "Events of a worker that nobody fetched in time: missing in the log only.",
-        "",
-        {"": "events_dropped"},
-    ),
-    _Family(
-        "ingestd_accept_errors",
-        "Connections that could not be accepted.",
-        "",
-        {"": "accept_errors"},
-    ),
-)
-
-_GAUGES: Final = (
-    _Family(
-        "ingestd_connections",
-        "Connections: greeting have not said hello, open feed a flow, closing wait for"
-        " durability or for their receipt.",
-        "state",
-        {"greeting": "flows_greeting", "open": "flows_open", "closing": "flows_closing"},
-    ),
-    _Family(
-        "ingestd_area_bytes",
-        "Bytes of the area by use.",
-        "state",
-        {
-            "free": "area_free_bytes",
-            "receiving": "area_receiving_bytes",
-            "writing": "area_writing_bytes",
-        },
-    ),
-    _Family(
-        "ingestd_area_hugepage_bytes",
-        "Bytes of the area on reserved hugepages.",
-        "",
-        {"": "area_hugepage_bytes"},
-    ),
-    _Family(
-        "ingestd_writes_in_flight",
-        "Device writes submitted and not completed.",
-        "",
-        {"": "writes_in_flight"},
-    ),
-    _Family(
-        "ingestd_rx_buf_bytes",
-        "Bytes of a chunk, which the NIC fills; 0 without zero-copy receive.",
-        "",
-        {"": "rx_buf_len"},
-    ),
-    _Family(
-        "ingestd_flows_waiting", "Flows that wait for room in the area.", "", {"": "flows_waiting"}
-    ),
-)
-
-_BACKPRESSURE: Final = {"area": "backpressure_area_ns", "device": "backpressure_device_ns"}
-_LATENCIES: Final = {
-    "ingestd_write_latency_seconds": ("write_latency", "Latency of the writes of batches."),
-    "ingestd_flush_latency_seconds": ("flush_latency", "Latency of device flushes."),
-    "ingestd_ack_latency_seconds": (
-        "ack_latency",
-        "Time from the first byte in a batch to the batch's commit, for each flow in it.",
-    ),
-}
 
 
 class IngestdCollector(Collector):
@@ -278,7 +101,7 @@ class IngestdCollector(Collector):
         return []
 
     def _counters(self, shots: _Shots) -> Iterator[Metric]:
-        for family in _COUNTERS:
+        for family in COUNTERS:
             counter = CounterMetricFamily(family.name, family.help, labels=_labels(family))
             yield _filled(counter, family, shots)
         waited = CounterMetricFamily(
@@ -287,12 +110,12 @@ class IngestdCollector(Collector):
             labels=[*_WORKER, "cause"],
         )
         for worker, counters in shots:
-            for cause, name in _BACKPRESSURE.items():
+            for cause, name in BACKPRESSURE.items():
                 waited.add_metric([*_of(worker), cause], counters[name] / NS_PER_S)
         yield waited
 
     def _gauges(self, shots: _Shots) -> Iterator[Metric]:
-        for family in _GAUGES:
+        for family in GAUGES:
             gauge = GaugeMetricFamily(family.name, family.help, labels=_labels(family))
             yield _filled(gauge, family, shots)
         yield from self._zero_copy(shots)
@@ -328,7 +151,7 @@ class IngestdCollector(Collector):
 
     def _latencies(self, shots: _Shots) -> Iterator[Metric]:
         counts = [(worker, worker.histograms(), counters) for worker, counters in shots]
-        for name, (source, text) in _LATENCIES.items():
+        for name, (source, text) in LATENCIES.items():
             family = HistogramMetricFamily(name, text, labels=_WORKER)
             for worker, histograms, counters in counts:
                 family.add_metric(
@@ -423,7 +246,7 @@ def zero_copy_ratio(counters: Mapping[str, int]) -> float:
     The kernel does not count what it copies out of a packet's linear part, which
     header split keeps empty. NaN as long as nothing is written.
     """
-    bounced_bytes = sum(counters[name] for name in _BOUNCED.values())
+    bounced_bytes = sum(counters[name] for name in BOUNCED.values())
     payload_bytes = counters["direct_bytes"] + bounced_bytes
     if payload_bytes == 0:
         return math.nan
@@ -440,7 +263,7 @@ def _buckets(bounds: Sequence[float], counts: Sequence[int]) -> list[tuple[str, 
     return buckets
 
 
-def _labels(family: _Family) -> list[str]:
+def _labels(family: Family) -> list[str]:
     return [*_WORKER, family.label] if family.label else list(_WORKER)
 
 
@@ -448,7 +271,7 @@ def _of(worker: WorkerThread) -> list[str]:
     return [worker.store_name, str(worker.index)]
 
 
-def _filled(metric: _LabelledFamily, family: _Family, shots: _Shots) -> Metric:
+def _filled(metric: _LabelledFamily, family: Family, shots: _Shots) -> Metric:
     for worker, counters in shots:
         for value, name in family.counters.items():
             labels = [*_of(worker), value] if family.label else _of(worker)

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
-from ingestd.daemon.telemetry.event_log import errno_text, store_failed_advice
-from ingestd.log import Log, LogEvent
+from ingestd.daemon.telemetry.worker_events import errno_text, store_failed_advice
+from ingestd.log import Log
+from ingestd.log_events import LogEvent
 
 if TYPE_CHECKING:
     from ingestd.daemon.workers.worker import WorkerThread

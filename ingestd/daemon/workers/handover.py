@@ -16,7 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from ingestd.log import Log, LogEvent
+from ingestd.log import Log
+from ingestd.log_events import LogEvent
 from ingestd.protocol.lines import Code, Refusal, format_line
 from ingestd.protocol.receipt import ErrorCode, Receipt, ReceiptState, format_receipt
 

@@ -28,7 +28,8 @@ from ingestd.daemon.workers.engine import EngineChoice, ZcrxQueue, choose_engine
 from ingestd.daemon.workers.worker import WorkerThread
 from ingestd.errors import IngestdError
 from ingestd.finding import Finding, failures
-from ingestd.log import Log, LogEvent
+from ingestd.log import Log
+from ingestd.log_events import LogEvent
 
 if TYPE_CHECKING:
     from ingestd.config.settings import EngineSettings, Settings

@@ -26,7 +26,8 @@ from ingestd.store.format.segment import SegmentImage, SegmentState
 from ingestd.store.metadata.freed_record import read_freed
 from ingestd.store.metadata.superblock import Superblock, SuperblockReading, read_superblock
 from ingestd.store.metadata.tombstones import read_removals
-from ingestd.store.read.flows import Anomaly, Flow, assemble
+from ingestd.store.read.assembly import assemble
+from ingestd.store.read.flows import Anomaly, Flow
 from ingestd.store.read.scan import Scanner
 
 # Enough to keep a device busy with small reads; the decoding shares one processor anyway.

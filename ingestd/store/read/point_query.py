@@ -15,7 +15,8 @@ from ingestd.store.device.device import Device
 from ingestd.store.format.segment import SegmentImage, SegmentState
 from ingestd.store.metadata.freed_record import read_freed
 from ingestd.store.metadata.superblock import Superblock
-from ingestd.store.read.flows import Flow, assemble
+from ingestd.store.read.assembly import assemble
+from ingestd.store.read.flows import Flow
 from ingestd.store.read.scan import Scanner
 
 

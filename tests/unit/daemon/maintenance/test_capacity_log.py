@@ -9,7 +9,7 @@ import pytest
 
 from ingestd.daemon.maintenance.capacity_log import CapacityLog
 from ingestd.errors import StoreError
-from ingestd.log import LogEvent
+from ingestd.log_events import LogEvent
 from ingestd.store.reclaim.eviction import Overwritten
 from support.fake_store import FakeStore
 

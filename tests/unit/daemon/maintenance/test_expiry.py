@@ -11,7 +11,7 @@ import pytest
 from ingestd.daemon.maintenance.expiry import Expiry
 from ingestd.daemon.maintenance.maintenance_thread import MaintenanceThread
 from ingestd.daemon.maintenance.steady_clock import Reading, SteadyClock
-from ingestd.log import LogEvent
+from ingestd.log_events import LogEvent
 from ingestd.store.format.segment import SegmentState
 from ingestd.store.metadata.request_block import RequestState
 from ingestd.store.metadata.tombstones import Tombstones

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.daemon.base import backoff
-from ingestd.log import LogEvent
+from ingestd.log_events import LogEvent
 from ingestd.store.metadata.request_block import RequestState
 from ingestd.store.reclaim.sweep import Sweeper
 from support.maintenance import ONE, Stage, staged

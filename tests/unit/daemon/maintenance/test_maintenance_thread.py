@@ -14,7 +14,7 @@ from ingestd.daemon.admission.flow_lock import FlowLock
 from ingestd.daemon.maintenance import delete_requests as delete_requests
 from ingestd.daemon.maintenance import maintenance_thread as thread_module
 from ingestd.daemon.maintenance.maintenance_thread import MaintenanceThread
-from ingestd.log import LogEvent
+from ingestd.log_events import LogEvent
 from ingestd.store.metadata.request_block import Request, RequestState
 from ingestd.store.read.image import StoreImage
 from ingestd.store.reclaim import deletion as removing

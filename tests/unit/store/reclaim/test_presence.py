@@ -10,7 +10,7 @@ import pytest
 from ingestd.daemon.admission.flow_lock import FlowLock
 from ingestd.daemon.maintenance import maintenance_thread as thread_module
 from ingestd.daemon.maintenance.maintenance_thread import MaintenanceThread
-from ingestd.log import LogEvent
+from ingestd.log_events import LogEvent
 from ingestd.store.format.layout import (
     CLOSE_REASON_PEER,
     FLOW_STATE_INTERRUPTED,

@@ -34,7 +34,8 @@ from ingestd.core.border import (
     StoreFull,
     WriteRetried,
 )
-from ingestd.log import Log, LogEvent
+from ingestd.log import Log
+from ingestd.log_events import LogEvent
 from ingestd.store.format.layout import REASONS
 
 if TYPE_CHECKING:

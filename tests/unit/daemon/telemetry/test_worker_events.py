@@ -33,8 +33,9 @@ from ingestd.core.border import (
     WriteRetried,
 )
 from ingestd.daemon.status import StatusLine
-from ingestd.daemon.telemetry.event_log import EventLog, errno_text
-from ingestd.log import Log, LogEvent
+from ingestd.daemon.telemetry.worker_events import EventLog, errno_text
+from ingestd.log import Log
+from ingestd.log_events import LogEvent
 from ingestd.store.format import layout
 from support.fake_log import Recorder
 
