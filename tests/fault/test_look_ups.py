@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+import uuid
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,17 +12,25 @@ from typing import Final
 
 import pytest
 
+from ingestd.daemon.shutdown import CLOSE_TIME_S
 from support import tally
 from support.daemon import Daemon, format_store
 from support.ingest import Ingest, data_of, stored, trailer_block
-from support.observe import assert_clean, assert_stored
+from support.loop import loop_device, throttled
+from support.observe import assert_clean, assert_stored, scrape, wait_until
+from support.patience import WAIT_S
 from support.payload import Payload
 from support.senders import assert_sealed, send
+from support.store_builder import Close, Extent, Open, StoreBuilder
 from support.stores import both_protocols_config
 
 HELLOS_COUNT: Final = 94
 TRAILERS_COUNT: Final = 30
 DATA_BYTES: Final = 20_000
+STRANGE: Final = b"\xab" * 16
+DRAIN_S: Final = 2.0
+CRAWL_BYTES_PER_S: Final = 512  # a block a second
+BUSY_S: Final = 20.0  # for a machine that is
 
 
 @pytest.mark.fault("look_ups")
@@ -68,3 +78,37 @@ def test_a_crowd_that_claims_raw_flows(
         with tally.acknowledged(DATA_BYTES):
             assert stored(daemon, sender.flow)[1] == data
     assert_clean(daemon.store)
+
+
+@pytest.mark.fault("look_ups")
+@pytest.mark.needs_root
+def test_a_look_up_whose_device_hangs_holds_up_no_shutdown(
+    start_daemon: Callable[..., Daemon], tmp_path: Path, seed: int
+) -> None:
+    config = both_protocols_config(tmp_path / "c.toml", daemon={"drain_timeout_s": DRAIN_S})
+    # Of a flow whose id tells nothing, only the store can say what it has.
+    builder = StoreBuilder()
+    segment = builder.segment(0)
+    segment.batch(Open(STRANGE), Extent(STRANGE, data_of(seed, DATA_BYTES)), Close(STRANGE))
+    segment.close()
+    image = builder.save(tmp_path / "image").read_bytes()
+    with loop_device(tmp_path / "disk.img", len(image)) as device, ExitStack() as stack:
+        device.write_bytes(image)
+        daemon = start_daemon(device, config=config, log=tmp_path / "log")
+        sent = send(daemon.address, Payload(seed, 300_000))
+        assert_sealed(sent)
+        sender = stack.enter_context(Ingest(daemon.listener("ingest")))
+        with throttled(device, daemon.process.pid, CRAWL_BYTES_PER_S, direction="read"):
+            sender.greet(flow=str(uuid.UUID(bytes=STRANGE)), resume=True)
+            wait_until(
+                lambda: scrape(daemon).total("ingestd_lookups_waiting") == 1, "it is looked for"
+            )
+            begun_s = time.monotonic()
+            daemon.process.terminate()
+            # The kernel lets no process go that waits for a device: the log says how far it came.
+            wait_until(lambda: daemon.events("stopped"), "all is taken down")
+            assert time.monotonic() - begun_s < DRAIN_S + CLOSE_TIME_S + BUSY_S
+        assert daemon.process.wait(WAIT_S) == 0
+        tally.tried(1)
+        assert_stored(device, [sent])
+        assert_clean(device)

@@ -189,11 +189,13 @@ def tmpfs(directory: Path, size: str) -> Iterator[Path]:
 
 
 @contextmanager
-def throttled(device: Path, pid: int, bytes_per_s: int) -> Iterator[None]:
-    """Let a process write to a block device at no more than a rate: by cgroup 2 or 1."""
+def throttled(
+    device: Path, pid: int, bytes_per_s: int, *, direction: str = "write"
+) -> Iterator[None]:
+    """Let a process "write" to, or "read", a block device no faster than that: by cgroup 2 or 1."""
     number = device.stat().st_rdev
     name = f"{os.major(number)}:{os.minor(number)}"
-    directory, limit, lifted = _io_group(name, bytes_per_s)
+    directory, limit, lifted = _io_group(name, bytes_per_s, direction)
     home = _group_of(pid, directory)
     try:
         (directory / limit[0]).write_text(limit[1])
@@ -208,19 +210,19 @@ def throttled(device: Path, pid: int, bytes_per_s: int) -> Iterator[None]:
 _Setting = tuple[str, str]
 
 
-def _io_group(name: str, bytes_per_s: int) -> tuple[Path, _Setting, _Setting]:
+def _io_group(name: str, bytes_per_s: int, direction: str) -> tuple[Path, _Setting, _Setting]:
     """A fresh control group, the file and line that limit it, and those that lift the limit."""
     old, new = Path("/sys/fs/cgroup/blkio"), Path("/sys/fs/cgroup")
     group = f"ingestd-test-{os.getpid()}"
     try:
-        if (old / "blkio.throttle.write_bps_device").exists():
-            file = "blkio.throttle.write_bps_device"
+        file = f"blkio.throttle.{direction}_bps_device"
+        if (old / file).exists():
             (old / group).mkdir()
             return old / group, (file, f"{name} {bytes_per_s}"), (file, f"{name} 0")
         if "io" in (new / "cgroup.subtree_control").read_text().split():
             (new / group).mkdir()
-            limit = ("io.max", f"{name} wbps={bytes_per_s}")
-            return new / group, limit, ("io.max", f"{name} wbps=max")
+            rate = f"{name} {direction[0]}bps="
+            return new / group, ("io.max", f"{rate}{bytes_per_s}"), ("io.max", f"{rate}max")
     except OSError as error:
         pytest.skip(f"no control group for I/O can be made here: {error}")
     pytest.skip("this machine has no control group for I/O")
