@@ -4,7 +4,8 @@
 
 In a minimal root of each Debian, as root and then as an ordinary user who may lock 8 MiB of
 memory: a clone of what is committed, `make run`, `make check`, and the unit, core and e2e tests.
-root's part installs the packages; a user cannot.
+root's part installs the packages; a user cannot. Beside it what the Dockerfile says is done, in
+roots as well, and the daemon tried that comes of it.
 
 Ends with "N passed, N failed". Exit codes: 0, 1 when a part failed or no root could be made; then
 a line says why. Nothing is skipped: without root or without an archive it fails.
@@ -25,6 +26,7 @@ HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "vm")]
 
 from carried import Carried, carried_from_machine  # noqa: E402
+from image import ImageBuild, stages_of, suites_of  # noqa: E402
 from roots import USER, Base, Root, remove  # noqa: E402
 from vmlab.archive import host_archive_address  # noqa: E402
 from vmlab.errors import VmError  # noqa: E402
@@ -39,6 +41,7 @@ STEPS = {
     "check": "make check",
     "tests": "make pytest PYTEST_ARGS='tests/unit tests/core tests/e2e'",
 }
+IMAGE_STEP = "image"
 PROGRAMS = {"debootstrap": "debootstrap", "git": "git", "unshare": "util-linux"}
 STEP_TIMEOUT_S = 2400.0
 TAIL_LINES = 40
@@ -73,6 +76,10 @@ def run_part(root: Root, suite: str, user: str, step: str) -> Outcome:
     log = LOGS / f"{name}.log"
     begun_s = time.monotonic()
     code = root.run(user, f"cd ingestd && {STEPS[step]}", log, STEP_TIMEOUT_S)
+    return _outcome(name, code, begun_s, log)
+
+
+def _outcome(name: str, code: int, begun_s: float, log: Path) -> Outcome:
     outcome = Outcome(name, code, time.monotonic() - begun_s)
     say(f"{name}: {'FAILED' if code else 'passed'} in {outcome.seconds:.0f} s")
     if code:
@@ -83,7 +90,20 @@ def run_part(root: Root, suite: str, user: str, step: str) -> Outcome:
 
 def steps_of(user: str, steps: Sequence[str], *, is_brief: bool) -> list[str]:
     """Return the steps of a user; in brief `make check` is root's: it looks at the same sources."""
-    return [step for step in steps if step != "check" or user == "root" or not is_brief]
+    own = [step for step in steps if step in STEPS]
+    return [step for step in own if step != "check" or user == "root" or not is_brief]
+
+
+def run_image(base: Base, carried: Carried, options: argparse.Namespace) -> list[Outcome]:
+    """Do what the Dockerfile says, if it begins from this suite; roots of its own are made."""
+    stages = stages_of((TREE / "Dockerfile").read_text(encoding="utf-8"))
+    if IMAGE_STEP not in options.step or base.suite not in suites_of(stages):
+        return []
+    begun_s = time.monotonic()
+    log = LOGS / f"{IMAGE_STEP}.log"
+    directory = options.cache / "roots" / IMAGE_STEP
+    build = ImageBuild(TREE, lambda _, name: Root(base, directory / name, carried), log)
+    return [_outcome(IMAGE_STEP, build.build(stages, STEP_TIMEOUT_S), begun_s, log)]
 
 
 def run_suite(base: Base, carried: Carried, options: argparse.Namespace) -> list[Outcome]:
@@ -91,9 +111,11 @@ def run_suite(base: Base, carried: Carried, options: argparse.Namespace) -> list
     begun_s = time.monotonic()
     log = LOGS / f"{base.suite}-root.log"
     base.prepare(carried, log)
+    outcomes = run_image(base, carried, options)
+    if not set(options.step) & set(STEPS):
+        return outcomes
     root = Root(base, options.cache / "roots" / base.suite, carried)
     say(f"{base.suite}: a root is there after {time.monotonic() - begun_s:.0f} s")
-    outcomes = []
     for user in USERS:
         if user not in options.user:
             # Only root can install what the user then finds.
@@ -157,13 +179,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add = parser.add_argument
     add("--suite", action="append", choices=SUITES, help="default: all")
     add("--user", action="append", choices=USERS, help="default: both")
-    add("--step", action="append", choices=tuple(STEPS), help="default: all")
+    add("--step", action="append", choices=(*STEPS, IMAGE_STEP), help="default: all")
     add("--brief", action="store_true", help="no `make check` as the ordinary user")
     add("--cache", type=Path, default=default_cache(), metavar="DIRECTORY")
     options = parser.parse_args(arguments)
     options.suite = options.suite or list(SUITES)
     options.user = options.user or list(USERS)
-    options.step = options.step or list(STEPS)
+    options.step = options.step or [*STEPS, IMAGE_STEP]
     LOGS.mkdir(parents=True, exist_ok=True)
     for old in LOGS.glob("*.log"):
         old.unlink()

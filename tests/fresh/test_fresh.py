@@ -26,6 +26,7 @@ from carried import (
     pip_configuration,
     pip_settings,
 )
+from image import ImageBuild, stages_of, suites_of
 from roots import EXIT_TIMEOUT, LOCKED_MEMORY_KIB, USER, Base, Root, remove, run_logged
 from run_fresh import STEPS, Outcome, steps_of, summary
 from vmlab.errors import VmError
@@ -182,3 +183,80 @@ def test_the_sum_names_what_failed() -> None:
     outcomes = [Outcome("suite-root-run", 0, 1.0), Outcome("suite-root-check", 2, 1.0)]
     assert summary(outcomes) == "1 passed, 1 failed (suite-root-check)"
     assert summary(outcomes[:1]) == "1 passed, 0 failed"
+
+
+# --- the Dockerfile -----------------------------------------------------------------
+
+
+class PretendedRoot:
+    """A directory in which nothing runs; it keeps what was asked for."""
+
+    def __init__(self, path: Path, exit_codes: dict[str, int]) -> None:
+        self.path = path
+        self.commands: list[str] = []
+        self._exit_codes = exit_codes
+        path.mkdir()
+
+    def run(self, _user: str, command: str, _log: Path, _timeout_s: float) -> int:
+        self.commands.append(command)
+        return next((code for part, code in self._exit_codes.items() if part in command), 0)
+
+
+def _build(tmp_path: Path, text: str, **exit_codes: int) -> tuple[int, dict[str, PretendedRoot]]:
+    tree = tmp_path / "tree"
+    (tree / "package").mkdir(parents=True)
+    (tree / "one").write_text("1", encoding="ascii")
+    (tree / "package" / "module").write_text("m", encoding="ascii")
+    made: dict[str, PretendedRoot] = {}
+
+    def make(_image: str, name: str) -> PretendedRoot:
+        made[name] = PretendedRoot(tmp_path / f"root-{name}", exit_codes)
+        return made[name]
+
+    build = ImageBuild(tree, make, tmp_path / "log")  # type: ignore[arg-type]
+    return build.build(stages_of(text), 1.0), made
+
+
+DOCKERFILE = """\
+# A comment
+FROM debian:12-slim AS build
+WORKDIR /usr/src
+COPY one ./
+COPY package package
+RUN first \\
+ && second
+FROM debian:12-slim
+COPY --from=build /usr/src /opt/src
+USER somebody
+CMD ["serve"]
+"""
+
+
+def test_what_a_dockerfile_says_is_done(tmp_path: Path) -> None:
+    code, made = _build(tmp_path, DOCKERFILE)
+    assert code == 0
+    assert made["build"].commands == ["cd /usr/src && first   && second"]
+    for place in (tmp_path / "root-build/usr/src", tmp_path / "root-1/opt/src"):
+        assert (place / "one").read_text(encoding="ascii") == "1"
+        assert (place / "package/module").read_text(encoding="ascii") == "m"
+    (trial,) = made["1"].commands
+    assert trial.startswith("setpriv --reuid=somebody")
+
+
+def test_an_instruction_that_fails_ends_it(tmp_path: Path) -> None:
+    code, made = _build(tmp_path, DOCKERFILE, second=7)
+    assert code == 7
+    assert list(made) == ["build"]
+
+
+@pytest.mark.parametrize("line", ["ADD a b", "ARG x", "HEALTHCHECK NONE"])
+def test_an_instruction_that_is_not_known_is_an_error(line: str) -> None:
+    with pytest.raises(VmError, match=line.split()[0]):
+        stages_of(f"FROM debian:12-slim\n{line}\n")
+
+
+def test_the_projects_dockerfile_can_be_read() -> None:
+    stages = stages_of((Path(__file__).resolve().parents[2] / "Dockerfile").read_text("utf-8"))
+    assert suites_of(stages) <= {"bookworm", "trixie"}
+    with pytest.raises(VmError, match="alpine"):
+        suites_of(stages_of("FROM alpine:3\n"))

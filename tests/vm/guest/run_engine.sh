@@ -22,7 +22,8 @@ ethtool -X zc0 context new start 1 equal 3 > /dev/null &&
     { echo "steering failed" && exit 1; }
 
 failed=0
-for program in ${VM_TRIALS:-test_engine_shapes test_engine_faults test_engine_crowds}; do
+for program in ${VM_TRIALS:-test_engine_shapes test_engine_faults test_engine_crowds
+    test_engine_settings}; do
     "$VM_PROGRAMS/$program" || failed=1
 done
 

@@ -21,7 +21,8 @@
  *   -C ENTRIES             size of the completion queue, to make it overflow
  *   -x                     no relief valve
  *   -X                     workers do not learn each other's queues
- *   -A BYTES               pieces are multiples of this, and the device is not probed
+ *   -A BYTES -V BYTES      pieces are multiples of this and, with -V, meet only at multiples of
+ * that; the device is not probed
  *
  * Without -A the device's profile is what the core's probe finds. Prints "ready" when all listen.
  * SIGUSR1: prints the counters and goes on; SIGTERM: drains, prints them, ends. Exit codes: 0, 2
@@ -108,6 +109,16 @@ static void parse_interface(struct server *s, const char *name) {
         die("there is no interface %s", name);
 }
 
+static bool parse_profile(struct worker_settings *w, int option, uint32_t value) {
+    if (option == 'A')
+        w->mem_align = value;
+    else if (option == 'V')
+        w->virt_mask = value - 1;
+    else
+        return false;
+    return true;
+}
+
 static void parse_option(struct server *s, int option, char *text) {
     struct worker_settings *w = &s->settings;
     uint64_t value = text ? strtoull(text, NULL, 0) : 0;
@@ -170,11 +181,8 @@ static void parse_option(struct server *s, int option, char *text) {
     case 'X':
         s->no_napi = true;
         break;
-    case 'A':
-        w->mem_align = (uint32_t)value;
-        break;
     default:
-        if (!observe_option(option, value))
+        if (!parse_profile(w, option, (uint32_t)value) && !observe_option(option, value))
             die("usage: see the head of serve.c");
     }
 }
@@ -198,7 +206,7 @@ static void parse(struct server *s, int count, char **words) {
     s->port = 7001;
     s->drain_ns = DRAIN_MS * MS_NS;
     s->grants_left = UINT32_MAX;
-    while ((option = getopt(count, words, "f:F:i:eq:p:a:b:c:w:d:t:T:n:R:r:D:G:C:A:xX")) > 0)
+    while ((option = getopt(count, words, "f:F:i:eq:p:a:b:c:w:d:t:T:n:R:r:D:G:C:A:V:xX")) > 0)
         parse_option(s, option, optarg);
     if (!s->device)
         die("serve wants -f DEVICE");
