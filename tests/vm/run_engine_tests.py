@@ -28,7 +28,7 @@ from vmlab.command import write_through  # noqa: E402
 from vmlab.disk import DiskKind  # noqa: E402
 from vmlab.module import build_module  # noqa: E402
 
-TESTS_TIMEOUT_S = 1800.0
+TESTS_TIMEOUT_S = 7200.0
 HUGEPAGES = 128
 MIB = 1 << 20
 RESULTS = BUILD / "engine"

@@ -20,7 +20,7 @@ from vmlab import Disk, Lab, Machine, VmUnavailableError  # noqa: E402
 from vmlab.command import write_through  # noqa: E402
 from vmlab.module import build_module  # noqa: E402
 
-TESTS_TIMEOUT_S = 900.0
+TESTS_TIMEOUT_S = 7200.0
 STORE_BYTES = 256 << 20
 
 

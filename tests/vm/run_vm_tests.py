@@ -21,8 +21,8 @@ from vmlab.module import build_module  # noqa: E402
 from vmlab.process import run  # noqa: E402
 
 BUILD = HERE.parents[1] / "build" / "vm"
-BUILD_TIMEOUT_S = 300.0
-TESTS_TIMEOUT_S = 1800.0
+BUILD_TIMEOUT_S = 1800.0
+TESTS_TIMEOUT_S = 7200.0
 HUGEPAGES = 40
 DISKS = (
     Disk("nvme512", "nvme", 512),

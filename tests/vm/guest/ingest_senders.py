@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 BLOCK_BYTES = 4096
-TIMEOUT_S = 60.0
+TIMEOUT_S = 600.0
 ZEROS = "0" * 64
 SEED = 20261122
 Line = dict[str, Any]

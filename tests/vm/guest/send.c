@@ -11,7 +11,7 @@
  *   -e                     never end: until killed, or the other side goes
  *   -l                     a flow may end without a receipt
  *   -m FILE -N STORE       append a line per flow: STORE FLOW SEED BYTES STATE PORT
- *   -t SECONDS             give up after so long (240)
+ *   -t SECONDS             give up after so long (720)
  *   -J FD                  a journal: writes a line there, at once, when a connection stands and
  *                          when its receipt has come: "@begun STORE SEED BYTES PORT" and
  *                          "@receipt STORE FLOW SEED BYTES PORT"
@@ -90,7 +90,7 @@ static void parse(struct options *o, int count, char **words) {
     int option;
 
     *o = (struct options){
-        .flows = 1, .step = 1, .seconds = 240, .seed = 1, .checksummed = true, .journal = -1};
+        .flows = 1, .step = 1, .seconds = 720, .seed = 1, .checksummed = true, .journal = -1};
     while ((option = getopt(count, words, "a:p:n:b:s:S:c:r:elm:N:t:J:M:")) > 0) {
         switch (option) {
         case 'a':

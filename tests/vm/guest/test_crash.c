@@ -21,7 +21,7 @@
 #define JOURNAL "-J 3"
 #define PARAMETERS_BYTES 256
 #define POLL_US 5000
-#define AWAIT_SECONDS 30
+#define AWAIT_SECONDS 600
 #define SECOND_US 1000000
 #define FLAKY_ROUNDS 3u
 #define KIB 1024u

@@ -16,7 +16,7 @@
 #define MOVED_PORT 7005  /* ... and has a rule for it, which a case takes away */
 #define POLL_US 20000
 #define SECOND_US 1000000
-#define WAIT_SECONDS 240
+#define WAIT_SECONDS 600
 
 static unsigned fresh_seed(void) {
     return (unsigned)getpid() % 4093 * 4096 + 3072;

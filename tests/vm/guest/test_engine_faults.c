@@ -17,7 +17,7 @@
 #define SPREAD_PORT 7003 /* run_engine.sh spreads it over queues 1 to 3 */
 #define OTHER_PORT 7004  /* ... and steers this one to queue 3 */
 #define POLL_US 20000
-#define RECEIVE_SECONDS 240
+#define RECEIVE_SECONDS 600
 #define SECOND_US 1000000
 
 /* Every case has content of its own. */

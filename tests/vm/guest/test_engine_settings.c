@@ -18,7 +18,7 @@
 #define MOVED_PORT 7006  /* for rule 21, which cases make and change */
 #define POLL_US 20000
 #define SECOND_US 1000000
-#define WAIT_SECONDS 240
+#define WAIT_SECONDS 600
 #define SEEDS_PER_CASE 4096u
 #define MSS_DEFAULT 0
 #define FLOWS_USUAL 12u

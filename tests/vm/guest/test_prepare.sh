@@ -5,7 +5,7 @@
 # say and what they change, compared with what ethtool shows; undone after a crash at the worst
 # moment. Wants VM_NIC_MODULE, VM_INGESTD (the command that runs ingestd), and VM_DISK_STORE.
 
-READY_S=60
+READY_S=600
 
 cd "$(dirname "$0")" || exit 1
 . ./setup_nic.sh || { echo "setting up the NIC failed" && exit 1; }
@@ -109,7 +109,7 @@ address = "10.9.0.1:7070"
 [listener.i]
 address = "10.9.0.1:7071"
 protocol = "ingest"
-hello_timeout_s = 5.0
+hello_timeout_s = 20.0
 key_file = "$state/keys.toml"
 [metrics]
 address = "10.9.0.1:9464"
@@ -169,7 +169,7 @@ peer_sends() {
 # A sender with more to send than it has yet, who knows nothing of the daemon's crash.
 begins_sending() {
     mkfifo "$state/pipe"
-    peer_sends --retry 120 --name crossed --json - < "$state/pipe" > "$state/crossed" 2>&1 &
+    peer_sends --retry 900 --name crossed --json - < "$state/pipe" > "$state/crossed" 2>&1 &
     sender=$!
     exec 3> "$state/pipe"
     head -c 1000001 "$state/payload" >&3

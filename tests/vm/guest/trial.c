@@ -25,9 +25,9 @@
 #define COMMAND_BYTES_MAX 512
 #define OUTPUT_BYTES_MAX (64u << 10)
 #define NAME_BYTES_MAX 64
-#define READY_SECONDS 120 /* of a machine without KVM, on a busy host */
+#define READY_SECONDS 600 /* of a machine without KVM, on a busy host */
 #define POLL_US 20000
-#define HUGEPAGES_SECONDS 120
+#define HUGEPAGES_SECONDS 600
 #define SERVER_HUGEPAGES 30 /* more than one with an area of 32 MiB takes */
 
 #define KIB 1024u

@@ -29,7 +29,7 @@ from vmlab.lab import Lab
 from vmlab.tools import search_path
 
 BOOT_TRIES_MAX = 4
-BOOT_TIMEOUT_S = 150.0
+BOOT_TIMEOUT_S = 600.0
 POLL_INTERVAL_S = 0.05
 JOIN_TIMEOUT_S = 5.0
 KERNEL_LOG_TAIL_CHARS = 4000

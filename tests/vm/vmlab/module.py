@@ -13,7 +13,7 @@ from vmlab.errors import VmError
 from vmlab.lab import Lab
 from vmlab.process import run
 
-BUILD_TIMEOUT_S = 600.0
+BUILD_TIMEOUT_S = 1800.0
 
 COMPILER_OF_THE_KERNEL = "gcc-14"
 OLD_COMPILER = """#!/bin/sh
