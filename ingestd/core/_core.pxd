@@ -123,7 +123,7 @@ cdef extern from "connection/ingest/session.h" nogil:
     enum:
         _HELLO_TIMEOUT "SESSION_ERROR_HELLO_TIMEOUT"
 
-cdef extern from "connection/intake.h" nogil:
+cdef extern from "connection/listener.h" nogil:
     enum:
         _DENIED_NETWORK "DENIED_NETWORK"
         _DENIED_PEER "DENIED_PEER"

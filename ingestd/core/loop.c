@@ -11,18 +11,6 @@
 
 #define BACKPRESSURE_TOLD_NS 1000000000ull
 
-/* An acknowledgement has come to a stream: everything up to durable_bytes is safe. */
-static void loop_acknowledge(struct worker *w, const struct storage_news *n) {
-    struct flow *f = &w->flows.flows[n->stream->owner];
-    assert(f->phase != FLOW_FREE);
-    if (f->phase == FLOW_GONE)
-        intake_gone(w, f);
-    else if (n->kind == NEWS_CLOSED && f->phase == FLOW_CLOSING)
-        intake_closed(w, f);
-    else if (f->session != NULL)
-        ingest_advanced(w, f);
-}
-
 /* Asks storage what has happened, and tells those whom it concerns. */
 static void loop_take_news(struct worker *w) {
     struct storage_news n;
@@ -30,20 +18,20 @@ static void loop_take_news(struct worker *w) {
         switch (n.kind) {
         case NEWS_DURABLE:
         case NEWS_CLOSED:
-            loop_acknowledge(w, &n);
+            connection_acknowledged(w, &w->flows.flows[n.stream->owner], n.kind == NEWS_CLOSED);
             break;
         case NEWS_UNDONE:
-            intake_unclosed(w, &w->flows.flows[n.stream->owner]);
+            connection_close_dropped(w, &w->flows.flows[n.stream->owner]);
             break;
         case NEWS_RELEASED:
             for (uint32_t i = 0; i < n.hold_count; i++)
                 w->engine->release(w, n.holds[i]);
             break;
         case NEWS_FULL:
-            intake_interrupt_all(w, CLOSE_REASON_STORE_FULL, true);
+            connection_interrupt_all(w, CLOSE_REASON_STORE_FULL, true);
             break;
         case NEWS_FAILED:
-            intake_interrupt_all(w, CLOSE_REASON_NONE, true);
+            connection_interrupt_all(w, CLOSE_REASON_NONE, true);
             break;
         }
     }
@@ -55,7 +43,7 @@ static void arm_command(struct worker *w) {
                        sizeof w->command_buffer, 0);
 }
 
-static void obey(struct worker *w, const struct command *c) {
+static void loop_handle_command(struct worker *w, const struct command *c) {
     switch (c->kind) {
     case COMMAND_GRANT_SEGMENT:
         storage_grant(&w->storage, (uint32_t)c->a, c->b);
@@ -64,11 +52,11 @@ static void obey(struct worker *w, const struct command *c) {
         storage_note_full(&w->storage);
         break;
     case COMMAND_STOP_ACCEPTING:
-        intake_stop_accepting(w);
+        listeners_stop(w);
         break;
     case COMMAND_DRAIN:
-        intake_stop_accepting(w);
-        intake_refuse_silent(w);
+        listeners_stop(w);
+        connection_refuse_silent(w);
         w->draining = true;
         w->drain_deadline_ns = w->reactor.now_ns + c->a;
         w->storage.retry_deadline_ns = w->drain_deadline_ns;
@@ -96,10 +84,10 @@ static void obey(struct worker *w, const struct command *c) {
     }
 }
 
-static void obey_all(struct worker *w) {
+static void loop_handle_commands(struct worker *w) {
     struct command c;
     while (mailbox_take(&w->reactor.mailbox, &c))
-        obey(w, &c);
+        loop_handle_command(w, &c);
     loop_take_news(w); /* the store may have failed */
     ingest_take_answers(w);
     arm_command(w);
@@ -111,14 +99,14 @@ static void flow_complete(struct worker *w, enum uring_tag tag, uint32_t index,
     assert(index < w->flows.used_upto && f->phase != FLOW_FREE && f->ops_in_flight > 0);
     if (!(cqe->flags & IORING_CQE_F_MORE))
         f->ops_in_flight--;
-    if (tag == TAG_SEND || tag == TAG_DISCARD)
-        intake_complete(w, tag, f, cqe->res);
+    if (tag == TAG_DISCARD)
+        connection_discarded(w, f, cqe->res);
     else if (tag == TAG_LINE)
-        ingest_line_sent(w, f, cqe->res);
+        f->protocol->line_sent(w, f, cqe->res);
     else if (tag != TAG_CLOSE)
         w->engine->complete(w, tag, f, cqe);
     if (f->phase == FLOW_GONE)
-        intake_gone(w, f);
+        connection_try_free(w, f);
 }
 
 static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
@@ -126,10 +114,10 @@ static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
     uint32_t index = (uint32_t)cqe->user_data;
     switch (tag) {
     case TAG_COMMAND:
-        obey_all(w);
+        loop_handle_commands(w);
         break;
     case TAG_ACCEPT:
-        intake_accepted(w, index, cqe->res);
+        listener_accepted(w, index, cqe->res);
         break;
     case TAG_WRITE:
     case TAG_FLUSH:
@@ -145,7 +133,6 @@ static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
     case TAG_POLL:
     case TAG_RECEIVE:
     case TAG_CANCEL:
-    case TAG_SEND:
     case TAG_DISCARD:
     case TAG_LINE:
     case TAG_BLOCK:
@@ -159,7 +146,7 @@ static uint64_t drain(struct worker *w) {
     if (!w->draining)
         return TIME_NEVER;
     if (w->reactor.now_ns >= w->drain_deadline_ns)
-        intake_interrupt_all(w, CLOSE_REASON_SHUTDOWN, false);
+        connection_interrupt_all(w, CLOSE_REASON_SHUTDOWN, false);
     /* When the last flow has its CLOSE record, what is open is written out and closed. */
     storage_finish(&w->storage, w->flows.count == 0);
     return w->drain_deadline_ns > w->reactor.now_ns ? w->drain_deadline_ns : TIME_NEVER;
@@ -211,7 +198,8 @@ static uint64_t publish(struct worker *w) {
 static uint64_t turn(struct worker *w) {
     storage_place(&w->storage); /* what was full may have its place now, and flows wait behind it */
     uint64_t next_ns = w->engine->turn(w);
-    next_ns = time_min(next_ns, intake_turn(w));
+    next_ns = time_min(next_ns, connection_turn(w));
+    next_ns = time_min(next_ns, listeners_turn(w));
     next_ns = time_min(next_ns, drain(w));
     uint32_t flows = w->flows.count;
     next_ns = time_min(next_ns, storage_turn(&w->storage));

@@ -82,7 +82,7 @@ int worker_add_listener(struct worker *w, const struct listener_settings *s) {
     *l = (struct listener){
         .fd = s->fd,
         .index = s->index,
-        .protocol = s->protocol,
+        .protocol = s->protocol == PROTOCOL_INGEST ? &protocol_ingest : &protocol_raw,
         .idle_timeout_ns = s->idle_timeout_ns,
         .hello_timeout_ns = s->hello_timeout_ns,
         .ack_interval_ns = s->ack_interval_ns,

@@ -22,11 +22,13 @@ PROGRAMS = {
     "test_flow_id": (TESTS / "core" / "test_flow_id.c",),
     "test_frame": (TESTS / "core" / "test_frame.c",),
     # The worker around it is played by the test.
-    "test_intake": (
-        TESTS / "core" / "test_intake.c",
-        CORE / "connection/handover.c",
+    "test_connection": (
+        TESTS / "core" / "test_connection.c",
         CORE / "base/socket.c",
-        CORE / "connection/intake.c",
+        CORE / "connection/connection.c",
+        CORE / "connection/handover.c",
+        CORE / "connection/listener.c",
+        CORE / "connection/raw.c",
     ),
     # The kernel, the clock and the worker's parts are played by the test.
     "test_loop": (

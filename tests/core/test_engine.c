@@ -16,15 +16,7 @@ void reactor_cancel(struct reactor *r, enum uring_tag tag, uint32_t index, enum 
     (void)r, (void)tag, (void)index, (void)found;
 }
 
-void ingest_payload_over(struct worker *w, struct flow *f) {
-    (void)w, (void)f;
-}
-
-void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason, int error) {
-    (void)w, (void)f, (void)state, (void)reason, (void)error;
-}
-
-bool intake_retry_close(struct worker *w, struct flow *f) {
+bool connection_retry_close(struct worker *w, struct flow *f) {
     if (room == 0)
         return false;
     room--;

@@ -104,7 +104,12 @@ static uint64_t engine_turn(struct worker *w) {
 
 static const struct engine engine = {.turn = engine_turn};
 
-uint64_t intake_turn(struct worker *w) {
+uint64_t connection_turn(struct worker *w) {
+    (void)w;
+    return TIME_NEVER;
+}
+
+uint64_t listeners_turn(struct worker *w) {
     if (stage.accepted > 0 && stage.accepted_in_turn == 0)
         stage.accepted_in_turn = stage.turns;
     stage.turns++;
@@ -112,7 +117,7 @@ uint64_t intake_turn(struct worker *w) {
     return TIME_NEVER;
 }
 
-void intake_accepted(struct worker *w, uint32_t listener, int result) {
+void listener_accepted(struct worker *w, uint32_t listener, int result) {
     (void)w, (void)listener, (void)result;
     stage.accepted++;
 }
@@ -153,19 +158,16 @@ uint64_t ingest_turn(struct worker *w) {
     }
 #define ANY __attribute__((unused))
 UNCALLED(handover_take, struct worker *w ANY, uint32_t listener_index ANY, int fd ANY)
-UNCALLED(intake_complete, struct worker *w ANY, enum uring_tag tag ANY, struct flow *f ANY,
-         int result ANY)
-UNCALLED(intake_gone, struct worker *w ANY, struct flow *f ANY)
-UNCALLED(intake_interrupt_all, struct worker *w ANY, uint8_t reason ANY, bool drop ANY)
-UNCALLED(intake_refuse_silent, struct worker *w ANY)
-UNCALLED(intake_stop_accepting, struct worker *w ANY)
-UNCALLED(ingest_line_sent, struct worker *w ANY, struct flow *f ANY, int result ANY)
+UNCALLED(connection_discarded, struct worker *w ANY, struct flow *f ANY, int result ANY)
+UNCALLED(connection_acknowledged, struct worker *w ANY, struct flow *f ANY, bool is_closed ANY)
+UNCALLED(connection_try_free, struct worker *w ANY, struct flow *f ANY)
+UNCALLED(connection_interrupt_all, struct worker *w ANY, uint8_t reason ANY, bool drop ANY)
+UNCALLED(connection_refuse_silent, struct worker *w ANY)
+UNCALLED(listeners_stop, struct worker *w ANY)
 UNCALLED(ingest_replace, struct worker *w ANY, uint32_t flow_index ANY, uint64_t serial ANY)
 UNCALLED(ingest_take_answers, struct worker *w ANY)
 UNCALLED(io_uring_queue_exit, struct io_uring *ring ANY)
-UNCALLED(intake_closed, struct worker *w ANY, struct flow *f ANY)
-UNCALLED(intake_unclosed, struct worker *w ANY, struct flow *f ANY)
-UNCALLED(ingest_advanced, struct worker *w ANY, struct flow *f ANY)
+UNCALLED(connection_close_dropped, struct worker *w ANY, struct flow *f ANY)
 UNCALLED(storage_complete, struct storage *s ANY, enum uring_tag tag ANY, uint32_t index ANY,
          int result ANY)
 UNCALLED(storage_fail, struct storage *s ANY, int code ANY, enum storage_failure what ANY,

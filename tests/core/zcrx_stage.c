@@ -261,7 +261,7 @@ static struct stage_shape completed(struct stage_shape shape) {
 static void open_listener(struct worker *w) {
     struct listener *l = &w->listeners[w->listener_count++];
     l->fd = -1;
-    l->protocol = PROTOCOL_INGEST;
+    l->protocol = &protocol_ingest;
     l->hello_timeout_ns = stage.shape.hello_timeout_ns;
     l->idle = l->greeting = l->news = w->unasked = w->unasked_hellos =
         (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
@@ -288,7 +288,8 @@ static void open_flow(uint32_t i) {
         s->tail_bytes = s->trailer ? SESSION_BLOCK_BYTES : 0;
         s->base_bytes = random_below(2) * 1000003ull;
         s->waits = random_below(2) != 0 || shape->ignores_bounds;
-        ingest_begin(stage.w, f);
+        f->protocol = &protocol_ingest;
+        f->protocol->begin(stage.w, f);
     } else {
         engine_zcrx.start(stage.w, f);
     }
@@ -354,7 +355,7 @@ static void end_some_flow(uint32_t i) {
         return;
     stage.senders[i].stopped = true;
     struct flow *f = stage.flows[i];
-    intake_interrupt(stage.w, f, CLOSE_REASON_SHUTDOWN, random_below(2) != 0);
+    connection_interrupt(stage.w, f, CLOSE_REASON_SHUTDOWN, random_below(2) != 0);
     if (!f->ended && !stage.senders[i].cancelled && f->phase != FLOW_BLOCKED)
         stage_wrong("a flow that is to end waits for nothing");
     stage_submit();

@@ -39,12 +39,12 @@ bool flow_event(struct worker *w, enum event_kind kind, const struct flow *f, in
     return true;
 }
 
-void intake_received(struct worker *w, struct flow *f, uint32_t bytes) {
+void connection_received(struct worker *w, struct flow *f, uint32_t bytes) {
     (void)w;
     f->received_bytes += bytes;
 }
 
-bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
+bool listener_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
     (void)w, (void)f, (void)owner;
     abort();
 }
@@ -80,14 +80,14 @@ void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag) {
 
 void engine_finish(struct worker *w, struct flow *f) {
     if (f->session != NULL)
-        ingest_payload_over(w, f);
+        f->protocol->payload_over(w, f);
     else if (f->stop || f->error)
-        intake_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, f->error);
+        connection_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, f->error);
     else
-        intake_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+        connection_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
 }
 
-void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason, int error) {
+void connection_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason, int error) {
     struct stage_sender *s = &stage.senders[f->index];
     (void)reason;
     flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
@@ -102,22 +102,22 @@ void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason,
     flow_set_phase(f, FLOW_CLOSING);
 }
 
-void intake_interrupt(struct worker *w, struct flow *f, uint8_t reason, bool drop) {
+void connection_interrupt(struct worker *w, struct flow *f, uint8_t reason, bool drop) {
     if (f->ended || f->stop)
         return;
     f->stop = true;
     f->drop = drop;
     f->reason = reason;
-    if (f->session == NULL || !ingest_stop(w, f))
+    if (f->session == NULL || !f->protocol->stop(w, f))
         engine_zcrx.stop(w, f);
 }
 
-void intake_answered(struct worker *w, struct flow *f, int result) {
+void connection_answered(struct worker *w, struct flow *f, int result) {
     (void)w, (void)f, (void)result;
     abort(); /* no line is ever complete here */
 }
 
-void intake_gone(struct worker *w, struct flow *f) {
+void connection_try_free(struct worker *w, struct flow *f) {
     (void)w, (void)f;
     abort();
 }

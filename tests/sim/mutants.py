@@ -82,7 +82,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a full store's CLOSE lost",
-        ((r"\n +intake_unclosed\(w, &.*\);", ""),),
+        ((r"\n +connection_close_dropped\(w, &.*\);", ""),),
     ),
     Mutant(
         "a retry that drops its tail",

@@ -55,7 +55,7 @@ def test_the_protocol_has_the_same() -> None:
 
 
 def test_nobody_keeps_a_copy() -> None:
-    assert COPY.search("A_MAX: Final = 16  # LISTENERS_MAX of core/connection/intake.h\n")
+    assert COPY.search("A_MAX: Final = 16  # LISTENERS_MAX of core/connection/listener.h\n")
     _fail_if_any(
         [
             f"{path.relative_to(ROOT)}: '{match[0]}' belongs to ingestd/core_limits.py"

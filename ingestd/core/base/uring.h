@@ -20,9 +20,8 @@ enum uring_tag {
     TAG_POLL,        /* index: flow */
     TAG_RECEIVE,     /* index: flow */
     TAG_CANCEL,      /* index: flow */
-    TAG_SEND,        /* index: flow */
     TAG_DISCARD,     /* index: flow */
-    TAG_LINE,        /* index: flow; a line of protocol ingest */
+    TAG_LINE,        /* index: flow; a line to its sender */
     TAG_BLOCK,       /* index: flow; its hello, or what follows its payload */
     TAG_CLOSE,       /* index: flow; its socket */
     TAG_WRITE,       /* index: device write */

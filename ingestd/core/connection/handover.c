@@ -28,11 +28,11 @@ void handover_take(struct worker *w, uint32_t listener_index, int fd) {
         STAT_ADD(&w->reactor, flows_refused, 1);
         close(fd);
     } else if (w->draining || l->stopped) {
-        intake_turn_away(w, l, fd, CLOSE_REASON_SHUTDOWN);
+        listener_turn_away(w, l, fd, CLOSE_REASON_SHUTDOWN);
     } else if (h->count == 0 && has_room(w)) {
-        intake_adopt(w, l, fd);
+        listener_adopt(w, l, fd);
     } else if (h->count == HANDOVER_WAITING_MAX) {
-        intake_turn_away(w, l, fd, CLOSE_REASON_LIMIT);
+        listener_turn_away(w, l, fd, CLOSE_REASON_LIMIT);
     } else {
         h->waiting[(h->first + h->count++) % HANDOVER_WAITING_MAX] =
             (struct handed_over){fd, listener_index};
@@ -49,13 +49,13 @@ static struct handed_over take_first(struct handover *h) {
 void handover_turn(struct worker *w) {
     while (w->handover.count > 0 && has_room(w)) {
         struct handed_over c = take_first(&w->handover);
-        intake_adopt(w, listener_for(w, c.listener_index), c.fd);
+        listener_adopt(w, listener_for(w, c.listener_index), c.fd);
     }
 }
 
 void handover_stop(struct worker *w) {
     while (w->handover.count > 0) {
         struct handed_over c = take_first(&w->handover);
-        intake_turn_away(w, listener_for(w, c.listener_index), c.fd, CLOSE_REASON_SHUTDOWN);
+        listener_turn_away(w, listener_for(w, c.listener_index), c.fd, CLOSE_REASON_SHUTDOWN);
     }
 }

@@ -167,6 +167,10 @@ struct record_open {
 };
 static_assert(sizeof(struct record_open) == 72, "record_open");
 
+/* record_open.protocol */
+#define PROTOCOL_RAW 1u
+#define PROTOCOL_INGEST 2u
+
 enum flow_state { FLOW_STATE_OPEN = 0, FLOW_STATE_SEALED = 1, FLOW_STATE_INTERRUPTED = 2 };
 
 enum close_reason {

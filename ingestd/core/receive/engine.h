@@ -4,7 +4,7 @@
  *
  * All are called on the worker's thread. An engine reads sockets into the area,
  * hands bytes to storage in stream order, and tells the flow's end by
- * intake_end(). Whatever it handed over as a hold comes back by release(). Where a
+ * connection_end(). Whatever it handed over as a hold comes back by release(). Where a
  * session wants a block, which is no payload, its bytes go there instead.
  */
 #ifndef INGESTD_RECEIVE_ENGINE_H
@@ -33,7 +33,7 @@ struct engine {
     /* Once a turn: hand over what is old, serve who waits. Returns the next time. */
     uint64_t (*turn)(struct worker *w);
     /* The flow is to end now (f->stop): hand over what it has, or let go of it
-     * (f->drop), then intake_end(); a block is told as cancelled instead. */
+     * (f->drop), then connection_end(); a block is told as cancelled instead. */
     void (*stop)(struct worker *w, struct flow *f);
     /* A write that read from this hold is complete. */
     void (*release)(struct worker *w, uint64_t hold);

@@ -58,6 +58,7 @@ struct flow_list {
     uint32_t head, tail, count;
 };
 
+struct protocol;
 struct session;
 
 struct flow {
@@ -74,7 +75,7 @@ struct flow {
     bool eof;              /* the sender has half-closed */
     bool stop;             /* it is to be ended from outside */
     bool drop;             /* ... and bytes not yet with a batch are given up */
-    bool ended;            /* nothing more is received: intake_end() was called */
+    bool ended;            /* nothing more is received: connection_end() was called */
     bool cancelling;       /* its receive is being cancelled */
     bool flush_due;        /* what its slot holds, or is held back, is to leave the area */
     bool checksummed;      /* crc is that of its bytes */
@@ -97,6 +98,7 @@ struct flow {
     uint32_t slot_taken;  /* of these, bytes that a batch has, and a share of the slot */
     uint64_t slot_offset; /* UINT64_MAX: none */
 
+    const struct protocol *protocol;
     struct session *session;   /* protocol ingest; else NULL */
     uint64_t base_bytes;       /* where this connection began in the flow */
     uint64_t limit_bytes;      /* nothing behind it is received as payload; UINT64_MAX: none */

@@ -198,7 +198,7 @@ static void received(struct worker *w, struct flow *f, int result) {
     if (result > 0) {
         f->slot_filled += (uint32_t)result;
         STAT_ADD(&w->reactor, kernel_copied_bytes, result);
-        intake_received(w, f, (uint32_t)result);
+        connection_received(w, f, (uint32_t)result);
     } else if (result == 0) {
         f->error = socket_end_of_stream(f->fd);
         f->eof = f->error == 0;

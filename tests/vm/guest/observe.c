@@ -83,9 +83,9 @@ void __wrap_refill_delivered(struct refill *r, uint64_t offset) {
     chunks_lent = r->chunks_lent;
 }
 
-void __real_intake_received(struct worker *w, struct flow *f, uint32_t bytes);
-void __wrap_intake_received(struct worker *w, struct flow *f, uint32_t bytes);
-void __wrap_intake_received(struct worker *w, struct flow *f, uint32_t bytes) {
+void __real_connection_received(struct worker *w, struct flow *f, uint32_t bytes);
+void __wrap_connection_received(struct worker *w, struct flow *f, uint32_t bytes);
+void __wrap_connection_received(struct worker *w, struct flow *f, uint32_t bytes) {
     struct seen *s = &seen[w->settings.worker_index % WORKERS_MAX];
 
     s->shortest = s->fragments == 0 || bytes < s->shortest ? bytes : s->shortest;
@@ -97,7 +97,7 @@ void __wrap_intake_received(struct worker *w, struct flow *f, uint32_t bytes) {
     s->bytes += bytes;
     judge(s, &w->settings, offset_delivered, bytes);
     s->end = offset_delivered + bytes;
-    __real_intake_received(w, f, bytes);
+    __real_connection_received(w, f, bytes);
 }
 
 int __real_io_uring_queue_init_params(unsigned entries, struct io_uring *ring,

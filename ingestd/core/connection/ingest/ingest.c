@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 
 #include "base/socket.h"
+#include "connection/connection.h"
 #include "connection/event.h"
 #include "connection/ingest/answer.h"
 #include "worker.h"
@@ -22,7 +23,7 @@ static struct listener *ingest_listener(struct worker *w, const struct flow *f) 
     return &w->listeners[f->listener];
 }
 
-bool ingest_free(struct worker *w, struct flow *f) {
+static bool ingest_release(struct worker *w, struct flow *f) {
     struct listener *l = ingest_listener(w, f);
     if (session_owes_report(f->session))
         return false;
@@ -83,7 +84,7 @@ static void ingest_say(struct worker *w, struct flow *f) {
     ingest_send(w, f);
 }
 
-void ingest_line_sent(struct worker *w, struct flow *f, int result) {
+static void ingest_line_sent(struct worker *w, struct flow *f, int result) {
     struct outbox *o = &f->session->outbox;
     switch (outbox_sent(o, result)) {
     case OUTBOX_WAIT:
@@ -96,23 +97,23 @@ void ingest_line_sent(struct worker *w, struct flow *f, int result) {
             flow_news_add(&w->flows, &ingest_listener(w, f)->news, f);
         break;
     case OUTBOX_OVER:
-        intake_answered(w, f, outbox_failed(o) ? -EPIPE : 0);
+        connection_answered(w, f, outbox_failed(o) ? -EPIPE : 0);
         break;
     }
 }
 
-void ingest_send_last(struct worker *w, struct flow *f) {
+static void ingest_send_last(struct worker *w, struct flow *f) {
     struct outbox *o = &f->session->outbox;
     flow_set_phase(f, FLOW_ANSWERING);
     flow_wait(&w->flows, f, QUEUE_ANSWER, w->reactor.now_ns);
     outbox_close(o);
     if (outbox_failed(o))
-        intake_answered(w, f, -EPIPE);
+        connection_answered(w, f, -EPIPE);
     else
         ingest_say(w, f);
 }
 
-void ingest_advanced(struct worker *w, struct flow *f) {
+static void ingest_advanced(struct worker *w, struct flow *f) {
     if (!f->ended)
         flow_news_add(&w->flows, &ingest_listener(w, f)->news, f);
 }
@@ -171,11 +172,11 @@ static void ingest_ask_waiting(struct worker *w, struct flow_list *waiting) {
             return;
         flow_idle_remove(&w->flows, waiting, f);
         if (f->phase == FLOW_GONE)
-            intake_gone(w, f);
+            connection_try_free(w, f);
     }
 }
 
-void ingest_closed(struct worker *w, struct flow *f) {
+static void ingest_report_end(struct worker *w, struct flow *f) {
     if (session_owes_report(f->session))
         ingest_ask(w, f, NOTE_ENDED);
 }
@@ -220,11 +221,11 @@ static void ingest_do(struct worker *w, struct flow *f, struct session_act act) 
         break;
     case SESSION_STOP:
         flow_idle_remove(&w->flows, &ingest_listener(w, f)->greeting, f);
-        intake_interrupt(w, f, act.stop_reason, true);
+        connection_interrupt(w, f, act.stop_reason, true);
         break;
     case SESSION_END:
         ingest_leave_lists(w, f);
-        intake_end(w, f, act.end.state, act.end.reason, act.end.error);
+        connection_end(w, f, act.end.state, act.end.reason, act.end.error);
         break;
     }
 }
@@ -233,7 +234,7 @@ static void ingest_on(struct worker *w, struct flow *f, const struct session_inp
     ingest_do(w, f, session_on(f->session, in));
 }
 
-void ingest_begin(struct worker *w, struct flow *f) {
+static void ingest_begin(struct worker *w, struct flow *f) {
     struct listener *l = ingest_listener(w, f);
     struct session *s = session_pool_take(&l->sessions);
     f->session = s;
@@ -277,7 +278,7 @@ void ingest_block_received(struct worker *w, struct flow *f, int result) {
     ingest_on(w, f, &in);
 }
 
-void ingest_payload_over(struct worker *w, struct flow *f) {
+static void ingest_payload_over(struct worker *w, struct flow *f) {
     struct session_input in = {.kind = SESSION_LIMIT_CAME, .bytes = f->received_bytes};
     if (f->stop)
         in = (struct session_input){.kind = SESSION_STOPPED, .reason = f->reason};
@@ -290,7 +291,7 @@ void ingest_payload_over(struct worker *w, struct flow *f) {
     ingest_on(w, f, &in);
 }
 
-bool ingest_stop(struct worker *w, struct flow *f) {
+static bool ingest_stop(struct worker *w, struct flow *f) {
     if (f->phase != FLOW_ASKING)
         return false;
     struct session_input in = {.kind = SESSION_STOPPED, .reason = f->reason};
@@ -358,7 +359,7 @@ void ingest_replace(struct worker *w, uint32_t flow_index, uint64_t serial) {
         return;
     struct flow *f = &w->flows.flows[flow_index];
     if (f->session != NULL && f->session->serial == serial)
-        intake_interrupt(w, f, CLOSE_REASON_REPLACED, false);
+        connection_interrupt(w, f, CLOSE_REASON_REPLACED, false);
 }
 
 /* --- Once a turn ------------------------------------------------------------------ */
@@ -413,3 +414,34 @@ uint64_t ingest_turn(struct worker *w) {
     }
     return next_ns;
 }
+
+/* --- The row of the table ----------------------------------------------------------- */
+
+static bool ingest_sender_crc(const struct flow *f, uint32_t *out) {
+    *out = f->session->sender_crc;
+    return f->session->has_sender_crc;
+}
+
+static void ingest_report_refused(struct worker *w, struct flow *f) {
+    const struct session *s = f->session;
+    if (session_is_admitted(s))
+        flow_event(w, EVENT_FLOW_REFUSED, f, f->reason, f->error, 0);
+    else if (s->error != SESSION_ERROR_REFUSED) /* else Python reports it */
+        flow_event(w, EVENT_HELLO_FAILED, f, s->error, f->reason, 0);
+}
+
+const struct protocol protocol_ingest = {
+    .name = "ingest",
+    .number = PROTOCOL_INGEST,
+    .begin = ingest_begin,
+    .payload_over = ingest_payload_over,
+    .stop = ingest_stop,
+    .advanced = ingest_advanced,
+    .sender_crc = ingest_sender_crc,
+    .report_end = ingest_report_end,
+    .report_refused = ingest_report_refused,
+    .send_last = ingest_send_last,
+    .line_sent = ingest_line_sent,
+    .release = ingest_release,
+    .format_denial = answer_turned_away,
+};

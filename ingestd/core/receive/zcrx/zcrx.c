@@ -236,7 +236,7 @@ static void delivered(struct worker *w, struct flow *f, uint64_t offset, uint32_
         session_take_overrun(f->session, w->area.base + offset + payload, bytes - payload);
         zcrx_pause(w, f, TAG_RECEIVE);
     }
-    intake_received(w, f, payload);
+    connection_received(w, f, payload);
     if (f->drop || payload == 0)
         refill_return(&w->zcrx.refill, offset);
     else
@@ -317,7 +317,7 @@ static bool is_ours(struct worker *w, struct flow *f) {
         return true;
     for (uint32_t i = 0; i < z->napi_other_count; i++) {
         if (z->napi_others[i] == napi)
-            return !intake_hand_away(w, f, z->napi_owners[i]);
+            return !listener_hand_away(w, f, z->napi_owners[i]);
     }
     STAT_ADD(&w->reactor, flows_by_copy, 1);
     flow_event(w, EVENT_FLOW_BY_COPY, f, (int)napi, 0, 0);

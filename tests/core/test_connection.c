@@ -3,7 +3,7 @@
  * How flows end and connections are turned away, with the rest of the worker played here: what a
  * CLOSE record says, what a sender hears.
  */
-#include "connection/intake.h"
+#include "connection/connection.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include "connection/ingest/answer.h"
 #include "harness.h"
 #include "worker.h"
 
@@ -76,29 +77,44 @@ bool storage_append_close(struct storage *s, struct storage_stream *t,
     return true;
 }
 
-void ingest_begin(struct worker *w, struct flow *f) {
+/* --- Another protocol than raw, played --------------------------------------------------- */
+
+static void played_begin(struct worker *w, struct flow *f) {
     (void)w;
     flow_set_phase(f, FLOW_HELLO);
     stage.begun++;
 }
 
-void ingest_closed(struct worker *w, struct flow *f) {
+static void played_ignore(struct worker *w, struct flow *f) {
     (void)w, (void)f;
 }
 
-void ingest_send_last(struct worker *w, struct flow *f) {
-    (void)w, (void)f;
-}
-
-bool ingest_free(struct worker *w, struct flow *f) {
+static bool played_yes(struct worker *w, struct flow *f) {
     (void)w, (void)f;
     return true;
 }
 
-bool ingest_stop(struct worker *w, struct flow *f) {
+static bool played_no(struct worker *w, struct flow *f) {
     (void)w, (void)f;
-    return true;
+    return false; /* an engine has it */
 }
+
+static bool played_sender_crc(const struct flow *f, uint32_t *out) {
+    (void)f, (void)out;
+    return false;
+}
+
+const struct protocol protocol_ingest = {
+    .number = PROTOCOL_INGEST,
+    .begin = played_begin,
+    .stop = played_no,
+    .sender_crc = played_sender_crc,
+    .report_end = played_ignore,
+    .report_refused = played_ignore,
+    .send_last = played_ignore,
+    .release = played_yes,
+    .format_denial = answer_turned_away,
+};
 
 static void stop(struct worker *w, struct flow *f) {
     (void)w;
@@ -107,7 +123,7 @@ static void stop(struct worker *w, struct flow *f) {
 }
 
 static bool take(struct worker *w, struct flow *f) {
-    return !stage.is_elsewhere || !intake_hand_away(w, f, 1);
+    return !stage.is_elsewhere || !listener_hand_away(w, f, 1);
 }
 
 static void start(struct worker *w, struct flow *f) {
@@ -128,7 +144,7 @@ static void open_stage(void) {
     for (uint32_t i = 0; i < 2; i++) {
         struct listener *l = &w->listeners[w->listener_count++];
         l->index = 7 + i;
-        l->protocol = i == 0 ? PROTOCOL_RAW : PROTOCOL_INGEST;
+        l->protocol = i == 0 ? &protocol_raw : &protocol_ingest;
         l->idle = l->greeting = l->news = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
     }
 }
@@ -145,6 +161,7 @@ static void close_stage(void) {
 static struct flow *a_flow(uint64_t received, uint64_t stored) {
     struct flow *f = flow_take(&stage.w->flows);
     f->fd = -1;
+    f->protocol = &protocol_raw;
     flow_set_phase(f, FLOW_RECEIVING);
     f->stream.opened = true;
     f->received_bytes = received;
@@ -154,9 +171,9 @@ static struct flow *a_flow(uint64_t received, uint64_t stored) {
 
 static void sealed_is_what_was_stored_whole(void) {
     open_stage();
-    intake_end(stage.w, a_flow(1000, 1000), FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+    connection_end(stage.w, a_flow(1000, 1000), FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
     CHECK_EQUAL(stage.state, FLOW_STATE_SEALED);
-    intake_end(stage.w, a_flow(1000, 999), FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+    connection_end(stage.w, a_flow(1000, 999), FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
     CHECK_EQUAL(stage.state, FLOW_STATE_INTERRUPTED);
     CHECK_EQUAL(stage.reason, CLOSE_REASON_RECEIVER);
     CHECK_EQUAL(stage.closes, 2);
@@ -168,12 +185,12 @@ static void what_is_given_up_meanwhile_counts(void) {
     open_stage();
     struct flow *f = a_flow(1000, 1000);
     stage.refuses_close = true;
-    intake_end(stage.w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+    connection_end(stage.w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
     CHECK_EQUAL(stage.closes, 0);
     stage.refuses_close = false;
     f->stream.stored_bytes = 500;
     stage.w->storage.state = STORAGE_EXHAUSTED;
-    CHECK(intake_retry_close(stage.w, f));
+    CHECK(connection_retry_close(stage.w, f));
     CHECK_EQUAL(stage.state, FLOW_STATE_INTERRUPTED);
     CHECK_EQUAL(stage.reason, CLOSE_REASON_STORE_FULL);
     close_stage();
@@ -209,7 +226,7 @@ static void who_finds_no_room_waits(void) {
     CHECK_EQUAL(stage.refused, 0);
     for (uint32_t i = 0; i < CAPACITY + 4; i++)
         CHECK_EQUAL(strlen(heard(senders[i])), 0);
-    intake_stop_accepting(stage.w);
+    listeners_stop(stage.w);
     CHECK_EQUAL(stage.refused, 6);
     CHECK(strstr(heard(senders[CAPACITY + 2]), "\"state\": \"refused\", \"error\": \"shutdown\""));
     CHECK(strstr(heard(senders[CAPACITY + 3]), "\"code\": \"shutdown\""));
@@ -269,7 +286,7 @@ static int accepted_from(uint8_t host, uint32_t listener) {
     socklen_t bytes = sizeof l->peer;
     CHECK_EQUAL(getpeername(ends[1], (void *)&l->peer, &bytes), 0);
     l->accepting = true;
-    intake_accepted(stage.w, listener, ends[1]);
+    listener_accepted(stage.w, listener, ends[1]);
     return ends[0];
 }
 
@@ -298,7 +315,7 @@ static void end_all(void) {
         flow_idle_remove(&stage.w->flows, &stage.w->listeners[f->listener].idle, f);
         flow_set_phase(f, FLOW_CLOSING);
         flow_set_phase(f, FLOW_GONE);
-        intake_gone(stage.w, f);
+        connection_try_free(stage.w, f);
     }
 }
 
@@ -408,7 +425,7 @@ static void who_has_gone_already_is_nobody(void) {
 
 static void who_is_accepted_behind_a_stop_is_told(void) {
     open_stage();
-    intake_stop_accepting(stage.w);
+    listeners_stop(stage.w);
     int raw = accepted_from(1, 0), ingest = accepted_from(1, 1);
     CHECK_EQUAL(stage.begun, 2);
     CHECK_EQUAL(stage.stopped, 2);
@@ -441,18 +458,18 @@ static void an_accept_that_fails_waits(void) {
     const int harmless[] = {ECANCELED, ECONNABORTED, EINTR, EAGAIN};
     for (uint32_t i = 0; i < 4; i++) {
         l->accepting = true;
-        intake_accepted(stage.w, 0, -harmless[i]);
+        listener_accepted(stage.w, 0, -harmless[i]);
         CHECK_EQUAL(l->retry_ns, 0);
     }
     CHECK_EQUAL(stage.w->reactor.stats.accept_errors, 0);
     l->accepting = true;
-    intake_accepted(stage.w, 0, -EMFILE);
+    listener_accepted(stage.w, 0, -EMFILE);
     CHECK_EQUAL(stage.w->reactor.stats.accept_errors, 1);
     CHECK(l->retry_ns > stage.w->reactor.now_ns);
-    CHECK_EQUAL(intake_turn(stage.w), l->retry_ns);
+    CHECK_EQUAL(listeners_turn(stage.w), l->retry_ns);
     CHECK(!l->accepting);
     stage.w->reactor.now_ns = l->retry_ns;
-    intake_turn(stage.w);
+    listeners_turn(stage.w);
     CHECK(l->accepting);
     close_stage();
 }
