@@ -114,7 +114,7 @@ class Log:
         if event not in NEVER_SUPPRESSED:
             is_admitted, suppressed = self._limiter.admit(event, self._clock())
         if suppressed:
-            self._tell_suppressed(event, suppressed)
+            self._report_suppressed(event, suppressed)
         if is_admitted:
             self._write(event, severity, fields)
 
@@ -125,9 +125,9 @@ class Log:
         """
         now_s = math.inf if at_end else self._clock()
         for event, count in self._limiter.take_over(now_s).items():
-            self._tell_suppressed(event, count)
+            self._report_suppressed(event, count)
 
-    def _tell_suppressed(self, event: LogEvent, count: int) -> None:
+    def _report_suppressed(self, event: LogEvent, count: int) -> None:
         """At the level of what was not shown: a flood of infos is no warning."""
         if _LEVELS[event.level] >= self._level:
             fields = {"of": event.value, "count": count}

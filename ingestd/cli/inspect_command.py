@@ -127,7 +127,7 @@ def _show_store(inspector: Inspector, as_json: bool) -> bool:
         )
         rows = [_image_row(image) for image in segments]
         print_table(_SEGMENT_COLUMNS, rows, _RIGHT)
-    _tell(segments)
+    _report_progress(segments)
     return (
         any(copy.is_damaged for copy in copies)
         or bool(removals.damaged)
@@ -135,7 +135,7 @@ def _show_store(inspector: Inspector, as_json: bool) -> bool:
     )
 
 
-def _tell(segments: Iterable[SegmentImage]) -> None:
+def _report_progress(segments: Iterable[SegmentImage]) -> None:
     for image in segments:
         for text in image.warnings:
             note(text)

@@ -169,7 +169,7 @@ class _Results:
                 state.add(job.state_key, job.path, job.receipt)
             self._show(job, job.receipt)
             return
-        _tell_durable(job, was_stopped and not self._is_one)
+        _report_durable(job, was_stopped and not self._is_one)
         if job.error is not None and not was_stopped:
             self._exit_code = self._exit_code or job.error.exit_code
             path = "" if self._is_one or str(job.error).startswith(job.path) else f"{job.path}: "
@@ -192,7 +192,7 @@ class _Results:
             self._output_error = error
 
 
-def _tell_durable(job: Job, is_one_of_many: bool) -> None:
+def _report_durable(job: Job, is_one_of_many: bool) -> None:
     """Report how much of a flow is durable, and how to resume it, where not all of it is.
 
     is_one_of_many: that were stopped, so that nothing else says that it was under way.

@@ -132,7 +132,7 @@ class Sending:
                     shared.running_count -= 1
                 if number == 0:
                     raise ResourceError(f"cannot begin: {error}") from None
-                self._tell_short(str(error))
+                self._report_short(str(error))
                 return
 
     def _is_running(self) -> bool:
@@ -247,10 +247,10 @@ class Sending:
         if is_only:
             time.sleep(LOOK_INTERVAL_S)
             return False
-        self._tell_short(str(error))
+        self._report_short(str(error))
         return True
 
-    def _tell_short(self, why: str) -> None:
+    def _report_short(self, why: str) -> None:
         with self._shared.changed:
             was_reported, self._shared.is_short_reported = self._shared.is_short_reported, True
         if not was_reported:

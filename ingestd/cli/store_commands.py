@@ -68,7 +68,7 @@ def run_ls(arguments: Namespace) -> int:
     from ingestd.store.read.image import read_image
 
     with read_image(arguments.store) as image:
-        _tell_warnings(image.warnings)
+        _report_warnings(image.warnings)
         now_ns = time.time_ns()
         floor = floor_ns(image.superblock, now_ns)
         shown = [(flow, is_misdated(flow, floor, now_ns)) for flow in image.flows]
@@ -102,7 +102,7 @@ def _bytes_text(flow: Flow) -> str:
     return f"{flow.first_offset}..{flow.bytes}" if flow.first_offset else str(flow.bytes)
 
 
-def _tell_warnings(warnings: Iterable[str]) -> None:
+def _report_warnings(warnings: Iterable[str]) -> None:
     for text in warnings:
         note(text)
 
@@ -112,7 +112,7 @@ def run_info(arguments: Namespace) -> int:
     from ingestd.store.read.image import read_image
 
     with read_image(arguments.store) as image:
-        _tell_warnings(image.warnings)
+        _report_warnings(image.warnings)
         # The profile is the core's knowledge, and reading a store needs no core.
         from ingestd.daemon.workers.worker import device_profile
 

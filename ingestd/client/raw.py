@@ -147,8 +147,8 @@ def open_connection(
         except SenderError as error:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
-                given_up = f": gave up after {retry_s:g} s" if retry_s else ""
-                raise SenderError(f"{error}{given_up}") from None
+                after = f": gave up after {retry_s:g} s" if retry_s else ""
+                raise SenderError(f"{error}{after}") from None
             if notify is not None:
                 notify(f"{error}: trying again for {retry_s:g} s")
                 notify = None

@@ -24,7 +24,7 @@ from ingestd.store.read.image import ScanStoppedError
 _T = TypeVar("_T")
 
 POLL_INTERVAL_S: Final = 0.05
-TELL_INTERVAL_S: Final = 5.0
+NOTIFY_INTERVAL_S: Final = 5.0
 # For what comes between two steps of progress, such as putting a million flows together.
 STEP_TIME_MAX_S: Final = 300.0
 
@@ -100,13 +100,13 @@ class _Notifier:
     def __init__(self, what: str) -> None:
         self._what = what
         self._notified_count = 0
-        self._next_s = time.monotonic() + TELL_INTERVAL_S
+        self._next_s = time.monotonic() + NOTIFY_INTERVAL_S
 
     def notify(self, progress: Progress) -> None:
         done_count, now_s = progress.done_count, time.monotonic()
         if now_s < self._next_s or done_count == self._notified_count:
             return
-        self._next_s = now_s + TELL_INTERVAL_S
+        self._next_s = now_s + NOTIFY_INTERVAL_S
         self._notified_count = done_count
         status = f"recovering store {self._what}: {done_count} of {progress.total_count} segments"
         systemd.notify_starting(status, STEP_TIME_MAX_S)

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, TextIO, cast
 
 from ingestd import systemd
 from ingestd.config.loading import log_target
-from ingestd.daemon.run import EXIT_CODE_BUG, Daemon
+from ingestd.daemon.exit_code import EXIT_CODE_BUG
+from ingestd.daemon.run import Daemon
 from ingestd.daemon.shutdown import LOG_TIME_S, leave
 from ingestd.daemon.workers.worker import load_core
 from ingestd.errors import IngestdError
@@ -39,7 +40,7 @@ def serve(settings: Settings) -> int:
     log = open_log(settings.log.level, target, journal_sink=writer.put, stream=stream)
     writer.on_gap = lambda count: log.emit(LogEvent.LOG_DROPPED, count=count)
     writer.start()
-    exit_code, last_words = EXIT_CODE_BUG, ""
+    exit_code, message = EXIT_CODE_BUG, ""
     try:
         daemon = Daemon(
             settings,
@@ -50,12 +51,12 @@ def serve(settings: Settings) -> int:
         )
         exit_code = daemon.run()
     except IngestdError as error:
-        exit_code, last_words = error.exit_code, f"ingestd: error: {error}\n"
+        exit_code, message = error.exit_code, f"ingestd: error: {error}\n"
         raise
     except BaseException:
-        last_words = traceback.format_exc()
+        message = traceback.format_exc()
         raise
     finally:
         writer.close(LOG_TIME_S)
-        leave(exit_code, last_words)
+        leave(exit_code, message)
     return exit_code

@@ -24,7 +24,6 @@ import os
 import selectors
 import signal
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
@@ -32,10 +31,18 @@ from typing import TYPE_CHECKING, Final
 
 from ingestd import __version__, systemd
 from ingestd.core.border import FlowElsewhere, HelloFailed, StoreFailed
-from ingestd.daemon.admission.admission import Admission, door
+from ingestd.daemon.admission.admission import Admission
 from ingestd.daemon.admission.flow_index import FlowIndex
+from ingestd.daemon.admission.listener_policy import policy_of
 from ingestd.daemon.base.listen import bind_listener
 from ingestd.daemon.base.waker import Waker
+from ingestd.daemon.exit_code import (
+    EXIT_CODE_BUG,
+    exit_code_at_end,
+    exit_code_of_ended,
+    exit_code_of_overdue,
+    log_dead,
+)
 from ingestd.daemon.interruptible import Progress, StartStoppedError, attend
 from ingestd.daemon.maintenance.coordinator import Maintenance
 from ingestd.daemon.reload import Reloader
@@ -62,10 +69,7 @@ from ingestd.daemon.workers.handover import Handover
 from ingestd.daemon.workers.worker import Core, WorkerThread, kernel_features
 from ingestd.errors import (
     EngineError,
-    IngestdError,
     ResourceError,
-    StoreFailedError,
-    SystemCallError,
 )
 from ingestd.log import Log
 from ingestd.log_events import LogEvent
@@ -84,7 +88,6 @@ DRAIN_MARGIN_S: Final = 2.0
 DRAIN_MARGIN_PART: Final = 0.25
 # With less, a healthy flush would be called stuck.
 STOP_TIMEOUT_MIN_S: Final = 2.0
-EXIT_CODE_BUG: Final = 1
 
 
 def drain_time_s(drain_timeout_s: float) -> float:
@@ -176,7 +179,7 @@ class Daemon:
     def _bring_up(self, undo: ExitStack) -> None:
         """Do every step of the start. Raises StartStoppedError when a signal asked to stop."""
         settings = self._settings
-        self._doors = {name: door(name, item) for name, item in settings.listener.items()}
+        self._policies = {name: policy_of(name, item) for name, item in settings.listener.items()}
         self._log.emit(
             LogEvent.DAEMON_STARTING,
             version=__version__,
@@ -206,7 +209,7 @@ class Daemon:
         self._event_log = EventLog(self._log, self._listener_names, advice)
         self._admission = Admission(
             self._log,
-            [self._doors[name] for name in self._listener_names],
+            [self._policies[name] for name in self._listener_names],
             self._flow_indexes,
             self._maintenance.flow_locks,
             self.wake,
@@ -362,16 +365,16 @@ class Daemon:
             self._look_after_workers()
             if time.monotonic() >= self._next_tick_s:
                 self._tick()
-        self._tell_events()
+        self._report_events()
 
     def _has_stopped(self) -> bool:
         return self._deadline_s is not None and not any(w.alive() for w in self._workers)
 
     def _on_wake(self) -> None:
         self._waker.clear()
-        self._tell_events()
+        self._report_events()
 
-    def _tell_events(self) -> None:
+    def _report_events(self) -> None:
         self._admission.settle()
         self._handover.settle()
         for worker in self._workers:
@@ -389,41 +392,22 @@ class Daemon:
         """End the loop if a worker, or a pump, did what it must not."""
         failure = self._granting.error() if self._granting is not None else None
         if failure is not None:
-            self._tell_dead(*failure)
+            log_dead(*failure, self._log)
             self._exit_code = EXIT_CODE_BUG
         if self._deadline_s is None:
-            for worker in self._workers:
-                if not worker.alive():
-                    self._tell_dead(worker.name, worker.error)
-                    self._exit_code = _exit_code_of(worker.error)
+            code = exit_code_of_ended(self._workers, self._log)
         elif time.monotonic() >= self._deadline_s:
-            for worker in self._workers:
-                if worker.alive():
-                    self._log.emit(
-                        LogEvent.WORKER_FAILED,
-                        worker=worker.name,
-                        error="it did not stop within drain_timeout_s",
-                        hint="look for a device that hangs (dmesg); acknowledged bytes are safe",
-                    )
-                    self._exit_code = SystemCallError.exit_code
-
-    def _tell_dead(self, name: str, error: BaseException | None) -> None:
-        if error is None:
-            self._log.emit(LogEvent.WORKER_FAILED, worker=name, error="it ended by itself")
-        elif isinstance(error, IngestdError):
-            self._log.emit(LogEvent.WORKER_FAILED, worker=name, error=str(error))
+            code = exit_code_of_overdue(self._workers, self._log)
         else:
-            trace = "".join(traceback.format_exception(error))
-            self._log.emit(LogEvent.WORKER_FAILED, worker=name, error=repr(error), trace=trace)
+            return
+        self._exit_code = self._exit_code if code is None else code
 
     def _final_exit_code(self) -> int:
         if self._exit_code is not None:
             return self._exit_code
-        for worker in self._workers:
-            if worker.error is not None:
-                self._tell_dead(worker.name, worker.error)
-                return _exit_code_of(worker.error)
-        return StoreFailedError.exit_code if self._failed_stores else 0
+        return exit_code_at_end(
+            self._workers, is_store_failed=bool(self._failed_stores), log=self._log
+        )
 
     # --- Once a second ----------------------------------------------------------
 
@@ -473,7 +457,3 @@ class Daemon:
         systemd.notify_reloading()
         self._reloader.reload(self._workers, self._listener_names, self._admission)
         systemd.notify_ready(self._status_line())
-
-
-def _exit_code_of(error: BaseException | None) -> int:
-    return error.exit_code if isinstance(error, IngestdError) else EXIT_CODE_BUG

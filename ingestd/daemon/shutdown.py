@@ -30,7 +30,7 @@ STEP_TIME_MAX_S: Final = 2.0
 # Also for a step that comes when the time is over: it may have nothing to wait for.
 STEP_TIME_MIN_S: Final = 0.1
 # For an error that nobody may read.
-LAST_WORDS_TIME_S: Final = 0.5
+MESSAGE_TIME_S: Final = 0.5
 
 
 class Shutdown:
@@ -98,7 +98,7 @@ class Shutdown:
         )
 
 
-def leave(exit_code: int, last_words: str = "") -> None:
+def leave(exit_code: int, message: str = "") -> None:
     """End the process at once if a thread is left, which would keep the interpreter from it.
 
     Otherwise return; the caller then ends in the usual way, and logs its end itself.
@@ -106,12 +106,12 @@ def leave(exit_code: int, last_words: str = "") -> None:
     own = threading.current_thread()
     if not any(thread.is_alive() for thread in threading.enumerate() if thread is not own):
         return
-    if last_words:
+    if message:
         # Standard error may be what hangs.
-        words = threading.Thread(target=_say, args=(last_words,), daemon=True)
+        words = threading.Thread(target=_say, args=(message,), daemon=True)
         with suppress(RuntimeError):
             words.start()
-            words.join(LAST_WORDS_TIME_S)
+            words.join(MESSAGE_TIME_S)
     os._exit(exit_code)
 
 

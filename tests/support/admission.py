@@ -11,9 +11,10 @@ from types import SimpleNamespace
 from typing import Any
 
 from ingestd.core.border import QuestionKind
-from ingestd.daemon.admission.admission import Admission, ListenerPolicy
+from ingestd.daemon.admission.admission import Admission
 from ingestd.daemon.admission.flow_index import FlowIndex
 from ingestd.daemon.admission.flow_lock import FlowLock
+from ingestd.daemon.admission.listener_policy import ListenerPolicy
 from ingestd.log import Log
 from ingestd.store.device.opening import open_device
 from ingestd.store.metadata.superblock import read_superblock

@@ -14,7 +14,6 @@ Owned by the main thread; lookup_thread.py has the threads that read.
 
 from __future__ import annotations
 
-import json
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -31,17 +30,22 @@ from ingestd.daemon.admission.hello import (
     read_hello,
     read_trailer,
 )
+from ingestd.daemon.admission.listener_policy import ListenerPolicy
 from ingestd.daemon.admission.lookup_thread import Lookups
 from ingestd.daemon.admission.marked_ids import new_flow_id
+from ingestd.daemon.admission.rules import (
+    error_line,
+    refusal_of_hello,
+    refusal_of_resume,
+    refusal_of_trailer,
+)
 from ingestd.daemon.telemetry.worker_events import hello_failure
-from ingestd.keyfile import load_keys
 from ingestd.log import Log
 from ingestd.log_events import LogEvent
 from ingestd.protocol.blocks import Hello
 from ingestd.store.read.flows import checksum_text
 
 if TYPE_CHECKING:
-    from ingestd.config.settings import ListenerSettings
     from ingestd.core.border import Event, HelloFailed, Question
     from ingestd.daemon.admission.flow_index import FlowIndex
     from ingestd.daemon.admission.flow_lock import FlowLock
@@ -49,7 +53,6 @@ if TYPE_CHECKING:
     from ingestd.store.read.point_query import Found
 
 UNLIMITED: Final = 2**64 - 1
-LINE_TEXT_CHARS_MAX: Final = 400
 # Of the connections of one address, so many may wait until a store has been read.
 PEER_LOOKUPS_MAX: Final = 16
 REMOVED: Final = Refusal("removed", "the flow was removed from the store")
@@ -58,22 +61,6 @@ NOBODY_READS: Final = b"{}\n"  # the answer to a question whose connection has e
 
 _FlowKey: TypeAlias = tuple[str, bytes]  # name of the store, id
 _Connection: TypeAlias = tuple[str, tuple[int, int]]  # name of the worker, its name there
-
-
-@dataclass(frozen=True)
-class ListenerPolicy:
-    """A listener as admission sees it; keys None: it does not authenticate."""
-
-    name: str
-    keys: Mapping[str, bytes] | None
-    flow_bytes_max: int  # 0: no limit
-    is_ingest: bool
-
-
-def door(name: str, listener: ListenerSettings) -> ListenerPolicy:
-    """Return a listener as admission sees it, with its keys. Raises ConfigError."""
-    keys = None if listener.key_file is None else load_keys(listener.key_file)
-    return ListenerPolicy(name, keys, listener.flow_bytes_max, listener.protocol == "ingest")
 
 
 @dataclass(frozen=True)
@@ -102,7 +89,7 @@ class _Live:
     """A flow that a connection feeds, and a newer one that waits for it."""
 
     candidate: _Candidate
-    heir: _Candidate | None = None
+    successor: _Candidate | None = None
 
 
 class Admission:
@@ -111,7 +98,7 @@ class Admission:
     def __init__(
         self,
         log: Log,
-        doors: Sequence[ListenerPolicy],
+        policies: Sequence[ListenerPolicy],
         indexes: Mapping[str, FlowIndex],
         flow_locks: Mapping[str, FlowLock],
         wake: Callable[[], None],
@@ -119,7 +106,7 @@ class Admission:
         self.refused_counts: Counter[tuple[str, str, str]] = Counter()  # store, listener, code
         self.lookups_waiting_counts = dict.fromkeys(indexes, 0)  # by store
         self._log = log
-        self._doors = list(doors)
+        self._policies = list(policies)
         self._indexes = indexes
         self._flow_locks = flow_locks
         self._wake = wake
@@ -139,7 +126,7 @@ class Admission:
 
     def set_keys(self, name: str, keys: Mapping[str, bytes]) -> None:
         """Let hellos on a listener be checked by other keys from now on."""
-        self._doors = [replace(d, keys=keys) if d.name == name else d for d in self._doors]
+        self._policies = [replace(p, keys=keys) if p.name == name else p for p in self._policies]
 
     def serve(self, worker: WorkerThread) -> None:
         """Answer what a worker asks now."""
@@ -154,7 +141,7 @@ class Admission:
 
     def note_failed(self, worker: WorkerThread, event: Event, failure: HelloFailed) -> None:
         """Count a connection that ended before its hello was decided on."""
-        name = self._doors[event.listener_index].name
+        name = self._policies[event.listener_index].name
         self.refused_counts[worker.store_name, name, hello_failure(failure)] += 1
 
     def settle(self) -> None:
@@ -168,30 +155,20 @@ class Admission:
     # --- Hello ------------------------------------------------------------------------
 
     def _on_hello(self, worker: WorkerThread, question: Question) -> None:
-        door = self._doors[question.listener_index]
+        policy = self._policies[question.listener_index]
         hello = read_hello(question.block)
         refusal = hello if isinstance(hello, Refusal) else None
         if isinstance(hello, Hello):
-            if door.keys is not None:
-                refusal = authenticate(hello, question.block, question.challenge, door.keys)
-            refusal = refusal or self._unmeant(hello, door)
+            if policy.keys is not None:
+                refusal = authenticate(hello, question.block, question.challenge, policy.keys)
+            refusal = refusal or refusal_of_hello(hello, policy)
         if refusal is not None:
             self._refuse(worker, question, refusal)
             return
         assert isinstance(hello, Hello)
-        key = hello.key if door.keys is not None else None
+        key = hello.key if policy.keys is not None else None
         flow = flow_id(hello) or new_flow_id(worker.store.superblock.store_uuid)
         self._decide(_Candidate(worker, question, hello, flow, key))
-
-    @staticmethod
-    def _unmeant(hello: Hello, door: ListenerPolicy) -> Refusal | None:
-        """The reason why a hello can never be admitted here; None: there is none."""
-        if hello.resume is True and hello.flow is None:
-            return Refusal("bad_hello", "resume needs the id of a flow")
-        stated = hello.bytes
-        if stated is not None and 0 < door.flow_bytes_max < stated:
-            return Refusal("limit", f"a flow here has {door.flow_bytes_max} bytes at most")
-        return None
 
     def _decide(self, candidate: _Candidate) -> None:
         """Admit a candidate, refuse it, or have it wait for what is not known yet."""
@@ -204,7 +181,7 @@ class Admission:
         elif self._flow_locks[store_name].is_removed(flow):
             self._refuse_candidate(candidate, REMOVED)
         elif known is not None:
-            self._go_on(candidate, known)
+            self._resume(candidate, known)
         elif index.must_ask(flow):
             self._look_up(candidate)
         elif candidate.hello.resume is True:
@@ -212,22 +189,9 @@ class Admission:
         else:
             self._admit(candidate, Known(False, 0, 0, True))
 
-    def _go_on(self, candidate: _Candidate, known: Known) -> None:
-        resume, stated = candidate.hello.resume, candidate.hello.bytes
-        door = self._doors[candidate.question.listener_index]
-        refusal: Refusal | None = None
-        if resume is False:
-            refusal = Refusal("exists", "a flow of this id is in the store")
-        elif not known.is_resumable:
-            refusal = Refusal("unknown_flow", "no flow of this protocol has this id")
-        elif known.is_sealed:
-            refusal = Refusal("sealed", "the flow is complete and durable")
-        elif not known.is_settled:
-            refusal = Refusal("busy", "what of the flow is durable is not known before a restart")
-        elif stated is not None and known.bytes_count > stated:
-            refusal = Refusal("too_long", "more bytes of the flow are stored than were stated")
-        elif 0 < door.flow_bytes_max < known.bytes_count:
-            refusal = Refusal("limit", f"a flow here has {door.flow_bytes_max} bytes at most")
+    def _resume(self, candidate: _Candidate, known: Known) -> None:
+        policy = self._policies[candidate.question.listener_index]
+        refusal = refusal_of_resume(candidate.hello, known, policy)
         if refusal is not None:
             self._refuse_candidate(candidate, refusal, known)
         else:
@@ -240,13 +204,13 @@ class Admission:
             refusal = Refusal("exists", "a connection feeds a flow of this id now")
         elif candidate.key != older.key:
             refusal = Refusal("unauthorised", "the flow is fed by someone else")
-        elif live.heir is None and not older.worker.end_flow(older.question.connection):
+        elif live.successor is None and not older.worker.end_flow(older.question.connection):
             refusal = Refusal("busy", "the server has too much to do: try again")
         else:
-            if live.heir is not None:
+            if live.successor is not None:
                 gone = Refusal("replaced", "a newer connection resumed the flow")
-                self._refuse_candidate(live.heir, gone)
-            live.heir = candidate
+                self._refuse_candidate(live.successor, gone)
+            live.successor = candidate
             self._waiting.add(candidate.connection)
             self._park(candidate)  # or else it keeps its place: the end will be soon
             return
@@ -270,7 +234,7 @@ class Admission:
             return
         hello, worker = candidate.hello, candidate.worker
         connection = candidate.question.connection
-        flow_bytes_max = self._doors[candidate.question.listener_index].flow_bytes_max
+        flow_bytes_max = self._policies[candidate.question.listener_index].flow_bytes_max
         limit = hello.bytes if hello.bytes is not None else flow_bytes_max
         key = (worker.store_name, candidate.flow)
         self._live[key] = _Live(candidate)
@@ -336,7 +300,7 @@ class Admission:
         flow = None if isinstance(found, Exception) else found.flows.get(candidate.flow)
         if flow is not None:
             index.note(candidate.flow, known_of(flow))
-            self._go_on(candidate, known_of(flow))
+            self._resume(candidate, known_of(flow))
         elif isinstance(found, Exception) or not found.is_whole:
             # It may be where nobody can look: then it is not to begin anew.
             busy = Refusal("busy", "the store, or a part of it, cannot be read now")
@@ -350,17 +314,7 @@ class Admission:
 
     def _on_trailer(self, worker: WorkerThread, question: Question) -> None:
         trailer = read_trailer(question.block)
-        refusal: Refusal | None = None
-        if isinstance(trailer, Refusal):
-            refusal = trailer
-        elif trailer.bytes not in (None, question.bytes_count):
-            text = f"the trailer states {trailer.bytes} bytes, and {question.bytes_count}"
-            refusal = Refusal("trailer", f"{text} came")
-        elif (
-            trailer.crc32c is not None and question.is_crc_known and trailer.crc32c != question.crc
-        ):
-            theirs, ours = checksum_text(trailer.crc32c), checksum_text(question.crc)
-            refusal = Refusal("checksum", f"the trailer says {theirs}, what came has {ours}")
+        refusal = trailer if isinstance(trailer, Refusal) else refusal_of_trailer(trailer, question)
         if refusal is not None:
             self._refuse(worker, question, refusal, question.flow, question.bytes_count)
         else:
@@ -386,8 +340,8 @@ class Admission:
                 ),
             )
         self._flow_locks[key[0]].end(key[1])
-        if live.heir is not None:
-            self._decide(live.heir)
+        if live.successor is not None:
+            self._decide(live.successor)
 
     def _on_unadmitted_end(self, connection: _Connection) -> None:
         """Answer a question that nobody waits for, at once where a store would be read for it."""
@@ -422,17 +376,10 @@ class Admission:
         durable_bytes: int = 0,
         more: Mapping[str, Any] | None = None,
     ) -> None:
-        name = self._doors[question.listener_index].name
+        name = self._policies[question.listener_index].name
         flow_text = str(uuid.UUID(bytes=flow)) if flow is not None else None
-        line = {
-            "type": "error",
-            "code": refusal.code,
-            "text": refusal.text[:LINE_TEXT_CHARS_MAX],
-            "flow": flow_text,
-            "durable": durable_bytes,
-            **(more or {}),
-        }
-        worker.refuse(question.connection, json.dumps(line).encode() + b"\n")
+        line = error_line(refusal, flow_text, durable_bytes, more or {})
+        worker.refuse(question.connection, line)
         if question.kind != QuestionKind.HELLO:
             return  # the worker reports the flow's end
         self.refused_counts[worker.store_name, name, refusal.code] += 1

@@ -61,13 +61,13 @@ class CapacityLog:
 
     def tick(self) -> None:
         """Log what happened since the last call."""
-        self._tell_overwritten()
-        self._tell_failure()
+        self._log_overwritten()
+        self._log_failure()
         # A store that overwrites is to have nothing free.
         if not self._store.is_overwriting:
-            self._tell_short()
+            self._log_short()
 
-    def _tell_overwritten(self) -> None:
+    def _log_overwritten(self) -> None:
         for segment in self._store.take_overwritten():
             self._log.emit(
                 LogEvent.SEGMENT_OVERWRITTEN,
@@ -79,7 +79,7 @@ class CapacityLog:
             for flow in segment.flows:
                 self._forget(flow)
 
-    def _tell_failure(self) -> None:
+    def _log_failure(self) -> None:
         error = self._store.overwriting_error
         if error is not self._failure_logged:
             self._failure_logged = error
@@ -88,7 +88,7 @@ class CapacityLog:
             else:
                 self._log.emit(LogEvent.MAINTENANCE_RESUMED, store=self._name)
 
-    def _tell_short(self) -> None:
+    def _log_short(self) -> None:
         count = self._store.superblock.segment_count
         free_count = self._store.segments_free_count
         free_percent = 100 * free_count / count

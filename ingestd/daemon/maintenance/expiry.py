@@ -69,7 +69,7 @@ class Expiry:
             newest_ns(image.flows, image.segments, floor), floor, superblock.generation
         )
         expired = expired_flows(image.flows, image.segments, self._retentions, clock)
-        self._tell_misdated(expired.misdated)
+        self._report_misdated(expired.misdated)
         self._next_s = math.inf
         if terms := [r.for_ns for r in self._retentions.values() if r.for_ns is not None]:
             # What ends from now on cannot be past its term before that.
@@ -80,7 +80,7 @@ class Expiry:
             self._next_s = time.monotonic() + wait_ns / NS_PER_S
         return expired.flows
 
-    def _tell_misdated(self, flows: tuple[Flow, ...]) -> None:
+    def _report_misdated(self, flows: tuple[Flow, ...]) -> None:
         if len(flows) > self._misdated_count:
             self._report(
                 LogEvent.FLOWS_MISDATED,

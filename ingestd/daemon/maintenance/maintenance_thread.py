@@ -153,7 +153,7 @@ class MaintenanceThread:
     def _turn(self, now_s: float) -> None:
         self._terms.look()
         asked = self._requests.take(now_s) if now_s >= self._next_answer_s else []
-        self._let_go(now_s)
+        self._expire(now_s)
         is_due = now_s >= self._next_sweep_s and self._has_cause()
         if not asked and not is_due:
             return
@@ -192,7 +192,7 @@ class MaintenanceThread:
         expired = self._terms.expired(image)
         swept = self._sweeper.sweep(image, expired, self._flow_lock.claim, self._flow_lock.release)
         for item in swept.freed:
-            self._tell_freed(item)
+            self._report_freed(item)
         if swept.discard_error is not None:
             self._report(LogEvent.DISCARD_FAILED, error=str(swept.discard_error))
         if swept.blocked_count > 0 and not self._is_blocked:
@@ -205,12 +205,12 @@ class MaintenanceThread:
                 " a store each",
             )
         self._is_blocked = swept.blocked_count > 0
-        self._tell_held(image, swept.held_count)
+        self._report_held(image, swept.held_count)
         now_s = time.monotonic()
         for flow in swept.gone:
             self._gone_since_s.setdefault(flow, now_s)
 
-    def _tell_held(self, image: StoreImage, held_count: int) -> None:
+    def _report_held(self, image: StoreImage, held_count: int) -> None:
         damaged = damaged_indexes(image.segments) if held_count else []
         if held_count and damaged != self._held_by:
             self._report(
@@ -224,12 +224,12 @@ class MaintenanceThread:
             )
         self._held_by = damaged
 
-    def _tell_freed(self, item: Candidate) -> None:
+    def _report_freed(self, item: Candidate) -> None:
         segment, flows = item.segment, sorted(item.flows)
         fields = segment_fields(segment.index, segment.sequence, segment.payload_bytes, flows)
         self._report(LogEvent.SEGMENT_FREED, reason=item.reason, **fields)
 
-    def _let_go(self, now_s: float) -> None:
+    def _expire(self, now_s: float) -> None:
         """Forget flows of which nothing has been left for a while."""
         due = [f for f, since_s in self._gone_since_s.items() if now_s - since_s >= DROP_DELAY_S]
         if not due:

@@ -63,7 +63,7 @@ class StoreWatch:
     def _look_again(self) -> bool:
         """Look; a bug, or too little memory, is logged and does not end the watch."""
         try:
-            goes_on = self.look()
+            is_there = self.look()
         except Exception as bug:
             self.failure = repr(bug)
             trace = "".join(traceback.format_exception(bug))
@@ -79,7 +79,7 @@ class StoreWatch:
             return True
         self.failure = ""
         self._backoff.succeed()
-        return goes_on
+        return is_there
 
     def look(self) -> bool:
         """Look once; False when the store is lost, and there is no more to be seen."""

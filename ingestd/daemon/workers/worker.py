@@ -154,7 +154,7 @@ class WorkerThread:
         self._has_ended = threading.Event()
         self._run_begun_ns = 0
         self._listeners_count = 0
-        self._is_full_told = False
+        self._is_full_reported = False
         self._grant_held: tuple[int, int] | None = None
         # A thread that does not come back must not keep the process from ending.
         self._thread = threading.Thread(target=self._main, name=self.name, daemon=True)
@@ -309,21 +309,21 @@ class WorkerThread:
         for _ in range(self.core_worker.segments_wanted()):
             grant = self._grant_held or self.store.take_segment()
             if grant is None:
-                self._tell_full()
+                self._report_full()
                 break
             if not self._post(self.core_worker.grant_segment, *grant):
                 self._grant_held = grant
                 break
             self._grant_held = None
-            self._is_full_told = False
+            self._is_full_reported = False
             granted_count += 1
         return granted_count
 
-    def _tell_full(self) -> None:
+    def _report_full(self) -> None:
         # Of a store that overwrites, one will be there when the next is closed.
         may_come = self._settings.on_full == "overwrite-oldest" and self.store.is_overwriting
-        if not self._is_full_told and not may_come:
-            self._is_full_told = self._post(self.core_worker.note_store_full)
+        if not self._is_full_reported and not may_come:
+            self._is_full_reported = self._post(self.core_worker.note_store_full)
 
     def _post(self, command: Callable[..., None], *arguments: Any) -> bool:
         """Post a command; False when the box is full: the worker has obeyed none for long.

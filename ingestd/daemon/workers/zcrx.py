@@ -214,7 +214,7 @@ def prepare(
     device = nic.device()
     journal = undo.enter_context(open_journal(nic.interface, nic.index(), engine.nic_state_dir))
     if journal.changes:
-        _tell_undone(log, nic, undo_changes(device, journal, engine.queue_retry_s))
+        _log_undone(log, nic, undo_changes(device, journal, engine.queue_retry_s))
     changes = plan_changes(device.read(), wanted)
     apply(device, journal, changes)
     for change in changes:
@@ -224,7 +224,7 @@ def prepare(
 
     def take_back() -> None:
         try:
-            _tell_undone(log, nic, undo_changes(device, journal, engine.queue_retry_s))
+            _log_undone(log, nic, undo_changes(device, journal, engine.queue_retry_s))
         except IngestdError as error:
             log.emit(
                 LogEvent.NIC_NOT_RESTORED,
@@ -236,7 +236,7 @@ def prepare(
     undo.callback(take_back)
 
 
-def _tell_undone(log: Log, nic: Nic, undone: Iterable[Any]) -> None:
+def _log_undone(log: Log, nic: Nic, undone: Iterable[Any]) -> None:
     for change, fate in undone:
         log.emit(
             LogEvent.NIC_RESTORED,

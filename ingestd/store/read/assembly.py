@@ -116,10 +116,10 @@ def assemble(
     flows, anomalies = [], []
     for flow_id, part in parts.items():
         part.sort_events()
-        may_go_on = live and part.generation >= generation
-        over_holes = has_damage and not may_go_on
+        may_resume = live and part.generation >= generation
+        over_holes = has_damage and not may_resume
         prefix = _prefix(part, generation, freed_sequence, over_holes=over_holes)
-        flow = _flow(flow_id, part, prefix, may_go_on=may_go_on)
+        flow = _flow(flow_id, part, prefix, may_resume=may_resume)
         flows.append(flow)
         anomalies += _damages(flow, part, prefix)
         if flow.state != STATE_OPEN:
@@ -227,11 +227,11 @@ def _join(prefix: _Prefix, span: Span, durable_end: int) -> None:
     prefix.spans.append(span)
 
 
-def _flow(flow_id: FlowId, part: _Parts, prefix: _Prefix, *, may_go_on: bool) -> Flow:
+def _flow(flow_id: FlowId, part: _Parts, prefix: _Prefix, *, may_resume: bool) -> Flow:
     opens = [event for event in part.events if isinstance(event, OpenEvent)]
     last = part.events[-1] if part.events else None
     close = last.row if isinstance(last, CloseEvent) else None
-    state = _state(close, prefix, may_go_on=may_go_on)
+    state = _state(close, prefix, may_resume=may_resume)
     listener, name, labels = opens[0].texts() if opens else ("", "", "")
     return Flow(
         flow=str(uuid.UUID(bytes=flow_id)),
@@ -256,7 +256,7 @@ def _flow(flow_id: FlowId, part: _Parts, prefix: _Prefix, *, may_go_on: bool) ->
     )
 
 
-def _state(close: RecordCloseRow | None, prefix: _Prefix, *, may_go_on: bool) -> str:
+def _state(close: RecordCloseRow | None, prefix: _Prefix, *, may_resume: bool) -> str:
     """The state that the flow's last event leaves it in; `close` is that event, if a CLOSE."""
     if prefix.missing:
         return STATE_DAMAGED
@@ -265,7 +265,7 @@ def _state(close: RecordCloseRow | None, prefix: _Prefix, *, may_go_on: bool) ->
     if close and close.state != FLOW_STATE_SEALED:
         return STATE_INTERRUPTED
     # A seal whose bytes are not all found yet, under a daemon that keeps writing.
-    return STATE_OPEN if may_go_on else STATE_INTERRUPTED
+    return STATE_OPEN if may_resume else STATE_INTERRUPTED
 
 
 def _checksum(close: RecordCloseRow | None, prefix: _Prefix) -> str | None:

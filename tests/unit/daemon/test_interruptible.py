@@ -26,7 +26,7 @@ _T = TypeVar("_T")
 @pytest.fixture
 def manager(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], list[str]]]:
     monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-    monkeypatch.setattr(module, "TELL_INTERVAL_S", 0.0)
+    monkeypatch.setattr(module, "NOTIFY_INTERVAL_S", 0.0)
     with service_manager(tmp_path / "notify") as told:
         yield told
 

@@ -358,7 +358,7 @@ def test_reload_reads_keys_again(scene: Scene, tmp_path: Path) -> None:
 
     def keys() -> dict[str, set[str]]:
         assert scene.daemon is not None
-        return {door.name: set(door.keys or ()) for door in scene.daemon._admission._doors}
+        return {policy.name: set(policy.keys or ()) for policy in scene.daemon._admission._policies}
 
     def scenario() -> None:
         files["bad"].write_text(f'[key]\nnew = "{secret}!"\n')

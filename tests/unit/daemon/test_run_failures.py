@@ -19,6 +19,7 @@ from ingestd.core.border import StoreFailed, StoreFailure
 from ingestd.daemon import run as daemon
 from ingestd.daemon import startup
 from ingestd.daemon.base import backoff
+from ingestd.daemon.exit_code import EXIT_CODE_BUG
 from ingestd.daemon.maintenance import maintenance_thread
 from ingestd.daemon.segments import overwriter
 from ingestd.daemon.signals import SIGNALS
@@ -192,7 +193,7 @@ def test_a_worker_that_ends_for_no_known_reason(scene: Scene, error: BaseExcepti
         scene.core.workers[0].end(error)
         wait_for(lambda: "stopped" in scene.log.names(), "stopped")
 
-    assert scene.play(scenario) == daemon.EXIT_CODE_BUG
+    assert scene.play(scenario) == EXIT_CODE_BUG
     (failed,) = scene.log.fields("worker_failed")
     assert failed["error"] == ("it ended by itself" if error is None else repr(error))
     assert ("trace" in failed) == (error is not None)
@@ -208,7 +209,7 @@ def test_a_pump_that_breaks_ends_the_process(scene: Scene) -> None:
         scene.core.workers[0].want(1)
         wait_for(lambda: "stopped" in scene.log.names(), "stopped")
 
-    assert scene.play(scenario) == daemon.EXIT_CODE_BUG
+    assert scene.play(scenario) == EXIT_CODE_BUG
     assert scene.log.fields("worker_failed")[0]["worker"] == "pump-data"
 
 

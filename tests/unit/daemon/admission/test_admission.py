@@ -17,8 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from ingestd.config.settings import ListenerSettings
 from ingestd.core.border import QuestionKind
-from ingestd.daemon.admission.admission import UNLIMITED, ListenerPolicy, door
+from ingestd.daemon.admission.admission import UNLIMITED
 from ingestd.daemon.admission.flow_index import Known
+from ingestd.daemon.admission.listener_policy import ListenerPolicy, policy_of
 from support.admission import FLOW, RAW_FLOW, SECRET, Gate
 from support.ingest import trailer_block
 
@@ -229,8 +230,8 @@ def test_a_door_has_the_keys_of_its_file(tmp_path: Path) -> None:
     listener = ListenerSettings(
         address="*:1", protocol="ingest", key_file=str(path), flow_bytes_max="1KiB"
     )
-    assert door("in", listener) == ListenerPolicy("in", {"ours": SECRET}, 1024, True)
-    assert door("in", ListenerSettings(address="*:1")) == ListenerPolicy("in", None, 0, False)
+    assert policy_of("in", listener) == ListenerPolicy("in", {"ours": SECRET}, 1024, True)
+    assert policy_of("in", ListenerSettings(address="*:1")) == ListenerPolicy("in", None, 0, False)
 
 
 # --- Any order ------------------------------------------------------------------------------
