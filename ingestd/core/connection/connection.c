@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 
 #include "base/socket.h"
+#include "base/trace.h"
 #include "connection/event.h"
 #include "worker.h"
 
@@ -19,6 +20,7 @@ void connection_received(struct worker *w, struct flow *f, uint32_t bytes) {
     f->received_bytes += bytes;
     f->active_ns = w->reactor.awake_ns;
     STAT_ADD(&w->reactor, received_bytes, bytes);
+    trace_receive(f->stream.id, f->index, bytes);
     flow_idle_touch(&w->flows, &w->listeners[f->listener].idle, f);
 }
 
@@ -194,6 +196,7 @@ static void connection_discard(struct worker *w, struct flow *f) {
 
 void connection_answered(struct worker *w, struct flow *f, int result) {
     bool early = !f->eof;
+    trace_receipt(f->stream.id, f->index, result);
     if (!early || result < 0) {
         connection_hang_up(w, f);
         return;

@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/trace.h"
+
 uint64_t batch_pool_own_bytes(uint32_t count, uint32_t bounce_bytes) {
     return (uint64_t)count * (BATCH_HEADER_BYTES_MAX + bounce_bytes);
 }
@@ -141,6 +143,7 @@ uint32_t batch_add(struct batch_pool *p, struct storage_stream *t,
     assert(taken <= piece->bytes && (taken > 0 || !plan_is_empty(&b->plan)));
     if (taken > 0) {
         batch_note_touch(b, t, taken, fragment.crc, 0);
+        trace_append(t->id, t->owner, t->stored_bytes, taken, b->index);
         b->holds[b->hold_count++] = piece->hold;
         t->crc = fragment.crc;
         t->stored_bytes += taken;
@@ -163,6 +166,7 @@ bool batch_add_copy(struct batch_pool *p, struct storage_stream *t, uint8_t *dat
         return false;
     }
     batch_note_touch(b, t, bytes, fragment.crc, 0);
+    trace_append(t->id, t->owner, t->stored_bytes, bytes, b->index);
     t->crc = fragment.crc;
     t->stored_bytes += bytes;
     return true;

@@ -9,6 +9,8 @@
 #include <errno.h>
 #include <string.h>
 
+#include "base/trace.h"
+
 /* While this many batches are being written, urgent bytes gather in the open
  * one: the device is busy anyway, and what gathers shares a write and a flush. */
 #define URGENT_WRITES_MAX 2u
@@ -243,6 +245,7 @@ static void storage_write_done(struct storage *s, const struct device_write *d) 
     }
     struct batch *b = &s->batches.batches[d->owner];
     writer_batch_done(s, b);
+    trace_write_done(b->index, b->item, s->reactor->now_ns - d->submitted_ns);
     storage_note_done(s, b);
 }
 

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/trace.h"
 #include "storage/storage.h"
 
 static uint32_t writer_span_capacity(uint64_t segment_bytes) {
@@ -236,6 +237,7 @@ bool writer_place(struct storage *s, struct batch *b) {
         .bytes = bytes,
     };
     device_submit(s, d);
+    trace_place(b->index, b->item, offset, bytes);
     return true;
 }
 
@@ -280,6 +282,7 @@ bool writer_take_ack(struct storage *s, struct ack *out) {
     STAT_ADD(s->reactor, ack_latency_sum_ns, latency_ns);
     STAT_ADD(s->reactor, durable_bytes, a->bytes);
     x->commit_ack_bytes += a->bytes;
+    trace_ack(a->stream->id, a->stream->owner, a->end_offset, a->closes);
     *out = *a;
     return true;
 }
@@ -300,6 +303,7 @@ static void writer_write_mark(struct storage *s, struct live_segment *l) {
 void writer_flush_done(struct storage *s) {
     struct writer *x = &s->writer;
     uint64_t upto = x->commit.flushing_upto;
+    trace_flush_done(upto);
     for (uint32_t i = 0; i < SEGMENTS_LIVE_MAX; i++) {
         struct live_segment *l = &x->live[i];
         if (l->state == LIVE_NONE || l->state == LIVE_FOOTER || upto <= l->header_item + 1)
@@ -347,6 +351,7 @@ void writer_commit(struct storage *s) {
     struct writer *x = &s->writer;
     assert(writer_is_flushed(s) && x->commit_reported);
     commit_done(&x->commit, s->reactor->now_ns);
+    trace_commit(x->commit.committed_upto);
     STAT_ADD(s->reactor, commits, 1);
     x->commit_ack_bytes = 0;
     x->commit_reported = false;
