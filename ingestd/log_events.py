@@ -20,15 +20,19 @@ class LogEvent(Enum):
     meaning: str
 
     DAEMON_STARTING = "daemon_starting", "info", "the process begins; version, stores, listeners"
-    ENGINE_CHOSEN = "engine_chosen", "info", "which engine brings bytes in, and why"
+    ENGINE_CHOSEN = "engine_chosen", "info", "the engine that receives bytes, and the reason for it"
     NIC_CHANGED = "nic_changed", "info", "the interface was prepared for zcrx: one change of it"
     NIC_RESTORED = "nic_restored", "info", "a change of the interface was undone, or was gone"
     NIC_NOT_RESTORED = "nic_not_restored", "error", "changes of the interface could not be undone"
-    NIC_WARNING = "nic_warning", "warning", "what of the interface makes zcrx less than it can be"
+    NIC_WARNING = (
+        "nic_warning",
+        "warning",
+        "a property of the interface that makes zcrx less effective",
+    )
     STORE_HELD = (
         "store_held",
         "warning",
-        "another process holds the store, perhaps one that is going away; the start waits for it",
+        "another process, perhaps one that is ending, holds the store; the start waits for it",
     )
     STORE_OPENED = "store_opened", "info", "a store is locked, recovered and ready to be written"
     SUPERBLOCK_DAMAGED = (
@@ -36,8 +40,8 @@ class LogEvent(Enum):
         "warning",
         "one of the two superblocks was not valid; the other one was used",
     )
-    RECOVERED = "recovered", "info", "what the scan of a store found after its last use"
-    AREA_CHOSEN = "area_chosen", "info", 'how large an area "auto" made, and what bounded it'
+    RECOVERED = "recovered", "info", "the results of the scan of a store after its last use"
+    AREA_CHOSEN = "area_chosen", "info", 'the size of an area that is "auto", and what bounded it'
     WORKER_STARTED = "worker_started", "info", "a worker's thread runs; its CPU, area and profile"
     AREA_WITHOUT_HUGEPAGES = (
         "area_without_hugepages",
@@ -53,7 +57,7 @@ class LogEvent(Enum):
     READY = "ready", "info", "every listener accepts flows"
     FLOW_OPENED = "flow_opened", "debug", "a connection was accepted and is a flow"
     FLOW_RESUMED = "flow_resumed", "info", "a connection resumes a flow at an offset"
-    FLOW_SEALED = "flow_sealed", "info", "a flow ended well; all its bytes are durable"
+    FLOW_SEALED = "flow_sealed", "info", "a flow is complete; all its bytes are durable"
     FLOW_INTERRUPTED = (
         "flow_interrupted",
         "warning",
@@ -63,7 +67,7 @@ class LogEvent(Enum):
     CONNECTION_DENIED = (
         "connection_denied",
         "warning",
-        "connections were not admitted: their network may not, or one peer has too many; how many",
+        "connections denied, as their network is not allowed or one peer has too many; the number",
     )
     FLOW_BY_COPY = (
         "flow_by_copy",
@@ -81,53 +85,53 @@ class LogEvent(Enum):
     SEGMENT_OVERWRITTEN = (
         "segment_overwritten",
         "info",
-        "the store is full, and its oldest segment went; whose bytes were in it",
+        "the store is full, and its oldest segment was evicted; the flows that were in it",
     )
     OVERWRITING_FAILED = (
         "overwriting_failed",
         "error",
-        "the oldest segment could not be evicted; why, and when it is tried again",
+        "the oldest segment could not be evicted; the reason, and the time of the retry",
     )
     REMOVAL_TABLE_FULL = (
         "removal_table_full",
         "warning",
-        "too many removed flows wait for their segments; some that could go stay",
+        "too many removed flows wait for their segments; some segments stay for want of entries",
     )
     CLOCK_SET = (
         "clock_set",
         "warning",
-        "the machine's clock was set; terms of flows go by the former time for a while",
+        "the machine's clock was set; retention goes by the former time for a while",
     )
     FLOWS_MISDATED = (
         "flows_misdated",
         "warning",
-        "flows ended when they cannot have; their terms count from when they were seen",
+        "flows have impossible end times; their retention counts from when they were seen",
     )
-    FLOW_REMOVED = "flow_removed", "info", "a flow is gone for good; how much it was, and why"
+    FLOW_REMOVED = "flow_removed", "info", "a flow was removed for good; its bytes, and the reason"
     REMOVAL_REFUSED = (
         "removal_refused",
         "warning",
-        "a flow was to be removed, and is being received, or too many are removed already",
+        "a removal was refused: the flow is being received, or too many are removed already",
     )
     SEGMENT_FREED = (
         "segment_freed",
         "info",
-        "nothing in a segment is kept any more, and it can be used again; whose bytes were in it",
+        "a segment was reclaimed, as nothing in it is kept; the flows that were in it",
     )
     DISCARD_FAILED = (
         "discard_failed",
         "warning",
-        "the device did not discard a segment that was given back; it is used again all the same",
+        "the device did not discard a reclaimed segment; it is used again all the same",
     )
     REMOVED_FLOWS_HELD = (
         "removed_flows_held",
         "warning",
-        "flows that are removed cannot be forgotten, as segments that are damaged may hold of them",
+        "ids of removed flows stay in the table, as damaged segments may hold records of them",
     )
     MAINTENANCE_FAILED = (
         "maintenance_failed",
         "error",
-        "flows could not be removed or segments freed; why, and when it is tried again",
+        "flows could not be removed or segments freed; the reason, and the time of the retry",
     )
     MAINTENANCE_RESUMED = (
         "maintenance_resumed",
@@ -148,16 +152,20 @@ class LogEvent(Enum):
     STORE_MOVED = (
         "store_moved",
         "warning",
-        "the path of a store leads elsewhere by now; it is served on, as long as it is open",
+        "the path of a store leads elsewhere now; the open store is still served",
     )
     STORE_SPARSE = (
         "store_sparse",
         "warning",
-        "a store's file has not all of its space, and asks for it; what lacks it waits",
+        "a store's file has lost space, which is asked back; segments without space are not used",
     )
     STORE_WHOLE = "store_whole", "info", "all free segments of a store's file have space again"
     RESERVING_FAILED = "reserving_failed", "error", "asking for a store file's space failed; a bug"
-    WRITE_RETRIED = "write_retried", "warning", "a device write failed or fell short; tried again"
+    WRITE_RETRIED = (
+        "write_retried",
+        "warning",
+        "a device write failed or fell short, and is retried",
+    )
     BACKPRESSURE_STARTED = (
         "backpressure_started",
         "info",
@@ -198,9 +206,13 @@ class LogEvent(Enum):
     LOG_DROPPED = (
         "log_dropped",
         "warning",
-        "nobody took the log for a while, so that lines before this one are missing; how many",
+        "the log was not read for a while; the number of lines missing before this one",
     )
-    EVENTS_SUPPRESSED = "events_suppressed", "info", "how many events of a kind were not shown"
+    EVENTS_SUPPRESSED = (
+        "events_suppressed",
+        "info",
+        "the number of events of a kind that were not shown",
+    )
 
     def __new__(cls, name: str, level: LevelName, meaning: str) -> Self:
         member = object.__new__(cls)
