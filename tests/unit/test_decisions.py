@@ -62,3 +62,15 @@ def test_every_room_is_named() -> None:
         for path in (ROOT / "ingestd" / part).iterdir():
             if path.is_dir() and any(path.iterdir()) and not path.name.startswith("__"):
                 assert is_named.format(path.name) in text, (part, path.name)
+
+
+def test_files_that_a_change_touches_are_there() -> None:
+    text = ARCHITECTURE.read_text(encoding="utf-8").partition("## What a change touches")[2]
+    rows = [row.split("|")[1:4] for row in re.findall(r"^\| \*\*.*$", text, re.MULTILINE)]
+    assert len(rows) == 3
+    for _, core, python in rows:
+        for folder, cell in (("ingestd/core", core), ("ingestd", python)):
+            paths = re.findall(r"`((?:\w+/)*\w+(?:/|\.(?:c|h|py|pyx)))`", cell)
+            assert paths or cell.strip().startswith("nothing"), cell
+            gone = [path for path in paths if not (ROOT / folder / path).exists()]
+            assert not gone
