@@ -45,16 +45,68 @@ cdef extern from "base/mailbox.h" nogil:
         _FLOW_ELSEWHERE "EVENT_FLOW_ELSEWHERE"
         _HELLO_FAILED "EVENT_HELLO_FAILED"
         _FLOW_DENIED "EVENT_FLOW_DENIED"
+    struct command_segment:
+        uint32_t index
+        uint64_t sequence
+    struct command_idle_timeout:
+        uint32_t listener_index
+        uint64_t timeout_ns
+    struct command_adopt:
+        int fd
+        uint32_t listener_index
+    struct command_connection:
+        uint32_t flow_index
+        uint64_t serial
     struct command:
         uint32_t kind
-        uint64_t a
-        uint64_t b
-    struct event:
+        command_segment segment
+        uint64_t timeout_ns
+        uint64_t interval_ns
+        command_idle_timeout idle_timeout
+        command_adopt adopt
+        command_connection connection
+        int error
+    struct event_end:
+        uint32_t reason
+        int error
+        uint64_t durable_bytes
+    struct event_store_failure:
+        int error
+        uint32_t what
+        uint64_t store_offset
+    struct event_retry:
+        int error
+        uint32_t tries
+        uint64_t store_offset
+    struct event_segment:
+        uint32_t index
+        uint64_t sequence
+    struct event_elsewhere:
+        uint32_t worker_index
+        int fd
+    struct event_hello:
+        uint32_t error
+        uint32_t reason
+    struct event_denial:
+        uint32_t why
+        uint32_t count
+    struct event_detail:
         uint32_t kind
-        int32_t code
-        int32_t detail
+        uint64_t base_bytes
+        uint64_t durable_bytes
+        event_end end
+        int accept_error
+        event_store_failure store_failure
+        event_retry retry
+        event_segment segment
+        uint32_t backpressure
+        uint32_t napi_id
+        event_elsewhere elsewhere
+        event_hello hello
+        event_denial denial
+    struct event:
+        event_detail detail
         int32_t listener_index
-        uint64_t bytes_count
         uint64_t time_ns
         uint8_t flow[16]
         char peer[64]

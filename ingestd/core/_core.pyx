@@ -93,38 +93,39 @@ def locked_bytes(shape):
     return bytes_count if bytes_count > 0 else -1 if bytes_count == -errno.E2BIG else 0
 
 
-cdef detail_of(const event *e):
+cdef detail_of(const event_detail *d):
     """The typed detail of an event; its kind is the type."""
-    if e.kind == _FLOW_OPENED:
-        return FlowOpened(e.bytes_count)
-    if e.kind == _FLOW_SEALED:
-        return FlowSealed(e.bytes_count)
-    if e.kind == _FLOW_INTERRUPTED:
-        return FlowInterrupted(e.code, e.detail, e.bytes_count)
-    if e.kind == _FLOW_REFUSED:
-        return FlowRefused(e.code, e.detail)
-    if e.kind == _ACCEPT_FAILED:
-        return AcceptFailed(e.code)
-    if e.kind == _STORE_FAILED:
-        return StoreFailed(e.code, FAILURES[e.detail], e.bytes_count)
-    if e.kind == _EVENT_STORE_FULL:
+    if d.kind == _FLOW_OPENED:
+        return FlowOpened(d.base_bytes)
+    if d.kind == _FLOW_SEALED:
+        return FlowSealed(d.durable_bytes)
+    if d.kind == _FLOW_INTERRUPTED:
+        return FlowInterrupted(d.end.reason, d.end.error, d.end.durable_bytes)
+    if d.kind == _FLOW_REFUSED:
+        return FlowRefused(d.end.reason, d.end.error)
+    if d.kind == _ACCEPT_FAILED:
+        return AcceptFailed(d.accept_error)
+    if d.kind == _STORE_FAILED:
+        return StoreFailed(d.store_failure.error, FAILURES[d.store_failure.what],
+                           d.store_failure.store_offset)
+    if d.kind == _EVENT_STORE_FULL:
         return StoreFull()
-    if e.kind == _WRITE_RETRIED:
-        return WriteRetried(e.code, e.detail, e.bytes_count)
-    if e.kind == _SEGMENT_OPENED:
-        return SegmentOpened(e.code, e.bytes_count)
-    if e.kind == _SEGMENT_CLOSED:
-        return SegmentClosed(e.code, e.bytes_count)
-    if e.kind == _BACKPRESSURE:
-        return BackpressureChanged(CAUSES[e.code])
-    if e.kind == _FLOW_BY_COPY:
-        return FlowByCopy(e.code)
-    if e.kind == _FLOW_ELSEWHERE:
-        return FlowElsewhere(e.code, e.detail)
-    if e.kind == _HELLO_FAILED:
-        return HelloFailed(e.code == _HELLO_TIMEOUT, e.detail)
-    assert e.kind == _FLOW_DENIED, e.kind
-    return FlowDenied(DENIALS[e.code], e.bytes_count)
+    if d.kind == _WRITE_RETRIED:
+        return WriteRetried(d.retry.error, d.retry.tries, d.retry.store_offset)
+    if d.kind == _SEGMENT_OPENED:
+        return SegmentOpened(d.segment.index, d.segment.sequence)
+    if d.kind == _SEGMENT_CLOSED:
+        return SegmentClosed(d.segment.index, d.segment.sequence)
+    if d.kind == _BACKPRESSURE:
+        return BackpressureChanged(CAUSES[d.backpressure])
+    if d.kind == _FLOW_BY_COPY:
+        return FlowByCopy(d.napi_id)
+    if d.kind == _FLOW_ELSEWHERE:
+        return FlowElsewhere(d.elsewhere.worker_index, d.elsewhere.fd)
+    if d.kind == _HELLO_FAILED:
+        return HelloFailed(d.hello.error == _HELLO_TIMEOUT, d.hello.reason)
+    assert d.kind == _FLOW_DENIED, d.kind
+    return FlowDenied(DENIALS[d.denial.why], d.denial.count)
 
 
 cdef class Worker:
@@ -209,52 +210,75 @@ cdef class Worker:
         if code < 0:
             raise_fault(&self.w.reactor.fault)
 
-    cdef post(self, uint32_t kind, a, b):
-        cdef command c
-        c.kind = kind
-        c.a = a
-        c.b = b
+    cdef post(self, command c):
         code = mailbox_post(&self.w.reactor.mailbox, c)
         if code < 0:
             raise CoreFault(-code, "command", "worker's mailbox")
 
+    cdef post_plain(self, uint32_t kind):
+        cdef command c
+        c.kind = kind
+        self.post(c)
+
+    cdef post_interval(self, uint32_t kind, uint64_t interval_ns):
+        cdef command c
+        c.kind = kind
+        c.interval_ns = interval_ns
+        self.post(c)
+
     def grant_segment(self, index, sequence):
-        self.post(_GRANT_SEGMENT, index, sequence)
+        cdef command c
+        c.kind = _GRANT_SEGMENT
+        c.segment.index, c.segment.sequence = index, sequence
+        self.post(c)
 
     def note_store_full(self):
-        self.post(_STORE_FULL, 0, 0)
+        self.post_plain(_STORE_FULL)
 
     def stop_accepting(self):
-        self.post(_STOP_ACCEPTING, 0, 0)
+        self.post_plain(_STOP_ACCEPTING)
 
     def drain(self, timeout_ns):
-        self.post(_DRAIN, timeout_ns, 0)
+        cdef command c
+        c.kind = _DRAIN
+        c.timeout_ns = timeout_ns
+        self.post(c)
 
     def set_flush_interval(self, interval_ns):
-        self.post(_SET_FLUSH_INTERVAL, interval_ns, 0)
+        self.post_interval(_SET_FLUSH_INTERVAL, interval_ns)
 
     def set_commit_interval(self, interval_ns):
-        self.post(_SET_COMMIT_INTERVAL, interval_ns, 0)
+        self.post_interval(_SET_COMMIT_INTERVAL, interval_ns)
 
     def set_idle_timeout(self, listener_index, timeout_ns):
-        self.post(_SET_IDLE_TIMEOUT, listener_index, timeout_ns)
+        cdef command c
+        c.kind = _SET_IDLE_TIMEOUT
+        c.idle_timeout.listener_index, c.idle_timeout.timeout_ns = listener_index, timeout_ns
+        self.post(c)
 
     def adopt(self, fd, listener_index):
-        self.post(_ADOPT, fd, listener_index)
+        cdef command c
+        c.kind = _ADOPT
+        c.adopt.fd, c.adopt.listener_index = fd, listener_index
+        self.post(c)
 
     def end_flow(self, connection):
-        flow_index, serial = connection
-        self.post(_END_FLOW, flow_index, serial)
+        cdef command c
+        c.kind = _END_FLOW
+        c.connection.flow_index, c.connection.serial = connection
+        self.post(c)
 
     def fail_store(self, error):
-        self.post(_FAIL_STORE, error, 0)
+        cdef command c
+        c.kind = _FAIL_STORE
+        c.error = error
+        self.post(c)
 
     def events(self):
         cdef event e
         events = []
         while mailbox_read(&self.w.reactor.mailbox, &e):
-            listener_index = e.detail if e.kind == _ACCEPT_FAILED else e.listener_index
-            events.append(Event(detail_of(&e), listener_index, (<bytes>e.peer).decode(),
+            events.append(Event(detail_of(&e.detail), e.listener_index, (<bytes>e.peer).decode(),
                                 PyBytes_FromStringAndSize(<char *>e.flow, 16), e.time_ns))
         return events
 

@@ -46,7 +46,7 @@ static void arm_command(struct worker *w) {
 static void loop_handle_command(struct worker *w, const struct command *c) {
     switch (c->kind) {
     case COMMAND_GRANT_SEGMENT:
-        storage_grant(&w->storage, (uint32_t)c->a, c->b);
+        storage_grant(&w->storage, c->segment.index, c->segment.sequence);
         break;
     case COMMAND_STORE_FULL:
         storage_note_full(&w->storage);
@@ -58,28 +58,28 @@ static void loop_handle_command(struct worker *w, const struct command *c) {
         listeners_stop(w);
         connection_refuse_silent(w);
         w->draining = true;
-        w->drain_deadline_ns = w->reactor.now_ns + c->a;
+        w->drain_deadline_ns = w->reactor.now_ns + c->timeout_ns;
         w->storage.retry_deadline_ns = w->drain_deadline_ns;
         break;
     case COMMAND_END_FLOW:
-        ingest_replace(w, (uint32_t)c->a, c->b);
+        ingest_replace(w, c->connection.flow_index, c->connection.serial);
         break;
     case COMMAND_FAIL_STORE:
-        storage_fail(&w->storage, (int)c->a, FAILED_LOST, 0);
+        storage_fail(&w->storage, c->error, FAILED_LOST, 0);
         break;
     case COMMAND_ADOPT:
-        handover_take(w, (uint32_t)c->b, (int)c->a);
+        handover_take(w, c->adopt.listener_index, c->adopt.fd);
         break;
     case COMMAND_SET_FLUSH_INTERVAL:
-        w->settings.flush_interval_ns = w->storage.settings.flush_interval_ns = c->a;
+        w->settings.flush_interval_ns = w->storage.settings.flush_interval_ns = c->interval_ns;
         break;
     case COMMAND_SET_COMMIT_INTERVAL:
-        w->storage.settings.commit_interval_ns = c->a;
+        w->storage.settings.commit_interval_ns = c->interval_ns;
         break;
     case COMMAND_SET_IDLE_TIMEOUT:
         for (uint32_t i = 0; i < w->listener_count; i++)
-            if (w->listeners[i].index == c->a)
-                w->listeners[i].idle_timeout_ns = c->b;
+            if (w->listeners[i].index == c->idle_timeout.listener_index)
+                w->listeners[i].idle_timeout_ns = c->idle_timeout.timeout_ns;
         break;
     }
 }
@@ -157,7 +157,8 @@ static void tell_backpressure(struct worker *w) {
     bool lasts = w->reactor.now_ns - w->backpressure_since_ns >= BACKPRESSURE_TOLD_NS;
     bool told = w->backpressure_told;
     if (lasts && told != (w->backpressure != 0)) {
-        reactor_event(&w->reactor, EVENT_BACKPRESSURE, (int)w->backpressure, 0, 0);
+        reactor_event(&w->reactor, (struct event_detail){.kind = EVENT_BACKPRESSURE,
+                                                         .backpressure = w->backpressure});
         w->backpressure_told = !told;
     }
 }

@@ -46,7 +46,7 @@ static void close_connections(struct worker *w) {
     }
     while (mailbox_take(&w->reactor.mailbox, &c))
         if (c.kind == COMMAND_ADOPT)
-            close((int)c.a);
+            close(c.adopt.fd);
 }
 
 void worker_destroy(struct worker *w) {

@@ -110,9 +110,8 @@ uint64_t reactor_unix_ns(const struct reactor *r) {
     return 1700000000000000000u + r->now_ns;
 }
 
-bool reactor_event(struct reactor *r, enum event_kind kind, int code, int detail,
-                   uint64_t bytes_count) {
-    (void)r, (void)kind, (void)code, (void)detail, (void)bytes_count;
+bool reactor_event(struct reactor *r, struct event_detail detail) {
+    (void)r, (void)detail;
     return true;
 }
 

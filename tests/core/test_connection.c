@@ -46,22 +46,36 @@ void reactor_cancel(struct reactor *r, enum uring_tag tag, uint32_t index, enum 
     (void)r, (void)tag, (void)index, (void)found;
 }
 
-bool reactor_event(struct reactor *r, enum event_kind kind, int code, int detail,
-                   uint64_t bytes_count) {
-    (void)r, (void)kind, (void)code, (void)detail, (void)bytes_count;
+bool reactor_event(struct reactor *r, struct event_detail detail) {
+    (void)r, (void)detail;
     return true;
 }
 
-bool flow_event(struct worker *w, enum event_kind kind, const struct flow *f, int code, int detail,
-                uint64_t bytes_count) {
+static struct event accept_event;
+
+struct event *reactor_new_event(struct reactor *r, struct event_detail detail) {
+    (void)r;
+    accept_event.detail = detail;
+    return &accept_event;
+}
+
+void mailbox_publish(struct mailbox *m, bool quiet) {
+    (void)m, (void)quiet;
+}
+
+void flow_event_end(struct worker *w, const struct flow *f, enum event_kind kind) {
     (void)w, (void)f;
     stage.refused += kind == EVENT_FLOW_REFUSED;
-    if (kind == EVENT_FLOW_ELSEWHERE)
-        stage.handed_away = detail;
-    if (kind == EVENT_FLOW_DENIED) {
+}
+
+bool flow_event(struct worker *w, const struct flow *f, struct event_detail detail) {
+    (void)w, (void)f;
+    if (detail.kind == EVENT_FLOW_ELSEWHERE)
+        stage.handed_away = detail.elsewhere.fd;
+    if (detail.kind == EVENT_FLOW_DENIED) {
         stage.told++;
-        stage.denied += (uint32_t)bytes_count;
-        stage.denial = code;
+        stage.denied += detail.denial.count;
+        stage.denial = (int)detail.denial.why;
     }
     return true;
 }
@@ -464,6 +478,8 @@ static void an_accept_that_fails_waits(void) {
     CHECK_EQUAL(stage.w->reactor.stats.accept_errors, 0);
     l->accepting = true;
     listener_accepted(stage.w, 0, -EMFILE);
+    CHECK_EQUAL(accept_event.detail.accept_error, EMFILE);
+    CHECK_EQUAL(accept_event.listener_index, 7);
     CHECK_EQUAL(stage.w->reactor.stats.accept_errors, 1);
     CHECK(l->retry_ns > stage.w->reactor.now_ns);
     CHECK_EQUAL(listeners_turn(stage.w), l->retry_ns);

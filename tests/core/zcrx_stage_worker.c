@@ -33,9 +33,12 @@ struct io_uring_sqe *reactor_sqe(struct reactor *r, enum uring_tag tag, uint32_t
     return &stage.sqe;
 }
 
-bool flow_event(struct worker *w, enum event_kind kind, const struct flow *f, int code, int detail,
-                uint64_t bytes_count) {
-    (void)w, (void)kind, (void)f, (void)code, (void)detail, (void)bytes_count;
+void flow_event_end(struct worker *w, const struct flow *f, enum event_kind kind) {
+    (void)w, (void)f, (void)kind;
+}
+
+bool flow_event(struct worker *w, const struct flow *f, struct event_detail detail) {
+    (void)w, (void)f, (void)detail;
     return true;
 }
 

@@ -38,14 +38,13 @@ static struct live {
 } lives[SOCKETS_MAX];
 static uint32_t lives_count;
 
-static void command(uint32_t kind, uint64_t a, uint64_t b) {
-    struct command c = {.kind = kind, .a = a, .b = b};
+static void post(struct command c) {
     int code = mailbox_post(MAILBOX, c);
-    sim_log("command %u %llu %d", kind, (unsigned long long)a, code);
+    sim_log("command %u %d", c.kind, code);
 }
 
 int border_adopt(int fd, uint32_t listener) {
-    command(COMMAND_ADOPT, (uint64_t)fd, listener);
+    post((struct command){.kind = COMMAND_ADOPT, .adopt = {fd, listener}});
     return 0;
 }
 
@@ -168,7 +167,8 @@ static bool decide_hello(const struct question *q) {
     struct live *other = live_of_stream(s);
     if (other != NULL) {
         if (sim_below(4) == 0)
-            command(COMMAND_END_FLOW, other->flow_index, other->serial);
+            post((struct command){.kind = COMMAND_END_FLOW,
+                                  .connection = {other->flow_index, other->serial}});
         return false;
     }
     bool fits = sender_waits(sender) || s->base_bytes == 0;
@@ -266,12 +266,13 @@ static void grant(void) {
             return;
         if (sim.segments_granted == sim.segments_count) {
             if (!is_full_told)
-                command(COMMAND_STORE_FULL, 0, 0);
+                post((struct command){.kind = COMMAND_STORE_FULL});
             is_full_told = true;
             return;
         }
         uint32_t index = sim.segments[sim.segments_granted++];
-        command(COMMAND_GRANT_SEGMENT, index, sim.generation << 32 | sim.segments_granted);
+        uint64_t sequence = sim.generation << 32 | sim.segments_granted;
+        post((struct command){.kind = COMMAND_GRANT_SEGMENT, .segment = {index, sequence}});
         is_full_told = false;
     }
 }
@@ -279,25 +280,29 @@ static void grant(void) {
 static void some_command(void) {
     switch (sim_below(5)) {
     case 0:
-        command(COMMAND_SET_FLUSH_INTERVAL, MS + sim_time_below(200 * MS), 0);
+        post((struct command){.kind = COMMAND_SET_FLUSH_INTERVAL,
+                              .interval_ns = MS + sim_time_below(200 * MS)});
         break;
     case 1:
-        command(COMMAND_SET_COMMIT_INTERVAL, sim_time_below(200 * MS), 0);
+        post((struct command){.kind = COMMAND_SET_COMMIT_INTERVAL,
+                              .interval_ns = sim_time_below(200 * MS)});
         break;
     case 2:
-        command(COMMAND_SET_IDLE_TIMEOUT, sim_below(LISTENERS_COUNT),
-                SECOND + sim_time_below(5 * SECOND));
+        post((struct command){
+            .kind = COMMAND_SET_IDLE_TIMEOUT,
+            .idle_timeout = {sim_below(LISTENERS_COUNT), SECOND + sim_time_below(5 * SECOND)}});
         break;
     case 3:
         if (lives_count > 0) {
             const struct live *l = &lives[sim_below(lives_count)];
-            command(COMMAND_END_FLOW, l->flow_index, l->serial);
+            post((struct command){.kind = COMMAND_END_FLOW,
+                                  .connection = {l->flow_index, l->serial}});
         }
         break;
     case 4:
         if (sim_one_of(200)) {
             sim.store_failed = true;
-            command(COMMAND_FAIL_STORE, 5, 0);
+            post((struct command){.kind = COMMAND_FAIL_STORE, .error = 5});
         }
         break;
     }
@@ -306,10 +311,10 @@ static void some_command(void) {
 static void read_events(void) {
     struct event e;
     while (mailbox_read(MAILBOX, &e)) {
-        sim_log("event %u code %d %llu", e.kind, e.code, (unsigned long long)e.bytes_count);
-        if (e.kind == EVENT_FLOW_ELSEWHERE) /* its worker gives it back */
-            border_adopt(e.detail, (uint32_t)e.listener_index);
-        if (e.kind == EVENT_STORE_FAILED)
+        sim_log("event %u", e.detail.kind);
+        if (e.detail.kind == EVENT_FLOW_ELSEWHERE) /* its worker gives it back */
+            border_adopt(e.detail.elsewhere.fd, (uint32_t)e.listener_index);
+        if (e.detail.kind == EVENT_STORE_FAILED)
             sim.store_failed = true;
     }
 }
@@ -331,7 +336,7 @@ void border_wake(void) {
 
 void border_drain(void) {
     sim.draining = true;
-    command(COMMAND_DRAIN, sim_time_below(20 * SECOND), 0);
+    post((struct command){.kind = COMMAND_DRAIN, .timeout_ns = sim_time_below(20 * SECOND)});
 }
 
 /* Nothing new comes: all that has begun must end now, in its time. */

@@ -34,9 +34,38 @@ enum command_kind {
     COMMAND_FAIL_STORE = 10,
 };
 
+struct command_segment {
+    uint32_t index;
+    uint64_t sequence;
+};
+
+struct command_idle_timeout {
+    uint32_t listener_index;
+    uint64_t timeout_ns; /* 0: none */
+};
+
+struct command_adopt {
+    int fd;
+    uint32_t listener_index;
+};
+
+struct command_connection {
+    uint32_t flow_index;
+    uint64_t serial;
+};
+
+/* Its kind says which one of the rest it has. */
 struct command {
-    uint32_t kind;
-    uint64_t a, b;
+    uint32_t kind; /* enum command_kind */
+    union {
+        struct command_segment segment;           /* GRANT_SEGMENT */
+        uint64_t timeout_ns;                      /* DRAIN */
+        uint64_t interval_ns;                     /* SET_FLUSH_INTERVAL, SET_COMMIT_INTERVAL */
+        struct command_idle_timeout idle_timeout; /* SET_IDLE_TIMEOUT */
+        struct command_adopt adopt;               /* ADOPT */
+        struct command_connection connection;     /* END_FLOW */
+        int error;                                /* FAIL_STORE: an errno */
+    };
 };
 
 enum event_kind {
@@ -57,12 +86,66 @@ enum event_kind {
     EVENT_FLOW_DENIED = 15,
 };
 
+struct event_end {
+    uint32_t reason; /* enum close_reason */
+    int error;       /* an errno, or 0 */
+    uint64_t durable_bytes;
+};
+
+struct event_store_failure {
+    int error;
+    uint32_t what; /* enum storage_failure */
+    uint64_t store_offset;
+};
+
+struct event_retry {
+    int error;
+    uint32_t tries;
+    uint64_t store_offset;
+};
+
+struct event_segment {
+    uint32_t index;
+    uint64_t sequence;
+};
+
+struct event_elsewhere {
+    uint32_t worker_index;
+    int fd; /* it belongs to whoever reads the event */
+};
+
+struct event_hello {
+    uint32_t error;  /* enum session_error, or 0 */
+    uint32_t reason; /* enum close_reason */
+};
+
+struct event_denial {
+    uint32_t why;   /* enum denial */
+    uint32_t count; /* since the last such event */
+};
+
+/* Its kind says which one of the rest it has. */
+struct event_detail {
+    uint32_t kind; /* enum event_kind */
+    union {
+        uint64_t base_bytes;                      /* FLOW_OPENED */
+        uint64_t durable_bytes;                   /* FLOW_SEALED */
+        struct event_end end;                     /* FLOW_INTERRUPTED, FLOW_REFUSED */
+        int accept_error;                         /* ACCEPT_FAILED */
+        struct event_store_failure store_failure; /* STORE_FAILED */
+        struct event_retry retry;                 /* WRITE_RETRIED */
+        struct event_segment segment;             /* SEGMENT_OPENED, SEGMENT_CLOSED */
+        uint32_t backpressure;                    /* BACKPRESSURE: 0 ended, 1 area, 2 device */
+        uint32_t napi_id;                         /* FLOW_BY_COPY */
+        struct event_elsewhere elsewhere;         /* FLOW_ELSEWHERE */
+        struct event_hello hello;                 /* HELLO_FAILED */
+        struct event_denial denial;               /* FLOW_DENIED */
+    };
+};
+
 struct event {
-    uint32_t kind;
-    int32_t code;
-    int32_t detail;
-    int32_t listener_index;
-    uint64_t bytes_count;
+    struct event_detail detail;
+    int32_t listener_index; /* -1: none */
     uint64_t time_ns;
     uint8_t flow[16];
     char peer[EVENT_PEER_BYTES];

@@ -181,25 +181,22 @@ int reactor_note_pause(struct reactor *r, uint64_t before_ns, uint64_t next_ns) 
 
 /* --- Events ------------------------------------------------------------------------ */
 
-struct event *reactor_new_event(struct reactor *r, enum event_kind kind, int code, int detail,
-                                uint64_t bytes_count) {
+struct event *reactor_new_event(struct reactor *r, struct event_detail detail) {
     struct event *e = mailbox_event(&r->mailbox);
+    assert(detail.kind >= EVENT_FLOW_OPENED && detail.kind <= EVENT_FLOW_DENIED);
     if (e == NULL) {
         STAT_ADD(r, events_dropped, 1);
         return NULL;
     }
-    e->kind = kind;
-    e->code = code;
     e->detail = detail;
-    e->bytes_count = bytes_count;
     e->time_ns = reactor_unix_ns(r);
     return e;
 }
 
-bool reactor_event(struct reactor *r, enum event_kind kind, int code, int detail,
-                   uint64_t bytes_count) {
-    if (reactor_new_event(r, kind, code, detail, bytes_count) == NULL)
+bool reactor_event(struct reactor *r, struct event_detail detail) {
+    bool is_quiet = detail.kind == EVENT_SEGMENT_OPENED || detail.kind == EVENT_SEGMENT_CLOSED;
+    if (reactor_new_event(r, detail) == NULL)
         return false;
-    mailbox_publish(&r->mailbox, kind == EVENT_SEGMENT_OPENED || kind == EVENT_SEGMENT_CLOSED);
+    mailbox_publish(&r->mailbox, is_quiet);
     return true;
 }

@@ -64,11 +64,9 @@ int reactor_wait(struct reactor *r, uint64_t next_ns);
 int reactor_note_pause(struct reactor *r, uint64_t before_ns, uint64_t next_ns);
 
 /* An event of no flow; false: its reader is late, and it was dropped. */
-bool reactor_event(struct reactor *r, enum event_kind kind, int code, int detail,
-                   uint64_t bytes_count);
+bool reactor_event(struct reactor *r, struct event_detail detail);
 /* One to fill in, and then to publish; NULL: dropped. */
-struct event *reactor_new_event(struct reactor *r, enum event_kind kind, int code, int detail,
-                                uint64_t bytes_count);
+struct event *reactor_new_event(struct reactor *r, struct event_detail detail);
 
 #define STAT_ADD(r, name, amount)                                                                  \
     __atomic_store_n(&(r)->stats.name, (r)->stats.name + (uint64_t)(amount), __ATOMIC_RELAXED)

@@ -42,10 +42,12 @@ void connection_closed(struct worker *w, struct flow *f) {
     f->protocol->report_end(w, f);
     if (f->state == FLOW_STATE_SEALED) {
         STAT_ADD(&w->reactor, flows_sealed, 1);
-        flow_event(w, EVENT_FLOW_SEALED, f, 0, 0, f->stream.durable_bytes);
+        flow_event(w, f,
+                   (struct event_detail){.kind = EVENT_FLOW_SEALED,
+                                         .durable_bytes = f->stream.durable_bytes});
     } else if (stored) {
         STAT_ADD(&w->reactor, flows_interrupted, 1);
-        flow_event(w, EVENT_FLOW_INTERRUPTED, f, f->reason, f->error, f->stream.durable_bytes);
+        flow_event_end(w, f, EVENT_FLOW_INTERRUPTED);
     } else {
         STAT_ADD(&w->reactor, flows_refused, 1);
         f->protocol->report_refused(w, f);

@@ -18,9 +18,14 @@ void flow_format_peer(const struct flow *f, char *out, size_t capacity) {
     snprintf(out, capacity, f->peer_family == 4 ? "%s:%u" : "[%s]:%u", address, f->peer_port);
 }
 
-bool flow_event(struct worker *w, enum event_kind kind, const struct flow *f, int code, int detail,
-                uint64_t bytes_count) {
-    struct event *e = reactor_new_event(&w->reactor, kind, code, detail, bytes_count);
+void flow_event_end(struct worker *w, const struct flow *f, enum event_kind kind) {
+    flow_event(
+        w, f,
+        (struct event_detail){.kind = kind, .end = {f->reason, f->error, f->stream.durable_bytes}});
+}
+
+bool flow_event(struct worker *w, const struct flow *f, struct event_detail detail) {
+    struct event *e = reactor_new_event(&w->reactor, detail);
     if (e == NULL)
         return false;
     e->listener_index = (int32_t)w->listeners[f->listener].index;

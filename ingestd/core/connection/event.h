@@ -15,8 +15,9 @@ struct worker;
 struct flow;
 
 /* As reactor_event(), with the flow's id, its peer and its listener. */
-bool flow_event(struct worker *w, enum event_kind kind, const struct flow *f, int code, int detail,
-                uint64_t bytes_count);
+bool flow_event(struct worker *w, const struct flow *f, struct event_detail detail);
+/* Of how it has ended: EVENT_FLOW_INTERRUPTED or EVENT_FLOW_REFUSED. */
+void flow_event_end(struct worker *w, const struct flow *f, enum event_kind kind);
 /* "192.0.2.1:4711", "[2001:db8::1]:4711"; left as it is where the peer is unknown. */
 void flow_format_peer(const struct flow *f, char *out, size_t capacity);
 

@@ -53,7 +53,12 @@ static void listener_accept_failed(struct worker *w, struct listener *l, int cod
         return;
     l->retry_ns = w->reactor.now_ns + ACCEPT_RETRY_NS;
     STAT_ADD(&w->reactor, accept_errors, 1);
-    reactor_event(&w->reactor, EVENT_ACCEPT_FAILED, code, (int)l->index, 0);
+    struct event *e = reactor_new_event(
+        &w->reactor, (struct event_detail){.kind = EVENT_ACCEPT_FAILED, .accept_error = code});
+    if (e == NULL)
+        return;
+    e->listener_index = (int32_t)l->index;
+    mailbox_publish(&w->reactor.mailbox, false);
 }
 
 /* One event a second tells of all: a flood of them hides nothing else. */
@@ -62,7 +67,8 @@ static void listener_note_denied(struct worker *w, const struct flow *peer, enum
     denied->count++;
     if (w->reactor.now_ns < denied->reported_ns)
         return;
-    flow_event(w, EVENT_FLOW_DENIED, peer, (int)why, 0, denied->count);
+    flow_event(w, peer,
+               (struct event_detail){.kind = EVENT_FLOW_DENIED, .denial = {why, denied->count}});
     denied->count = 0;
     denied->reported_ns = w->reactor.now_ns + DENIED_REPORT_NS;
 }
@@ -197,11 +203,13 @@ void listener_turn_away(struct worker *w, struct listener *l, int fd, uint8_t re
     listener_note_peer(&f, &peer);
     listener_deny(l, &f);
     STAT_ADD(&w->reactor, flows_refused, 1);
-    flow_event(w, EVENT_FLOW_REFUSED, &f, reason, 0, 0);
+    flow_event_end(w, &f, EVENT_FLOW_REFUSED);
 }
 
 bool listener_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
-    if (f->adopted || !flow_event(w, EVENT_FLOW_ELSEWHERE, f, (int)owner, f->fd, 0))
+    const struct event_detail elsewhere = {.kind = EVENT_FLOW_ELSEWHERE,
+                                           .elsewhere = {owner, f->fd}};
+    if (f->adopted || !flow_event(w, f, elsewhere))
         return false;
     STAT_ADD(&w->reactor, flows_handed_away, 1);
     f->fd = -1;

@@ -16,7 +16,7 @@
 static void raw_begin(struct worker *w, struct flow *f) {
     flow_idle_touch(&w->flows, &w->listeners[f->listener].idle, f);
     w->engine->start(w, f);
-    flow_event(w, EVENT_FLOW_OPENED, f, 0, 0, 0);
+    flow_event(w, f, (struct event_detail){.kind = EVENT_FLOW_OPENED});
     if (storage_error(&w->storage))
         connection_interrupt(w, f, CLOSE_REASON_NONE, true);
     else if (storage_is_exhausted(&w->storage))
@@ -55,7 +55,7 @@ static void raw_report_end(struct worker *w, struct flow *f) {
 }
 
 static void raw_report_refused(struct worker *w, struct flow *f) {
-    flow_event(w, EVENT_FLOW_REFUSED, f, f->reason, f->error, 0);
+    flow_event_end(w, f, EVENT_FLOW_REFUSED);
 }
 
 static void raw_send_last(struct worker *w, struct flow *f) {

@@ -128,7 +128,8 @@ static void device_pause(struct storage *s, struct device_write *d, int code) {
     d->pause.tv_sec = (long long)(pause_ns / 1000000000ull);
     d->pause.tv_nsec = (long long)(pause_ns % 1000000000ull);
     STAT_ADD(s->reactor, write_retries, 1);
-    reactor_event(s->reactor, EVENT_WRITE_RETRIED, code, (int)d->tries, d->offset);
+    reactor_event(s->reactor, (struct event_detail){.kind = EVENT_WRITE_RETRIED,
+                                                    .retry = {code, d->tries, d->offset}});
     struct io_uring_sqe *sqe = reactor_sqe(s->reactor, TAG_RETRY, d->index);
     io_uring_prep_timeout(sqe, &d->pause, 0, 0);
 }

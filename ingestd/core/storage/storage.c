@@ -216,7 +216,8 @@ void storage_fail(struct storage *s, int code, enum storage_failure what, uint64
     s->error = code;
     s->lost = true;
     STAT_SET(s->reactor, store_errno, code);
-    reactor_event(s->reactor, EVENT_STORE_FAILED, code, (int)what, offset);
+    reactor_event(s->reactor, (struct event_detail){.kind = EVENT_STORE_FAILED,
+                                                    .store_failure = {code, what, offset}});
     writer_drop_acks(s);
     storage_abandon(s);
 }

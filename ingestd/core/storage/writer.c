@@ -101,7 +101,8 @@ static bool writer_open_segment(struct storage *s) {
     device_submit_single(s, l->header_write, l->header, set->block_bytes, l->segment.offset);
     STAT_ADD(s->reactor, header_bytes, set->block_bytes);
     STAT_ADD(s->reactor, segments_used, 1);
-    reactor_event(s->reactor, EVENT_SEGMENT_OPENED, (int)index, 0, sequence);
+    reactor_event(s->reactor, (struct event_detail){.kind = EVENT_SEGMENT_OPENED,
+                                                    .segment = {index, sequence}});
     mailbox_want_grant(&s->reactor->mailbox);
     return true;
 }
@@ -122,7 +123,7 @@ static struct live_segment *writer_segment_for(struct storage *s, const struct b
     if (x->filling && segment_fits(&x->filling->segment, bytes, records, reserve))
         return x->filling;
     if (last && s->state == STORAGE_FULL)
-        reactor_event(s->reactor, EVENT_STORE_FULL, 0, 0, 0);
+        reactor_event(s->reactor, (struct event_detail){.kind = EVENT_STORE_FULL});
     if (last)
         s->state = b->uses_reserve ? STORAGE_RESERVE_EXHAUSTED : STORAGE_EXHAUSTED;
     if (last || x->ready_count == 0)
@@ -259,8 +260,9 @@ void writer_write_done(struct storage *s, const struct device_write *d) {
     }
     if (d->kind == DEVICE_FOOTER) {
         l->state = LIVE_NONE;
-        reactor_event(s->reactor, EVENT_SEGMENT_CLOSED, (int)l->segment.index, 0,
-                      l->segment.sequence);
+        reactor_event(s->reactor,
+                      (struct event_detail){.kind = EVENT_SEGMENT_CLOSED,
+                                            .segment = {l->segment.index, l->segment.sequence}});
     }
 }
 

@@ -355,30 +355,39 @@ static void grant(struct server *s, uint32_t member) {
     while (mailbox_grants_wanted(mailbox) > 0) {
         if (s->grants_left > 0 && store_take(&s->store, &index, &sequence)) {
             s->grants_left--;
-            post(s, member, (struct command){COMMAND_GRANT_SEGMENT, index, sequence});
+            post(s, member,
+                 (struct command){.kind = COMMAND_GRANT_SEGMENT, .segment = {index, sequence}});
             continue;
         }
         if (!s->full_told)
-            post(s, member, (struct command){COMMAND_STORE_FULL, 0, 0});
+            post(s, member, (struct command){.kind = COMMAND_STORE_FULL});
         s->full_told = true;
         return;
     }
 }
 
 static void tell(const struct event *e) {
-    printf("event %u code %d detail %d bytes %" PRIu64 " %s\n", e->kind, e->code, e->detail,
-           e->bytes_count, e->peer);
+    const struct event_detail *d = &e->detail;
+    int error = d->kind == EVENT_FLOW_INTERRUPTED ? d->end.error
+                : d->kind == EVENT_STORE_FAILED   ? d->store_failure.error
+                : d->kind == EVENT_WRITE_RETRIED  ? d->retry.error
+                : d->kind == EVENT_ACCEPT_FAILED  ? d->accept_error
+                                                  : 0;
+    printf("event %u error %d %s\n", d->kind, error, e->peer);
+    if (d->kind == EVENT_FLOW_INTERRUPTED)
+        printf("reason %u durable %" PRIu64 "\n", d->end.reason, d->end.durable_bytes);
 }
 
 static void read_events(struct server *s, uint32_t member) {
     struct event e;
 
     while (mailbox_read(&s->members[member].worker->reactor.mailbox, &e)) {
-        s->events[e.kind % EVENT_KINDS]++;
-        switch (e.kind) {
+        s->events[e.detail.kind % EVENT_KINDS]++;
+        switch (e.detail.kind) {
         case EVENT_FLOW_ELSEWHERE:
-            post(s, (uint32_t)e.code,
-                 (struct command){COMMAND_ADOPT, (uint64_t)e.detail, (uint64_t)e.listener_index});
+            post(s, e.detail.elsewhere.worker_index,
+                 (struct command){.kind = COMMAND_ADOPT,
+                                  .adopt = {e.detail.elsewhere.fd, (uint32_t)e.listener_index}});
             break;
         case EVENT_FLOW_INTERRUPTED:
         case EVENT_STORE_FAILED:
@@ -432,7 +441,7 @@ static void obey_signals(struct server *s) {
             continue;
         s->draining = true;
         for (uint32_t index = 0; index < s->count; index++)
-            post(s, index, (struct command){COMMAND_DRAIN, s->drain_ns, 0});
+            post(s, index, (struct command){.kind = COMMAND_DRAIN, .timeout_ns = s->drain_ns});
     }
 }
 

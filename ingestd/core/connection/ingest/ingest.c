@@ -321,7 +321,7 @@ static void ingest_admit(struct worker *w, struct flow *f, const struct answer *
     session_pool_clear_pages(f->session, SESSION_BLOCK_BYTES); /* the hello has been read */
     flow_idle_touch(&w->flows, &ingest_listener(w, f)->idle, f);
     STAT_ADD(&w->reactor, flows_resumed, a->base_bytes > 0);
-    flow_event(w, EVENT_FLOW_OPENED, f, 0, 0, a->base_bytes);
+    flow_event(w, f, (struct event_detail){.kind = EVENT_FLOW_OPENED, .base_bytes = a->base_bytes});
     ingest_say(w, f);
     if (f->received_bytes == f->limit_bytes)
         ingest_payload_over(w, f); /* there is none */
@@ -425,9 +425,11 @@ static bool ingest_sender_crc(const struct flow *f, uint32_t *out) {
 static void ingest_report_refused(struct worker *w, struct flow *f) {
     const struct session *s = f->session;
     if (session_is_admitted(s))
-        flow_event(w, EVENT_FLOW_REFUSED, f, f->reason, f->error, 0);
+        flow_event_end(w, f, EVENT_FLOW_REFUSED);
     else if (s->error != SESSION_ERROR_REFUSED) /* else Python reports it */
-        flow_event(w, EVENT_HELLO_FAILED, f, s->error, f->reason, 0);
+        flow_event(
+            w, f,
+            (struct event_detail){.kind = EVENT_HELLO_FAILED, .hello = {s->error, f->reason}});
 }
 
 const struct protocol protocol_ingest = {

@@ -320,7 +320,7 @@ static bool is_ours(struct worker *w, struct flow *f) {
             return !listener_hand_away(w, f, z->napi_owners[i]);
     }
     STAT_ADD(&w->reactor, flows_by_copy, 1);
-    flow_event(w, EVENT_FLOW_BY_COPY, f, (int)napi, 0, 0);
+    flow_event(w, f, (struct event_detail){.kind = EVENT_FLOW_BY_COPY, .napi_id = napi});
     return true;
 }
 
