@@ -48,7 +48,7 @@ struct shape {
     uint64_t steps_max;
     uint64_t crash_step; /* power fails here; NEVER: the life ends by a drain */
     uint32_t engine, interface_index;
-    bool checksum, is_file, keeps_bounds, small_packets;
+    bool checksum, is_file, is_crowd, keeps_bounds, small_packets;
     uint32_t mem_align, write_align, virt_mask, iovecs_max, block_bytes;
     uint64_t area_bytes;
     uint32_t write_bytes_max, writes_in_flight_max, flows_max;

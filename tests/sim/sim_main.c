@@ -80,7 +80,7 @@ static uint32_t one_of(const uint32_t *values, uint32_t count) {
 static void choose_device(struct shape *p) {
     p->mem_align = ONE_OF(2, 4, 512, 4096);
     p->write_align = ONE_OF(512, 4096);
-    p->virt_mask = ONE_OF(0, 0, 4095);
+    p->virt_mask = ONE_OF(0, 4095);
     p->iovecs_max = ONE_OF(5, 16, 127, 1024);
     p->is_file = sim_one_of(4);
     p->write_bytes_max = ONE_OF(65536, 131072, 1048576);
@@ -98,7 +98,7 @@ static void choose_memory(struct shape *p) {
     p->flows_max = ONE_OF(4, 8, 24);
     p->sq_entries = ONE_OF(8, 64, 4096);
     p->cq_entries = ONE_OF(64, 256, 8192);
-    p->refill_entries = ONE_OF(64, 256, 4096);
+    p->refill_entries = ONE_OF(8, 64, 4096);
     p->senders_max = 1 + sim_below(12);
     p->payload_max = ONE_OF(20000, 200000, 600000);
     p->receive_buffer_bytes = ONE_OF(8192, 65536, 262144);
@@ -121,7 +121,26 @@ static void choose_times(struct shape *p) {
     p->late_answer_of = ONE_OF(0, 8, 3);
     p->late_grant_of = ONE_OF(0, 3, 20);
     p->command_of = ONE_OF(0, 200, 40);
-    p->check_of = 150;
+    p->check_of = ONE_OF(100, 400, 1000);
+}
+
+/* Many short flows at once, on a device that is behind: batches gather what they can. */
+static void choose_crowd(struct shape *p) {
+    p->senders_max = p->flows_max = 24;
+    p->payload_max = ONE_OF(3000, 12000, 40000);
+    p->slow_disk_of = 1;
+    p->writes_in_flight_max = ONE_OF(1, 2);
+    p->write_align = 512;
+    p->late_answer_of = 0;
+    p->is_crowd = true;
+}
+
+/* A store that is soon full. */
+static void choose_small_store(struct shape *p) {
+    if (sim.segments_count > 1)
+        sim.segments_count = 1 + sim_below(2);
+    p->payload_max = 600000;
+    p->write_trouble_of = p->late_answer_of = 0;
 }
 
 static uint64_t environment(const char *name, uint64_t otherwise) {
@@ -172,9 +191,6 @@ static void read_life(void) {
         sim.segments[sim.segments_count++] = (uint32_t)strtoul(at, NULL, 10);
     while (fgets(line, sizeof line, stdin) != NULL && line[0] != '.')
         stream_carry(line);
-    /* A store that is soon full. */
-    if (sim_one_of(4) && sim.segments_count > 1)
-        sim.segments_count = 1 + sim_below(2);
 }
 
 int main(int argc, char **argv) {
@@ -187,8 +203,14 @@ int main(int argc, char **argv) {
     choose_memory(&sim.shape);
     choose_times(&sim.shape);
     read_life();
+    if (sim_one_of(3))
+        choose_crowd(&sim.shape);
+    else if (sim_one_of(3))
+        choose_small_store(&sim.shape);
     sim.shape.engine = (uint32_t)environment("SIM_ENGINE", sim.shape.engine);
-    sim.shape.steps_max = 1 + sim_random() % strtoull(argv[2], NULL, 0);
+    sim.shape.steps_max = strtoull(argv[2], NULL, 0);
+    if (sim_one_of(3))
+        sim.shape.steps_max = 1 + sim_random() % sim.shape.steps_max;
     sim.shape.crash_step = sim_below(2) ? 1 + sim_random() % sim.shape.steps_max : NEVER;
     senders_open();
     disk_open(argv[3]);

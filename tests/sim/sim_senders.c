@@ -411,7 +411,8 @@ void senders_step(void) {
     if (sim.calm || sim.draining || active >= sim.shape.senders_max || connect_ns > sim.now_ns)
         return;
     connect_one();
-    connect_ns = sim.now_ns + sim_below(sim_one_of(10) ? 50000000 : 500000);
+    uint32_t most = sim.shape.is_crowd ? 20000 : sim_one_of(10) ? 50000000 : 500000;
+    connect_ns = sim.now_ns + sim_below(most);
 }
 
 bool senders_are_over(void) {
