@@ -239,9 +239,11 @@ cdef extern from "worker.h" nogil:
         uint32_t napi_others[64]
         uint32_t napi_owners[64]
         uint32_t napi_other_count
+    struct receiver:
+        zcrx zcrx
     struct worker:
         reactor reactor
-        zcrx zcrx
+        receiver receiver
         admission admission
     worker *worker_create(const worker_settings *s)
     void worker_destroy(worker *w)

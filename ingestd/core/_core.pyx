@@ -191,10 +191,10 @@ cdef class Worker:
         if len(others) > ZCRX_NAPI_IDS_MAX:
             raise ValueError(f"{len(others)} NAPI ids are more than {ZCRX_NAPI_IDS_MAX}")
         for i, (napi_id, worker_index) in enumerate(others):
-            self.w.zcrx.napi_others[i] = napi_id
-            self.w.zcrx.napi_owners[i] = worker_index
-        self.w.zcrx.napi_other_count = len(others)
-        self.w.zcrx.napi_own = own
+            self.w.receiver.zcrx.napi_others[i] = napi_id
+            self.w.receiver.zcrx.napi_owners[i] = worker_index
+        self.w.receiver.zcrx.napi_other_count = len(others)
+        self.w.receiver.zcrx.napi_own = own
 
     def setup(self):
         cdef int code

@@ -25,7 +25,7 @@ static void loop_take_news(struct worker *w) {
             break;
         case NEWS_RELEASED:
             for (uint32_t i = 0; i < n.hold_count; i++)
-                w->engine->release(w, n.holds[i]);
+                w->engine->release(&w->receiver, n.holds[i]);
             break;
         case NEWS_FULL:
             connection_interrupt_all(w, CLOSE_REASON_STORE_FULL, true);
@@ -35,6 +35,7 @@ static void loop_take_news(struct worker *w) {
             break;
         }
     }
+    connection_take_reports(w); /* of those that were interrupted */
 }
 
 static void arm_command(struct worker *w) {
@@ -71,7 +72,7 @@ static void loop_handle_command(struct worker *w, const struct command *c) {
         handover_take(w, c->adopt.listener_index, c->adopt.fd);
         break;
     case COMMAND_SET_FLUSH_INTERVAL:
-        w->settings.flush_interval_ns = w->storage.settings.flush_interval_ns = c->interval_ns;
+        w->storage.settings.flush_interval_ns = c->interval_ns;
         break;
     case COMMAND_SET_COMMIT_INTERVAL:
         w->storage.settings.commit_interval_ns = c->interval_ns;
@@ -104,7 +105,7 @@ static void flow_complete(struct worker *w, enum uring_tag tag, uint32_t index,
     else if (tag == TAG_LINE)
         f->protocol->line_sent(w, f, cqe->res);
     else if (tag != TAG_CLOSE)
-        w->engine->complete(w, tag, f, cqe);
+        w->engine->complete(&w->receiver, tag, f, cqe);
     if (f->phase == FLOW_GONE)
         connection_try_free(w, f);
 }
@@ -128,7 +129,7 @@ static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
     case TAG_ACCEPT_CANCEL:
         break;
     case TAG_ZCRX_EVENT:
-        zcrx_event(w, (uint32_t)cqe->res);
+        zcrx_event(&w->receiver, (uint32_t)cqe->res);
         break;
     case TAG_POLL:
     case TAG_RECEIVE:
@@ -140,6 +141,7 @@ static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
         flow_complete(w, tag, index, cqe);
         break;
     }
+    connection_take_reports(w);
 }
 
 static uint64_t drain(struct worker *w) {
@@ -198,14 +200,18 @@ static uint64_t publish(struct worker *w) {
 
 static uint64_t turn(struct worker *w) {
     storage_place(&w->storage); /* what was full may have its place now, and flows wait behind it */
-    uint64_t next_ns = w->engine->turn(w);
+    connection_serve_blocked(w);
+    uint64_t next_ns = w->engine->turn(&w->receiver);
+    connection_take_reports(w);
     next_ns = time_min(next_ns, connection_turn(w));
     next_ns = time_min(next_ns, listeners_turn(w));
     next_ns = time_min(next_ns, drain(w));
+    connection_take_reports(w); /* of those that were stopped */
     uint32_t flows = w->flows.count;
     next_ns = time_min(next_ns, storage_turn(&w->storage));
     loop_take_news(w);
     next_ns = time_min(next_ns, ingest_turn(w)); /* last: it tells what has become durable */
+    connection_take_reports(w);
     if (w->draining && flows > 0 && w->flows.count == 0)
         return w->reactor.now_ns; /* the last one has gone: the store is to be closed */
     return next_ns;

@@ -19,11 +19,21 @@ static uint64_t worker_random(void) {
     return word;
 }
 
+static_assert(LISTENERS_MAX <= RECEIVER_LISTENERS_MAX, "the engine knows all listeners");
+
 struct worker *worker_create(const struct worker_settings *s) {
     struct worker *w = calloc(1, sizeof *w);
     if (w == NULL)
         return NULL;
     w->settings = *s;
+    receiver_init(&w->receiver, &w->reactor, &w->area, &w->storage, &w->flows);
+    w->receiver.settings = (struct receiver_settings){
+        .interface_index = s->interface_index,
+        .rx_queue = s->rx_queue,
+        .rx_buf_len = s->rx_buf_len,
+        .refill_entries = s->refill_entries,
+        .queue_retry_ns = s->queue_retry_ns,
+    };
     w->engine = s->engine == ENGINE_ZCRX ? &engine_zcrx : &engine_recv;
     w->unasked = w->unasked_hellos = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
     w->flow_id_serial = worker_random(); /* so that a clock set back makes no id again */
@@ -54,7 +64,7 @@ void worker_destroy(struct worker *w) {
         return;
     reactor_close_ring(&w->reactor);
     close_connections(w);
-    w->engine->close(w);
+    w->engine->close(&w->receiver);
     for (uint32_t i = 0; i < w->listener_count; i++)
         session_pool_deinit(&w->listeners[i].sessions);
     peers_close(&w->peers);
@@ -103,7 +113,8 @@ int worker_add_listener(struct worker *w, const struct listener_settings *s) {
         return -ENOMEM;
     if (s->protocol == PROTOCOL_INGEST && session_pool_init(&l->sessions, sessions_max) < 0)
         return -ENOMEM;
-    w->listener_count++;
+    w->receiver.listener_fds[w->listener_count++] = s->fd;
+    w->receiver.listener_count = w->listener_count;
     return 0;
 }
 
@@ -221,8 +232,8 @@ int worker_setup(struct worker *w) {
                     : reactor_register(&w->reactor, w->area.base, w->area.mapping_bytes,
                                        w->settings.store_fd);
     code = code < 0 ? code : storage_open(&w->storage, &w->reactor, &w->area);
-    w->flows_at_once_max = w->settings.flows_max;
-    code = code < 0 ? code : w->engine->open(w);
+    w->receiver.flows_at_once_max = w->settings.flows_max;
+    code = code < 0 ? code : w->engine->open(&w->receiver);
     if (code == 0 && flow_table_init(&w->flows, w->settings.flows_max) < 0)
         code = fault_set(&w->reactor.fault, ENOMEM, "calloc", "flow table");
     return code;

@@ -12,11 +12,10 @@
 #include "connection/ingest/admission.h"
 #include "memory/area.h"
 #include "receive/engine.h"
-#include "receive/zcrx/zcrx.h"
 #include "base/reactor.h"
-#include "receive/flow.h"
 #include "connection/handover.h"
 #include "connection/connection.h"
+#include "connection/progress.h"
 #include "connection/listener.h"
 #include "connection/peers.h"
 #include "connection/ingest/ingest.h"
@@ -64,10 +63,9 @@ struct worker {
 
     struct area area;
     struct flow_table flows;
-    uint32_t flows_at_once_max; /* what the engine can bear; accepts wait beyond it */
     struct storage storage;
     const struct engine *engine;
-    struct zcrx zcrx;
+    struct receiver receiver;
     struct listener listeners[LISTENERS_MAX];
     uint32_t listener_count;
     struct handover handover;

@@ -130,30 +130,35 @@ const struct protocol protocol_ingest = {
     .format_denial = answer_turned_away,
 };
 
-static void stop(struct worker *w, struct flow *f) {
-    (void)w;
+static void stop(struct receiver *r, struct flow *f) {
+    (void)r;
     stage.stopped++;
     stage.stopped_for = f->reason;
 }
 
-static bool take(struct worker *w, struct flow *f) {
-    return !stage.is_elsewhere || !listener_hand_away(w, f, 1);
+static struct engine_owner owner(struct receiver *r, const struct flow *f) {
+    (void)r, (void)f;
+    return (struct engine_owner){.is_elsewhere = stage.is_elsewhere, .worker_index = 1};
 }
 
-static void start(struct worker *w, struct flow *f) {
-    (void)w;
+static void take(struct receiver *r, struct flow *f) {
+    (void)r, (void)f;
+}
+
+static void start(struct receiver *r, struct flow *f) {
+    (void)r;
     flow_set_phase(f, FLOW_RECEIVING);
     stage.begun++;
 }
 
-static const struct engine engine = {.take = take, .start = start, .stop = stop};
+static const struct engine engine = {.owner = owner, .take = take, .start = start, .stop = stop};
 
 static void open_stage(void) {
     memset(&stage, 0, sizeof stage);
     struct worker *w = stage.w = calloc(1, sizeof *w);
     CHECK_EQUAL(flow_table_init(&w->flows, CAPACITY), 0);
     w->engine = &engine;
-    w->flows_at_once_max = CAPACITY;
+    w->receiver.flows_at_once_max = CAPACITY;
     w->reactor.now_ns = 1;
     for (uint32_t i = 0; i < 2; i++) {
         struct listener *l = &w->listeners[w->listener_count++];
@@ -229,12 +234,12 @@ static const char *heard(int fd) {
 static void who_finds_no_room_waits(void) {
     int senders[CAPACITY + 4];
     open_stage();
-    stage.w->flows_at_once_max = 4;
+    stage.w->receiver.flows_at_once_max = 4;
     for (uint32_t i = 0; i < CAPACITY + 4; i++)
         senders[i] = hand_over(7 + i % 2);
     CHECK_EQUAL(stage.begun, 4);
     CHECK_EQUAL(stage.w->handover.count, CAPACITY);
-    stage.w->flows_at_once_max = CAPACITY; /* two places are the listeners' */
+    stage.w->receiver.flows_at_once_max = CAPACITY; /* two places are the listeners' */
     handover_turn(stage.w);
     CHECK_EQUAL(stage.begun, CAPACITY - 2);
     CHECK_EQUAL(stage.refused, 0);
@@ -254,7 +259,7 @@ static void who_finds_no_room_waits(void) {
 
 static void who_finds_no_place_to_wait_is_told(void) {
     open_stage();
-    stage.w->flows_at_once_max = 0;
+    stage.w->receiver.flows_at_once_max = 0;
     stage.w->handover.count = HANDOVER_WAITING_MAX;
     int raw = hand_over(7), ingest = hand_over(8);
     CHECK(strstr(heard(raw), "\"error\": \"limit\""));

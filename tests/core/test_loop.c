@@ -97,12 +97,20 @@ int io_uring_submit_and_wait_timeout(struct io_uring *ring, struct io_uring_cqe 
 
 /* --- The rest of the worker ----------------------------------------------------------- */
 
-static uint64_t engine_turn(struct worker *w) {
-    (void)w;
+static uint64_t engine_turn(struct receiver *r) {
+    (void)r;
     return TIME_NEVER;
 }
 
 static const struct engine engine = {.turn = engine_turn};
+
+void connection_take_reports(struct worker *w) {
+    (void)w;
+}
+
+void connection_serve_blocked(struct worker *w) {
+    (void)w;
+}
 
 uint64_t connection_turn(struct worker *w) {
     (void)w;
@@ -175,7 +183,7 @@ UNCALLED(storage_fail, struct storage *s ANY, int code ANY, enum storage_failure
 UNCALLED(storage_finish, struct storage *s ANY, bool wanted ANY)
 UNCALLED(storage_grant, struct storage *s ANY, uint32_t index ANY, uint64_t sequence ANY)
 UNCALLED(storage_note_full, struct storage *s ANY)
-UNCALLED(zcrx_event, struct worker *w ANY, uint32_t type ANY)
+UNCALLED(zcrx_event, struct receiver *r ANY, uint32_t type ANY)
 
 #define UNCALLED_INT(name, ...)                                                                    \
     int name(__VA_ARGS__) {                                                                        \

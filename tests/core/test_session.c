@@ -79,8 +79,8 @@ static void ends(const struct session *s, struct session_act act, enum flow_stat
 static void a_hello_comes_in_pieces(void) {
     struct session s = begun();
     for (uint32_t bytes = 0; bytes + 1000 < SESSION_BLOCK_BYTES; bytes += 1000) {
-        CHECK(session_room(&s).at == pages.block + bytes);
-        CHECK_EQUAL(session_room(&s).bytes, SESSION_BLOCK_BYTES - bytes);
+        CHECK(receive_block_room(&s.block).at == pages.block + bytes);
+        CHECK_EQUAL(receive_block_room(&s.block).bytes, SESSION_BLOCK_BYTES - bytes);
         CHECK_EQUAL(came(&s, 1000).kind, SESSION_RECEIVE_BLOCK);
         CHECK_EQUAL(at(&s, SESSION_BLOCK_AGAIN, 0).kind, SESSION_RECEIVE_BLOCK);
     }
@@ -124,7 +124,7 @@ static void python_words_a_refusal(void) {
     CHECK_EQUAL(memcmp(pages.text, "nay\n", s.text_bytes), 0);
 
     s = admitted(ANSWER_TRAILER, 0, UINT64_MAX);
-    s.filled = SESSION_BLOCK_BYTES;
+    s.block.filled = SESSION_BLOCK_BYTES;
     asked(&s, at(&s, SESSION_STREAM_ENDED, 9000), QUESTION_TRAILER);
     ends(&s, answer(&s, &a), FLOW_STATE_INTERRUPTED, CLOSE_REASON_CHECKSUM, 0);
     CHECK_EQUAL(s.step, SESSION_ENDED);
@@ -142,7 +142,7 @@ static void a_stated_length_is_neither_more_nor_less(void) {
 
     s = admitted(ANSWER_STATED, 0, 1000);
     CHECK_EQUAL(at(&s, SESSION_LIMIT_CAME, 1000).kind, SESSION_RECEIVE_BLOCK);
-    CHECK_EQUAL(session_room(&s).bytes, 1);
+    CHECK_EQUAL(receive_block_room(&s.block).bytes, 1);
     CHECK_EQUAL(at(&s, SESSION_BLOCK_AGAIN, 0).kind, SESSION_RECEIVE_BLOCK);
     ends(&s, came(&s, 1), FLOW_STATE_INTERRUPTED, CLOSE_REASON_LENGTH, 0);
     CHECK_EQUAL(s.error, SESSION_ERROR_TOO_LONG);
@@ -165,7 +165,7 @@ static void a_trailer_behind_a_stated_length(void) {
     struct session s = admitted(ANSWER_STATED | ANSWER_TRAILER, 0, 1000);
     CHECK(!session_is_holding(&s));
     CHECK_EQUAL(at(&s, SESSION_LIMIT_CAME, 1000).kind, SESSION_RECEIVE_BLOCK);
-    CHECK_EQUAL(session_room(&s).bytes, SESSION_BLOCK_BYTES + 1);
+    CHECK_EQUAL(receive_block_room(&s.block).bytes, SESSION_BLOCK_BYTES + 1);
     CHECK_EQUAL(came(&s, SESSION_BLOCK_BYTES - 1).kind, SESSION_RECEIVE_BLOCK);
     CHECK_EQUAL(came(&s, 1).kind, SESSION_RECEIVE_BLOCK); /* for the end, or a byte too much */
     struct session_act act = at(&s, SESSION_STREAM_ENDED, 1000);
@@ -190,39 +190,39 @@ static void a_trailer_that_is_held_back(void) {
     slot[sizeof slot - 1] = 9;
     struct session s = admitted(ANSWER_TRAILER, 0, UINT64_MAX);
     CHECK(session_is_holding(&s));
-    CHECK_EQUAL(session_hold(&s, slot, sizeof slot), SESSION_BLOCK_BYTES);
+    CHECK_EQUAL(receive_block_hold(&s.block, slot, sizeof slot), SESSION_BLOCK_BYTES);
     CHECK_EQUAL(pages.block[SESSION_BLOCK_BYTES - 1], 9);
     struct session_act act = at(&s, SESSION_STREAM_ENDED, sizeof slot);
     CHECK_EQUAL(act.held_bytes, SESSION_BLOCK_BYTES);
     asked(&s, act, QUESTION_TRAILER);
 
     s = admitted(ANSWER_TRAILER, 0, UINT64_MAX);
-    CHECK_EQUAL(session_hold(&s, slot, 10), 10);
+    CHECK_EQUAL(receive_block_hold(&s.block, slot, 10), 10);
     act = at(&s, SESSION_STREAM_ENDED, 10);
     CHECK_EQUAL(act.held_bytes, 10);
     ends(&s, act, FLOW_STATE_INTERRUPTED, CLOSE_REASON_CHECKSUM, 0);
 
     s = admitted(ANSWER_TRAILER, 0, 1000); /* as many bytes as the listener lets a flow have */
-    session_hold(&s, slot, SESSION_BLOCK_BYTES);
+    receive_block_hold(&s.block, slot, SESSION_BLOCK_BYTES);
     CHECK_EQUAL(at(&s, SESSION_LIMIT_CAME, 1000 + SESSION_BLOCK_BYTES).kind, SESSION_RECEIVE_BLOCK);
-    CHECK(session_room(&s).at == pages.block + SESSION_BLOCK_BYTES);
+    CHECK(receive_block_room(&s.block).at == pages.block + SESSION_BLOCK_BYTES);
     ends(&s, came(&s, 1), FLOW_STATE_INTERRUPTED, CLOSE_REASON_LIMIT, 0);
 }
 
 static void bytes_beyond_the_bound_are_the_trailers(void) {
     static const uint8_t bytes[SESSION_BLOCK_BYTES + 1] = {5};
     struct session s = admitted(ANSWER_STATED | ANSWER_TRAILER, 0, 1000);
-    session_take_overrun(&s, bytes, 600);
+    receive_block_take_overrun(&s.block, bytes, 600);
     CHECK_EQUAL(pages.block[0], 5);
     CHECK_EQUAL(at(&s, SESSION_LIMIT_CAME, 1000).kind, SESSION_RECEIVE_BLOCK);
-    CHECK_EQUAL(session_room(&s).bytes, SESSION_BLOCK_BYTES + 1 - 600);
+    CHECK_EQUAL(receive_block_room(&s.block).bytes, SESSION_BLOCK_BYTES + 1 - 600);
 
     s = admitted(ANSWER_STATED | ANSWER_TRAILER, 0, 1000);
-    session_take_overrun(&s, bytes, sizeof bytes);
+    receive_block_take_overrun(&s.block, bytes, sizeof bytes);
     ends(&s, at(&s, SESSION_LIMIT_CAME, 1000), FLOW_STATE_INTERRUPTED, CLOSE_REASON_LENGTH, 0);
 
     s = admitted(0, 0, 1000);
-    session_take_overrun(&s, bytes, 1);
+    receive_block_take_overrun(&s.block, bytes, 1);
     ends(&s, at(&s, SESSION_LIMIT_CAME, 1000), FLOW_STATE_INTERRUPTED, CLOSE_REASON_LIMIT, 0);
 }
 
@@ -253,12 +253,14 @@ static struct session_input any_input(struct session *s, struct answer *a, uint6
     while (in.kind == SESSION_INPUTS_COUNT || !session_may_meet(s->step, in.kind) ||
            (is_trouble(s, in.kind) && random_below(50) != 0))
         in.kind = (enum session_input_kind)random_below(SESSION_INPUTS_COUNT);
-    uint32_t held = session_is_holding(s) ? s->filled : 0;
+    uint32_t held = session_is_holding(s) ? s->block.filled : 0;
     uint64_t most = limit_bytes + held;
     if (in.kind == SESSION_BLOCK_CAME)
-        in.bytes = 1 + random_below(session_room(s).bytes);
-    if (in.kind == SESSION_BLOCK_CAME && session_room(s).bytes > 1 && random_below(2) == 0)
-        in.bytes = session_room(s).bytes - (s->step == SESSION_TAIL); /* whole, and no more */
+        in.bytes = 1 + random_below(receive_block_room(&s->block).bytes);
+    if (in.kind == SESSION_BLOCK_CAME && receive_block_room(&s->block).bytes > 1 &&
+        random_below(2) == 0)
+        in.bytes = receive_block_room(&s->block).bytes -
+                   (s->step == SESSION_TAIL); /* whole, and no more */
     if (in.kind == SESSION_LIMIT_CAME)
         in.bytes = most;
     if (in.kind == SESSION_STREAM_ENDED)
@@ -289,13 +291,13 @@ static void check_walk(struct session *s, const struct session_input *in, struct
     CHECK_EQUAL(act.kind == SESSION_START,
                 before == SESSION_HELLO_PENDING && s->step == SESSION_PAYLOAD);
     if (act.kind == SESSION_RECEIVE_BLOCK)
-        CHECK(session_room(s).bytes > 0);
+        CHECK(receive_block_room(&s->block).bytes > 0);
     if (act.kind != SESSION_END || act.end.state != FLOW_STATE_SEALED)
         return;
     CHECK_EQUAL(act.end.reason, CLOSE_REASON_NONE);
-    CHECK(!s->overrun);
+    CHECK(!s->block.overrun);
     if (s->has_trailer)
-        CHECK(before == SESSION_TRAILER_PENDING && s->filled == SESSION_BLOCK_BYTES);
+        CHECK(before == SESSION_TRAILER_PENDING && s->block.filled == SESSION_BLOCK_BYTES);
     else if (s->length_known)
         CHECK_EQUAL(in->bytes, s->limit_bytes);
     else
@@ -309,7 +311,8 @@ static void walk(uint32_t sealed[4]) {
     for (uint32_t i = 0; s.step != SESSION_ENDED && s.step != SESSION_REFUSED; i++) {
         enum session_step before = s.step;
         if (session_is_holding(&s) && before == SESSION_PAYLOAD)
-            session_hold(&s, pages.block, SESSION_BLOCK_BYTES - random_below(2) * random_below(9));
+            receive_block_hold(&s.block, pages.block,
+                               SESSION_BLOCK_BYTES - random_below(2) * random_below(9));
         struct session_input in = any_input(&s, &a, limit_bytes);
         struct session_act act = session_on(&s, &in);
         check_walk(&s, &in, act, before);

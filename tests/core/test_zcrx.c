@@ -29,10 +29,11 @@ static void run(const struct stage_shape *shape) {
         if (due)
             CHECK_EQUAL(s->sealed, is_right);
     }
-    CHECK_EQUAL(stage.w->zcrx.refill.fragments_lent, 0);
-    CHECK_EQUAL(stage.w->zcrx.refill.chunks_lent, 0);
-    CHECK_EQUAL(stage.w->zcrx.fragments_pending, 0);
-    CHECK_EQUAL(stage.w->zcrx.relief.free_bytes, stage.w->zcrx.relief.total_bytes);
+    CHECK_EQUAL(stage.w->receiver.zcrx.refill.fragments_lent, 0);
+    CHECK_EQUAL(stage.w->receiver.zcrx.refill.chunks_lent, 0);
+    CHECK_EQUAL(stage.w->receiver.zcrx.fragments_pending, 0);
+    CHECK_EQUAL(stage.w->receiver.zcrx.relief.free_bytes,
+                stage.w->receiver.zcrx.relief.total_bytes);
     if (shape->trouble_of != 0)
         CHECK(stage.ended_early_count > 0);
 }
@@ -139,8 +140,8 @@ static void silent(uint32_t silent_at, uint32_t packet_bytes) {
     stage_open(&shape);
     stage_steps(100000);
     CHECK(stage.wrong == NULL);
-    CHECK_EQUAL(stage.w->zcrx.refill.chunks_lent, 0);
-    CHECK_EQUAL(stage.w->zcrx.fragments_pending, 0);
+    CHECK_EQUAL(stage.w->receiver.zcrx.refill.chunks_lent, 0);
+    CHECK_EQUAL(stage.w->receiver.zcrx.fragments_pending, 0);
 }
 
 static void silent_in_a_hello(void) {
@@ -155,7 +156,7 @@ static void silent_behind_payload(void) {
     for (uint32_t i = 0; i < stage.shape.flows_count; i++) {
         CHECK(!stage.senders[i].over);
         CHECK_EQUAL(stage.senders[i].handed, 10000 - SESSION_BLOCK_BYTES);
-        CHECK_EQUAL(stage.flows[i]->session->filled, SESSION_BLOCK_BYTES);
+        CHECK_EQUAL(stage.flows[i]->block->filled, SESSION_BLOCK_BYTES);
     }
     stage_close();
 }
@@ -213,8 +214,8 @@ static void lost_fragments(bool ingest, enum stage_kind kind) {
         CHECK(s->delivered - s->head_bytes - s->handed < 100 * KIB);
     }
     CHECK(lost_count > 0);
-    CHECK_EQUAL(stage.w->zcrx.refill.fragments_lent, 0);
-    CHECK_EQUAL(stage.w->zcrx.fragments_pending, 0);
+    CHECK_EQUAL(stage.w->receiver.zcrx.refill.fragments_lent, 0);
+    CHECK_EQUAL(stage.w->receiver.zcrx.fragments_pending, 0);
     stage_close();
 }
 
@@ -279,7 +280,7 @@ static void starved_flows_wait(void) {
                                       .slow_of = UINT32_MAX};
     stage_open(&shape);
     struct buddy *relief =
-        &stage.w->zcrx.relief; /* nothing is copied out: who has a chunk keeps it */
+        &stage.w->receiver.zcrx.relief; /* nothing is copied out: who has a chunk keeps it */
     while (relief->free_bytes > 0)
         buddy_take(relief, buddy_order(relief, relief->total_bytes / 4));
     stage_steps(200000);

@@ -129,6 +129,7 @@ struct stage {
 };
 
 extern struct stage stage;
+extern const struct protocol stage_protocol_raw;
 
 uint8_t stage_pattern(uint32_t flow, uint64_t offset);
 void stage_wrong(const char *what);

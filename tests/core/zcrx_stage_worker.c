@@ -42,16 +42,6 @@ bool flow_event(struct worker *w, const struct flow *f, struct event_detail deta
     return true;
 }
 
-void connection_received(struct worker *w, struct flow *f, uint32_t bytes) {
-    (void)w;
-    f->received_bytes += bytes;
-}
-
-bool listener_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
-    (void)w, (void)f, (void)owner;
-    abort();
-}
-
 int socket_end_of_stream(int fd) {
     (void)fd;
     return 0;
@@ -74,20 +64,27 @@ void socket_unbind_window(int fd) {
     (void)fd;
 }
 
-void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag) {
-    if (!f->armed || tag != stage.senders[f->index].tag)
+void reactor_cancel(struct reactor *r, enum uring_tag tag, uint32_t index, enum uring_tag found) {
+    (void)found;
+    if (!stage.flows[index]->armed || tag != stage.senders[index].tag)
         stage_wrong("a receive is cancelled that is not there");
-    stage.senders[f->index].cancelled = true;
-    stage.senders[f->index].cancelled_ns = w->reactor.now_ns;
+    stage.senders[index].cancelled = true;
+    stage.senders[index].cancelled_ns = r->now_ns;
 }
 
-void engine_finish(struct worker *w, struct flow *f) {
-    if (f->session != NULL)
-        f->protocol->payload_over(w, f);
-    else if (f->stop || f->error)
+static void raw_payload_over(struct worker *w, struct flow *f) {
+    if (f->stop || f->error)
         connection_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, f->error);
     else
         connection_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+}
+
+const struct protocol stage_protocol_raw = {.payload_over = raw_payload_over};
+
+/* No CLOSE record is made here. */
+bool connection_retry_close(struct worker *w, struct flow *f) {
+    (void)w, (void)f;
+    abort();
 }
 
 void connection_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason, int error) {
@@ -112,7 +109,7 @@ void connection_interrupt(struct worker *w, struct flow *f, uint8_t reason, bool
     f->drop = drop;
     f->reason = reason;
     if (f->session == NULL || !f->protocol->stop(w, f))
-        engine_zcrx.stop(w, f);
+        engine_zcrx.stop(&w->receiver, f);
 }
 
 void connection_answered(struct worker *w, struct flow *f, int result) {
@@ -167,17 +164,8 @@ void stage_answer(void) {
     stage_submit();
 }
 
-void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, struct flow *f)) {
-    struct flow *f;
-    while ((f = flow_first(&w->flows, QUEUE_BLOCKED)) != NULL) {
-        advance(w, f);
-        if (f->queue == QUEUE_BLOCKED)
-            return;
-    }
-}
-
-int zcrx_open_queue(struct worker *w) {
-    struct zcrx *z = &w->zcrx;
+int zcrx_open_queue(struct receiver *r) {
+    struct zcrx *z = &r->zcrx;
     z->rx_buf_len = 1u << stage.shape.chunk_shift;
     z->chunk_count = stage.shape.chunk_count;
     z->refill.head = &stage.head;
@@ -192,15 +180,15 @@ uint32_t zcrx_chunk_shift(const struct zcrx *z) {
     return stage.shape.chunk_shift;
 }
 
-int zcrx_flush_refill(struct worker *w) {
-    (void)w;
+int zcrx_flush_refill(struct receiver *r) {
+    (void)r;
     if (stage.shape.by_copy)
         stage_take_refill_entries(UINT32_MAX);
     return 0;
 }
 
-int zcrx_arm_event(struct worker *w, uint32_t type) {
-    (void)w, (void)type;
+int zcrx_arm_event(struct receiver *r, uint32_t type) {
+    (void)r, (void)type;
     return 0;
 }
 

@@ -13,13 +13,13 @@
 static uint64_t held_by_recv(const struct flow *f) {
     if (f->slot_offset != UINT64_MAX) /* what is held back lies there too */
         return f->slot_filled - f->slot_taken;
-    return ingest_is_holding(f) ? f->session->filled : 0;
+    return engine_is_holding(f) ? f->block->filled : 0;
 }
 
 static uint64_t held_by_zcrx(const struct worker *w, const struct flow *f) {
-    uint64_t bytes = ingest_is_holding(f) ? f->session->filled : 0;
-    for (uint32_t i = f->fragment_head; i != FLOW_NONE; i = w->zcrx.fragments[i].next)
-        bytes += w->zcrx.fragments[i].bytes;
+    uint64_t bytes = engine_is_holding(f) ? f->block->filled : 0;
+    for (uint32_t i = f->fragment_head; i != FLOW_NONE; i = w->receiver.zcrx.fragments[i].next)
+        bytes += w->receiver.zcrx.fragments[i].bytes;
     return bytes;
 }
 
@@ -53,7 +53,7 @@ static void check_slots(const struct worker *w) {
 
 /* Of each fragment that the kernel delivered it has an entry, or somebody has the fragment. */
 static void check_fragments(const struct worker *w) {
-    const struct refill *r = &w->zcrx.refill;
+    const struct refill *r = &w->receiver.zcrx.refill;
     uint64_t unseen = r->tail_next - *r->tail;
     for (uint32_t i = 0; i < r->chunk_count; i++)
         unseen += r->waiting[i];
@@ -78,7 +78,7 @@ void accounts_check(const void *worker) {
 bool accounts_are_empty(const void *worker) {
     const struct worker *w = worker;
     bool nothing_lent = w->settings.engine == ENGINE_ZCRX
-                            ? w->zcrx.refill.fragments_lent == 0
+                            ? w->receiver.zcrx.refill.fragments_lent == 0
                             : w->area.slots.free_bytes == w->area.slots_bytes;
     return w->flows.count == 0 && w->storage.batches.open == NULL && nothing_lent &&
            w->storage.batches.free_count == w->storage.batches.count;

@@ -30,6 +30,7 @@ PURE_SOURCES: Final = tuple(
         "connection/ingest/answer.c",
         "memory/buddy.c",
         "storage/commit.c",
+        "receive/block.c",
         "receive/flow.c",
         "format/flow_id.c",
         "format/frame.c",

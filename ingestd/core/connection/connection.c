@@ -16,14 +16,6 @@
  * it before a reset could. */
 #define LINGER_NS 1000000000ull
 
-void connection_received(struct worker *w, struct flow *f, uint32_t bytes) {
-    f->received_bytes += bytes;
-    f->active_ns = w->reactor.awake_ns;
-    STAT_ADD(&w->reactor, received_bytes, bytes);
-    trace_receive(f->stream.id, f->index, bytes);
-    flow_idle_touch(&w->flows, &w->listeners[f->listener].idle, f);
-}
-
 /* Closed on the ring, behind every request that names the descriptor: by then no
  * other connection can have got its number. */
 static void connection_hang_up(struct worker *w, struct flow *f) {
@@ -163,7 +155,7 @@ void connection_interrupt(struct worker *w, struct flow *f, uint8_t reason, bool
     f->drop = drop;
     f->reason = reason;
     if (!f->protocol->stop(w, f))
-        w->engine->stop(w, f);
+        w->engine->stop(&w->receiver, f);
 }
 
 void connection_interrupt_all(struct worker *w, uint8_t reason, bool drop) {

@@ -22,9 +22,6 @@
 
 struct worker;
 
-/* The engine took bytes from the flow's socket. */
-void connection_received(struct worker *w, struct flow *f, uint32_t bytes);
-
 /* Nothing more is received: all bytes are with batches. The flow is closed as
  * sealed or interrupted, for a reason (enum close_reason) and maybe an errno. */
 void connection_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason, int error);

@@ -17,7 +17,7 @@ static struct listener *listener_for(struct worker *w, uint32_t listener_index) 
 
 /* One place is kept for each listener's accept; those are not ours to use. */
 static bool has_room(const struct worker *w) {
-    return w->flows.count < w->flows_at_once_max &&
+    return w->flows.count < w->receiver.flows_at_once_max &&
            w->flows.count + w->listener_count < w->flows.capacity;
 }
 

@@ -140,6 +140,30 @@ static void listener_note_opening(struct flow *f, const struct listener *l) {
     memcpy(f->opening.peer_address, f->peer_address, sizeof f->opening.peer_address);
 }
 
+static bool listener_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
+    const struct event_detail elsewhere = {.kind = EVENT_FLOW_ELSEWHERE,
+                                           .elsewhere = {owner, f->fd}};
+    if (f->adopted || !flow_event(w, f, elsewhere))
+        return false;
+    STAT_ADD(&w->reactor, flows_handed_away, 1);
+    f->fd = -1;
+    f->ended = true;
+    flow_set_phase(f, FLOW_GONE); /* its socket now belongs to the other worker */
+    connection_try_free(w, f);
+    return true;
+}
+
+/* By which rx queue it came decides whose it is. */
+static bool listener_is_elsewhere(struct worker *w, struct flow *f) {
+    struct engine_owner owner = w->engine->owner(&w->receiver, f);
+    if (owner.is_elsewhere)
+        return listener_hand_away(w, f, owner.worker_index);
+    if (owner.napi_id != 0)
+        flow_event(w, f,
+                   (struct event_detail){.kind = EVENT_FLOW_BY_COPY, .napi_id = owner.napi_id});
+    return false;
+}
+
 static void listener_begin(struct worker *w, struct listener *l, int fd, bool adopted) {
     struct flow *f = flow_take(&w->flows);
     assert(f != NULL); /* an accept is armed only while there is room for its flow */
@@ -154,8 +178,10 @@ static void listener_begin(struct worker *w, struct listener *l, int fd, bool ad
     f->checksummed = w->settings.checksum;
     f->adopted = adopted;
     l->flow_count++;
-    if (!w->engine->take(w, f))
+    if (listener_is_elsewhere(w, f))
         return; /* the worker that it belongs to counts it, and greets it */
+    w->engine->take(&w->receiver, f);
+    f->idle_list = &l->idle;
     if (listener_is_over_peer_max(w, l, f)) {
         listener_refuse_over_peer_max(w, l, f);
         return;
@@ -206,21 +232,8 @@ void listener_turn_away(struct worker *w, struct listener *l, int fd, uint8_t re
     flow_event_end(w, &f, EVENT_FLOW_REFUSED);
 }
 
-bool listener_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
-    const struct event_detail elsewhere = {.kind = EVENT_FLOW_ELSEWHERE,
-                                           .elsewhere = {owner, f->fd}};
-    if (f->adopted || !flow_event(w, f, elsewhere))
-        return false;
-    STAT_ADD(&w->reactor, flows_handed_away, 1);
-    f->fd = -1;
-    f->ended = true;
-    flow_set_phase(f, FLOW_GONE); /* its socket now belongs to the other worker */
-    connection_try_free(w, f);
-    return true;
-}
-
 static uint64_t listener_accept_more(struct worker *w, struct listener *l) {
-    bool room = l->flow_count < l->flows_max && w->flows.count < w->flows_at_once_max &&
+    bool room = l->flow_count < l->flows_max && w->flows.count < w->receiver.flows_at_once_max &&
                 w->flows.count + w->listener_count < w->flows.capacity;
     if (l->stopped || l->accepting || !room)
         return TIME_NEVER;

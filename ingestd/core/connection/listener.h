@@ -86,8 +86,6 @@ void listener_accepted(struct worker *w, uint32_t listener, int result);
 void listener_adopt(struct worker *w, struct listener *l, int fd);
 /* A connection that cannot become a flow is told why (enum close_reason), counted, and closed. */
 void listener_turn_away(struct worker *w, struct listener *l, int fd, uint8_t reason);
-/* Gives a connection just accepted to another worker; false if that cannot be reported. */
-bool listener_hand_away(struct worker *w, struct flow *f, uint32_t owner);
 /* Whom its peer is among struct peers. */
 struct peer listener_peer(const struct flow *f);
 

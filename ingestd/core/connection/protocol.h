@@ -22,6 +22,9 @@ struct protocol {
     void (*begin)(struct worker *w, struct flow *f);
     /* The engine receives no more payload: what there was is with batches, or given up. */
     void (*payload_over)(struct worker *w, struct flow *f);
+    /* The engine has filled so many bytes of the block's room; 0: the stream has ended; or
+     * -errno. NULL: no blocks are received. */
+    void (*block_received)(struct worker *w, struct flow *f, int result);
     /* It is to end now. True: it has ended, as nothing of it was being received. */
     bool (*stop)(struct worker *w, struct flow *f);
     /* Its durable offset has advanced. */

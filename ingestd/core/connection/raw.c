@@ -15,7 +15,7 @@
 
 static void raw_begin(struct worker *w, struct flow *f) {
     flow_idle_touch(&w->flows, &w->listeners[f->listener].idle, f);
-    w->engine->start(w, f);
+    w->engine->start(&w->receiver, f);
     flow_event(w, f, (struct event_detail){.kind = EVENT_FLOW_OPENED});
     if (storage_error(&w->storage))
         connection_interrupt(w, f, CLOSE_REASON_NONE, true);

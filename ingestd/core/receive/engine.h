@@ -1,67 +1,132 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * An engine is how fragments arrive: a table of a few functions.
+ * An engine is how fragments arrive: a table of a few functions. The one header of this room
+ * for others.
  *
- * All are called on the worker's thread. An engine reads sockets into the area,
- * hands bytes to storage in stream order, and tells the flow's end by
- * connection_end(). Whatever it handed over as a hold comes back by release(). Where a
- * session wants a block, which is no payload, its bytes go there instead.
+ * All are called on the worker's thread. An engine reads sockets into the area and hands bytes
+ * to storage in stream order. It calls nobody above it: that a flow's payload is over, or what
+ * has come of its block, is a report, which is asked for behind each call. Whatever it handed
+ * over as a hold comes back by release(). Invariant: of a flow one report waits at a time, and
+ * nothing is received for it meanwhile.
  */
 #ifndef INGESTD_RECEIVE_ENGINE_H
 #define INGESTD_RECEIVE_ENGINE_H
 
-#include "receive/flow.h"
-#include "base/uring.h"
+#include <stdbool.h>
+#include <stdint.h>
 
-struct worker;
+#include "base/reactor.h"
+#include "memory/area.h"
+#include "receive/block.h"
+#include "receive/flow.h"
+#include "receive/zcrx/zcrx.h"
+#include "storage/storage.h"
+
+#define RECEIVER_LISTENERS_MAX 16u
+
+struct receiver_settings {
+    uint32_t interface_index; /* zcrx; 0: the kernel's device-less mode */
+    uint32_t rx_queue;
+    uint32_t rx_buf_len;     /* asked for; 0: a page */
+    uint32_t refill_entries; /* a power of two */
+    uint64_t queue_retry_ns; /* how long a queue that is still held is asked for again */
+};
+
+/* What engines work on: the parts below them, and what is their own. */
+struct receiver {
+    struct receiver_settings settings;
+    struct reactor *reactor;
+    struct area *area;
+    struct storage *storage;
+    struct flow_table *flows;
+    uint32_t flows_at_once_max; /* what the engine can bear; accepts wait beyond it */
+    int listener_fds[RECEIVER_LISTENERS_MAX];
+    uint32_t listener_count;
+    uint32_t report_head, report_tail; /* flows with a report, linked by report_next */
+    struct zcrx zcrx;
+};
+
+enum report_kind {
+    REPORT_NONE = 0,
+    REPORT_OVER,  /* no more payload is received: what there was is with batches, or given up */
+    REPORT_BLOCK, /* result: bytes of the block's room, 0 at the end of the stream, or -errno */
+};
+
+struct engine_report {
+    struct flow *flow;
+    enum report_kind kind;
+    int result;
+};
+
+/* Whose a connection is. */
+struct engine_owner {
+    bool is_elsewhere; /* another worker's ... */
+    uint32_t worker_index;
+    uint32_t napi_id; /* ours, but it came by this queue, which is no worker's; 0: it did not */
+};
 
 struct engine {
     const char *name;
     /* Registers what it needs with the ring; 0 or -errno with the fault set. */
-    int (*open)(struct worker *w);
-    /* A connection has come, and nothing of it was read. False: it was handed to
-     * the worker whose rx queue it came by. */
-    bool (*take)(struct worker *w, struct flow *f);
+    int (*open)(struct receiver *r);
+    /* A connection has come, and nothing of it was read: whose is it? */
+    struct engine_owner (*owner)(struct receiver *r, const struct flow *f);
+    /* It stays here. */
+    void (*take)(struct receiver *r, struct flow *f);
     /* Payload is to be received, up to f->limit_bytes. */
-    void (*start)(struct worker *w, struct flow *f);
-    /* Phases FLOW_HELLO and FLOW_TAIL: receives what session_room() has room for,
-     * never a byte more, and tells by ingest_block_received(). */
-    void (*receive_block)(struct worker *w, struct flow *f);
+    void (*start)(struct receiver *r, struct flow *f);
+    /* Phases FLOW_HELLO and FLOW_TAIL: receives what the block has room for, never a byte more. */
+    void (*receive_block)(struct receiver *r, struct flow *f);
     /* A completion with one of the engine's tags. */
-    void (*complete)(struct worker *w, enum uring_tag tag, struct flow *f,
+    void (*complete)(struct receiver *r, enum uring_tag tag, struct flow *f,
                      const struct io_uring_cqe *cqe);
+    /* There may be room for a flow in QUEUE_BLOCKED; it stays there if there is none. */
+    void (*resume)(struct receiver *r, struct flow *f);
     /* Once a turn: hand over what is old, serve who waits. Returns the next time. */
-    uint64_t (*turn)(struct worker *w);
-    /* The flow is to end now (f->stop): hand over what it has, or let go of it
-     * (f->drop), then connection_end(); a block is told as cancelled instead. */
-    void (*stop)(struct worker *w, struct flow *f);
+    uint64_t (*turn)(struct receiver *r);
+    /* The flow is to end now (f->stop): hand over what it has, or give it up (f->drop), and
+     * report; a block is reported as cancelled instead. */
+    void (*stop)(struct receiver *r, struct flow *f);
     /* A write that read from this hold is complete. */
-    void (*release)(struct worker *w, uint64_t hold);
+    void (*release)(struct receiver *r, uint64_t hold);
     /* Memory of its own, taken in open(). */
-    void (*close)(struct worker *w);
+    void (*close)(struct receiver *r);
 };
 
 extern const struct engine engine_recv;
 extern const struct engine engine_zcrx;
 
+/* The parts below; sets no engine up. */
+void receiver_init(struct receiver *r, struct reactor *reactor, struct area *area,
+                   struct storage *storage, struct flow_table *flows);
+/* The oldest report; false: there is none. */
+bool engine_next_report(struct receiver *r, struct engine_report *out);
+
+/* --- Shared by the engines ---------------------------------------------------------- */
+
+/* A flow has one report at most: a second one says the same again. */
+void engine_report(struct receiver *r, struct flow *f, enum report_kind kind, int result);
+/* Payload has come from the flow's socket. */
+void engine_received(struct receiver *r, struct flow *f, uint32_t bytes);
+void engine_cancel(struct receiver *r, struct flow *f, enum uring_tag tag);
+
 /* Hands a piece over; 0: the flow must wait. What room there is belongs to those who waited
  * for it before. */
-static inline uint32_t engine_append(struct storage *s, const struct flow_table *t, struct flow *f,
+static inline uint32_t engine_append(struct receiver *r, struct flow *f,
                                      const struct batch_piece *piece) {
-    if (flow_is_behind(t, f, QUEUE_BLOCKED))
+    if (flow_is_behind(r->flows, f, QUEUE_BLOCKED))
         return 0;
-    return storage_append(s, &f->stream, piece);
+    return storage_append(r->storage, &f->stream, piece);
 }
 
-/* Shared by the engines: ends a flow whose bytes are all with batches, and lets
- * flows that found no room try again in the order in which they came. Who fails
- * again keeps its place: advance() leaves it in QUEUE_BLOCKED. */
-void engine_finish(struct worker *w, struct flow *f);
-void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, struct flow *f));
-void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag);
-/* Whether it is the session that gets what is received now. */
+/* Whether it is the block that gets what is received now. */
 static inline bool engine_receives_block(const struct flow *f) {
     return f->phase == FLOW_HELLO || f->phase == FLOW_TAIL;
+}
+
+/* Whether the last bytes received may be no payload, and are not to be stored yet. */
+static inline bool engine_is_holding(const struct flow *f) {
+    return f->block != NULL && f->block->holding;
 }
 
 #endif

@@ -141,7 +141,7 @@ struct flow *flow_take(struct flow_table *t) {
 }
 
 void flow_give(struct flow_table *t, struct flow *f) {
-    assert(f->queue == QUEUE_NONE);
+    assert(f->queue == QUEUE_NONE && f->report == 0);
     assert(f->ops_in_flight == 0 && f->stream.acks_pending == 0 && f->slot_offset == UINT64_MAX);
     flow_set_phase(f, FLOW_FREE);
     f->wait.next = t->free_head;

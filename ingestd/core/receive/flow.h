@@ -16,6 +16,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "receive/block.h"
 #include "storage/storage.h"
 
 #define FLOW_NONE UINT32_MAX
@@ -99,6 +100,11 @@ struct flow {
     uint64_t slot_offset; /* UINT64_MAX: none */
 
     const struct protocol *protocol;
+    struct receive_block *block; /* what is no payload goes there; NULL: all is */
+    struct flow_list *idle_list; /* its listener's */
+    uint8_t report;              /* enum report_kind, not taken yet */
+    int report_result;
+    uint32_t report_next;
     struct session *session;   /* protocol ingest; else NULL */
     uint64_t base_bytes;       /* where this connection began in the flow */
     uint64_t limit_bytes;      /* nothing behind it is received as payload; UINT64_MAX: none */

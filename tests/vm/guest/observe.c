@@ -4,6 +4,7 @@
  */
 #include "observe.h"
 
+#include <stddef.h>
 #include <inttypes.h>
 
 #include "worker.h"
@@ -83,9 +84,16 @@ void __wrap_refill_delivered(struct refill *r, uint64_t offset) {
     chunks_lent = r->chunks_lent;
 }
 
-void __real_connection_received(struct worker *w, struct flow *f, uint32_t bytes);
-void __wrap_connection_received(struct worker *w, struct flow *f, uint32_t bytes);
-void __wrap_connection_received(struct worker *w, struct flow *f, uint32_t bytes) {
+/* A receiver lies in its worker. */
+static const struct worker *container_of_receiver(const struct receiver *r) {
+    return (const struct worker *)(const void *)((const char *)r -
+                                                 offsetof(struct worker, receiver));
+}
+
+void __real_engine_received(struct receiver *r, struct flow *f, uint32_t bytes);
+void __wrap_engine_received(struct receiver *r, struct flow *f, uint32_t bytes);
+void __wrap_engine_received(struct receiver *r, struct flow *f, uint32_t bytes) {
+    const struct worker *w = container_of_receiver(r);
     struct seen *s = &seen[w->settings.worker_index % WORKERS_MAX];
 
     s->shortest = s->fragments == 0 || bytes < s->shortest ? bytes : s->shortest;
@@ -97,7 +105,7 @@ void __wrap_connection_received(struct worker *w, struct flow *f, uint32_t bytes
     s->bytes += bytes;
     judge(s, &w->settings, offset_delivered, bytes);
     s->end = offset_delivered + bytes;
-    __real_connection_received(w, f, bytes);
+    __real_engine_received(r, f, bytes);
 }
 
 int __real_io_uring_queue_init_params(unsigned entries, struct io_uring *ring,

@@ -304,7 +304,7 @@ static void tell_napi_ids(struct server *s) {
             die("the driver does not tell the NAPI id of queue %u", s->queues[index]);
     }
     for (uint32_t index = 0; index < s->count; index++) {
-        struct zcrx *z = &s->members[index].worker->zcrx;
+        struct zcrx *z = &s->members[index].worker->receiver.zcrx;
         z->napi_own = ids[index];
         for (uint32_t other = 0; other < s->count; other++) {
             if (other == index)
@@ -406,7 +406,7 @@ static void print_refill(const struct server *s) {
     uint64_t fragments = 0, waiting = 0, pending = 0;
 
     for (uint32_t index = 0; index < s->count; index++) {
-        const struct zcrx *z = &s->members[index].worker->zcrx;
+        const struct zcrx *z = &s->members[index].worker->receiver.zcrx;
         fragments += z->refill.fragments_lent;
         waiting += z->refill.waiting_tail - z->refill.waiting_head;
         pending += z->fragments_pending;

@@ -30,6 +30,7 @@ static bool ingest_release(struct worker *w, struct flow *f) {
     flow_news_remove(&w->flows, &l->news, f);
     session_pool_put(&l->sessions, f->session);
     f->session = NULL;
+    f->block = NULL;
     return true;
 }
 
@@ -199,7 +200,7 @@ static void ingest_receive_block(struct worker *w, struct flow *f) {
         flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
         flow_set_phase(f, FLOW_TAIL);
     }
-    w->engine->receive_block(w, f);
+    w->engine->receive_block(&w->receiver, f);
 }
 
 static void ingest_do(struct worker *w, struct flow *f, struct session_act act) {
@@ -211,7 +212,7 @@ static void ingest_do(struct worker *w, struct flow *f, struct session_act act) 
         ingest_receive_block(w, f);
         break;
     case SESSION_START:
-        w->engine->start(w, f);
+        w->engine->start(&w->receiver, f);
         break;
     case SESSION_ASK:
         ingest_leave_lists(w, f);
@@ -238,6 +239,7 @@ static void ingest_begin(struct worker *w, struct flow *f) {
     struct listener *l = ingest_listener(w, f);
     struct session *s = session_pool_take(&l->sessions);
     f->session = s;
+    f->block = &s->block;
     flow_set_phase(f, FLOW_HELLO);
     s->serial = ++w->session_serial;
     size_t have = 0;
@@ -252,7 +254,7 @@ static void ingest_begin(struct worker *w, struct flow *f) {
     ingest_do(w, f, session_begin(s));
 }
 
-void ingest_block_received(struct worker *w, struct flow *f, int result) {
+static void ingest_block_received(struct worker *w, struct flow *f, int result) {
     struct session_input in = {.kind = SESSION_BLOCK_CAME};
     assert(engine_receives_block(f));
     if (f->stop) {
@@ -437,6 +439,7 @@ const struct protocol protocol_ingest = {
     .number = PROTOCOL_INGEST,
     .begin = ingest_begin,
     .payload_over = ingest_payload_over,
+    .block_received = ingest_block_received,
     .stop = ingest_stop,
     .advanced = ingest_advanced,
     .sender_crc = ingest_sender_crc,

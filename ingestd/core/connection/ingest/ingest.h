@@ -21,18 +21,11 @@
 
 struct worker;
 
-/* The engine has filled so many bytes of session_room(); 0: the stream has ended; or -errno. */
-void ingest_block_received(struct worker *w, struct flow *f, int result);
 /* Takes what Python has answered. */
 void ingest_take_answers(struct worker *w);
 /* A newer connection takes the flow over, if that serial still has it. */
 void ingest_replace(struct worker *w, uint32_t flow_index, uint64_t serial);
 /* Once a turn. Returns when to call again at the latest. */
 uint64_t ingest_turn(struct worker *w);
-
-/* Whether the last SESSION_BLOCK_BYTES received are not to be stored yet. */
-static inline bool ingest_is_holding(const struct flow *f) {
-    return f->session != NULL && session_is_holding(f->session);
-}
 
 #endif

@@ -76,10 +76,6 @@ bool session_is_admitted(const struct session *s) {
            0;
 }
 
-bool session_is_holding(const struct session *s) {
-    return session_is_admitted(s) && s->has_trailer && !s->length_known;
-}
-
 /* --- What Python knows ------------------------------------------------------------ */
 
 void session_asked(struct session *s) {
@@ -99,33 +95,6 @@ bool session_owes_report(const struct session *s) {
  * Where bytes are held back, the block is in use and that byte has its end alone. */
 static uint32_t session_tail_bytes_max(const struct session *s) {
     return s->length_known && s->has_trailer ? SESSION_BLOCK_BYTES + 1 : 1;
-}
-
-struct session_room session_room(struct session *s) {
-    assert(session_may_meet((enum session_step)s->step, SESSION_BLOCK_CAME));
-    if (session_is_holding(s))
-        return (struct session_room){s->pages->block + SESSION_BLOCK_BYTES, 1};
-    uint32_t most = s->step == SESSION_TAIL ? session_tail_bytes_max(s) : SESSION_BLOCK_BYTES;
-    assert(s->filled < most);
-    return (struct session_room){s->pages->block + s->filled, most - s->filled};
-}
-
-uint32_t session_hold(struct session *s, const uint8_t *slot, uint32_t bytes) {
-    assert(session_is_holding(s));
-    uint32_t held = bytes < SESSION_BLOCK_BYTES ? bytes : SESSION_BLOCK_BYTES;
-    memcpy(s->pages->block, slot + bytes - held, held);
-    s->filled = held;
-    return held;
-}
-
-void session_take_overrun(struct session *s, const uint8_t *data, uint32_t bytes) {
-    assert(s->step == SESSION_PAYLOAD && bytes > 0);
-    uint32_t room = s->length_known && s->has_trailer ? SESSION_BLOCK_BYTES - s->filled : 0;
-    s->overrun = s->overrun || bytes > room;
-    if (s->overrun)
-        return;
-    memcpy(s->pages->block + s->filled, data, bytes);
-    s->filled += bytes;
 }
 
 /* --- Acts ----------------------------------------------------------------------------- */
@@ -160,13 +129,14 @@ static struct session_act session_end_with(struct session *s, enum session_error
 
 struct session_act session_begin(struct session *s) {
     session_set_step(s, SESSION_HELLO);
+    s->block = (struct receive_block){.memory = s->pages->block, .bytes_max = SESSION_BLOCK_BYTES};
     return session_receive();
 }
 
 static struct session_act session_hello_came(struct session *s, uint64_t bytes) {
-    assert(bytes <= SESSION_BLOCK_BYTES - s->filled);
-    s->filled += (uint32_t)bytes;
-    if (s->filled < SESSION_BLOCK_BYTES)
+    assert(bytes <= SESSION_BLOCK_BYTES - s->block.filled);
+    s->block.filled += (uint32_t)bytes;
+    if (s->block.filled < SESSION_BLOCK_BYTES)
         return session_receive();
     session_set_step(s, SESSION_HELLO_PENDING);
     return session_ask(QUESTION_HELLO);
@@ -177,7 +147,7 @@ static struct session_act session_hello_came(struct session *s, uint64_t bytes) 
 static struct session_act session_receive_tail(struct session *s) {
     if (s->step != SESSION_TAIL)
         session_set_step(s, SESSION_TAIL);
-    if (!s->overrun)
+    if (!s->block.overrun)
         return session_receive();
     if (!s->length_known)
         return session_interrupt(s, CLOSE_REASON_LIMIT, 0);
@@ -185,24 +155,24 @@ static struct session_act session_receive_tail(struct session *s) {
 }
 
 static struct session_act session_tail_came(struct session *s, uint64_t bytes) {
-    assert(bytes > 0 && bytes <= session_room(s).bytes);
+    assert(bytes > 0 && bytes <= receive_block_room(&s->block).bytes);
     if (!session_is_holding(s))
-        s->filled += (uint32_t)bytes;
-    s->overrun = session_is_holding(s) || s->filled == session_tail_bytes_max(s);
+        s->block.filled += (uint32_t)bytes;
+    s->block.overrun = session_is_holding(s) || s->block.filled == session_tail_bytes_max(s);
     return session_receive_tail(s);
 }
 
 /* The sender has half-closed. */
 static struct session_act session_judge(struct session *s, uint64_t received_bytes) {
     /* What was held back was received, but is no payload. */
-    uint32_t held_bytes = session_is_holding(s) ? s->filled : 0;
+    uint32_t held_bytes = session_is_holding(s) ? s->block.filled : 0;
     struct session_act act;
     assert(received_bytes >= held_bytes);
     if (s->length_known && received_bytes < s->limit_bytes) {
         act = session_end_with(s, SESSION_ERROR_TOO_SHORT, CLOSE_REASON_LENGTH);
     } else if (!s->has_trailer) {
         act = session_end(s, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
-    } else if (s->filled < SESSION_BLOCK_BYTES) {
+    } else if (s->block.filled < SESSION_BLOCK_BYTES) {
         act = session_end_with(s, SESSION_ERROR_NO_TRAILER, CLOSE_REASON_CHECKSUM);
     } else {
         session_set_step(s, SESSION_TRAILER_PENDING);
@@ -224,7 +194,9 @@ static struct session_act session_admit(struct session *s, const struct answer *
     s->length_known = (a->flags & ANSWER_STATED) != 0;
     s->has_trailer = (a->flags & ANSWER_TRAILER) != 0;
     s->limit_bytes = a->limit_bytes;
-    s->filled = 0; /* the hello has been read */
+    s->block.filled = 0; /* the hello has been read */
+    s->block.bytes_max = session_tail_bytes_max(s);
+    s->block.holding = s->has_trailer && !s->length_known;
     session_set_step(s, SESSION_PAYLOAD);
     outbox_accept(&s->outbox, a->base_bytes);
     uint64_t limit_bytes = a->limit_bytes;

@@ -14,6 +14,7 @@
 #ifndef INGESTD_CONNECTION_INGEST_SESSION_H
 #define INGESTD_CONNECTION_INGEST_SESSION_H
 
+#include <assert.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -21,7 +22,10 @@
 #include "connection/ingest/admission.h"
 #include "format/format.h"
 #include "connection/ingest/outbox.h"
+#include "receive/engine.h"
 
+static_assert(SESSION_BLOCK_BYTES == RECEIVE_BLOCK_BYTES,
+              "what engines receive is what Python reads");
 #define SESSION_PAGES_BYTES 8192u
 
 enum session_step {
@@ -53,7 +57,7 @@ enum session_error {
 };
 
 enum session_input_kind {
-    SESSION_BLOCK_CAME,    /* bytes: of the block, put where session_room() said */
+    SESSION_BLOCK_CAME,    /* bytes: of the block, put where its room is */
     SESSION_BLOCK_AGAIN,   /* its receive ended with nothing; another one may bring some */
     SESSION_LIMIT_CAME,    /* bytes: the flow's, all that the engine was to receive */
     SESSION_STREAM_ENDED,  /* the sender has half-closed; bytes: as above, also what is held back */
@@ -76,7 +80,7 @@ struct session_input {
 
 enum session_act_kind {
     SESSION_DO_NOTHING = 0,
-    SESSION_RECEIVE_BLOCK, /* into session_room() */
+    SESSION_RECEIVE_BLOCK, /* into its room */
     SESSION_START,         /* accepted: the engine receives payload up to limit_bytes */
     SESSION_ASK,           /* question: Python is asked */
     SESSION_STOP,          /* for a reason: then SESSION_STOPPED, when no receive is under way */
@@ -118,22 +122,14 @@ struct session {
     /* What the hello has agreed on. */
     bool length_known; /* limit_bytes is the length that the sender stated */
     bool has_trailer;  /* a trailer follows the payload */
-    bool overrun;      /* more came than its room can have */
     bool has_sender_crc;
     uint32_t sender_crc;
-    uint32_t filled;      /* bytes of block */
-    uint32_t chunk_bytes; /* engine zcrx: behind them, by the receive under way */
+    struct receive_block block;
     uint64_t limit_bytes; /* the most that the flow may have */
     uint16_t name_bytes, labels_bytes, text_bytes;
     struct outbox outbox;
     uint8_t challenge[SESSION_CHALLENGE_BYTES];
     struct session_pages *pages;
-};
-
-/* Where an engine puts bytes that are no payload, and how many there may be. */
-struct session_room {
-    uint8_t *at;
-    uint32_t bytes;
 };
 
 /* A connection was accepted; challenge and serial are set. Its hello is to be received. */
@@ -150,14 +146,9 @@ bool session_owes_report(const struct session *s);
 bool session_is_admitted(const struct session *s);
 /* Whether the last SESSION_BLOCK_BYTES received may be the trailer, and are not to be stored
  * yet. */
-bool session_is_holding(const struct session *s);
-
-struct session_room session_room(struct session *s);
-/* Keeps the last bytes of a slot back; returns how many. */
-uint32_t session_hold(struct session *s, const uint8_t *slot, uint32_t bytes);
-/* Bytes that came behind the payload with its last ones, as the kernel did not keep to
- * the receive's bound: they are the first of what follows. */
-void session_take_overrun(struct session *s, const uint8_t *data, uint32_t bytes);
+static inline bool session_is_holding(const struct session *s) {
+    return s->block.holding;
+}
 
 /* The step's name, and whether one leads to the other; for tests and documents. */
 const char *session_step_name(enum session_step step);

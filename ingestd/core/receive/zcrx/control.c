@@ -8,7 +8,7 @@
 #include <errno.h>
 #include <string.h>
 
-#include "worker.h"
+#include "receive/engine.h"
 #include "receive/zcrx/pending.h"
 
 /* 4096 bytes are three packets of 1448 bytes and a part of a fourth: senders that send
@@ -17,33 +17,34 @@
 
 /* --- A block that is expected ------------------------------------------------------- */
 
-void zcrx_block_delivered(struct worker *w, struct flow *f, uint64_t offset, uint32_t bytes) {
-    struct session_room room = session_room(f->session);
-    uint32_t chunk_bytes = f->session->chunk_bytes;
+void zcrx_block_delivered(struct receiver *r, struct flow *f, uint64_t offset, uint32_t bytes) {
+    struct receive_room room = receive_block_room(f->block);
+    uint32_t chunk_bytes = f->block->chunk_bytes;
     uint32_t taken = (uint32_t)time_min(bytes, room.bytes - chunk_bytes);
-    memcpy(room.at + chunk_bytes, w->area.base + offset, taken);
-    f->session->chunk_bytes = chunk_bytes + taken;
+    memcpy(room.at + chunk_bytes, r->area->base + offset, taken);
+    f->block->chunk_bytes = chunk_bytes + taken;
     /* The receive is bounded by the room; a kernel that does not keep to it is not believed.
      * Behind a trailer that is too much in any case; behind a hello it would be payload. */
     if (taken < bytes && f->phase == FLOW_HELLO)
         f->error = EOVERFLOW;
     else if (taken < bytes)
-        f->session->overrun = true;
-    refill_delivered(&w->zcrx.refill, offset);
-    refill_return(&w->zcrx.refill, offset);
+        f->block->overrun = true;
+    refill_delivered(&r->zcrx.refill, offset);
+    refill_return(&r->zcrx.refill, offset);
 }
 
-bool zcrx_block_ended(struct worker *w, struct flow *f, int result) {
-    uint32_t chunk_bytes = f->session->chunk_bytes;
+bool zcrx_block_ended(struct receiver *r, struct flow *f, int result) {
+    uint32_t chunk_bytes = f->block->chunk_bytes;
     if (chunk_bytes == 0 && result == -ENOMEM && !f->stop)
         return false;
-    f->session->chunk_bytes = 0;
+    f->block->chunk_bytes = 0;
     if (f->error != 0)
-        ingest_block_received(w, f, -f->error);
+        engine_report(r, f, REPORT_BLOCK, -f->error);
     else if (chunk_bytes > 0) /* what has ended the receive will end the next one, if it lasts */
-        ingest_block_received(w, f, (int)chunk_bytes);
+        engine_report(r, f, REPORT_BLOCK, (int)chunk_bytes);
     else
-        ingest_block_received(w, f, result == -ENOSPC || result == -ENOMEM ? -EAGAIN : result);
+        engine_report(r, f, REPORT_BLOCK,
+                      result == -ENOSPC || result == -ENOMEM ? -EAGAIN : result);
     return true;
 }
 
@@ -52,76 +53,76 @@ bool zcrx_block_ended(struct worker *w, struct flow *f, int result) {
 /* How many of the bytes received and not stored are payload, whatever comes. */
 static uint64_t payload_bytes(const struct flow *f) {
     uint64_t bytes = f->received_bytes - f->stream.stored_bytes;
-    return bytes > SESSION_BLOCK_BYTES ? bytes - SESSION_BLOCK_BYTES : 0;
+    return bytes > RECEIVE_BLOCK_BYTES ? bytes - RECEIVE_BLOCK_BYTES : 0;
 }
 
 uint64_t zcrx_list_payload_bytes(const struct flow *f) {
-    if (!ingest_is_holding(f))
+    if (!engine_is_holding(f))
         return UINT64_MAX;
     uint64_t bytes = payload_bytes(f);
-    return bytes > f->session->filled ? bytes - f->session->filled : 0;
+    return bytes > f->block->filled ? bytes - f->block->filled : 0;
 }
 
 /* The block's bytes are the oldest. */
-static bool settle_block(struct worker *w, struct flow *f, bool all) {
-    struct session *s = f->session;
+static bool settle_block(struct receiver *r, struct flow *f, bool all) {
+    struct receive_block *s = f->block;
     uint32_t bytes = (uint32_t)time_min(payload_bytes(f), s->filled);
     if (bytes == 0 || (bytes < s->filled && !all))
         return true;
-    if (flow_is_behind(&w->flows, f, QUEUE_BLOCKED) ||
-        !storage_append_copy(&w->storage, &f->stream, s->pages->block, bytes))
+    if (flow_is_behind(r->flows, f, QUEUE_BLOCKED) ||
+        !storage_append_copy(r->storage, &f->stream, s->memory, bytes))
         return false;
     s->filled -= bytes;
-    memmove(s->pages->block, s->pages->block + bytes, s->filled);
+    memmove(s->memory, s->memory + bytes, s->filled);
     return true;
 }
 
-static bool settle_list(struct worker *w, struct flow *f, bool all) {
+static bool settle_list(struct receiver *r, struct flow *f, bool all) {
     while (f->fragment_head != FLOW_NONE) {
-        struct zcrx_fragment *n = zcrx_fragment_at(w, f->fragment_head);
+        struct zcrx_fragment *n = zcrx_fragment_at(r, f->fragment_head);
         uint64_t left = zcrx_list_payload_bytes(f);
         uint32_t bytes = (uint32_t)time_min(left, n->bytes);
         if (bytes == 0 || (bytes < n->bytes && !all))
             return true;
-        uint32_t taken = zcrx_hand_over(w, f, n->offset, bytes);
+        uint32_t taken = zcrx_hand_over(r, f, n->offset, bytes);
         if (taken == bytes && bytes < n->bytes) /* the list stays a holder of the rest */
-            refill_share(&w->zcrx.refill, n->offset);
+            refill_share(&r->zcrx.refill, n->offset);
         n->offset += taken;
         n->bytes -= taken;
         if (taken < bytes)
             return false;
         if (n->bytes == 0)
-            zcrx_pop(w, f);
+            zcrx_pop(r, f);
     }
     return true;
 }
 
-static void copy_list_to_block(struct worker *w, struct flow *f) {
-    struct session *s = f->session;
+static void copy_list_to_block(struct receiver *r, struct flow *f) {
+    struct receive_block *s = f->block;
     while (f->fragment_head != FLOW_NONE) {
-        const struct zcrx_fragment *n = zcrx_fragment_at(w, f->fragment_head);
-        assert(!zcrx_is_copied(n->offset) && s->filled + n->bytes <= SESSION_BLOCK_BYTES);
-        memcpy(s->pages->block + s->filled, w->area.base + n->offset, n->bytes);
+        const struct zcrx_fragment *n = zcrx_fragment_at(r, f->fragment_head);
+        assert(!zcrx_is_copied(n->offset) && s->filled + n->bytes <= RECEIVE_BLOCK_BYTES);
+        memcpy(s->memory + s->filled, r->area->base + n->offset, n->bytes);
         s->filled += n->bytes;
-        zcrx_let_go(w, n->offset);
-        zcrx_pop(w, f);
+        zcrx_let_go(r, n->offset);
+        zcrx_pop(r, f);
     }
 }
 
-static bool list_is_long(struct worker *w, const struct flow *f) {
+static bool list_is_long(struct receiver *r, const struct flow *f) {
     uint32_t index = f->fragment_head;
     for (uint32_t i = 0; i < HELD_FRAGMENTS_MAX && index != FLOW_NONE; i++)
-        index = zcrx_fragment_at(w, index)->next;
+        index = zcrx_fragment_at(r, index)->next;
     return index != FLOW_NONE;
 }
 
-bool zcrx_settle_held(struct worker *w, struct flow *f, bool all) {
-    if (!settle_block(w, f, all) || (f->session->filled == 0 && !settle_list(w, f, all)))
+bool zcrx_settle_held(struct receiver *r, struct flow *f, bool all) {
+    if (!settle_block(r, f, all) || (f->block->filled == 0 && !settle_list(r, f, all)))
         return false;
-    if (!all && !list_is_long(w, f))
+    if (!all && !list_is_long(r, f))
         return true;
-    if (!settle_block(w, f, true) || !settle_list(w, f, true))
+    if (!settle_block(r, f, true) || !settle_list(r, f, true))
         return false;
-    copy_list_to_block(w, f);
+    copy_list_to_block(r, f);
     return true;
 }

@@ -11,7 +11,7 @@
  *
  * Only where a trailer follows a length that nobody stated, the flow's last bytes may
  * be the trailer. Invariants of what is held back then:
- *  - It is in the session's block, `filled` bytes, the older ones; then in the flow's list.
+ *  - It is in the block, `filled` bytes, the older ones; then in the flow's list.
  *  - As fragments it is few and young: the rest, and what is old, is copied to the block,
  *    and to a batch from there (reason `trailer`) if it turns out to be payload.
  *  - When the flow ends, it is in the block, and nothing is in the list.
@@ -22,19 +22,19 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-struct worker;
+struct receiver;
 struct flow;
 
 /* A fragment of the block being received. */
-void zcrx_block_delivered(struct worker *w, struct flow *f, uint64_t offset, uint32_t bytes);
+void zcrx_block_delivered(struct receiver *r, struct flow *f, uint64_t offset, uint32_t bytes);
 /* Its receive has ended. True: the session was told, and the block is whole, or the
  * stream over, or it asks for the rest. False: no chunk was free, and nothing came. */
-bool zcrx_block_ended(struct worker *w, struct flow *f, int result);
+bool zcrx_block_ended(struct receiver *r, struct flow *f, int result);
 
 /* Gives batches what can be no trailer of the flow's pending bytes. all: to the last
  * byte, with the rest copied to the block; else as whole fragments. False: no batch
  * took some of it. */
-bool zcrx_settle_held(struct worker *w, struct flow *f, bool all);
+bool zcrx_settle_held(struct receiver *r, struct flow *f, bool all);
 
 /* How many bytes of the flow's list are payload for certain; UINT64_MAX: whatever it has. */
 uint64_t zcrx_list_payload_bytes(const struct flow *f);

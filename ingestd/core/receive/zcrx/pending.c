@@ -23,13 +23,13 @@ uint64_t zcrx_relief_bytes(uint64_t area_bytes) {
     return (slots > RELIEF_SLOTS_MIN ? slots : RELIEF_SLOTS_MIN) * RELIEF_SLOT_BYTES_MAX;
 }
 
-int zcrx_pending_open(struct worker *w) {
-    struct zcrx *z = &w->zcrx;
+int zcrx_pending_open(struct receiver *r) {
+    struct zcrx *z = &r->zcrx;
     /* And what one turn can bring, twice: see table_is_low(). */
-    z->fragment_count = z->chunk_count * FRAGMENTS_PER_CHUNK + 2 * w->reactor.ring.cq.ring_entries;
+    z->fragment_count = z->chunk_count * FRAGMENTS_PER_CHUNK + 2 * r->reactor->ring.cq.ring_entries;
     z->fragments = calloc(z->fragment_count, sizeof *z->fragments);
-    uint64_t relief_bytes = zcrx_relief_bytes(w->area.slots_bytes);
-    z->relief_base = area_own(&w->area, relief_bytes);
+    uint64_t relief_bytes = zcrx_relief_bytes(r->area->slots_bytes);
+    z->relief_base = area_own(r->area, relief_bytes);
     if (z->fragments == NULL || buddy_init(&z->relief, relief_bytes, RELIEF_SLOT_BYTES_MAX) < 0)
         return -ENOMEM;
     for (uint32_t i = 0; i < z->fragment_count; i++)
@@ -37,9 +37,9 @@ int zcrx_pending_open(struct worker *w) {
     return 0;
 }
 
-void zcrx_pending_close(struct worker *w) {
-    buddy_destroy(&w->zcrx.relief);
-    free(w->zcrx.fragments);
+void zcrx_pending_close(struct receiver *r) {
+    buddy_destroy(&r->zcrx.relief);
+    free(r->zcrx.fragments);
 }
 
 /* --- Holds ----------------------------------------------------------------------- */
@@ -57,29 +57,29 @@ static uint64_t relief_done(uint64_t hold) {
     return relief_slot(hold) % buddy_slot_bytes(relief_order(hold));
 }
 
-void zcrx_let_go(struct worker *w, uint64_t hold) {
+void zcrx_let_go(struct receiver *r, uint64_t hold) {
     if (zcrx_is_copied(hold)) {
-        buddy_give(&w->zcrx.relief, relief_slot(hold) - relief_done(hold), relief_order(hold));
+        buddy_give(&r->zcrx.relief, relief_slot(hold) - relief_done(hold), relief_order(hold));
         return;
     }
-    refill_return(&w->zcrx.refill, hold);
+    refill_return(&r->zcrx.refill, hold);
 }
 
 /* What is left of it goes to another batch, or waits: one more holder. */
-static void share(struct worker *w, uint64_t hold) {
+static void share(struct receiver *r, uint64_t hold) {
     if (zcrx_is_copied(hold))
-        buddy_share(&w->zcrx.relief, relief_slot(hold) - relief_done(hold));
+        buddy_share(&r->zcrx.relief, relief_slot(hold) - relief_done(hold));
     else
-        refill_share(&w->zcrx.refill, hold);
+        refill_share(&r->zcrx.refill, hold);
 }
 
-static uint8_t *data_of(struct worker *w, uint64_t hold) {
+static uint8_t *data_of(struct receiver *r, uint64_t hold) {
     if (zcrx_is_copied(hold))
-        return w->zcrx.relief_base + relief_slot(hold);
-    return w->area.base + hold;
+        return r->zcrx.relief_base + relief_slot(hold);
+    return r->area->base + hold;
 }
 
-uint32_t zcrx_hand_over(struct worker *w, struct flow *f, uint64_t hold, uint32_t bytes) {
+uint32_t zcrx_hand_over(struct receiver *r, struct flow *f, uint64_t hold, uint32_t bytes) {
     bool copied = zcrx_is_copied(hold);
     /* A relief slot is ours to its end; behind a fragment may lie another one. */
     uint64_t room = copied ? buddy_slot_bytes(relief_order(hold)) - relief_done(hold) : bytes;
@@ -88,71 +88,71 @@ uint32_t zcrx_hand_over(struct worker *w, struct flow *f, uint64_t hold, uint32_
     while (done < bytes) {
         uint64_t rest = hold + done;
         const struct batch_piece piece = {
-            .data = data_of(w, rest),
+            .data = data_of(r, rest),
             .bytes = bytes - done,
             .slack = slack,
             .copied_bytes = copied ? bytes - done : 0,
             .copied_for = BOUNCE_PRESSURE,
             .hold = rest,
         };
-        uint32_t taken = engine_append(&w->storage, &w->flows, f, &piece);
+        uint32_t taken = engine_append(r, f, &piece);
         if (taken == 0)
             break;
         done += taken;
         if (done < bytes)
-            share(w, rest);
+            share(r, rest);
     }
     return done;
 }
 
 /* --- Lists ----------------------------------------------------------------------- */
 
-bool zcrx_append(struct worker *w, struct flow *f, uint64_t hold, uint32_t bytes) {
-    struct zcrx *z = &w->zcrx;
+bool zcrx_append(struct receiver *r, struct flow *f, uint64_t hold, uint32_t bytes) {
+    struct zcrx *z = &r->zcrx;
     uint32_t index = z->fragment_free;
     if (index == FLOW_NONE)
         return false;
-    struct zcrx_fragment *n = zcrx_fragment_at(w, index);
+    struct zcrx_fragment *n = zcrx_fragment_at(r, index);
     z->fragment_free = n->next;
     *n = (struct zcrx_fragment){.offset = hold, .bytes = bytes, .next = FLOW_NONE};
     if (f->fragment_tail == FLOW_NONE)
         f->fragment_head = index;
     else
-        zcrx_fragment_at(w, f->fragment_tail)->next = index;
+        zcrx_fragment_at(r, f->fragment_tail)->next = index;
     f->fragment_tail = index;
     z->fragments_pending++;
     return true;
 }
 
 /* No list has the fragment any more. */
-static void free_fragment(struct worker *w, uint32_t index) {
-    struct zcrx *z = &w->zcrx;
-    zcrx_fragment_at(w, index)->next = z->fragment_free;
+static void free_fragment(struct receiver *r, uint32_t index) {
+    struct zcrx *z = &r->zcrx;
+    zcrx_fragment_at(r, index)->next = z->fragment_free;
     z->fragment_free = index;
     z->fragments_pending--;
 }
 
-void zcrx_pop(struct worker *w, struct flow *f) {
+void zcrx_pop(struct receiver *r, struct flow *f) {
     uint32_t index = f->fragment_head;
-    f->fragment_head = zcrx_fragment_at(w, index)->next;
+    f->fragment_head = zcrx_fragment_at(r, index)->next;
     if (f->fragment_head == FLOW_NONE)
         f->fragment_tail = FLOW_NONE;
-    free_fragment(w, index);
+    free_fragment(r, index);
 }
 
-bool zcrx_settle(struct worker *w, struct flow *f) {
+bool zcrx_settle(struct receiver *r, struct flow *f) {
     while (f->fragment_head != FLOW_NONE) {
-        struct zcrx_fragment *n = zcrx_fragment_at(w, f->fragment_head);
+        struct zcrx_fragment *n = zcrx_fragment_at(r, f->fragment_head);
         if (f->drop) {
-            zcrx_let_go(w, n->offset);
+            zcrx_let_go(r, n->offset);
         } else {
-            uint32_t taken = zcrx_hand_over(w, f, n->offset, n->bytes);
+            uint32_t taken = zcrx_hand_over(r, f, n->offset, n->bytes);
             n->offset += taken;
             n->bytes -= taken;
             if (n->bytes > 0)
                 return false;
         }
-        zcrx_pop(w, f);
+        zcrx_pop(r, f);
     }
     return true;
 }
@@ -160,12 +160,12 @@ bool zcrx_settle(struct worker *w, struct flow *f) {
 /* --- The relief valve -------------------------------------------------------------- */
 
 /* Bytes of the fragments from index on that one relief slot can take together. */
-static uint32_t run_bytes(struct worker *w, uint32_t index, uint64_t left) {
+static uint32_t run_bytes(struct receiver *r, uint32_t index, uint64_t left) {
     uint64_t most =
-        time_min(left, time_min(RELIEF_SLOT_BYTES_MAX, w->storage.batches.payload_bytes_max));
+        time_min(left, time_min(RELIEF_SLOT_BYTES_MAX, r->storage->batches.payload_bytes_max));
     uint32_t bytes = 0;
     while (index != FLOW_NONE) {
-        const struct zcrx_fragment *n = zcrx_fragment_at(w, index);
+        const struct zcrx_fragment *n = zcrx_fragment_at(r, index);
         if (zcrx_is_copied(n->offset) || bytes + n->bytes > most)
             break;
         bytes += n->bytes;
@@ -176,20 +176,20 @@ static uint32_t run_bytes(struct worker *w, uint32_t index, uint64_t left) {
 
 /* Copies the run of fragments that begins at index into a slot, and makes one
  * pending fragment of it. Returns the index of the one behind. */
-static uint32_t copy_run(struct worker *w, struct flow *f, uint32_t index, uint64_t slot,
+static uint32_t copy_run(struct receiver *r, struct flow *f, uint32_t index, uint64_t slot,
                          uint32_t order, uint32_t bytes) {
-    struct zcrx *z = &w->zcrx;
-    struct zcrx_fragment *first = zcrx_fragment_at(w, index);
+    struct zcrx *z = &r->zcrx;
+    struct zcrx_fragment *first = zcrx_fragment_at(r, index);
     uint32_t done = 0, next = index;
     while (done < bytes) {
         uint32_t at = next;
-        struct zcrx_fragment *n = zcrx_fragment_at(w, at);
-        memcpy(z->relief_base + slot + done, w->area.base + n->offset, n->bytes);
+        struct zcrx_fragment *n = zcrx_fragment_at(r, at);
+        memcpy(z->relief_base + slot + done, r->area->base + n->offset, n->bytes);
         refill_return(&z->refill, n->offset);
         done += n->bytes;
         next = n->next;
         if (at != index)
-            free_fragment(w, at);
+            free_fragment(r, at);
     }
     assert(done == bytes);
     first->offset = slot | ZCRX_HOLD_COPIED | (uint64_t)order << RELIEF_ORDER_SHIFT;
@@ -203,13 +203,13 @@ static uint32_t copy_run(struct worker *w, struct flow *f, uint32_t index, uint6
 /* Copies what a flow has waiting into relief slots, as long as there are some
  * and chunks are short, and gives the chunks back. What may be the flow's trailer
  * is left where it is. */
-static void copy_out(struct worker *w, struct flow *f) {
-    struct zcrx *z = &w->zcrx;
+static void copy_out(struct receiver *r, struct flow *f) {
+    struct zcrx *z = &r->zcrx;
     uint32_t index = f->fragment_head;
     uint64_t left = zcrx_list_payload_bytes(f);
-    while (index != FLOW_NONE && zcrx_chunks_are_short(w)) {
-        const struct zcrx_fragment *n = zcrx_fragment_at(w, index);
-        uint32_t bytes = run_bytes(w, index, left);
+    while (index != FLOW_NONE && zcrx_chunks_are_short(r)) {
+        const struct zcrx_fragment *n = zcrx_fragment_at(r, index);
+        uint32_t bytes = run_bytes(r, index, left);
         if (bytes == 0) { /* copied already, or too large for a slot, or not surely payload */
             left -= time_min(left, n->bytes);
             index = n->next;
@@ -219,19 +219,19 @@ static void copy_out(struct worker *w, struct flow *f) {
         uint64_t slot = buddy_take(&z->relief, order);
         if (slot == UINT64_MAX)
             return;
-        index = copy_run(w, f, index, slot, order, bytes);
+        index = copy_run(r, f, index, slot, order, bytes);
         left -= bytes;
     }
 }
 
-void zcrx_relieve(struct worker *w) {
-    if (w->zcrx.refill.chunks_lent > w->zcrx.chunk_count / 2)
-        storage_request_flush(&w->storage);
-    uint32_t index = w->flows.waiting[QUEUE_BLOCKED].head;
-    while (zcrx_chunks_are_short(w) && index != FLOW_NONE) {
-        struct flow *f = &w->flows.flows[index];
+void zcrx_relieve(struct receiver *r) {
+    if (r->zcrx.refill.chunks_lent > r->zcrx.chunk_count / 2)
+        storage_request_flush(r->storage);
+    uint32_t index = r->flows->waiting[QUEUE_BLOCKED].head;
+    while (zcrx_chunks_are_short(r) && index != FLOW_NONE) {
+        struct flow *f = &r->flows->flows[index];
         if (f->phase == FLOW_BLOCKED)
-            copy_out(w, f);
+            copy_out(r, f);
         index = f->wait.next;
     }
 }

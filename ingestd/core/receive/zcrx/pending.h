@@ -15,36 +15,36 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "worker.h"
+#include "receive/engine.h"
 
 /* Memory for the lists and the relief slots; the count of chunks is known. 0 or -ENOMEM. */
-int zcrx_pending_open(struct worker *w);
-void zcrx_pending_close(struct worker *w);
+int zcrx_pending_open(struct receiver *r);
+void zcrx_pending_close(struct receiver *r);
 
 /* Hands bytes to batches until all are taken; returns how many were. Of less than
  * all, the caller keeps being a holder of the rest. */
-uint32_t zcrx_hand_over(struct worker *w, struct flow *f, uint64_t hold, uint32_t bytes);
+uint32_t zcrx_hand_over(struct receiver *r, struct flow *f, uint64_t hold, uint32_t bytes);
 /* A holder lets go of it. */
-void zcrx_let_go(struct worker *w, uint64_t hold);
+void zcrx_let_go(struct receiver *r, uint64_t hold);
 
 /* Puts bytes at the end of the flow's list; false when the table is used up. */
-bool zcrx_append(struct worker *w, struct flow *f, uint64_t hold, uint32_t bytes);
+bool zcrx_append(struct receiver *r, struct flow *f, uint64_t hold, uint32_t bytes);
 /* The first of the list is no longer pending. */
-void zcrx_pop(struct worker *w, struct flow *f);
+void zcrx_pop(struct receiver *r, struct flow *f);
 /* Gives the flow's pending fragments to batches, or up. True when none is left. */
-bool zcrx_settle(struct worker *w, struct flow *f);
+bool zcrx_settle(struct receiver *r, struct flow *f);
 
 /* The relief valve: TCP's out-of-order queue holds chunks too, and with none
  * left for a retransmission it would hold them for ever. */
-void zcrx_relieve(struct worker *w);
+void zcrx_relieve(struct receiver *r);
 
-static inline bool zcrx_chunks_are_short(const struct worker *w) {
-    return w->zcrx.refill.chunks_lent > w->zcrx.chunk_count / 4 * 3;
+static inline bool zcrx_chunks_are_short(const struct receiver *r) {
+    return r->zcrx.refill.chunks_lent > r->zcrx.chunk_count / 4 * 3;
 }
 
-static inline struct zcrx_fragment *zcrx_fragment_at(struct worker *w, uint32_t index) {
-    assert(index < w->zcrx.fragment_count);
-    return &w->zcrx.fragments[index];
+static inline struct zcrx_fragment *zcrx_fragment_at(struct receiver *r, uint32_t index) {
+    assert(index < r->zcrx.fragment_count);
+    return &r->zcrx.fragments[index];
 }
 
 static inline bool zcrx_is_copied(uint64_t hold) {

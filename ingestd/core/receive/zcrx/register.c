@@ -15,7 +15,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "worker.h"
+#include "receive/engine.h"
 
 /* The region holds a header for head and tail, the entries, and our counters. */
 #define REFILL_HEADER_BYTES 128u
@@ -42,9 +42,9 @@ static uint64_t round_up(uint64_t value, uint64_t unit) {
     return (value + unit - 1) / unit * unit;
 }
 
-static int try_register(struct worker *w, struct abi_zcrx_ifq *q, struct abi_zcrx_area *area,
+static int try_register(struct receiver *r, struct abi_zcrx_ifq *q, struct abi_zcrx_area *area,
                         struct abi_region *region, uint32_t rx_buf_len) {
-    const struct worker_settings *s = &w->settings;
+    const struct receiver_settings *s = &r->settings;
     uint64_t entries_end =
         REFILL_HEADER_BYTES + (uint64_t)s->refill_entries * sizeof(struct abi_zcrx_refill_entry);
     struct abi_query_zcrx features;
@@ -56,8 +56,8 @@ static int try_register(struct worker *w, struct abi_zcrx_ifq *q, struct abi_zcr
         .stats_offset = round_up(entries_end, 64),
     };
     *area = (struct abi_zcrx_area){
-        .address = (uint64_t)(uintptr_t)w->area.base,
-        .bytes = w->area.slots_bytes,
+        .address = (uint64_t)(uintptr_t)r->area->base,
+        .bytes = r->area->slots_bytes,
     };
     *region = (struct abi_region){
         .bytes = round_up(event.stats_offset + sizeof(struct abi_zcrx_stats), AREA_PAGE_BYTES),
@@ -72,18 +72,19 @@ static int try_register(struct worker *w, struct abi_zcrx_ifq *q, struct abi_zcr
         .rx_buf_len = rx_buf_len,
         .event = events ? (uint64_t)(uintptr_t)&event : 0,
     };
-    return zcrx_register(w->reactor.ring.ring_fd, ABI_REGISTER_ZCRX_IFQ, q, 1);
+    return zcrx_register(r->reactor->ring.ring_fd, ABI_REGISTER_ZCRX_IFQ, q, 1);
 }
 
 /* A queue may still be held by a process that is going away: it is asked again
  * with growing pauses. */
-static int register_patiently(struct worker *w, struct abi_zcrx_ifq *q, struct abi_zcrx_area *area,
-                              struct abi_region *region, uint32_t rx_buf_len) {
+static int register_patiently(struct receiver *r, struct abi_zcrx_ifq *q,
+                              struct abi_zcrx_area *area, struct abi_region *region,
+                              uint32_t rx_buf_len) {
     uint64_t waited_ns = 0, pause_ns = RETRY_FIRST_NS;
     for (;;) {
-        int code = try_register(w, q, area, region, rx_buf_len);
+        int code = try_register(r, q, area, region, rx_buf_len);
         bool held = code == -EEXIST || code == -EBUSY;
-        if (!held || waited_ns >= w->settings.queue_retry_ns)
+        if (!held || waited_ns >= r->settings.queue_retry_ns)
             return code;
         struct timespec t = {(time_t)(pause_ns / 1000000000), (long)(pause_ns % 1000000000)};
         nanosleep(&t, NULL);
@@ -92,14 +93,14 @@ static int register_patiently(struct worker *w, struct abi_zcrx_ifq *q, struct a
     }
 }
 
-static int map_region(struct worker *w, const struct abi_zcrx_ifq *q,
+static int map_region(struct receiver *r, const struct abi_zcrx_ifq *q,
                       const struct abi_region *region) {
-    struct zcrx *z = &w->zcrx;
+    struct zcrx *z = &r->zcrx;
     z->region_bytes = region->bytes;
     void *p = mmap(NULL, region->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
-                   w->reactor.ring.ring_fd, (off_t)region->mmap_offset);
+                   r->reactor->ring.ring_fd, (off_t)region->mmap_offset);
     if (p == MAP_FAILED)
-        return fault_set(&w->reactor.fault, errno, "mmap", "refill ring");
+        return fault_set(&r->reactor->fault, errno, "mmap", "refill ring");
     z->region = p;
     z->refill.head = (void *)(z->region + q->offsets.head);
     z->refill.tail = (void *)(z->region + q->offsets.tail);
@@ -108,7 +109,7 @@ static int map_region(struct worker *w, const struct abi_zcrx_ifq *q,
     z->refill.tail_next = *z->refill.tail;
     if (q->event != 0) {
         uint64_t at = REFILL_HEADER_BYTES +
-                      (uint64_t)w->settings.refill_entries * sizeof(struct abi_zcrx_refill_entry);
+                      (uint64_t)r->settings.refill_entries * sizeof(struct abi_zcrx_refill_entry);
         z->kernel_stats = (void *)(z->region + round_up(at, 64));
     }
     return 0;
@@ -118,41 +119,41 @@ static uint32_t log2_of(uint32_t power) {
     return (uint32_t)__builtin_ctz(power);
 }
 
-int zcrx_open_queue(struct worker *w) {
-    struct zcrx *z = &w->zcrx;
+int zcrx_open_queue(struct receiver *r) {
+    struct zcrx *z = &r->zcrx;
     struct abi_zcrx_ifq q;
     struct abi_zcrx_area area;
     struct abi_region region;
     char name[IF_NAMESIZE] = "none", object[80];
-    uint32_t rx_buf_len = w->settings.rx_buf_len;
-    int code = register_patiently(w, &q, &area, &region, rx_buf_len);
+    uint32_t rx_buf_len = r->settings.rx_buf_len;
+    int code = register_patiently(r, &q, &area, &region, rx_buf_len);
     /* Large buffers need a NIC, a kernel and contiguous memory that can have them. */
     bool refused = code == -EINVAL || code == -EOPNOTSUPP || code == -ERANGE || code == -ENOMEM;
     if (refused && rx_buf_len != 0)
-        code = register_patiently(w, &q, &area, &region, 0);
-    if (w->settings.interface_index != 0)
-        if_indextoname(w->settings.interface_index, name);
-    snprintf(object, sizeof object, "interface %s, rx queue %u", name, w->settings.rx_queue);
+        code = register_patiently(r, &q, &area, &region, 0);
+    if (r->settings.interface_index != 0)
+        if_indextoname(r->settings.interface_index, name);
+    snprintf(object, sizeof object, "interface %s, rx queue %u", name, r->settings.rx_queue);
     if (code < 0)
-        return fault_set(&w->reactor.fault, -code, "io_uring_register_ifq", object);
+        return fault_set(&r->reactor->fault, -code, "io_uring_register_ifq", object);
     z->id = q.id;
     z->rx_buf_len = q.rx_buf_len != 0 ? q.rx_buf_len : AREA_PAGE_BYTES;
-    z->chunk_count = (uint32_t)(w->area.slots_bytes / z->rx_buf_len);
+    z->chunk_count = (uint32_t)(r->area->slots_bytes / z->rx_buf_len);
     z->refill.token = area.token;
-    return map_region(w, &q, &region);
+    return map_region(r, &q, &region);
 }
 
 uint32_t zcrx_chunk_shift(const struct zcrx *z) {
     return log2_of(z->rx_buf_len);
 }
 
-int zcrx_flush_refill(struct worker *w) {
-    struct abi_zcrx_control c = {.id = w->zcrx.id, .operation = ABI_ZCRX_CTRL_FLUSH_RQ};
-    return zcrx_register(w->reactor.ring.ring_fd, ABI_REGISTER_ZCRX_CTRL, &c, 0);
+int zcrx_flush_refill(struct receiver *r) {
+    struct abi_zcrx_control c = {.id = r->zcrx.id, .operation = ABI_ZCRX_CTRL_FLUSH_RQ};
+    return zcrx_register(r->reactor->ring.ring_fd, ABI_REGISTER_ZCRX_CTRL, &c, 0);
 }
 
-int zcrx_arm_event(struct worker *w, uint32_t type) {
-    struct abi_zcrx_control c = {.id = w->zcrx.id, .operation = ABI_ZCRX_CTRL_ARM_EVENT};
+int zcrx_arm_event(struct receiver *r, uint32_t type) {
+    struct abi_zcrx_control c = {.id = r->zcrx.id, .operation = ABI_ZCRX_CTRL_ARM_EVENT};
     c.argument.event_type = type;
-    return zcrx_register(w->reactor.ring.ring_fd, ABI_REGISTER_ZCRX_CTRL, &c, 0);
+    return zcrx_register(r->reactor->ring.ring_fd, ABI_REGISTER_ZCRX_CTRL, &c, 0);
 }

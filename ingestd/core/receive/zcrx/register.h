@@ -8,7 +8,7 @@
 
 #include "receive/zcrx/zcrx.h"
 
-struct worker;
+struct receiver;
 
 /* io_uring_register(2); 0 or more, or -errno. */
 int zcrx_register(int ring_fd, unsigned operation, void *argument, unsigned count);
@@ -17,12 +17,12 @@ int zcrx_register(int ring_fd, unsigned operation, void *argument, unsigned coun
 int zcrx_query(struct abi_query_zcrx *out);
 
 /* Registers the area with (interface, rx queue) and maps the refill ring. */
-int zcrx_open_queue(struct worker *w);
+int zcrx_open_queue(struct receiver *r);
 uint32_t zcrx_chunk_shift(const struct zcrx *z);
 
 /* Device-less mode: nothing but this makes the kernel take refill entries. */
-int zcrx_flush_refill(struct worker *w);
+int zcrx_flush_refill(struct receiver *r);
 /* An event is told once, then not again until it is armed. */
-int zcrx_arm_event(struct worker *w, uint32_t type);
+int zcrx_arm_event(struct receiver *r, uint32_t type);
 
 #endif

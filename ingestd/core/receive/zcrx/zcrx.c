@@ -19,8 +19,7 @@
 #include <sys/mman.h>
 
 #include "base/socket.h"
-#include "connection/event.h"
-#include "worker.h"
+#include "receive/engine.h"
 #include "receive/zcrx/control.h"
 #include "receive/zcrx/register.h"
 #include "receive/zcrx/pending.h"
@@ -42,209 +41,210 @@
  * The scale of a window is agreed on in the first packet and goes by the listener's buffer if that
  * is locked, by net.ipv4.tcp_rmem if not: so it is unlocked, and windows
  * can become large later. Newer kernels (7.3) bound the window as well when the buffer is set. */
-static void set_listeners(struct worker *w) {
-    for (uint32_t i = 0; i < w->listener_count; i++) {
-        int fd = w->listeners[i].fd;
+static void set_listeners(struct receiver *r) {
+    for (uint32_t i = 0; i < r->listener_count; i++) {
+        int fd = r->listener_fds[i];
         socket_set_receive_buffer(fd, WAITING_BUFFER_BYTES);
         socket_unlock_receive_buffer(fd);
         socket_unbind_window(fd);
     }
-    w->zcrx.listeners_set = true;
+    r->zcrx.listeners_set = true;
 }
 
 /* All receive buffers together are kept within half of the area. */
-static uint64_t receive_buffer_bytes(const struct worker *w) {
-    uint64_t bytes = w->area.slots_bytes / 2 / w->zcrx.buffers_for;
+static uint64_t receive_buffer_bytes(const struct receiver *r) {
+    uint64_t bytes = r->area->slots_bytes / 2 / r->zcrx.buffers_for;
     bytes = time_min(bytes, RECEIVE_BUFFER_BYTES_MAX);
     return bytes > RECEIVE_BUFFER_BYTES_MIN ? bytes : RECEIVE_BUFFER_BYTES_MIN;
 }
 
-static void set_flow_buffer(const struct worker *w, const struct flow *f) {
-    socket_set_receive_buffer(f->fd, receive_buffer_bytes(w));
+static void set_flow_buffer(const struct receiver *r, const struct flow *f) {
+    socket_set_receive_buffer(f->fd, receive_buffer_bytes(r));
     socket_unbind_window(f->fd);
 }
 
 /* Flows share half of the area: when their number has doubled, each gets half of what it had, and
  * more again when few are left. */
-static void fit_buffers(struct worker *w) {
-    struct zcrx *z = &w->zcrx;
+static void fit_buffers(struct receiver *r) {
+    struct zcrx *z = &r->zcrx;
     uint32_t before = z->buffers_for;
     if (before == 0)
         z->buffers_for = RECEIVE_BUFFER_FLOWS_MIN;
-    while (z->buffers_for < w->flows.count)
+    while (z->buffers_for < r->flows->count)
         z->buffers_for *= 2;
-    while (z->buffers_for > RECEIVE_BUFFER_FLOWS_MIN && w->flows.count < z->buffers_for / 4)
+    while (z->buffers_for > RECEIVE_BUFFER_FLOWS_MIN && r->flows->count < z->buffers_for / 4)
         z->buffers_for /= 2;
     if (before == 0 || before == z->buffers_for)
         return;
-    for (uint32_t i = 0; i < w->flows.used_upto; i++) {
-        const struct flow *f = &w->flows.flows[i];
+    for (uint32_t i = 0; i < r->flows->used_upto; i++) {
+        const struct flow *f = &r->flows->flows[i];
         if (f->phase != FLOW_FREE && !f->ended)
-            set_flow_buffer(w, f);
+            set_flow_buffer(r, f);
     }
 }
 
 /* What lies in sockets, also in TCP's out-of-order queue, occupies chunks: more
  * flows than half of the area can bear at their least receive buffer are not
  * accepted. */
-static void bound_flows(struct worker *w) {
-    uint64_t least = w->zcrx.rx_buf_len > RECEIVE_BUFFER_BYTES_MIN ? w->zcrx.rx_buf_len
+static void bound_flows(struct receiver *r) {
+    uint64_t least = r->zcrx.rx_buf_len > RECEIVE_BUFFER_BYTES_MIN ? r->zcrx.rx_buf_len
                                                                    : RECEIVE_BUFFER_BYTES_MIN;
-    uint64_t flows = w->area.slots_bytes / 2 / least;
-    w->flows_at_once_max = flows > 1 ? (uint32_t)flows : 1;
+    uint64_t flows = r->area->slots_bytes / 2 / least;
+    r->flows_at_once_max = flows > 1 ? (uint32_t)flows : 1;
 }
 
-static int zcrx_open(struct worker *w) {
-    struct zcrx *z = &w->zcrx;
-    int code = zcrx_open_queue(w);
+static int zcrx_open(struct receiver *r) {
+    struct zcrx *z = &r->zcrx;
+    int code = zcrx_open_queue(r);
     if (code < 0)
         return code;
-    if (zcrx_pending_open(w) < 0 ||
+    if (zcrx_pending_open(r) < 0 ||
         refill_init(&z->refill, z->chunk_count, zcrx_chunk_shift(z)) < 0)
-        return fault_set(&w->reactor.fault, ENOMEM, "calloc", "account of the area's chunks");
+        return fault_set(&r->reactor->fault, ENOMEM, "calloc", "account of the area's chunks");
     uint32_t holds_max = z->chunk_count / 8 > 4 ? z->chunk_count / 8 : 4;
     holds_max = holds_max < BATCH_HOLDS_MAX ? holds_max : BATCH_HOLDS_MAX;
     uint32_t writes_max = z->chunk_count / 2 / holds_max;
-    storage_bound(&w->storage, holds_max, writes_max > 1 ? writes_max - 1 : UINT32_MAX);
-    STAT_SET(&w->reactor, rx_buf_len, z->rx_buf_len);
+    storage_bound(r->storage, holds_max, writes_max > 1 ? writes_max - 1 : UINT32_MAX);
+    STAT_SET(r->reactor, rx_buf_len, z->rx_buf_len);
     z->probes = 1;
-    bound_flows(w);
+    bound_flows(r);
     return 0;
 }
 
-static void zcrx_close(struct worker *w) {
-    struct zcrx *z = &w->zcrx;
+static void zcrx_close(struct receiver *r) {
+    struct zcrx *z = &r->zcrx;
     if (z->region != NULL)
         munmap(z->region, z->region_bytes);
     refill_destroy(&z->refill);
-    zcrx_pending_close(w);
+    zcrx_pending_close(r);
     memset(z, 0, sizeof *z);
 }
 
 /* bytes_max 0: without a bound. */
-static void arm_as(struct worker *w, struct flow *f, enum uring_tag tag, uint32_t bytes_max) {
-    struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, tag, f->index);
+static void arm_as(struct receiver *r, struct flow *f, enum uring_tag tag, uint32_t bytes_max) {
+    struct io_uring_sqe *sqe = reactor_sqe(r->reactor, tag, f->index);
     io_uring_prep_rw(URING_OP_RECV_ZC, sqe, f->fd, NULL, bytes_max, 0);
     sqe->ioprio = IORING_RECV_MULTISHOT;
-    sqe->file_index = w->zcrx.id; /* shares its place with zcrx_ifq_idx */
+    sqe->file_index = r->zcrx.id; /* shares its place with zcrx_ifq_idx */
     f->ops_in_flight++;
     f->armed = true;
 }
 
-static void arm(struct worker *w, struct flow *f) {
+static void arm(struct receiver *r, struct flow *f) {
     uint64_t left = f->limit_bytes - f->received_bytes;
     bool bounded = f->limit_bytes != UINT64_MAX;
     assert(left > 0);
     uint32_t bytes_max = bounded ? (uint32_t)time_min(left, RECEIVE_BYTES_MAX) : 0;
     f->bound_bytes = bounded ? f->received_bytes + bytes_max : UINT64_MAX;
-    arm_as(w, f, TAG_RECEIVE, bytes_max);
+    arm_as(r, f, TAG_RECEIVE, bytes_max);
     flow_set_phase(f, FLOW_RECEIVING);
 }
 
 /* Received is only as long as the table of fragments has room for all that one turn can bring. */
-static bool table_is_low(const struct worker *w) {
-    return w->zcrx.fragment_count - w->zcrx.fragments_pending < w->reactor.ring.cq.ring_entries;
+static bool table_is_low(const struct receiver *r) {
+    return r->zcrx.fragment_count - r->zcrx.fragments_pending < r->reactor->ring.cq.ring_entries;
 }
 
 /* The kernel found no chunk, or the table has no room: to be tried again when there may be some.
  * Who got nothing when its turn had come keeps its place. */
-static void starve(struct worker *w, struct flow *f) {
+static void starve(struct receiver *r, struct flow *f) {
     f->starved = true;
     if (f->starved_ns == 0) {
-        flow_wait(&w->flows, f, QUEUE_STARVED, w->reactor.now_ns);
+        flow_wait(r->flows, f, QUEUE_STARVED, r->reactor->now_ns);
         return;
     }
-    w->zcrx.probes = 1;
-    flow_wait_in_order(&w->flows, f, QUEUE_STARVED, f->starved_ns);
+    r->zcrx.probes = 1;
+    flow_wait_in_order(r->flows, f, QUEUE_STARVED, f->starved_ns);
 }
 
-static void zcrx_start(struct worker *w, struct flow *f) {
-    if (!table_is_low(w)) {
-        arm(w, f);
+static void zcrx_start(struct receiver *r, struct flow *f) {
+    if (!table_is_low(r)) {
+        arm(r, f);
         return;
     }
     flow_set_phase(f, FLOW_STARVED);
-    starve(w, f);
+    starve(r, f);
 }
 
 /* Its completions so far still come. */
-static void zcrx_pause(struct worker *w, struct flow *f, enum uring_tag tag) {
+static void zcrx_pause(struct receiver *r, struct flow *f, enum uring_tag tag) {
     if (!f->armed || f->cancelling)
         return;
-    engine_cancel(w, f, tag);
+    engine_cancel(r, f, tag);
     f->cancelling = true;
 }
 
-static void zcrx_receive_block(struct worker *w, struct flow *f) {
+static void zcrx_receive_block(struct receiver *r, struct flow *f) {
     assert(!f->armed && f->fragment_head == FLOW_NONE);
-    arm_as(w, f, TAG_BLOCK, session_room(f->session).bytes);
+    arm_as(r, f, TAG_BLOCK, receive_block_room(f->block).bytes);
 }
 
 /* The one place that decides what a flow does next, given what it has. */
-static void zcrx_advance(struct worker *w, struct flow *f) {
+static void zcrx_advance(struct receiver *r, struct flow *f) {
     bool over = f->eof || f->error || f->stop || f->received_bytes == f->limit_bytes;
-    bool held = ingest_is_holding(f) && !f->drop;
+    bool held = engine_is_holding(f) && !f->drop;
     bool all = over || f->starved || f->flush_due;
-    if (!(held ? zcrx_settle_held(w, f, all) : zcrx_settle(w, f))) {
-        zcrx_pause(w, f, TAG_RECEIVE);
+    if (!(held ? zcrx_settle_held(r, f, all) : zcrx_settle(r, f))) {
+        zcrx_pause(r, f, TAG_RECEIVE);
         flow_set_phase(f, FLOW_BLOCKED);
-        flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->reactor.now_ns);
+        flow_keep_waiting(r->flows, f, QUEUE_BLOCKED, r->reactor->now_ns);
         return;
     }
     f->flush_due = false;
     if (over && !f->armed) {
         f->starved = false;
-        engine_finish(w, f); /* its CLOSE record may still wait, at the place that it has */
+        engine_report(r, f, REPORT_OVER,
+                      0); /* its CLOSE record may still wait, at the place that it has */
         return;
     }
-    flow_wait(&w->flows, f, f->fragment_head != FLOW_NONE ? QUEUE_DIRTY : QUEUE_NONE,
-              w->reactor.now_ns);
+    flow_wait(r->flows, f, f->fragment_head != FLOW_NONE ? QUEUE_DIRTY : QUEUE_NONE,
+              r->reactor->now_ns);
     if (f->armed) {
         flow_set_phase(f, FLOW_RECEIVING);
     } else if (f->starved) {
         flow_set_phase(f, FLOW_STARVED);
-        starve(w, f);
+        starve(r, f);
     } else {
-        zcrx_start(w, f);
+        zcrx_start(r, f);
     }
 }
 
 /* Payload that has come: to a batch, or to the flow's list. */
-static void zcrx_take_payload(struct worker *w, struct flow *f, uint64_t offset, uint32_t bytes) {
+static void zcrx_take_payload(struct receiver *r, struct flow *f, uint64_t offset, uint32_t bytes) {
     uint32_t taken = 0;
-    if (f->fragment_head == FLOW_NONE && !ingest_is_holding(f))
-        taken = zcrx_hand_over(w, f, offset, bytes);
+    if (f->fragment_head == FLOW_NONE && !engine_is_holding(f))
+        taken = zcrx_hand_over(r, f, offset, bytes);
     if (taken == bytes)
         return;
-    if (!zcrx_append(w, f, offset + taken, bytes - taken)) {
+    if (!zcrx_append(r, f, offset + taken, bytes - taken)) {
         /* More fragments than the table is made for: the flow has lost bytes, and ends. */
-        refill_return(&w->zcrx.refill, offset + taken);
+        refill_return(&r->zcrx.refill, offset + taken);
         f->error = ENOBUFS;
         f->drop = true;
-        zcrx_pause(w, f, TAG_RECEIVE);
+        zcrx_pause(r, f, TAG_RECEIVE);
     }
     if (f->phase == FLOW_RECEIVING)
-        zcrx_advance(w, f);
+        zcrx_advance(r, f);
 }
 
-static void delivered(struct worker *w, struct flow *f, uint64_t offset, uint32_t bytes) {
+static void delivered(struct receiver *r, struct flow *f, uint64_t offset, uint32_t bytes) {
     assert(f->received_bytes <= f->limit_bytes);
     uint32_t payload = (uint32_t)time_min(bytes, f->limit_bytes - f->received_bytes);
-    refill_delivered(&w->zcrx.refill, offset);
+    refill_delivered(&r->zcrx.refill, offset);
     f->starved_ns = 0;
     if (payload < bytes) { /* kernels before 7.3.3 may go beyond the bound */
-        session_take_overrun(f->session, w->area.base + offset + payload, bytes - payload);
-        zcrx_pause(w, f, TAG_RECEIVE);
+        receive_block_take_overrun(f->block, r->area->base + offset + payload, bytes - payload);
+        zcrx_pause(r, f, TAG_RECEIVE);
     }
-    connection_received(w, f, payload);
+    engine_received(r, f, payload);
     if (f->drop || payload == 0)
-        refill_return(&w->zcrx.refill, offset);
+        refill_return(&r->zcrx.refill, offset);
     else
-        zcrx_take_payload(w, f, offset, payload);
+        zcrx_take_payload(r, f, offset, payload);
 }
 
 /* The multishot receive has ended; result says why. */
-static void ended(struct worker *w, struct flow *f, int result) {
+static void ended(struct receiver *r, struct flow *f, int result) {
     f->armed = false;
     f->cancelling = false;
     if (f->error != 0) {
@@ -258,95 +258,91 @@ static void ended(struct worker *w, struct flow *f, int result) {
         f->error = -result;
     }
     if (f->phase == FLOW_RECEIVING)
-        zcrx_advance(w, f);
+        zcrx_advance(r, f);
 }
 
-static void block_complete(struct worker *w, struct flow *f, const struct io_uring_cqe *cqe) {
+static void block_complete(struct receiver *r, struct flow *f, const struct io_uring_cqe *cqe) {
     if (cqe->res > 0) {
         const struct abi_zcrx_completion *more = (const void *)(cqe + 1);
-        zcrx_block_delivered(w, f, more->offset & ABI_ZCRX_OFFSET_MASK, (uint32_t)cqe->res);
+        zcrx_block_delivered(r, f, more->offset & ABI_ZCRX_OFFSET_MASK, (uint32_t)cqe->res);
         f->starved_ns = 0;
-        if (f->error != 0 || f->session->overrun)
-            zcrx_pause(w, f, TAG_BLOCK);
+        if (f->error != 0 || f->block->overrun)
+            zcrx_pause(r, f, TAG_BLOCK);
     }
     if (cqe->flags & IORING_CQE_F_MORE)
         return;
     f->armed = false;
     f->cancelling = false;
-    if (!zcrx_block_ended(w, f, cqe->res > 0 ? -ENOSPC : cqe->res))
-        starve(w, f);
+    if (!zcrx_block_ended(r, f, cqe->res > 0 ? -ENOSPC : cqe->res))
+        starve(r, f);
 }
 
-static void zcrx_complete(struct worker *w, enum uring_tag tag, struct flow *f,
+static void zcrx_complete(struct receiver *r, enum uring_tag tag, struct flow *f,
                           const struct io_uring_cqe *cqe) {
     if (tag != TAG_RECEIVE) {
         if (tag == TAG_BLOCK)
-            block_complete(w, f, cqe);
+            block_complete(r, f, cqe);
         return; /* what a cancel found, its receive tells */
     }
     if (cqe->res > 0) {
         const struct abi_zcrx_completion *more = (const void *)(cqe + 1);
-        delivered(w, f, more->offset & ABI_ZCRX_OFFSET_MASK, (uint32_t)cqe->res);
+        delivered(r, f, more->offset & ABI_ZCRX_OFFSET_MASK, (uint32_t)cqe->res);
     }
     if (!(cqe->flags & IORING_CQE_F_MORE))
-        ended(w, f, cqe->res > 0 ? -ENOSPC : cqe->res);
+        ended(r, f, cqe->res > 0 ? -ENOSPC : cqe->res);
 }
 
-static void stop_starved_block(struct worker *w, struct flow *f) {
+static void stop_starved_block(struct receiver *r, struct flow *f) {
     f->starved = false;
-    flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
-    ingest_block_received(w, f, -ECANCELED);
+    flow_wait(r->flows, f, QUEUE_NONE, r->reactor->now_ns);
+    engine_report(r, f, REPORT_BLOCK, -ECANCELED);
 }
 
-static void zcrx_stop(struct worker *w, struct flow *f) {
+static void zcrx_stop(struct receiver *r, struct flow *f) {
     assert(f->stop && !f->ended);
     bool block = engine_receives_block(f);
-    zcrx_pause(w, f, block ? TAG_BLOCK : TAG_RECEIVE);
+    zcrx_pause(r, f, block ? TAG_BLOCK : TAG_RECEIVE);
     if (block && !f->armed)
-        stop_starved_block(w, f);
+        stop_starved_block(r, f);
     else if (!block && (!f->armed || f->phase == FLOW_BLOCKED))
-        zcrx_advance(w, f);
+        zcrx_advance(r, f);
 }
 
 /* Which rx queue the connection came by: ours, another worker's, or one that
- * is not set up for zero copy. Returns whether the flow stays here. */
-static bool is_ours(struct worker *w, struct flow *f) {
-    struct zcrx *z = &w->zcrx;
-    uint32_t napi = socket_napi_id(f->fd);
-    if (z->napi_own == 0 || napi == z->napi_own)
-        return true;
+ * is not set up for zero copy. */
+static struct engine_owner zcrx_owner(struct receiver *r, const struct flow *f) {
+    const struct zcrx *z = &r->zcrx;
+    uint32_t napi_id = socket_napi_id(f->fd);
+    if (z->napi_own == 0 || napi_id == z->napi_own)
+        return (struct engine_owner){0};
     for (uint32_t i = 0; i < z->napi_other_count; i++) {
-        if (z->napi_others[i] == napi)
-            return !listener_hand_away(w, f, z->napi_owners[i]);
+        if (z->napi_others[i] == napi_id)
+            return (struct engine_owner){.is_elsewhere = true, .worker_index = z->napi_owners[i]};
     }
-    STAT_ADD(&w->reactor, flows_by_copy, 1);
-    flow_event(w, f, (struct event_detail){.kind = EVENT_FLOW_BY_COPY, .napi_id = napi});
-    return true;
+    STAT_ADD(r->reactor, flows_by_copy, 1);
+    return (struct engine_owner){.napi_id = napi_id};
 }
 
-void zcrx_event(struct worker *w, uint32_t type) {
+void zcrx_event(struct receiver *r, uint32_t type) {
     if (type == ABI_ZCRX_EVENT_ALLOC_FAIL)
-        STAT_ADD(&w->reactor, alloc_failures, 1);
-    storage_request_flush(&w->storage);
-    zcrx_arm_event(w, type);
+        STAT_ADD(r->reactor, alloc_failures, 1);
+    storage_request_flush(r->storage);
+    zcrx_arm_event(r, type);
 }
 
-static bool zcrx_take(struct worker *w, struct flow *f) {
-    if (!is_ours(w, f))
-        return false;
-    fit_buffers(w);
-    set_flow_buffer(w, f);
-    return true;
+static void zcrx_take(struct receiver *r, struct flow *f) {
+    fit_buffers(r);
+    set_flow_buffer(r, f);
 }
 
-static void zcrx_serve(struct worker *w, struct flow *f) {
+static void zcrx_serve(struct receiver *r, struct flow *f) {
     f->starved = false;
     f->starved_ns = f->since_ns;
-    flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
+    flow_wait(r->flows, f, QUEUE_NONE, r->reactor->now_ns);
     if (engine_receives_block(f))
-        zcrx_receive_block(w, f);
+        zcrx_receive_block(r, f);
     else
-        zcrx_advance(w, f);
+        zcrx_advance(r, f);
 }
 
 /* Starved flows are served in their order, as many as chunks came back. Of chunks that come back
@@ -354,83 +350,84 @@ static void zcrx_serve(struct worker *w, struct flow *f) {
  * none of them went away with nothing.
  * What comes by copy takes chunks from the area's free list alone: those in the refill ring, which
  * only the NIC's queue reads when it wants some itself, are moved there. */
-static uint64_t serve_starved(struct worker *w) {
-    struct zcrx *z = &w->zcrx;
-    uint32_t waiting = w->flows.waiting[QUEUE_STARVED].count;
+static uint64_t serve_starved(struct receiver *r) {
+    struct zcrx *z = &r->zcrx;
+    uint32_t waiting = r->flows->waiting[QUEUE_STARVED].count;
     uint32_t count = refill_lying(&z->refill);
-    if (count > 0 && (waiting > 0 || w->settings.interface_index == 0))
-        zcrx_flush_refill(w);
-    if (waiting == 0 || table_is_low(w)) /* a batch that is written wakes the loop */
+    if (count > 0 && (waiting > 0 || r->settings.interface_index == 0))
+        zcrx_flush_refill(r);
+    if (waiting == 0 || table_is_low(r)) /* a batch that is written wakes the loop */
         return TIME_NEVER;
-    if (w->reactor.now_ns >= z->probe_ns) {
+    if (r->reactor->now_ns >= z->probe_ns) {
         count += z->probes;
         z->probes = z->probes < waiting ? z->probes * 2 : waiting;
-        z->probe_ns = w->reactor.now_ns + STARVED_RETRY_NS;
+        z->probe_ns = r->reactor->now_ns + STARVED_RETRY_NS;
     }
     for (count = (uint32_t)time_min(count, waiting); count > 0; count--)
-        zcrx_serve(w, flow_first(&w->flows, QUEUE_STARVED));
-    return flow_first(&w->flows, QUEUE_STARVED) != NULL ? z->probe_ns : TIME_NEVER;
+        zcrx_serve(r, flow_first(r->flows, QUEUE_STARVED));
+    return flow_first(r->flows, QUEUE_STARVED) != NULL ? z->probe_ns : TIME_NEVER;
 }
 
 /* What is being received finds no room in the table: every receive pauses, until there is room. */
-static void keep_table(struct worker *w) {
-    bool low = table_is_low(w);
-    if (w->zcrx.table_low && !low) {
-        w->zcrx.probes = w->flows.capacity;
-        w->zcrx.probe_ns = 0;
+static void keep_table(struct receiver *r) {
+    bool low = table_is_low(r);
+    if (r->zcrx.table_low && !low) {
+        r->zcrx.probes = r->flows->capacity;
+        r->zcrx.probe_ns = 0;
     }
-    for (uint32_t i = 0; low && !w->zcrx.table_low && i < w->flows.used_upto; i++) {
-        struct flow *f = &w->flows.flows[i];
+    for (uint32_t i = 0; low && !r->zcrx.table_low && i < r->flows->used_upto; i++) {
+        struct flow *f = &r->flows->flows[i];
         if (f->phase != FLOW_RECEIVING || !f->armed)
             continue;
         f->starved = true;
-        zcrx_pause(w, f, TAG_RECEIVE);
+        zcrx_pause(r, f, TAG_RECEIVE);
     }
-    w->zcrx.table_low = low;
+    r->zcrx.table_low = low;
 }
 
 /* What is held back leaves the area when it is old: a flow may be silent for long. */
-static uint64_t flush_held(struct worker *w) {
+static uint64_t flush_held(struct receiver *r) {
     struct flow *f;
-    while ((f = flow_first(&w->flows, QUEUE_DIRTY)) != NULL) {
-        uint64_t due_ns = f->since_ns + w->settings.flush_interval_ns;
-        if (due_ns > w->reactor.now_ns && !zcrx_chunks_are_short(w) && !table_is_low(w))
+    while ((f = flow_first(r->flows, QUEUE_DIRTY)) != NULL) {
+        uint64_t due_ns = f->since_ns + r->storage->settings.flush_interval_ns;
+        if (due_ns > r->reactor->now_ns && !zcrx_chunks_are_short(r) && !table_is_low(r))
             return due_ns;
         f->flush_due = true;
-        zcrx_advance(w, f);
+        zcrx_advance(r, f);
     }
     return TIME_NEVER;
 }
 
-static uint64_t zcrx_turn(struct worker *w) {
-    struct zcrx *z = &w->zcrx;
-    engine_serve_blocked(w, zcrx_advance);
-    zcrx_relieve(w);
-    uint64_t next_ns = flush_held(w);
+static uint64_t zcrx_turn(struct receiver *r) {
+    struct zcrx *z = &r->zcrx;
+    zcrx_relieve(r);
+    uint64_t next_ns = flush_held(r);
     if (!z->listeners_set)
-        set_listeners(w);
-    fit_buffers(w);
-    keep_table(w);
+        set_listeners(r);
+    fit_buffers(r);
+    keep_table(r);
     refill_publish(&z->refill);
-    next_ns = time_min(next_ns, serve_starved(w));
+    next_ns = time_min(next_ns, serve_starved(r));
     if (z->kernel_stats != NULL) {
         uint64_t bytes = __atomic_load_n(&z->kernel_stats->copy_bytes, __ATOMIC_RELAXED);
-        STAT_SET(&w->reactor, kernel_copied_bytes, bytes);
+        STAT_SET(r->reactor, kernel_copied_bytes, bytes);
     }
     uint64_t lent_bytes = (uint64_t)z->refill.chunks_lent * z->rx_buf_len;
-    STAT_SET(&w->reactor, chunks_lent, z->refill.chunks_lent);
-    STAT_SET(&w->reactor, area_writing_bytes, lent_bytes);
-    STAT_SET(&w->reactor, area_free_bytes, w->area.slots_bytes - lent_bytes);
+    STAT_SET(r->reactor, chunks_lent, z->refill.chunks_lent);
+    STAT_SET(r->reactor, area_writing_bytes, lent_bytes);
+    STAT_SET(r->reactor, area_free_bytes, r->area->slots_bytes - lent_bytes);
     return next_ns;
 }
 
 const struct engine engine_zcrx = {
     .name = "zcrx",
     .open = zcrx_open,
+    .owner = zcrx_owner,
     .take = zcrx_take,
     .start = zcrx_start,
     .receive_block = zcrx_receive_block,
     .complete = zcrx_complete,
+    .resume = zcrx_advance,
     .turn = zcrx_turn,
     .stop = zcrx_stop,
     .release = zcrx_let_go,

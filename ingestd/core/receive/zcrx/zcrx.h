@@ -59,10 +59,10 @@ struct zcrx {
     uint32_t napi_other_count;
 };
 
-struct worker;
+struct receiver;
 
 /* The kernel tells of the queue: it found no chunk for a packet. */
-void zcrx_event(struct worker *w, uint32_t type);
+void zcrx_event(struct receiver *r, uint32_t type);
 
 /* Bytes of the area's own part that the relief slots take. */
 uint64_t zcrx_relief_bytes(uint64_t area_bytes);
