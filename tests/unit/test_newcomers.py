@@ -6,9 +6,15 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
+
+from ingestd.daemon.telemetry.metrics_server import CONNECTIONS_MAX
+from ingestd.keyfile import KEY_BYTES_MIN
+from ingestd.protocol.blocks import BLOCK_BYTES
+from ingestd.protocol.lines import CHALLENGE_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", ROOT / "tests" / "README.md"]
@@ -101,3 +107,23 @@ def test_variables_are_read_somewhere() -> None:
         if path != Path(__file__)
     )
     assert {name for name in named if f'"{name}"' not in read} == set()
+
+
+def test_security_says_what_is_shipped() -> None:
+    """Its figures are those of the code, its defaults those of the configuration and the unit."""
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    shipped = tomllib.loads((ROOT / "config" / "ingestd.toml").read_text(encoding="utf-8"))
+    assert {table["address"].rpartition(":")[0] for table in shipped["listener"].values()} == {
+        "127.0.0.1"
+    }
+    assert "address" not in shipped["metrics"]
+    assert "As shipped the daemon listens on `127.0.0.1` only, and serves metrics nowhere." in text
+    unit = (ROOT / "systemd" / "ingestd.service").read_text(encoding="utf-8").splitlines()
+    assert {"CapabilityBoundingSet=", "User=ingestd", "ProtectSystem=strict"} <= set(unit)
+    for figure in (
+        f"at least {KEY_BYTES_MIN} bytes",
+        f"exactly\n{BLOCK_BYTES} bytes",
+        f"{CONNECTIONS_MAX} connections",
+        f"challenge of {CHALLENGE_BYTES} random bytes",
+    ):
+        assert figure in text, figure
