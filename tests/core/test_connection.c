@@ -30,6 +30,7 @@ static struct {
     int handed_away;       /* ... which has this one now */
     uint32_t denied, told; /* connections denied, events that told of them */
     int denial;            /* and why, the last one */
+    struct event accept_event;
 } stage;
 
 struct io_uring_sqe *reactor_sqe(struct reactor *r, enum uring_tag tag, uint32_t index) {
@@ -46,17 +47,10 @@ void reactor_cancel(struct reactor *r, enum uring_tag tag, uint32_t index, enum 
     (void)r, (void)tag, (void)index, (void)found;
 }
 
-bool reactor_event(struct reactor *r, struct event_detail detail) {
-    (void)r, (void)detail;
-    return true;
-}
-
-static struct event accept_event;
-
 struct event *reactor_new_event(struct reactor *r, struct event_detail detail) {
     (void)r;
-    accept_event.detail = detail;
-    return &accept_event;
+    stage.accept_event.detail = detail;
+    return &stage.accept_event;
 }
 
 void mailbox_publish(struct mailbox *m, bool quiet) {
@@ -113,16 +107,10 @@ static bool played_no(struct worker *w, struct flow *f) {
     return false; /* an engine has it */
 }
 
-static bool played_sender_crc(const struct flow *f, uint32_t *out) {
-    (void)f, (void)out;
-    return false;
-}
-
 const struct protocol protocol_ingest = {
     .number = PROTOCOL_INGEST,
     .begin = played_begin,
     .stop = played_no,
-    .sender_crc = played_sender_crc,
     .report_end = played_ignore,
     .report_refused = played_ignore,
     .send_last = played_ignore,
@@ -483,8 +471,8 @@ static void an_accept_that_fails_waits(void) {
     CHECK_EQUAL(stage.w->reactor.stats.accept_errors, 0);
     l->accepting = true;
     listener_accepted(stage.w, 0, -EMFILE);
-    CHECK_EQUAL(accept_event.detail.accept_error, EMFILE);
-    CHECK_EQUAL(accept_event.listener_index, 7);
+    CHECK_EQUAL(stage.accept_event.detail.accept_error, EMFILE);
+    CHECK_EQUAL(stage.accept_event.listener_index, 7);
     CHECK_EQUAL(stage.w->reactor.stats.accept_errors, 1);
     CHECK(l->retry_ns > stage.w->reactor.now_ns);
     CHECK_EQUAL(listeners_turn(stage.w), l->retry_ns);
