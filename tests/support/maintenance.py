@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.daemon.admission.flow_lock import FlowLock
-from ingestd.daemon.maintenance import maintenance_thread as thread_module
+from ingestd.daemon.maintenance import maintenance_thread
 from ingestd.daemon.maintenance.maintenance_thread import MaintenanceThread
 from ingestd.log_events import LogEvent
 from ingestd.store.device.opening import open_device
@@ -90,9 +90,9 @@ def staged(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
         return scan(sweeper)
 
     monkeypatch.setattr(Sweeper, "scan", counted)
-    monkeypatch.setattr(thread_module, "TURN_INTERVAL_S", 0.0)
-    monkeypatch.setattr(thread_module, "SWEEP_PAUSE_TIMES", 0)
-    monkeypatch.setattr(thread_module, "REQUEST_PAUSE_TIMES", 0)
+    monkeypatch.setattr(maintenance_thread, "TURN_INTERVAL_S", 0.0)
+    monkeypatch.setattr(maintenance_thread, "SWEEP_PAUSE_TIMES", 0)
+    monkeypatch.setattr(maintenance_thread, "REQUEST_PAUSE_TIMES", 0)
     yield made
     made.device.close()
     made.store.close()

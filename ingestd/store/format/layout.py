@@ -51,6 +51,9 @@ RECORD_OPEN: Final = 2
 RECORD_CLOSE: Final = 3
 RECORD_SPAN: Final = 4
 
+PROTOCOL_RAW: Final = 1  # record_open.protocol
+PROTOCOL_INGEST: Final = 2
+
 FLOW_STATE_OPEN: Final = 0
 FLOW_STATE_SEALED: Final = 1
 FLOW_STATE_INTERRUPTED: Final = 2
@@ -67,7 +70,7 @@ CLOSE_REASON_LENGTH: Final = 8
 CLOSE_REASON_RECEIVER: Final = 9
 
 # Names of values, as log, metrics, JSON and the protocols have them.
-PROTOCOLS: Final = {1: "raw", 2: "ingest"}  # record_open.protocol
+PROTOCOLS: Final = {PROTOCOL_RAW: "raw", PROTOCOL_INGEST: "ingest"}
 RECORD_KINDS: Final = {
     RECORD_EXTENT: "EXTENT",
     RECORD_OPEN: "OPEN",

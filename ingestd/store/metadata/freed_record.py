@@ -138,7 +138,7 @@ def clear_headers(device: Device, superblock: Superblock, indexes: Iterable[int]
         device.sync()
 
 
-class Freer:
+class Reclaimer:
     """Reclaims segments of one store; whoever calls reclaim() holds `mutex`."""
 
     def __init__(self, device: Device, superblock: Superblock) -> None:

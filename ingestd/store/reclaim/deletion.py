@@ -25,7 +25,7 @@ from ingestd.store.device.claim import is_claimed
 from ingestd.store.device.device import Device
 from ingestd.store.device.holder import write_holder
 from ingestd.store.device.opening import open_device, open_locked
-from ingestd.store.metadata.freed_record import Freer, clear_headers
+from ingestd.store.metadata.freed_record import Reclaimer, clear_headers
 from ingestd.store.metadata.request_block import (
     REQUESTS_MAX,
     UNANSWERED,
@@ -126,7 +126,7 @@ class _Deletion:
         sweeper = Sweeper(
             device,
             superblock,
-            Freer(device, superblock),
+            Reclaimer(device, superblock),
             live=False,
             forget=lambda _: None,
             hand_out=lambda _: None,

@@ -3,7 +3,7 @@
 
 Invariants: a segment that is being written is never evicted, nor one that is
 damaged; whether one is closed is read from the store, as its footer is the
-worker's last word about it. The last closed segment stays. Under the freer's
+worker's last word about it. The last closed segment stays. Under the reclaimer's
 mutex, as others reclaim segments too, no segment is evicted twice. A segment
 that cannot be read is passed over, as recovery would, and looked at again later.
 One thread calls recycle(), which alone waits for the device; all else is for any.
@@ -25,7 +25,7 @@ from ingestd.store.device.device import Device
 from ingestd.store.format.layout import FOOTER_MAGIC, SEGMENT_FOOTER
 from ingestd.store.format.records import decode_block
 from ingestd.store.format.segment import SegmentImage, SegmentState
-from ingestd.store.metadata.freed_record import Freer
+from ingestd.store.metadata.freed_record import Reclaimer
 from ingestd.store.metadata.superblock import Superblock
 from ingestd.store.read.scan import Scanner
 
@@ -59,7 +59,7 @@ class Evictor:
         self,
         device: Device,
         superblock: Superblock,
-        freer: Freer,
+        reclaimer: Reclaimer,
         ended: Iterable[tuple[int, int]],
         *,
         usable_count: int,
@@ -83,7 +83,7 @@ class Evictor:
         self._device = device
         self._superblock = superblock
         self._scanner = Scanner(device, superblock, live=True)
-        self._freer = freer
+        self._reclaimer = reclaimer
         self._begun = deque(sorted(ended))  # of this and previous generations, oldest first
         self._reports: deque[Overwritten] = deque(maxlen=REPORTS_COUNT_MAX)
         self.segments_count = 0
@@ -95,7 +95,7 @@ class Evictor:
             self._begun.append((sequence, index))
 
     def forget(self, index: int, sequence: int) -> None:
-        """Note a segment that another reclaimed; the caller holds the freer's mutex."""
+        """Note a segment that another reclaimed; the caller holds the reclaimer's mutex."""
         half = self._half_evicted
         if half is not None and (half.sequence, half.index) == (sequence, index):
             self._half_evicted = None  # it may be granted to a worker from now on
@@ -111,7 +111,7 @@ class Evictor:
         if self.error is not None and self._clock() < self._retry_at_s:
             return None
         try:
-            with self._freer.mutex:
+            with self._reclaimer.mutex:
                 index = self._recycle()
         except StoreError as error:
             self._pause_s = min(max(2 * self._pause_s, RETRY_PAUSE_MIN_S), RETRY_PAUSE_MAX_S)
@@ -129,7 +129,7 @@ class Evictor:
             return None
         # Until it is done, nobody knows what of it is on the device.
         self._half_evicted = segment
-        self._freer.reclaim([segment], heads_go=True)
+        self._reclaimer.reclaim([segment], heads_go=True)
         self._half_evicted = None
         self.forget(segment.index, segment.sequence)
         self._report(segment)

@@ -18,7 +18,7 @@ from typing import Final, NamedTuple
 from ingestd.errors import StoreError
 from ingestd.store.device.device import Device
 from ingestd.store.format.segment import SegmentImage, SegmentState
-from ingestd.store.metadata.freed_record import Freer
+from ingestd.store.metadata.freed_record import Reclaimer
 from ingestd.store.metadata.request_block import Request, RequestBlock, RequestState
 from ingestd.store.metadata.superblock import Superblock, SuperblockReading
 from ingestd.store.metadata.tombstones import Tombstones, read_removals
@@ -41,7 +41,7 @@ FREED_AT_ONCE_MAX: Final = 16
 
 @dataclass
 class SweepCounts:
-    """Since the opening, by reason (freeing.REASONS): flows removed, segments and bytes freed."""
+    """Counts since the opening, by reason: flows removed, segments and bytes freed."""
 
     flows: Counter[str] = field(default_factory=Counter)
     segments: Counter[str] = field(default_factory=Counter)
@@ -52,7 +52,7 @@ class SweepCounts:
 class Swept(NamedTuple):
     """The segments that were given back, and the flows of which nothing is left.
 
-    `blocked_count`: as of freeing.ReclaimPlan. `held_count`: of removed flows that are in the table
+    `blocked_count`: as of ReclaimPlan. `held_count`: of removed flows that are in the table
     only for what damaged segments may hold of them. `discard_error`: why one of the segments
     was not discarded, as it should be.
     """
@@ -67,7 +67,7 @@ class Swept(NamedTuple):
 class Sweeper:
     """`live`: workers write to the store meanwhile.
 
-    `forget` is called under the freer's mutex with each segment that is reclaimed,
+    `forget` is called under the reclaimer's mutex with each segment that is reclaimed,
     `hand_out` with its index once it may be granted.
     """
 
@@ -75,7 +75,7 @@ class Sweeper:
         self,
         device: Device,
         superblock: Superblock,
-        freer: Freer,
+        reclaimer: Reclaimer,
         *,
         live: bool,
         forget: Callable[[SegmentImage], None],
@@ -83,7 +83,7 @@ class Sweeper:
     ) -> None:
         self._device = device
         self._superblock = superblock
-        self._freer = freer
+        self._reclaimer = reclaimer
         self._live = live
         self._forget = forget
         self._hand_out = hand_out
@@ -222,12 +222,12 @@ class Sweeper:
             return done, _flows_of(done)
         if self._is_stopping:
             return [], frozenset()
-        with self._freer.mutex:
-            self._freer.announce(group.ranges)
+        with self._reclaimer.mutex:
+            self._reclaimer.announce(group.ranges)
         done = self._free(group.segments)
         if not self._is_stopping:
-            with self._freer.mutex:
-                self._freer.done(group.ranges)
+            with self._reclaimer.mutex:
+                self._reclaimer.done(group.ranges)
         return done, _flows_of(group.segments)
 
     def _free(self, wanted: Sequence[Candidate]) -> list[Candidate]:
@@ -249,10 +249,10 @@ class Sweeper:
         return done
 
     def _reclaim(self, wanted: Sequence[Candidate]) -> list[Candidate]:
-        with self._freer.mutex:
+        with self._reclaimer.mutex:
             same = [item for item in wanted if self._is_same(item)]
             if same:
-                self._freer.reclaim([item.segment for item in same], heads_go=False)
+                self._reclaimer.reclaim([item.segment for item in same], heads_go=False)
             for item in same:
                 self._forget(item.segment)
         return same

@@ -29,7 +29,7 @@ from ingestd.store.format.layout import (
 )
 from ingestd.store.format.segment import SegmentImage, SegmentState
 from ingestd.store.metadata.footer import build_footer
-from ingestd.store.metadata.freed_record import Freer, clear_headers
+from ingestd.store.metadata.freed_record import Reclaimer, clear_headers
 from ingestd.store.metadata.request_block import RequestBlock
 from ingestd.store.metadata.superblock import (
     Superblock,
@@ -96,7 +96,7 @@ class ServedStore:
         self._flows = flows or []
         self._ended = ended or []
         self._recycler: Evictor | None = None
-        self._freer = Freer(device, superblock)
+        self._reclaimer = Reclaimer(device, superblock)
         self.superblock = superblock
         self.recovery = recovery
         self._device = device
@@ -109,7 +109,7 @@ class ServedStore:
         self.sweeper = Sweeper(
             device,
             superblock,
-            self._freer,
+            self._reclaimer,
             live=True,
             forget=self._forget,
             hand_out=self._hand_out,
@@ -192,7 +192,7 @@ class ServedStore:
         self._recycler = Evictor(
             self._device,
             self.superblock,
-            self._freer,
+            self._reclaimer,
             self._ended,
             usable_count=usable_count,
             workers_count=workers_count,
@@ -244,7 +244,7 @@ class ServedStore:
             return self._counter - self._counter_first
 
     def _forget(self, segment: SegmentImage) -> None:
-        """Know of a segment that the sweeper reclaimed; under the freer's mutex."""
+        """Know of a segment that the sweeper reclaimed; under the reclaimer's mutex."""
         if self._recycler is not None:
             self._recycler.forget(segment.index, segment.sequence)
 

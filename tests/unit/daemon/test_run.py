@@ -19,7 +19,7 @@ from ingestd.daemon import run as daemon
 from ingestd.daemon import startup
 from ingestd.daemon.run import drain_time_s
 from ingestd.daemon.signals import SIGNALS, SignalInbox
-from ingestd.daemon.telemetry import worker_health as watch
+from ingestd.daemon.telemetry import worker_health
 from support.patience import WAIT_S
 from support.scene import ONE_STORE, Scene, service_manager, wait_for
 
@@ -221,7 +221,7 @@ def test_the_watchdog_is_fed_while_loops_turn(
     scene: Scene, manager: Callable[[], list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WATCHDOG_USEC", "300000")
-    monkeypatch.setattr(watch, "LOOP_AGE_MAX_S", 2.0)
+    monkeypatch.setattr(worker_health, "LOOP_AGE_MAX_S", 2.0)
     assert systemd.watchdog_timeout_s() == 0.3
 
     def scenario() -> None:

@@ -14,8 +14,7 @@ import pytest
 
 from ingestd.core.border import SegmentOpened
 from ingestd.daemon import run as daemon
-from ingestd.daemon import shutdown as closing
-from ingestd.daemon import startup
+from ingestd.daemon import shutdown, startup
 from ingestd.daemon.maintenance import maintenance_thread
 from support.fake_store import FakeOpener, FakeStore
 from support.patience import WAIT_S
@@ -32,7 +31,7 @@ def hang() -> Iterator[threading.Event]:
 @pytest.fixture
 def scene(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scene:
     monkeypatch.setattr(daemon, "TICK_S", 0.02)
-    monkeypatch.setattr(closing, "STEP_TIME_MAX_S", 0.1)
+    monkeypatch.setattr(shutdown, "STEP_TIME_MAX_S", 0.1)
     monkeypatch.setattr(daemon, "STEP_TIME_MAX_S", 0.1)
     monkeypatch.setattr(maintenance_thread, "TURN_INTERVAL_S", 0.01)
     monkeypatch.setattr(startup, "raise_descriptor_limit", lambda needed: needed)

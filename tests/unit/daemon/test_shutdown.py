@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ingestd.daemon import shutdown as closing
+from ingestd.daemon import shutdown
 from ingestd.daemon.base.threads import join_threads, start_thread
 from ingestd.daemon.base.waker import Waker
 from ingestd.daemon.shutdown import Shutdown
@@ -37,7 +37,7 @@ def recorder() -> Recorder:
 def test_a_step_that_hangs_is_left_behind_by_name(
     hang: threading.Event, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(closing, "STEP_TIME_MAX_S", 0.05)
+    monkeypatch.setattr(shutdown, "STEP_TIME_MAX_S", 0.05)
     made = Shutdown(Log(recorder, "info"))
     assert made.run("quick", lambda: None)
     assert not made.has_left_behind
@@ -61,11 +61,11 @@ def test_all_steps_together_have_a_bound(recorder: Recorder) -> None:
     total_s = 0.0
     for _ in range(100):
         time_s = made.time_s()
-        assert closing.STEP_TIME_MIN_S <= time_s <= closing.STEP_TIME_MAX_S
+        assert shutdown.STEP_TIME_MIN_S <= time_s <= shutdown.STEP_TIME_MAX_S
         now_s[0] += time_s
         total_s += time_s
-    assert total_s <= closing.CLOSE_TIME_S + 100 * closing.STEP_TIME_MIN_S
-    assert made.time_s() == closing.STEP_TIME_MIN_S
+    assert total_s <= shutdown.CLOSE_TIME_S + 100 * shutdown.STEP_TIME_MIN_S
+    assert made.time_s() == shutdown.STEP_TIME_MIN_S
 
 
 def test_what_a_step_raises_is_raised(recorder: Recorder) -> None:

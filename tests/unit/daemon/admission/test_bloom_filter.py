@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestd.daemon.admission import bloom_filter as bloom_filter
+from ingestd.daemon.admission import bloom_filter
 from ingestd.daemon.admission.bloom_filter import BITS_PER_ID, FILTER_BYTES_MIN, BloomFilter
 
 FEW_BYTES = 128

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestd.daemon.admission import marked_ids as marked_ids
+from ingestd.daemon.admission import marked_ids
 from ingestd.daemon.admission.marked_ids import is_raw_id, new_flow_id
 
 STORE = bytes(range(16))

@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 
 from ingestd.daemon.admission.flow_lock import FlowLock
-from ingestd.daemon.maintenance import delete_requests as delete_requests
-from ingestd.daemon.maintenance import maintenance_thread as thread_module
+from ingestd.daemon.maintenance import delete_requests, maintenance_thread
 from ingestd.daemon.maintenance.maintenance_thread import MaintenanceThread
 from ingestd.log_events import LogEvent
 from ingestd.store.metadata.request_block import Request, RequestState
 from ingestd.store.read.image import StoreImage
-from ingestd.store.reclaim import deletion as removing
+from ingestd.store.reclaim import deletion
 from ingestd.store.reclaim.deletion import remove_flows
 from ingestd.store.reclaim.sweep import Sweeper
 from ingestd.store.serve.served_store import open_for_serving
@@ -107,7 +106,7 @@ def test_a_flow_is_forgotten_a_while_after_its_last_segment_went(
     stage.maintainer.turn()
     assert stage.store.sweeper.removed == {ONE}, "who lists the store now must not see a part of it"
     assert stage.maintainer.take_gone() == []
-    monkeypatch.setattr(thread_module, "DROP_DELAY_S", 0.0)
+    monkeypatch.setattr(maintenance_thread, "DROP_DELAY_S", 0.0)
     stage.maintainer.turn()
     assert stage.store.sweeper.removed == set()
     assert stage.maintainer.take_gone() == [ONE]
@@ -119,7 +118,7 @@ def test_answers_that_nobody_fetches_are_taken_away(
 ) -> None:
     stage.ask(ONE)
     stage.maintainer.turn()
-    monkeypatch.setattr(thread_module, "DROP_DELAY_S", -1.0)
+    monkeypatch.setattr(maintenance_thread, "DROP_DELAY_S", -1.0)
     monkeypatch.setattr(delete_requests, "ANSWER_KEPT_S", -1.0)
     stage.ask(TWO, token=8)
     stage.maintainer.turn()
@@ -136,7 +135,7 @@ def test_a_store_that_failed_is_left_alone(stage: Stage) -> None:
 
 
 def test_it_waits_after_reading_the_store(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thread_module, "REQUEST_PAUSE_TIMES", 10**6)
+    monkeypatch.setattr(maintenance_thread, "REQUEST_PAUSE_TIMES", 10**6)
     stage.ask(ONE)
     stage.maintainer.turn()
     stage.ask(TWO)
@@ -152,8 +151,8 @@ def test_segments_of_a_removal_before_the_start_come_back(stage: Stage) -> None:
 
 
 def test_more_flows_than_the_block_holds(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thread_module, "TURN_INTERVAL_S", 0.01)
-    monkeypatch.setattr(removing, "REQUESTS_MAX", ROUND_COUNT)
+    monkeypatch.setattr(maintenance_thread, "TURN_INTERVAL_S", 0.01)
+    monkeypatch.setattr(deletion, "REQUESTS_MAX", ROUND_COUNT)
     segment = stage.begin()
     flows = [bytes([1, number]) * 8 for number in range(ROUND_COUNT + 10)]
     for first in range(0, len(flows), 50):
@@ -226,7 +225,7 @@ def test_who_asks_is_told_that_it_was_seen_before_the_store_is_read(
 
 def test_an_answer_has_its_own_age(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long command has one token all the time, and may fetch an answer late."""
-    monkeypatch.setattr(thread_module, "DROP_DELAY_S", 1000.0)
+    monkeypatch.setattr(maintenance_thread, "DROP_DELAY_S", 1000.0)
     monkeypatch.setattr(delete_requests, "ROUND_TIME_S", 0.0)
     desk = stage.maintainer._requests
     stage.box.write([Request(ONE, 7, RequestState.REMOVED)])
@@ -252,7 +251,7 @@ def test_what_an_earlier_daemon_was_asked_is_not_done(stage: Stage) -> None:
 
 
 def test_too_much_news_is_counted(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(thread_module, "REPORTS_COUNT_MAX", 1)
+    monkeypatch.setattr(maintenance_thread, "REPORTS_COUNT_MAX", 1)
     stage.ask(ONE, TWO)
     stage.maintainer.turn()
     (_, (event, fields)) = stage.maintainer.take_reports()

@@ -20,7 +20,7 @@ from ingestd.store.format.layout import SEGMENTS_OFFSET
 from ingestd.store.format.segment import SegmentState
 from ingestd.store.read.image import read_image
 from ingestd.store.read.verify import verify_store
-from ingestd.store.serve import served_store as serving
+from ingestd.store.serve import served_store
 from ingestd.store.serve.served_store import open_for_serving
 from support.loop import loop_device
 from support.store_builder import Close, Extent, Open, StoreBuilder
@@ -177,7 +177,7 @@ def loop(tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.needs_root
 def test_a_block_device_is_served_exclusively(loop: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "HELD_WAIT_S", 0.3)
+    monkeypatch.setattr(served_store, "HELD_WAIT_S", 0.3)
     with open_for_serving(loop) as store:
         assert store.recovery.segments_recovered == 1
         with read_image(loop) as image:
@@ -209,7 +209,7 @@ def test_a_block_device_that_is_given_up_meanwhile_is_served(loop: str) -> None:
     with open_for_serving(loop, on_wait=on_wait) as store:
         assert store.recovery.segments_recovered == 1
     timer.join()
-    assert told == [serving.HELD_WAIT_S]
+    assert told == [served_store.HELD_WAIT_S]
 
 
 def test_larger_logical_blocks_are_taken_from_the_device(

@@ -36,7 +36,7 @@ from ingestd.store.metadata.tombstones import (
 )
 from ingestd.store.read.image import read_image
 from ingestd.store.read.verify import verify_store
-from ingestd.store.reclaim import deletion as removing
+from ingestd.store.reclaim import deletion
 from ingestd.store.reclaim.deletion import remove_flows
 from ingestd.store.serve.served_store import open_for_serving
 from support.store_builder import Close, Extent, Open, StoreBuilder
@@ -220,9 +220,9 @@ def test_the_time_for_an_answer_begins_with_the_question(
 ) -> None:
     """Reading a large store takes longer, before it is asked and, once it was seen, behind that."""
     clock = [0.0]
-    read, box_read = removing.read_image, RequestBlock.read
-    monkeypatch.setattr(removing.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(removing.time, "sleep", lambda seconds: None)
+    read, box_read = deletion.read_image, RequestBlock.read
+    monkeypatch.setattr(deletion.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(deletion.time, "sleep", lambda seconds: None)
 
     def slow(name: str) -> object:
         clock[0] += 100.0
@@ -234,7 +234,7 @@ def test_the_time_for_an_answer_begins_with_the_question(
         state = RequestState.SEEN if clock[0] < 500 else RequestState.REMOVED
         return [request._replace(state=state) for request in requests]
 
-    monkeypatch.setattr(removing, "read_image", slow)
+    monkeypatch.setattr(deletion, "read_image", slow)
     monkeypatch.setattr(RequestBlock, "read", answered)
     with open_device(str(path)) as holder:
         fcntl.flock(holder.fd, fcntl.LOCK_EX)
@@ -275,7 +275,7 @@ def test_a_store_that_somebody_holds_but_no_daemon_answers(path: Path) -> None:
 def test_the_holder_goes_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     holder = open_device(str(path))
     fcntl.flock(holder.fd, fcntl.LOCK_EX)
-    sleep = removing.time.sleep
+    sleep = deletion.time.sleep
     steps: list[float] = []
 
     def one_step(seconds: float) -> None:
@@ -284,7 +284,7 @@ def test_the_holder_goes_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> No
             holder.close()
         sleep(seconds)
 
-    monkeypatch.setattr(removing.time, "sleep", one_step)
+    monkeypatch.setattr(deletion.time, "sleep", one_step)
     report = remove_flows(str(path), ["11111111", "33333333"])
     assert [outcome.error for outcome in report.outcomes] == [None, None]
     assert (report.is_served, report.segments_freed_count) == (False, 1)

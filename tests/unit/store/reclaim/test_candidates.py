@@ -11,7 +11,7 @@ import pytest
 
 from ingestd.errors import StoreError
 from ingestd.store.format.segment import SegmentImage, SegmentState, Span
-from ingestd.store.metadata.freed_record import FREED_OFFSETS, FREED_RECORD, Freer, read_freed
+from ingestd.store.metadata.freed_record import FREED_OFFSETS, FREED_RECORD, Reclaimer, read_freed
 from ingestd.store.metadata.tombstones import FLOWS_MAX, Tombstones
 from ingestd.store.read.image import read_image
 from ingestd.store.read.verify import verify_store
@@ -169,7 +169,7 @@ def test_what_was_cut_off_is_done_by_the_next_who_opens(
         raise StoreError("no power")
 
     with open_for_serving(str(path)) as store, monkeypatch.context() as cut_off:
-        cut_off.setattr(Freer, "reclaim", refuse)
+        cut_off.setattr(Reclaimer, "reclaim", refuse)
         with pytest.raises(StoreError):
             store.sweeper.sweep(store.sweeper.scan(), frozenset(flows))
         assert store.sweeper.scan().half_freed == [0, 1, 2]
@@ -205,10 +205,10 @@ def test_ranges_that_overlap_are_one(tmp_path: Path) -> None:
     """As after a device that refused, and a plan that was another one the next time."""
     path = a_store(tmp_path / "store.img", ids(1))
     with open_for_serving(str(path)) as store:
-        freer = store._freer
-        with freer.mutex:
-            freer.announce([(5, 12)])
-            freer.announce([(7, 8), (20, 20)])
+        reclaimer = store._reclaimer
+        with reclaimer.mutex:
+            reclaimer.announce([(5, 12)])
+            reclaimer.announce([(7, 8), (20, 20)])
         image = store.sweeper.scan()
         freed = read_freed(image.device, image.superblock)
     assert freed.ranges == ((5, 12), (20, 20))
@@ -218,8 +218,8 @@ def test_ranges_that_overlap_are_one(tmp_path: Path) -> None:
 
 def test_what_was_not_ended_is_limited(tmp_path: Path) -> None:
     path = a_store(tmp_path / "store.img", ids(1))
-    with open_for_serving(str(path)) as store, store._freer.mutex:
+    with open_for_serving(str(path)) as store, store._reclaimer.mutex:
         ranges = [(number, number) for number in itertools.islice(itertools.count(1, 2), 253)]
         with pytest.raises(StoreError, match="253 runs of segments"):
-            store._freer.announce(ranges)
-        store._freer.announce(ranges[:252])
+            store._reclaimer.announce(ranges)
+        store._reclaimer.announce(ranges[:252])

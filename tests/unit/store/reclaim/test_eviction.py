@@ -346,7 +346,7 @@ def test_ahead_of_time_granting_waits_for_no_device(
         store.overwrite_oldest(1)
         assert store.recycle_ahead(2) == 2
         assert store.recycle_ahead(2) == 0
-        with monkeypatch.context() as patch, store._freer.mutex:
+        with monkeypatch.context() as patch, store._reclaimer.mutex:
             for call in ("preadv", "pwritev", "fsync"):
                 patch.setattr(os, call, _refuse)
             assert store.take_segment() is not None

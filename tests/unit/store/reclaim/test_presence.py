@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.daemon.admission.flow_lock import FlowLock
-from ingestd.daemon.maintenance import maintenance_thread as thread_module
+from ingestd.daemon.maintenance import maintenance_thread
 from ingestd.daemon.maintenance.maintenance_thread import MaintenanceThread
 from ingestd.log_events import LogEvent
 from ingestd.store.format.layout import (
@@ -146,8 +146,8 @@ def test_a_flow_past_its_term_that_may_lie_there_as_well_is_removed_first(
 def test_the_keeper_names_the_segments_once(
     tmp_path: Path, builder: StoreBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(thread_module, "SWEEP_PAUSE_TIMES", 0)
-    monkeypatch.setattr(thread_module, "TURN_INTERVAL_S", 0.0)
+    monkeypatch.setattr(maintenance_thread, "SWEEP_PAUSE_TIMES", 0)
+    monkeypatch.setattr(maintenance_thread, "TURN_INTERVAL_S", 0.0)
     path = builder.save(tmp_path / "store.img")
     damage(path, header=True)
     remove_flows(str(path), [flow.hex() for flow in sorted(FORGOTTEN | REMEMBERED)])

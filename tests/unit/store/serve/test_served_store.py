@@ -20,7 +20,7 @@ from ingestd.store.format.segment import SegmentState
 from ingestd.store.metadata.superblock import read_superblock
 from ingestd.store.read.image import read_image
 from ingestd.store.read.reader import read_flow
-from ingestd.store.serve import served_store as serving
+from ingestd.store.serve import served_store
 from ingestd.store.serve.served_store import open_for_serving
 from support.store_builder import Close, Extent, Open, StoreBuilder
 
@@ -65,7 +65,7 @@ def test_it_raises_the_generation_durably(path: Path) -> None:
 
 
 def test_only_one_may_serve(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(serving, "HELD_WAIT_S", 0.3)
+    monkeypatch.setattr(served_store, "HELD_WAIT_S", 0.3)
     StoreBuilder().save(path)
     with open_for_serving(str(path)) as store, read_image(str(path)) as image:
         assert image.served
@@ -93,7 +93,7 @@ def test_a_store_that_is_given_up_meanwhile_is_served(path: Path) -> None:
         assert first.fd == -1
         assert store.superblock.generation == 3
     timer.join()
-    assert told == [serving.HELD_WAIT_S]
+    assert told == [served_store.HELD_WAIT_S]
 
 
 def test_a_reader_that_asks_does_not_keep_the_daemon_out(path: Path) -> None:
