@@ -127,20 +127,20 @@ cdef extern from "base/reactor.h" nogil:
 
 cdef extern from "connection/ingest/admission.h" nogil:
     enum:
-        _QUESTION_HELLO "QUESTION_HELLO"
-        _QUESTION_TRAILER "QUESTION_TRAILER"
+        _REQUEST_HELLO "REQUEST_HELLO"
+        _REQUEST_TRAILER "REQUEST_TRAILER"
         _NOTE_ENDED "NOTE_ENDED"
-        _QUESTION_HAS_CRC "QUESTION_HAS_CRC"
-        _QUESTION_WHOLE "QUESTION_WHOLE"
-        _QUESTION_STORED "QUESTION_STORED"
-        _QUESTION_SEALED "QUESTION_SEALED"
-        _ADMIT "ANSWER_ADMIT"
-        _REFUSE "ANSWER_REFUSE"
-        _SEAL "ANSWER_SEAL"
-        _ANSWER_HAS_CRC "ANSWER_HAS_CRC"
-        _ANSWER_STATED "ANSWER_STATED"
-        _ANSWER_TRAILER "ANSWER_TRAILER"
-    struct question:
+        _REQUEST_HAS_CRC "REQUEST_HAS_CRC"
+        _REQUEST_WHOLE "REQUEST_WHOLE"
+        _REQUEST_STORED "REQUEST_STORED"
+        _REQUEST_SEALED "REQUEST_SEALED"
+        _ADMIT "RESPONSE_ADMIT"
+        _REFUSE "RESPONSE_REFUSE"
+        _SEAL "RESPONSE_SEAL"
+        _RESPONSE_HAS_CRC "RESPONSE_HAS_CRC"
+        _RESPONSE_LENGTH_KNOWN "RESPONSE_LENGTH_KNOWN"
+        _RESPONSE_TRAILER "RESPONSE_TRAILER"
+    struct admission_request:
         uint32_t kind
         uint32_t flow_index
         uint64_t serial
@@ -152,7 +152,7 @@ cdef extern from "connection/ingest/admission.h" nogil:
         char peer[64]
         uint8_t challenge[32]
         uint8_t block[4096]
-    struct answer:
+    struct admission_response:
         uint32_t kind
         uint32_t flow_index
         uint64_t serial
@@ -169,7 +169,7 @@ cdef extern from "connection/ingest/admission.h" nogil:
         char text[1024]
     struct admission:
         pass
-    bint admission_take_question(admission *a, question *out)
+    bint admission_take_request(admission *a, admission_request *out)
 
 cdef extern from "connection/ingest/session.h" nogil:
     enum:
@@ -207,7 +207,7 @@ cdef extern from "worker.h" nogil:
         char name[64]
         uint32_t allow_count
         network allow[64]
-    void worker_answer(worker *w, const answer *a)
+    void worker_respond(worker *w, const admission_response *a)
     bint worker_park(worker *w, uint64_t serial)
     enum:
         _ENGINE_RECV "ENGINE_RECV"

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from typing import Final
 
 from ingestd.core.border import (
+    AdmissionRequest,
     DeviceProfile,
     Event,
     ProbeResult,
-    Question,
     WorkerSettings,
     WorkerShape,
 )
@@ -89,7 +89,7 @@ class Worker:
     def fail_store(self, error: int) -> None:
         """Acknowledge nothing more, for the reason of an errno."""
     def events(self) -> list[Event]: ...
-    def questions(self) -> list[Question]:
+    def admission_requests(self) -> list[AdmissionRequest]:
         """What is to be decided; each but a note is to be answered exactly once, by one
         of the three below, whatever has become of its connection meanwhile."""
     def admit(
@@ -110,13 +110,13 @@ class Worker:
         """Send a line, 1024 bytes at most, and hang up; a flow whose trailer it is about is
         interrupted."""
     def park(self, connection: tuple[int, int]) -> bool:
-        """Free the question's place for another one's, as its answer, which is still to be given,
+        """Free the request's place for another one's, as its answer, which is still to be given,
         takes long; False: too many are parked."""
     def seal(self, connection: tuple[int, int], crc: int | None) -> None:
         """The trailer is right; crc: what it says, if it does."""
     @property
     def event_fd(self) -> int:
-        """Readable when events, questions or segments_wanted() ask for a look; clear by
+        """Readable when events, requests or segments_wanted() ask for a look; clear by
         os.eventfd_read."""
     def segments_wanted(self) -> int:
         """How many segments the worker wants to hold ready and does not have."""

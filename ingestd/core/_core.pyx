@@ -14,7 +14,7 @@ from libc.string cimport memcpy, memset
 from ingestd.core.border import (
     AcceptFailed, Backpressure, BackpressureChanged, Denial, DeviceProfile, Engine, Event,
     FlowByCopy, FlowDenied, FlowElsewhere, FlowInterrupted, FlowOpened, FlowRefused, FlowSealed,
-    HelloFailed, ProbeResult, Question, QuestionKind, SegmentClosed, SegmentOpened, StoreFailed,
+    HelloFailed, ProbeResult, AdmissionRequest, RequestKind, SegmentClosed, SegmentOpened, StoreFailed,
     StoreFailure, StoreFull, WriteRetried,
 )
 
@@ -22,9 +22,9 @@ HISTOGRAM_BOUNDS_NS = tuple(histogram_bound_ns(i) for i in range(HISTOGRAM_BUCKE
 HISTOGRAM_BOUNDS_BYTES = tuple(histogram_bound_bytes(i) for i in range(HISTOGRAM_BUCKETS_COUNT))
 
 cdef dict KINDS = {
-    _QUESTION_HELLO: QuestionKind.HELLO,
-    _QUESTION_TRAILER: QuestionKind.TRAILER,
-    _NOTE_ENDED: QuestionKind.NOTE_ENDED,
+    _REQUEST_HELLO: RequestKind.HELLO,
+    _REQUEST_TRAILER: RequestKind.TRAILER,
+    _NOTE_ENDED: RequestKind.NOTE_ENDED,
 }
 cdef dict FAILURES = {
     _FAILED_WRITE: StoreFailure.WRITE,
@@ -282,29 +282,29 @@ cdef class Worker:
                                 PyBytes_FromStringAndSize(<char *>e.flow, 16), e.time_ns))
         return events
 
-    def questions(self):
-        cdef question q
-        questions = []
-        while admission_take_question(&self.w.admission, &q):
-            questions.append(Question(
+    def admission_requests(self):
+        cdef admission_request q
+        requests = []
+        while admission_take_request(&self.w.admission, &q):
+            requests.append(AdmissionRequest(
                 KINDS[q.kind], (q.flow_index, q.serial), q.listener_index, q.bytes_count, q.crc,
-                bool(q.flags & _QUESTION_HAS_CRC), bool(q.flags & _QUESTION_WHOLE),
-                bool(q.flags & _QUESTION_STORED), bool(q.flags & _QUESTION_SEALED),
+                bool(q.flags & _REQUEST_HAS_CRC), bool(q.flags & _REQUEST_WHOLE),
+                bool(q.flags & _REQUEST_STORED), bool(q.flags & _REQUEST_SEALED),
                 PyBytes_FromStringAndSize(<char *>q.flow, 16), (<bytes>q.peer).decode(),
                 PyBytes_FromStringAndSize(<char *>q.challenge, 32),
                 PyBytes_FromStringAndSize(<char *>q.block, 4096)))
-        return questions
+        return requests
 
     def admit(self, connection, bytes flow, *, base_bytes, limit_bytes, crc, bint is_crc_known,
               bint is_stated, bint has_trailer, bytes name, bytes labels):
-        cdef answer a
+        cdef admission_response a
         if len(flow) != 16 or len(name) > sizeof(a.name) or len(labels) > sizeof(a.labels):
             raise ValueError("flow, name or labels have a size that no answer can hold")
         memset(&a, 0, sizeof(a))
         a.kind = _ADMIT
         a.flow_index, a.serial = connection
-        a.flags = ((_ANSWER_HAS_CRC if is_crc_known else 0) | (_ANSWER_STATED if is_stated else 0)
-                   | (_ANSWER_TRAILER if has_trailer else 0))
+        a.flags = ((_RESPONSE_HAS_CRC if is_crc_known else 0) | (_RESPONSE_LENGTH_KNOWN if is_stated else 0)
+                   | (_RESPONSE_TRAILER if has_trailer else 0))
         a.crc = crc
         a.base_bytes = base_bytes
         a.limit_bytes = limit_bytes
@@ -313,10 +313,10 @@ cdef class Worker:
         memcpy(a.labels, <const char *>labels, len(labels))
         a.name_bytes = len(name)
         a.labels_bytes = len(labels)
-        worker_answer(self.w, &a)
+        worker_respond(self.w, &a)
 
     def refuse(self, connection, bytes line):
-        cdef answer a
+        cdef admission_response a
         if not 0 < len(line) <= sizeof(a.text):
             raise ValueError("a refusal has a size that no answer can hold")
         memset(&a, 0, sizeof(a))
@@ -324,19 +324,19 @@ cdef class Worker:
         a.flow_index, a.serial = connection
         memcpy(a.text, <const char *>line, len(line))
         a.text_bytes = len(line)
-        worker_answer(self.w, &a)
+        worker_respond(self.w, &a)
 
     def park(self, connection):
         return bool(worker_park(self.w, connection[1]))
 
     def seal(self, connection, crc):
-        cdef answer a
+        cdef admission_response a
         memset(&a, 0, sizeof(a))
         a.kind = _SEAL
         a.flow_index, a.serial = connection
-        a.flags = _ANSWER_HAS_CRC if crc is not None else 0
+        a.flags = _RESPONSE_HAS_CRC if crc is not None else 0
         a.crc = crc or 0
-        worker_answer(self.w, &a)
+        worker_respond(self.w, &a)
 
     @property
     def event_fd(self):

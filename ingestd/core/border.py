@@ -240,7 +240,7 @@ class Event(NamedTuple):
 # --- Admission ------------------------------------------------------------------------
 
 
-class QuestionKind(Enum):
+class RequestKind(Enum):
     """The kind of a request of a worker to Python; a note is not to be answered."""
 
     HELLO = "hello"
@@ -248,10 +248,10 @@ class QuestionKind(Enum):
     NOTE_ENDED = "ended"
 
 
-class Question(NamedTuple):
+class AdmissionRequest(NamedTuple):
     """Protocol ingest: what a worker asks, or notes, about a connection."""
 
-    kind: QuestionKind
+    kind: RequestKind
     connection: tuple[int, int]  # names it in answers and end_flow()
     listener_index: int
     bytes_count: int  # trailer: of the payload; ended: those of the flow that are durable

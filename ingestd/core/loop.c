@@ -90,7 +90,7 @@ static void loop_handle_commands(struct worker *w) {
     while (mailbox_take(&w->reactor.mailbox, &c))
         loop_handle_command(w, &c);
     loop_take_news(w); /* the store may have failed */
-    ingest_take_answers(w);
+    ingest_take_responses(w);
     arm_command(w);
 }
 

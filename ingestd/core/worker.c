@@ -35,7 +35,7 @@ struct worker *worker_create(const struct worker_settings *s) {
         .queue_retry_ns = s->queue_retry_ns,
     };
     w->engine = s->engine == ENGINE_ZCRX ? &engine_zcrx : &engine_recv;
-    w->unasked = w->unasked_hellos = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
+    w->admission_backlog = w->hello_backlog = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
     w->flow_id_serial = worker_random(); /* so that a clock set back makes no id again */
     admission_open(&w->admission);
     if (mailbox_open(&w->reactor.mailbox, &w->reactor.fault) < 0) {
@@ -102,7 +102,7 @@ int worker_add_listener(struct worker *w, const struct listener_settings *s) {
         .allow_count = s->allow_count,
         .idle = {FLOW_NONE, FLOW_NONE, 0},
         .greeting = {FLOW_NONE, FLOW_NONE, 0},
-        .news = {FLOW_NONE, FLOW_NONE, 0},
+        .acks_pending = {FLOW_NONE, FLOW_NONE, 0},
     };
     memcpy(l->name, s->name, sizeof l->name);
     memcpy(l->allow, s->allow, sizeof l->allow);
@@ -239,8 +239,8 @@ int worker_setup(struct worker *w) {
     return code;
 }
 
-void worker_answer(struct worker *w, const struct answer *a) {
-    admission_answer(&w->admission, a);
+void worker_respond(struct worker *w, const struct admission_response *a) {
+    admission_respond(&w->admission, a);
     mailbox_wake_worker(&w->reactor.mailbox);
 }
 

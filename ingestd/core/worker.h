@@ -71,8 +71,8 @@ struct worker {
     struct handover handover;
     struct peers peers; /* open from the first listener with a limit on */
     struct admission admission;
-    /* Sessions whose question found no room, oldest first; hellos come behind all others. */
-    struct flow_list unasked, unasked_hellos;
+    /* Sessions whose request found no room, oldest first; hellos come behind all others. */
+    struct flow_list admission_backlog, hello_backlog;
     uint64_t session_serial; /* of the session begun last */
     uint64_t flow_id_serial; /* of the id made next */
 };
@@ -87,9 +87,9 @@ int worker_setup(struct worker *w); /* 0 or -errno with the reactor's fault */
 int64_t worker_locked_bytes(const struct worker_settings *s);
 int worker_run(struct worker *w); /* 0 after a drain, or -errno with the reactor's fault */
 
-/* Any thread, one at a time: answers a question, and wakes the worker. */
-void worker_answer(struct worker *w, const struct answer *a);
-/* So too: the question's answer takes long; false: too many have such. */
+/* Any thread, one at a time: takes a response, and wakes the worker. */
+void worker_respond(struct worker *w, const struct admission_response *a);
+/* So too: the response to a request takes long; false: too many have such. */
 bool worker_park(struct worker *w, uint64_t serial);
 
 #endif

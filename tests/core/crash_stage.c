@@ -16,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "connection/ingest/answer.h"
+#include "connection/ingest/lines.h"
 #include "crash_stage.h"
 #include "random.h"
 
@@ -172,7 +172,7 @@ static void tell(struct sender *s) {
 
 static void flow_closed(struct worker *w, struct flow *f) {
     struct sender *s = sender_of(f);
-    size_t bytes = answer_format(f, storage_error(&w->storage), f->line, sizeof f->line);
+    size_t bytes = line_of_raw(f, storage_error(&w->storage), f->line, sizeof f->line);
     tell(s);
     trace(TRACE_ANSWER, s->number, 0, 0, f->line, bytes);
     flow_set_phase(f, FLOW_GONE);

@@ -14,7 +14,7 @@ from support.patience import WAIT_S
 MODEL = TESTS / "core" / "plan_model.c"
 PROGRAMS = {
     "test_admission": (TESTS / "core" / "test_admission.c",),
-    "test_answer": (TESTS / "core" / "test_answer.c",),
+    "test_lines": (TESTS / "core" / "test_lines.c",),
     "test_buddy": (TESTS / "core" / "test_buddy.c",),
     "test_commit": (TESTS / "core" / "test_commit.c",),
     "test_engine": (

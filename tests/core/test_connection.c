@@ -11,7 +11,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include "connection/ingest/answer.h"
+#include "connection/ingest/lines.h"
 #include "harness.h"
 #include "worker.h"
 
@@ -93,10 +93,6 @@ static void played_begin(struct worker *w, struct flow *f) {
     stage.begun++;
 }
 
-static void played_ignore(struct worker *w, struct flow *f) {
-    (void)w, (void)f;
-}
-
 static bool played_yes(struct worker *w, struct flow *f) {
     (void)w, (void)f;
     return true;
@@ -111,11 +107,8 @@ const struct protocol protocol_ingest = {
     .number = PROTOCOL_INGEST,
     .begin = played_begin,
     .stop = played_no,
-    .report_end = played_ignore,
-    .report_refused = played_ignore,
-    .send_last = played_ignore,
     .release = played_yes,
-    .format_denial = answer_turned_away,
+    .format_denial = line_denial,
 };
 
 static void stop(struct receiver *r, struct flow *f) {
@@ -152,7 +145,7 @@ static void open_stage(void) {
         struct listener *l = &w->listeners[w->listener_count++];
         l->index = 7 + i;
         l->protocol = i == 0 ? &protocol_raw : &protocol_ingest;
-        l->idle = l->greeting = l->news = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
+        l->idle = l->greeting = l->acks_pending = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
     }
 }
 

@@ -6,7 +6,7 @@
 
 #include <string.h>
 
-#include "connection/ingest/answer.h"
+#include "connection/ingest/lines.h"
 #include "harness.h"
 
 #define CAPACITY 4
@@ -117,14 +117,14 @@ static void flows_with_news_are_told_in_turn(void) {
     flow_table_init(&t, CAPACITY);
     struct flow *a = taken(&t), *b = taken(&t), *c = taken(&t);
     CHECK_EQUAL(a->limit_bytes, UINT64_MAX);
-    flow_news_add(&t, &news, a);
-    flow_news_add(&t, &news, b);
-    flow_news_add(&t, &news, a); /* is there: keeps its turn */
-    flow_news_add(&t, &news, c);
+    flow_ack_add(&t, &news, a);
+    flow_ack_add(&t, &news, b);
+    flow_ack_add(&t, &news, a); /* is there: keeps its turn */
+    flow_ack_add(&t, &news, c);
     CHECK_EQUAL(news.count, 3);
     CHECK_EQUAL(news.head, a->index);
-    flow_news_remove(&t, &news, b);
-    flow_news_remove(&t, &news, b);
+    flow_ack_remove(&t, &news, b);
+    flow_ack_remove(&t, &news, b);
     CHECK_EQUAL(news.count, 2);
     CHECK_EQUAL(a->news.next, c->index);
     flow_table_destroy(&t);
@@ -132,7 +132,7 @@ static void flows_with_news_are_told_in_turn(void) {
 
 static const char *answer(const struct flow *f, int store_errno) {
     static char line[FLOW_LINE_BYTES];
-    size_t bytes = answer_format(f, store_errno, line, sizeof line);
+    size_t bytes = line_of_raw(f, store_errno, line, sizeof line);
     CHECK_EQUAL(bytes, strlen(line));
     CHECK(line[bytes - 1] == '\n');
     return line;

@@ -173,7 +173,7 @@ UNCALLED(connection_interrupt_all, struct worker *w ANY, uint8_t reason ANY, boo
 UNCALLED(connection_refuse_silent, struct worker *w ANY)
 UNCALLED(listeners_stop, struct worker *w ANY)
 UNCALLED(ingest_replace, struct worker *w ANY, uint32_t flow_index ANY, uint64_t serial ANY)
-UNCALLED(ingest_take_answers, struct worker *w ANY)
+UNCALLED(ingest_take_responses, struct worker *w ANY)
 UNCALLED(io_uring_queue_exit, struct io_uring *ring ANY)
 UNCALLED(connection_close_dropped, struct worker *w ANY, struct flow *f ANY)
 UNCALLED(storage_complete, struct storage *s ANY, enum uring_tag tag ANY, uint32_t index ANY,

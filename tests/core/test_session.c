@@ -32,34 +32,34 @@ static struct session_act at(struct session *s, enum session_input_kind kind, ui
     return session_on(s, &in);
 }
 
-static struct session_act answer(struct session *s, const struct answer *a) {
-    const struct session_input in = {.kind = SESSION_ANSWERED, .answer = a};
+static struct session_act answer(struct session *s, const struct admission_response *a) {
+    const struct session_input in = {.kind = SESSION_RESPONSE, .answer = a};
     return session_on(s, &in);
 }
 
-static void asked(struct session *s, struct session_act act, enum question_kind question) {
-    CHECK_EQUAL(act.kind, SESSION_ASK);
-    CHECK_EQUAL(act.question, question);
-    s->pending = act.question;
-    session_asked(s);
+static void asked(struct session *s, struct session_act act, enum request_kind request) {
+    CHECK_EQUAL(act.kind, SESSION_REQUEST);
+    CHECK_EQUAL(act.request, request);
+    s->pending = act.request;
+    session_requested(s);
     CHECK_EQUAL(s->pending, 0);
     CHECK(session_owes_report(s));
 }
 
 /* A session whose flow has begun at an offset. */
 static struct session admitted(uint32_t flags, uint64_t base_bytes, uint64_t limit_bytes) {
-    const struct answer a = {.kind = ANSWER_ADMIT,
-                             .serial = 7,
-                             .flags = flags,
-                             .base_bytes = base_bytes,
-                             .limit_bytes = limit_bytes,
-                             .name_bytes = 2,
-                             .name = "ab"};
+    const struct admission_response a = {.kind = RESPONSE_ADMIT,
+                                         .serial = 7,
+                                         .flags = flags,
+                                         .base_bytes = base_bytes,
+                                         .limit_bytes = limit_bytes,
+                                         .name_bytes = 2,
+                                         .name = "ab"};
     struct session s = begun();
-    asked(&s, came(&s, SESSION_BLOCK_BYTES), QUESTION_HELLO);
+    asked(&s, came(&s, SESSION_BLOCK_BYTES), REQUEST_HELLO);
     struct session_act act = answer(&s, &a);
     CHECK_EQUAL(act.kind, SESSION_START);
-    bool is_held = flags == ANSWER_TRAILER && limit_bytes != UINT64_MAX;
+    bool is_held = flags == RESPONSE_TRAILER && limit_bytes != UINT64_MAX;
     CHECK_EQUAL(act.limit_bytes, limit_bytes + (is_held ? SESSION_BLOCK_BYTES : 0));
     CHECK_EQUAL(s.step, SESSION_PAYLOAD);
     CHECK_EQUAL(memcmp(pages.name, "ab", 2), 0);
@@ -84,7 +84,7 @@ static void a_hello_comes_in_pieces(void) {
         CHECK_EQUAL(came(&s, 1000).kind, SESSION_RECEIVE_BLOCK);
         CHECK_EQUAL(at(&s, SESSION_BLOCK_AGAIN, 0).kind, SESSION_RECEIVE_BLOCK);
     }
-    asked(&s, came(&s, 96), QUESTION_HELLO);
+    asked(&s, came(&s, 96), REQUEST_HELLO);
 }
 
 static void a_hello_that_does_not_come_is_refused(void) {
@@ -115,17 +115,18 @@ static void a_late_hello_is_stopped_first(void) {
 }
 
 static void python_words_a_refusal(void) {
-    const struct answer a = {.kind = ANSWER_REFUSE, .serial = 7, .text_bytes = 4, .text = "nay\n"};
+    const struct admission_response a = {
+        .kind = RESPONSE_REFUSE, .serial = 7, .text_bytes = 4, .text = "nay\n"};
     struct session s = begun();
-    asked(&s, came(&s, SESSION_BLOCK_BYTES), QUESTION_HELLO);
+    asked(&s, came(&s, SESSION_BLOCK_BYTES), REQUEST_HELLO);
     ends(&s, answer(&s, &a), FLOW_STATE_INTERRUPTED, CLOSE_REASON_NONE, 0);
     CHECK_EQUAL(s.step, SESSION_REFUSED);
     CHECK_EQUAL(s.error, SESSION_ERROR_REFUSED);
     CHECK_EQUAL(memcmp(pages.text, "nay\n", s.text_bytes), 0);
 
-    s = admitted(ANSWER_TRAILER, 0, UINT64_MAX);
+    s = admitted(RESPONSE_TRAILER, 0, UINT64_MAX);
     s.block.filled = SESSION_BLOCK_BYTES;
-    asked(&s, at(&s, SESSION_STREAM_ENDED, 9000), QUESTION_TRAILER);
+    asked(&s, at(&s, SESSION_STREAM_ENDED, 9000), REQUEST_TRAILER);
     ends(&s, answer(&s, &a), FLOW_STATE_INTERRUPTED, CLOSE_REASON_CHECKSUM, 0);
     CHECK_EQUAL(s.step, SESSION_ENDED);
 }
@@ -136,18 +137,18 @@ static void a_half_close_seals_where_nothing_was_stated(void) {
 }
 
 static void a_stated_length_is_neither_more_nor_less(void) {
-    struct session s = admitted(ANSWER_STATED, 0, 1000);
+    struct session s = admitted(RESPONSE_LENGTH_KNOWN, 0, 1000);
     ends(&s, at(&s, SESSION_STREAM_ENDED, 999), FLOW_STATE_INTERRUPTED, CLOSE_REASON_LENGTH, 0);
     CHECK_EQUAL(s.error, SESSION_ERROR_TOO_SHORT);
 
-    s = admitted(ANSWER_STATED, 0, 1000);
+    s = admitted(RESPONSE_LENGTH_KNOWN, 0, 1000);
     CHECK_EQUAL(at(&s, SESSION_LIMIT_CAME, 1000).kind, SESSION_RECEIVE_BLOCK);
     CHECK_EQUAL(receive_block_room(&s.block).bytes, 1);
     CHECK_EQUAL(at(&s, SESSION_BLOCK_AGAIN, 0).kind, SESSION_RECEIVE_BLOCK);
     ends(&s, came(&s, 1), FLOW_STATE_INTERRUPTED, CLOSE_REASON_LENGTH, 0);
     CHECK_EQUAL(s.error, SESSION_ERROR_TOO_LONG);
 
-    s = admitted(ANSWER_STATED, 0, 1000);
+    s = admitted(RESPONSE_LENGTH_KNOWN, 0, 1000);
     at(&s, SESSION_LIMIT_CAME, 1000);
     ends(&s, at(&s, SESSION_STREAM_ENDED, 1000), FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
 }
@@ -160,9 +161,9 @@ static void a_listeners_limit_is_no_length(void) {
 }
 
 static void a_trailer_behind_a_stated_length(void) {
-    const struct answer seal = {
-        .kind = ANSWER_SEAL, .serial = 7, .flags = ANSWER_HAS_CRC, .crc = 0xE3069283u};
-    struct session s = admitted(ANSWER_STATED | ANSWER_TRAILER, 0, 1000);
+    const struct admission_response seal = {
+        .kind = RESPONSE_SEAL, .serial = 7, .flags = RESPONSE_HAS_CRC, .crc = 0xE3069283u};
+    struct session s = admitted(RESPONSE_LENGTH_KNOWN | RESPONSE_TRAILER, 0, 1000);
     CHECK(!session_is_holding(&s));
     CHECK_EQUAL(at(&s, SESSION_LIMIT_CAME, 1000).kind, SESSION_RECEIVE_BLOCK);
     CHECK_EQUAL(receive_block_room(&s.block).bytes, SESSION_BLOCK_BYTES + 1);
@@ -170,15 +171,15 @@ static void a_trailer_behind_a_stated_length(void) {
     CHECK_EQUAL(came(&s, 1).kind, SESSION_RECEIVE_BLOCK); /* for the end, or a byte too much */
     struct session_act act = at(&s, SESSION_STREAM_ENDED, 1000);
     CHECK_EQUAL(act.held_bytes, 0);
-    asked(&s, act, QUESTION_TRAILER);
+    asked(&s, act, REQUEST_TRAILER);
     ends(&s, answer(&s, &seal), FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
     CHECK(s.has_sender_crc && s.sender_crc == 0xE3069283u);
 
-    s = admitted(ANSWER_STATED | ANSWER_TRAILER, 0, 1000);
+    s = admitted(RESPONSE_LENGTH_KNOWN | RESPONSE_TRAILER, 0, 1000);
     at(&s, SESSION_LIMIT_CAME, 1000);
     ends(&s, came(&s, SESSION_BLOCK_BYTES + 1), FLOW_STATE_INTERRUPTED, CLOSE_REASON_LENGTH, 0);
 
-    s = admitted(ANSWER_STATED | ANSWER_TRAILER, 0, 1000);
+    s = admitted(RESPONSE_LENGTH_KNOWN | RESPONSE_TRAILER, 0, 1000);
     at(&s, SESSION_LIMIT_CAME, 1000);
     came(&s, SESSION_BLOCK_BYTES - 1);
     ends(&s, at(&s, SESSION_STREAM_ENDED, 1000), FLOW_STATE_INTERRUPTED, CLOSE_REASON_CHECKSUM, 0);
@@ -188,21 +189,21 @@ static void a_trailer_behind_a_stated_length(void) {
 static void a_trailer_that_is_held_back(void) {
     static uint8_t slot[3 * SESSION_BLOCK_BYTES];
     slot[sizeof slot - 1] = 9;
-    struct session s = admitted(ANSWER_TRAILER, 0, UINT64_MAX);
+    struct session s = admitted(RESPONSE_TRAILER, 0, UINT64_MAX);
     CHECK(session_is_holding(&s));
     CHECK_EQUAL(receive_block_hold(&s.block, slot, sizeof slot), SESSION_BLOCK_BYTES);
     CHECK_EQUAL(pages.block[SESSION_BLOCK_BYTES - 1], 9);
     struct session_act act = at(&s, SESSION_STREAM_ENDED, sizeof slot);
     CHECK_EQUAL(act.held_bytes, SESSION_BLOCK_BYTES);
-    asked(&s, act, QUESTION_TRAILER);
+    asked(&s, act, REQUEST_TRAILER);
 
-    s = admitted(ANSWER_TRAILER, 0, UINT64_MAX);
+    s = admitted(RESPONSE_TRAILER, 0, UINT64_MAX);
     CHECK_EQUAL(receive_block_hold(&s.block, slot, 10), 10);
     act = at(&s, SESSION_STREAM_ENDED, 10);
     CHECK_EQUAL(act.held_bytes, 10);
     ends(&s, act, FLOW_STATE_INTERRUPTED, CLOSE_REASON_CHECKSUM, 0);
 
-    s = admitted(ANSWER_TRAILER, 0, 1000); /* as many bytes as the listener lets a flow have */
+    s = admitted(RESPONSE_TRAILER, 0, 1000); /* as many bytes as the listener lets a flow have */
     receive_block_hold(&s.block, slot, SESSION_BLOCK_BYTES);
     CHECK_EQUAL(at(&s, SESSION_LIMIT_CAME, 1000 + SESSION_BLOCK_BYTES).kind, SESSION_RECEIVE_BLOCK);
     CHECK(receive_block_room(&s.block).at == pages.block + SESSION_BLOCK_BYTES);
@@ -211,13 +212,13 @@ static void a_trailer_that_is_held_back(void) {
 
 static void bytes_beyond_the_bound_are_the_trailers(void) {
     static const uint8_t bytes[SESSION_BLOCK_BYTES + 1] = {5};
-    struct session s = admitted(ANSWER_STATED | ANSWER_TRAILER, 0, 1000);
+    struct session s = admitted(RESPONSE_LENGTH_KNOWN | RESPONSE_TRAILER, 0, 1000);
     receive_block_take_overrun(&s.block, bytes, 600);
     CHECK_EQUAL(pages.block[0], 5);
     CHECK_EQUAL(at(&s, SESSION_LIMIT_CAME, 1000).kind, SESSION_RECEIVE_BLOCK);
     CHECK_EQUAL(receive_block_room(&s.block).bytes, SESSION_BLOCK_BYTES + 1 - 600);
 
-    s = admitted(ANSWER_STATED | ANSWER_TRAILER, 0, 1000);
+    s = admitted(RESPONSE_LENGTH_KNOWN | RESPONSE_TRAILER, 0, 1000);
     receive_block_take_overrun(&s.block, bytes, sizeof bytes);
     ends(&s, at(&s, SESSION_LIMIT_CAME, 1000), FLOW_STATE_INTERRUPTED, CLOSE_REASON_LENGTH, 0);
 
@@ -231,7 +232,7 @@ static void python_hears_of_an_end_once(void) {
     CHECK(session_owes_report(&s));
     at(&s, SESSION_STREAM_ENDED, 0);
     s.pending = NOTE_ENDED;
-    session_asked(&s);
+    session_requested(&s);
     CHECK(!session_owes_report(&s));
     session_free(&s);
     CHECK_EQUAL(s.step, SESSION_FREE);
@@ -239,7 +240,8 @@ static void python_hears_of_an_end_once(void) {
 
 /* --- By chance -------------------------------------------------------------------------- */
 
-static const uint32_t terms[] = {0, ANSWER_STATED, ANSWER_TRAILER, ANSWER_STATED | ANSWER_TRAILER};
+static const uint32_t terms[] = {0, RESPONSE_LENGTH_KNOWN, RESPONSE_TRAILER,
+                                 RESPONSE_LENGTH_KNOWN | RESPONSE_TRAILER};
 
 /* Most senders are well, and go on. */
 static bool is_trouble(const struct session *s, enum session_input_kind kind) {
@@ -248,7 +250,8 @@ static bool is_trouble(const struct session *s, enum session_input_kind kind) {
 }
 
 /* An input that may come in this step, with a value that an engine or Python might give. */
-static struct session_input any_input(struct session *s, struct answer *a, uint64_t limit_bytes) {
+static struct session_input any_input(struct session *s, struct admission_response *a,
+                                      uint64_t limit_bytes) {
     struct session_input in = {.kind = SESSION_INPUTS_COUNT};
     while (in.kind == SESSION_INPUTS_COUNT || !session_may_meet(s->step, in.kind) ||
            (is_trouble(s, in.kind) && random_below(50) != 0))
@@ -269,16 +272,16 @@ static struct session_input any_input(struct session *s, struct answer *a, uint6
         in.error = ECONNRESET;
     if (in.kind == SESSION_STOPPED)
         in.reason = CLOSE_REASON_SHUTDOWN;
-    if (in.kind == SESSION_ANSWERED) {
+    if (in.kind == SESSION_RESPONSE) {
         bool is_hello = s->step == SESSION_HELLO_PENDING;
         bool is_refused = random_below(4) == 0;
-        *a = (struct answer){.serial = s->serial,
-                             .kind = is_refused ? ANSWER_REFUSE
-                                     : is_hello ? ANSWER_ADMIT
-                                                : ANSWER_SEAL,
-                             .flags = is_hello ? terms[random_below(4)] : 0,
-                             .limit_bytes = limit_bytes,
-                             .text_bytes = is_refused};
+        *a = (struct admission_response){.serial = s->serial,
+                                         .kind = is_refused ? RESPONSE_REFUSE
+                                                 : is_hello ? RESPONSE_ADMIT
+                                                            : RESPONSE_SEAL,
+                                         .flags = is_hello ? terms[random_below(4)] : 0,
+                                         .limit_bytes = limit_bytes,
+                                         .text_bytes = is_refused};
         in.answer = a;
     }
     return in;
@@ -306,7 +309,7 @@ static void check_walk(struct session *s, const struct session_input *in, struct
 
 static void walk(uint32_t sealed[4]) {
     struct session s = begun();
-    struct answer a;
+    struct admission_response a;
     uint64_t limit_bytes = random_below(5000);
     for (uint32_t i = 0; s.step != SESSION_ENDED && s.step != SESSION_REFUSED; i++) {
         enum session_step before = s.step;

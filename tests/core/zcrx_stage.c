@@ -266,7 +266,7 @@ static void open_listener(struct worker *w) {
     l->fd = -1;
     l->protocol = &protocol_ingest;
     l->hello_timeout_ns = stage.shape.hello_timeout_ns;
-    l->idle = l->greeting = l->news = w->unasked = w->unasked_hellos =
+    l->idle = l->greeting = l->acks_pending = w->admission_backlog = w->hello_backlog =
         (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
     admission_open(&w->admission);
     if (session_pool_init(&l->sessions, STAGE_FLOWS_MAX) != 0)

@@ -128,7 +128,7 @@ void flow_format_peer(const struct flow *f, char *out, size_t capacity) {
 }
 
 /* Python's side: what the worker asks must be the block as it was laid. */
-static void check_block(const struct question *q, uint64_t laid_at) {
+static void check_block(const struct admission_request *q, uint64_t laid_at) {
     for (uint32_t i = 0; i < SESSION_BLOCK_BYTES; i++)
         if (q->block[i] != stage_pattern(q->flow_index, laid_at + i)) {
             stage_wrong("a block has other bytes than were laid");
@@ -136,31 +136,31 @@ static void check_block(const struct question *q, uint64_t laid_at) {
         }
 }
 
-static void answer(const struct question *q) {
+static void answer(const struct admission_request *q) {
     struct stage_sender *s = &stage.senders[q->flow_index];
-    struct answer a = {.flow_index = q->flow_index, .serial = q->serial};
-    if (q->kind == QUESTION_HELLO) {
+    struct admission_response a = {.flow_index = q->flow_index, .serial = q->serial};
+    if (q->kind == REQUEST_HELLO) {
         check_block(q, 0);
         s->accepted = true;
-        a.kind = ANSWER_ADMIT;
+        a.kind = RESPONSE_ADMIT;
         a.flow[0] = (uint8_t)(1 + q->flow_index);
         a.base_bytes = s->base_bytes;
         a.limit_bytes = s->stated ? s->base_bytes + s->payload_bytes : UINT64_MAX;
-        a.flags = (s->stated ? ANSWER_STATED : 0) | (s->trailer ? ANSWER_TRAILER : 0);
+        a.flags = (s->stated ? RESPONSE_LENGTH_KNOWN : 0) | (s->trailer ? RESPONSE_TRAILER : 0);
     } else {
         check_block(q, s->head_bytes + s->payload_bytes);
         if (q->bytes_count != s->base_bytes + s->payload_bytes)
             stage_wrong("the trailer was told with another length");
-        a.kind = ANSWER_SEAL;
+        a.kind = RESPONSE_SEAL;
     }
-    admission_answer(&stage.w->admission, &a);
+    admission_respond(&stage.w->admission, &a);
 }
 
 void stage_answer(void) {
-    static struct question q;
-    while (admission_take_question(&stage.w->admission, &q))
+    static struct admission_request q;
+    while (admission_take_request(&stage.w->admission, &q))
         answer(&q);
-    ingest_take_answers(stage.w);
+    ingest_take_responses(stage.w);
     stage_submit();
 }
 

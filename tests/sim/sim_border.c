@@ -3,7 +3,7 @@
  * Python's side of the core's border, played: it grants segments, decides on hellos and trailers
  * at once, late or not before the calm, sends commands and reads events.
  *
- * Uses what _core.pyx uses and nothing else of the core. Invariant: each question gets one answer
+ * Uses what _core.pyx uses and nothing else of the core. Invariant: each request gets one answer
  * at most, and before the calm some get none.
  */
 #include "sim.h"
@@ -23,7 +23,7 @@
 
 static struct worker *w;
 static struct waiting {
-    struct question q;
+    struct admission_request q;
     uint64_t not_before_ns;
     bool is_parked;
 } waiting[WAITING_MAX];
@@ -127,27 +127,28 @@ static struct live *live_of_stream(const struct stream *s) {
     return NULL;
 }
 
-static void refuse(const struct question *q, const char *why) {
-    struct answer a = {.kind = ANSWER_REFUSE, .flow_index = q->flow_index, .serial = q->serial};
+static void refuse(const struct admission_request *q, const char *why) {
+    struct admission_response a = {
+        .kind = RESPONSE_REFUSE, .flow_index = q->flow_index, .serial = q->serial};
     a.text_bytes = (uint16_t)snprintf(a.text, sizeof a.text,
                                       "{\"type\": \"error\", \"code\": \"%s\", \"text\": \"no\", "
                                       "\"flow\": null, \"durable\": 0}\n",
                                       why);
-    worker_answer(w, &a);
+    worker_respond(w, &a);
 }
 
-static void admit(const struct question *q, struct stream *s, uint32_t sender) {
-    struct answer a = {
-        .kind = ANSWER_ADMIT,
+static void admit(const struct admission_request *q, struct stream *s, uint32_t sender) {
+    struct admission_response a = {
+        .kind = RESPONSE_ADMIT,
         .flow_index = q->flow_index,
         .serial = q->serial,
         .base_bytes = s->base_bytes,
         .limit_bytes = sender_states_length(sender) ? s->payload_bytes : UINT64_MAX,
         .crc = s->base_crc,
     };
-    a.flags = (s->base_crc_known ? ANSWER_HAS_CRC : 0) |
-              (sender_states_length(sender) ? ANSWER_STATED : 0) |
-              (sender_has_trailer(sender) ? ANSWER_TRAILER : 0);
+    a.flags = (s->base_crc_known ? RESPONSE_HAS_CRC : 0) |
+              (sender_states_length(sender) ? RESPONSE_LENGTH_KNOWN : 0) |
+              (sender_has_trailer(sender) ? RESPONSE_TRAILER : 0);
     memcpy(a.flow, s->id, sizeof a.flow);
     a.name_bytes = (uint16_t)snprintf(a.name, sizeof a.name, "stream-%u", s->number);
     a.labels_bytes = (uint16_t)snprintf(a.labels, sizeof a.labels, "sender=%u", sender);
@@ -157,11 +158,11 @@ static void admit(const struct question *q, struct stream *s, uint32_t sender) {
     s->owner = (int)sender;
     sender_admitted(sender, s->base_bytes);
     sim_log("admit stream %u at %llu", s->number, (unsigned long long)s->base_bytes);
-    worker_answer(w, &a);
+    worker_respond(w, &a);
 }
 
 /* False: it waits for the connection that feeds the flow now. */
-static bool decide_hello(const struct question *q) {
+static bool decide_hello(const struct admission_request *q) {
     uint32_t sender;
     struct stream *s = stream_of_hello(q->block, &sender);
     struct live *other = live_of_stream(s);
@@ -179,7 +180,7 @@ static bool decide_hello(const struct question *q) {
     return true;
 }
 
-static bool decide_trailer(const struct question *q) {
+static bool decide_trailer(const struct admission_request *q) {
     const struct live *l = live_of(q->serial);
     if (l == NULL) { /* it has ended meanwhile, and gets its answer all the same */
         refuse(q, "busy");
@@ -187,55 +188,56 @@ static bool decide_trailer(const struct question *q) {
     }
     sender_check_trailer(l->sender, q->block, q->bytes_count);
     uint32_t crc = stream_crc(l->stream, q->bytes_count);
-    if ((q->flags & QUESTION_HAS_CRC) && q->crc != crc)
+    if ((q->flags & REQUEST_HAS_CRC) && q->crc != crc)
         sim_fail("stream %u has another checksum behind %llu bytes", l->stream->number,
                  (unsigned long long)q->bytes_count);
     if (sim_one_of(12)) {
         refuse(q, "checksum");
         return true;
     }
-    struct answer a = {.kind = ANSWER_SEAL, .flow_index = q->flow_index, .serial = q->serial};
-    a.flags = sim_below(2) ? ANSWER_HAS_CRC : 0;
+    struct admission_response a = {
+        .kind = RESPONSE_SEAL, .flow_index = q->flow_index, .serial = q->serial};
+    a.flags = sim_below(2) ? RESPONSE_HAS_CRC : 0;
     a.crc = a.flags ? crc : 0;
-    worker_answer(w, &a);
+    worker_respond(w, &a);
     return true;
 }
 
-static void forget_questions(uint64_t serial) {
+static void forget_requests(uint64_t serial) {
     for (uint32_t i = 0; i < waiting_count; i++)
         if (waiting[i].q.serial == serial)
             waiting[i].not_before_ns = sim.now_ns; /* it still gets its answer */
 }
 
-static void note_ended(const struct question *q) {
+static void note_ended(const struct admission_request *q) {
     struct live *l = live_of(q->serial);
-    forget_questions(q->serial);
+    forget_requests(q->serial);
     if (l == NULL)
         return;
     struct stream *s = l->stream;
     s->owner = -1;
-    if (q->flags & QUESTION_STORED) {
+    if (q->flags & REQUEST_STORED) {
         if (q->bytes_count > s->sent_bytes)
             sim_fail("stream %u ends with more bytes than were sent", s->number);
         s->base_bytes = q->bytes_count;
         s->base_crc = q->crc;
-        s->base_crc_known = (q->flags & QUESTION_HAS_CRC) != 0;
-        s->is_resumable = (q->flags & QUESTION_WHOLE) != 0;
-        s->is_sealed = s->is_sealed || (q->flags & QUESTION_SEALED);
+        s->base_crc_known = (q->flags & REQUEST_HAS_CRC) != 0;
+        s->is_resumable = (q->flags & REQUEST_WHOLE) != 0;
+        s->is_sealed = s->is_sealed || (q->flags & REQUEST_SEALED);
     }
     *l = lives[--lives_count];
 }
 
-static void take_questions(void) {
-    struct question q;
-    while (admission_take_question(ADMISSION, &q)) {
-        sim_log("question %u of %llu", q.kind, (unsigned long long)q.serial);
+static void take_requests(void) {
+    struct admission_request q;
+    while (admission_take_request(ADMISSION, &q)) {
+        sim_log("request %u of %llu", q.kind, (unsigned long long)q.serial);
         if (q.kind == NOTE_ENDED) {
             note_ended(&q);
             continue;
         }
         if (waiting_count == WAITING_MAX)
-            sim_fail("more questions than there may be");
+            sim_fail("more requests than there may be");
         struct waiting *n = &waiting[waiting_count++];
         *n = (struct waiting){.q = q};
         if (!sim.calm && sim_one_of(sim.shape.late_answer_of))
@@ -251,7 +253,7 @@ static void answer_some(void) {
             n->is_parked = worker_park(w, n->q.serial);
         if (is_late)
             continue;
-        bool is_done = n->q.kind == QUESTION_HELLO ? decide_hello(&n->q) : decide_trailer(&n->q);
+        bool is_done = n->q.kind == REQUEST_HELLO ? decide_hello(&n->q) : decide_trailer(&n->q);
         if (is_done)
             waiting[i--] = waiting[--waiting_count];
     }
@@ -328,7 +330,7 @@ void border_wake(void) {
     sim_wake_at(next_wake_ns);
     read_events();
     grant();
-    take_questions();
+    take_requests();
     answer_some();
     if (!sim.calm && sim_one_of(sim.shape.command_of))
         some_command();

@@ -10,7 +10,7 @@ from collections.abc import Callable, Set
 from types import SimpleNamespace
 from typing import Any
 
-from ingestd.core.border import QuestionKind
+from ingestd.core.border import RequestKind
 from ingestd.daemon.admission.admission import Admission
 from ingestd.daemon.admission.flow_index import FlowIndex
 from ingestd.daemon.admission.flow_lock import FlowLock
@@ -71,12 +71,12 @@ class FakeWorker:
         self.parked: list[tuple[int, int]] = []
         self._serial = itertools.count(1)
 
-    def questions(self) -> list[Any]:
+    def admission_requests(self) -> list[Any]:
         asked, self.asked = self.asked, []
         return asked
 
     def _answer(self, connection: tuple[int, int], kind: str, terms: dict[str, Any]) -> None:
-        assert connection not in self.answers, "a question is answered once"
+        assert connection not in self.answers, "a request is answered once"
         self.answers[connection] = kind, terms
 
     def admit(self, connection: tuple[int, int], flow: bytes, **terms: Any) -> None:
@@ -108,7 +108,7 @@ class FakeWorker:
         return 0, next(self._serial)
 
 
-def question(kind: QuestionKind, connection: tuple[int, int], **fields: Any) -> Any:
+def request(kind: RequestKind, connection: tuple[int, int], **fields: Any) -> Any:
     return SimpleNamespace(
         **{
             "kind": kind,
@@ -150,10 +150,10 @@ class Gate:
         self.woken += 1
 
     def ask(
-        self, kind: QuestionKind, connection: tuple[int, int], worker: int = 0, **fields: Any
+        self, kind: RequestKind, connection: tuple[int, int], worker: int = 0, **fields: Any
     ) -> Any:
         asker: Any = self.workers[worker]
-        asker.asked.append(question(kind, connection, **fields))
+        asker.asked.append(request(kind, connection, **fields))
         self.admission.serve(asker)
         return asker.answers.get(connection)
 
@@ -163,7 +163,7 @@ class Gate:
         made = hello_block(CHALLENGE.hex(), secret=secret, **fields)
         connection = self.workers[worker].connect()
         answer = self.ask(
-            QuestionKind.HELLO, connection, worker, block=made, listener_index=listener
+            RequestKind.HELLO, connection, worker, block=made, listener_index=listener
         )
         return connection, answer
 
@@ -174,4 +174,4 @@ class Gate:
         return str(terms["code"]) if kind == "refuse" else str(kind)
 
     def end(self, connection: tuple[int, int], worker: int = 0, **fields: Any) -> None:
-        self.ask(QuestionKind.NOTE_ENDED, connection, worker, **fields)
+        self.ask(RequestKind.NOTE_ENDED, connection, worker, **fields)

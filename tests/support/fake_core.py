@@ -102,7 +102,7 @@ class FakeWorker:
         self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.listeners: list[tuple[int, int, str, int, int, int]] = []
         self.listener_terms: list[dict[str, Any]] = []
-        self.asked: list[Any] = []  # questions to come
+        self.asked: list[Any] = []  # requests to come
         self.answers: list[tuple[str, tuple[int, int], dict[str, Any]]] = []
         self.commands: list[tuple[Any, ...]] = []  # names and arguments, as handled, in order
         self.granted: list[tuple[int, int]] = []
@@ -154,7 +154,7 @@ class FakeWorker:
         self.listeners.append((fd, index, name, protocol, idle_timeout_ns, flows_max))
         self.listener_terms.append(more)
 
-    def questions(self) -> list[Any]:
+    def admission_requests(self) -> list[Any]:
         asked, self.asked = self.asked, []
         return asked
 

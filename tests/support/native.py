@@ -27,7 +27,7 @@ PURE_SOURCES: Final = tuple(
     CORE / name
     for name in (
         "connection/ingest/admission.c",
-        "connection/ingest/answer.c",
+        "connection/ingest/lines.c",
         "memory/buddy.c",
         "storage/commit.c",
         "receive/block.c",

@@ -172,7 +172,7 @@ void mailbox_close(struct mailbox *m);
 /* Any thread. Returns 0, -EAGAIN when the box is full, or -EINVAL for a grant
  * that nobody wants. */
 int mailbox_post(struct mailbox *m, struct command c);
-/* Any thread: the worker looks at its commands, and at answers to its questions. */
+/* Any thread: the worker looks at its commands, and at responses to its requests. */
 int mailbox_wake_worker(struct mailbox *m);
 /* Any thread: how many segments are to be granted, and that one more is. */
 uint32_t mailbox_grants_wanted(struct mailbox *m);
@@ -184,7 +184,7 @@ bool mailbox_take(struct mailbox *m, struct command *out);
 struct event *mailbox_event(struct mailbox *m);
 /* quiet: nobody needs to be woken for it; it is read with the next one. */
 void mailbox_publish(struct mailbox *m, bool quiet);
-/* Wakes the reader if there is news, at most once in WAKE_INTERVAL_NS: many short
+/* Wakes the reader if something has happened, at most once in WAKE_INTERVAL_NS: many short
  * flows are told of in bulk. Returns when to call again at the latest. */
 uint64_t mailbox_wake_reader(struct mailbox *m, uint64_t now_ns);
 /* One reader at a time: copies the oldest event out. */

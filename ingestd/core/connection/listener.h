@@ -61,9 +61,9 @@ struct listener {
     uint64_t hello_timeout_ns, ack_interval_ns;
     bool authenticates;
     struct session_pool sessions;
-    struct flow_list greeting; /* their hello has not come whole; oldest first */
-    struct flow_list news;     /* their durable offset is to be told ... */
-    uint64_t news_ns;          /* ... not before */
+    struct flow_list greeting;     /* their hello has not come whole; oldest first */
+    struct flow_list acks_pending; /* their durable offset is to be told ... */
+    uint64_t acks_due_ns;          /* ... not before */
     uint32_t allow_count;
     struct network allow[NETWORKS_MAX];
     struct denied denied[DENIALS_COUNT];

@@ -7,7 +7,7 @@
 
 #include "connection/connection.h"
 #include "connection/event.h"
-#include "connection/ingest/answer.h"
+#include "connection/ingest/lines.h"
 #include "connection/protocol.h"
 #include "format/close_reason.h"
 #include "format/format.h"
@@ -59,7 +59,7 @@ static void raw_report_refused(struct worker *w, struct flow *f) {
 }
 
 static void raw_send_last(struct worker *w, struct flow *f) {
-    f->line_bytes = (uint16_t)answer_format(f, storage_error(&w->storage), f->line, sizeof f->line);
+    f->line_bytes = (uint16_t)line_of_raw(f, storage_error(&w->storage), f->line, sizeof f->line);
     flow_set_phase(f, FLOW_ANSWERING);
     struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_LINE, f->index);
     io_uring_prep_send(sqe, f->fd, f->line, f->line_bytes, MSG_NOSIGNAL | MSG_WAITALL);
@@ -77,7 +77,7 @@ static bool raw_release(struct worker *w, struct flow *f) {
 }
 
 static size_t raw_format_denial(const struct flow *f, char *line, size_t capacity) {
-    return answer_format(f, 0, line, capacity);
+    return line_of_raw(f, 0, line, capacity);
 }
 
 const struct protocol protocol_raw = {

@@ -14,11 +14,11 @@
 /* Its payload is received, by an engine that does as it sees fit. */
 #define PHASES_PAYLOAD (PHASE(POLLING) | PHASE(RECEIVING) | PHASE(STARVED) | PHASE(BLOCKED))
 /* What ends the payload: the end of the stream, its limit, or a stop. */
-#define PHASES_BEHIND (PHASE(ASKING) | PHASE(TAIL) | PHASE(CLOSING))
+#define PHASES_BEHIND (PHASE(PENDING) | PHASE(TAIL) | PHASE(CLOSING))
 
 static const char *const flow_phase_names[FLOW_PHASES_COUNT] = {
     [FLOW_FREE] = "FREE",           [FLOW_NEW] = "NEW",
-    [FLOW_HELLO] = "HELLO",         [FLOW_ASKING] = "ASKING",
+    [FLOW_HELLO] = "HELLO",         [FLOW_PENDING] = "PENDING",
     [FLOW_POLLING] = "POLLING",     [FLOW_RECEIVING] = "RECEIVING",
     [FLOW_STARVED] = "STARVED",     [FLOW_BLOCKED] = "BLOCKED",
     [FLOW_TAIL] = "TAIL",           [FLOW_CLOSING] = "CLOSING",
@@ -30,14 +30,14 @@ static const char *const flow_phase_names[FLOW_PHASES_COUNT] = {
 static const uint32_t flow_phase_next[FLOW_PHASES_COUNT] = {
     [FLOW_FREE] = PHASE(NEW),
     [FLOW_NEW] = PHASE(HELLO) | PHASE(POLLING) | PHASE(RECEIVING) | PHASE(STARVED) | PHASE(GONE),
-    [FLOW_HELLO] = PHASE(ASKING) | PHASE(CLOSING),
-    [FLOW_ASKING] =
+    [FLOW_HELLO] = PHASE(PENDING) | PHASE(CLOSING),
+    [FLOW_PENDING] =
         PHASE(POLLING) | PHASE(RECEIVING) | PHASE(STARVED) | PHASE(TAIL) | PHASE(CLOSING),
     [FLOW_POLLING] = PHASES_PAYLOAD | PHASES_BEHIND,
     [FLOW_RECEIVING] = PHASES_PAYLOAD | PHASES_BEHIND,
     [FLOW_STARVED] = PHASES_PAYLOAD | PHASES_BEHIND,
     [FLOW_BLOCKED] = PHASES_PAYLOAD | PHASES_BEHIND,
-    [FLOW_TAIL] = PHASE(TAIL) | PHASE(ASKING) | PHASE(CLOSING),
+    [FLOW_TAIL] = PHASE(TAIL) | PHASE(PENDING) | PHASE(CLOSING),
     [FLOW_CLOSING] = PHASE(ANSWERING) | PHASE(GONE),
     [FLOW_ANSWERING] = PHASE(LINGERING) | PHASE(GONE),
     [FLOW_LINGERING] = PHASE(GONE),
@@ -133,7 +133,7 @@ struct flow *flow_take(struct flow_table *t) {
     f->stream.open = &f->opening;
     f->slot_offset = UINT64_MAX;
     f->fragment_head = f->fragment_tail = FLOW_NONE;
-    f->wait = f->idle = f->news = (struct flow_link){FLOW_NONE, FLOW_NONE};
+    f->wait = f->idle = f->ack = (struct flow_link){FLOW_NONE, FLOW_NONE};
     f->limit_bytes = UINT64_MAX;
     flow_set_phase(f, FLOW_NEW);
     t->count++;
@@ -211,12 +211,12 @@ void flow_idle_remove(struct flow_table *t, struct flow_list *list, struct flow 
         list_remove(t, list, f->index, offsetof(struct flow, idle));
 }
 
-void flow_news_add(struct flow_table *t, struct flow_list *list, struct flow *f) {
-    if (!is_linked(list, &f->news, f->index))
-        list_append(t, list, f->index, offsetof(struct flow, news));
+void flow_ack_add(struct flow_table *t, struct flow_list *list, struct flow *f) {
+    if (!is_linked(list, &f->ack, f->index))
+        list_append(t, list, f->index, offsetof(struct flow, ack));
 }
 
-void flow_news_remove(struct flow_table *t, struct flow_list *list, struct flow *f) {
-    if (is_linked(list, &f->news, f->index))
-        list_remove(t, list, f->index, offsetof(struct flow, news));
+void flow_ack_remove(struct flow_table *t, struct flow_list *list, struct flow *f) {
+    if (is_linked(list, &f->ack, f->index))
+        list_remove(t, list, f->index, offsetof(struct flow, ack));
 }

@@ -26,7 +26,7 @@ enum flow_phase {
     FLOW_FREE = 0,  /* in the table, for the next connection */
     FLOW_NEW,       /* accepted; nothing is received yet */
     FLOW_HELLO,     /* protocol ingest: the hello block is being received */
-    FLOW_ASKING,    /* protocol ingest: Python decides on a hello or a trailer */
+    FLOW_PENDING,   /* protocol ingest: Python decides on a hello or a trailer */
     FLOW_POLLING,   /* no buffer; waits until the socket has data */
     FLOW_RECEIVING, /* a receive into its slot is under way */
     FLOW_STARVED,   /* has data, waits for a slot */
@@ -114,7 +114,7 @@ struct flow {
     uint64_t active_ns;        /* last byte received, in awake time (struct worker) */
     struct frame_open opening; /* what its OPEN record says */
 
-    struct flow_link wait, idle, news;
+    struct flow_link wait, idle, ack;
     uint8_t peer_address[16];
     uint16_t peer_port;
     uint8_t peer_family;
@@ -158,8 +158,8 @@ struct flow *flow_first(const struct flow_table *t, enum flow_queue queue);
 void flow_idle_touch(struct flow_table *t, struct flow_list *list, struct flow *f);
 void flow_idle_remove(struct flow_table *t, struct flow_list *list, struct flow *f);
 
-/* Lists linked by `news`: flows with something to be told. */
-void flow_news_add(struct flow_table *t, struct flow_list *list, struct flow *f);
-void flow_news_remove(struct flow_table *t, struct flow_list *list, struct flow *f);
+/* Lists linked by `ack`: flows whose durable offset is to be reported. */
+void flow_ack_add(struct flow_table *t, struct flow_list *list, struct flow *f);
+void flow_ack_remove(struct flow_table *t, struct flow_list *list, struct flow *f);
 
 #endif

@@ -3,7 +3,7 @@
 
 Workers ask about each hello and each trailer, once per flow, and report each
 end; what lies between is theirs. Invariants:
- - Each question is answered exactly once.
+ - Each request is answered exactly once.
  - At most one connection feeds a flow. A newer one waits until the older has
    ended and all it had stored is durable.
  - A flow resumes where its durable bytes end, never before and never behind.
@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from ingestd.core.border import QuestionKind
+from ingestd.core.border import RequestKind
 from ingestd.daemon.admission.flow_index import Known, known_of
 from ingestd.daemon.admission.hello import (
     Refusal,
@@ -46,7 +46,7 @@ from ingestd.protocol.blocks import Hello
 from ingestd.store.read.flows import checksum_text
 
 if TYPE_CHECKING:
-    from ingestd.core.border import Event, HelloFailed, Question
+    from ingestd.core.border import AdmissionRequest, Event, HelloFailed
     from ingestd.daemon.admission.flow_index import FlowIndex
     from ingestd.daemon.admission.flow_lock import FlowLock
     from ingestd.daemon.workers.worker import WorkerThread
@@ -56,7 +56,7 @@ UNLIMITED: Final = 2**64 - 1
 # Of the connections of one address, so many may wait until a store has been read.
 PEER_LOOKUPS_MAX: Final = 16
 REMOVED: Final = Refusal("removed", "the flow was removed from the store")
-NOBODY_READS: Final = b"{}\n"  # the answer to a question whose connection has ended
+NOBODY_READS: Final = b"{}\n"  # the answer to a request whose connection has ended
 
 
 _FlowKey: TypeAlias = tuple[str, bytes]  # name of the store, id
@@ -68,7 +68,7 @@ class _Candidate:
     """A connection whose hello is right."""
 
     worker: WorkerThread
-    question: Question
+    request: AdmissionRequest
     hello: Hello
     flow: bytes
     key: str | None  # that authenticated it
@@ -76,12 +76,12 @@ class _Candidate:
     @property
     def connection(self) -> _Connection:
         """The key of a connection, unique over all workers."""
-        return self.worker.name, self.question.connection
+        return self.worker.name, self.request.connection
 
     @property
     def address(self) -> str:
         """The peer's address, without the port."""
-        return self.question.peer.rpartition(":")[0]
+        return self.request.peer.rpartition(":")[0]
 
 
 @dataclass
@@ -93,7 +93,7 @@ class _Live:
 
 
 class Admission:
-    """Answers the questions of all workers; serve() and settle() when there is something to do."""
+    """Answers the requests of all workers; serve() and settle() when there is something to do."""
 
     def __init__(
         self,
@@ -130,14 +130,14 @@ class Admission:
 
     def serve(self, worker: WorkerThread) -> None:
         """Answer what a worker asks now."""
-        for question in worker.questions():
-            if question.kind == QuestionKind.HELLO:
-                self._on_hello(worker, question)
-            elif question.kind == QuestionKind.TRAILER:
-                self._on_trailer(worker, question)
+        for request in worker.admission_requests():
+            if request.kind == RequestKind.HELLO:
+                self._on_hello(worker, request)
+            elif request.kind == RequestKind.TRAILER:
+                self._on_trailer(worker, request)
             else:
-                assert question.kind == QuestionKind.NOTE_ENDED, question.kind
-                self._on_end(worker, question)
+                assert request.kind == RequestKind.NOTE_ENDED, request.kind
+                self._on_end(worker, request)
 
     def note_failed(self, worker: WorkerThread, event: Event, failure: HelloFailed) -> None:
         """Count a connection that ended before its hello was decided on."""
@@ -154,21 +154,21 @@ class Admission:
 
     # --- Hello ------------------------------------------------------------------------
 
-    def _on_hello(self, worker: WorkerThread, question: Question) -> None:
-        policy = self._policies[question.listener_index]
-        hello = read_hello(question.block)
+    def _on_hello(self, worker: WorkerThread, request: AdmissionRequest) -> None:
+        policy = self._policies[request.listener_index]
+        hello = read_hello(request.block)
         refusal = hello if isinstance(hello, Refusal) else None
         if isinstance(hello, Hello):
             if policy.keys is not None:
-                refusal = authenticate(hello, question.block, question.challenge, policy.keys)
+                refusal = authenticate(hello, request.block, request.challenge, policy.keys)
             refusal = refusal or refusal_of_hello(hello, policy)
         if refusal is not None:
-            self._refuse(worker, question, refusal)
+            self._refuse(worker, request, refusal)
             return
         assert isinstance(hello, Hello)
         key = hello.key if policy.keys is not None else None
         flow = flow_id(hello) or new_flow_id(worker.store.superblock.store_uuid)
-        self._decide(_Candidate(worker, question, hello, flow, key))
+        self._decide(_Candidate(worker, request, hello, flow, key))
 
     def _decide(self, candidate: _Candidate) -> None:
         """Admit a candidate, refuse it, or have it wait for what is not known yet."""
@@ -190,7 +190,7 @@ class Admission:
             self._admit(candidate, Known(False, 0, 0, True))
 
     def _resume(self, candidate: _Candidate, known: Known) -> None:
-        policy = self._policies[candidate.question.listener_index]
+        policy = self._policies[candidate.request.listener_index]
         refusal = refusal_of_resume(candidate.hello, known, policy)
         if refusal is not None:
             self._refuse_candidate(candidate, refusal, known)
@@ -204,7 +204,7 @@ class Admission:
             refusal = Refusal("exists", "a connection feeds a flow of this id now")
         elif candidate.key != older.key:
             refusal = Refusal("unauthorised", "the flow is fed by someone else")
-        elif live.successor is None and not older.worker.end_flow(older.question.connection):
+        elif live.successor is None and not older.worker.end_flow(older.request.connection):
             refusal = Refusal("busy", "the server has too much to do: try again")
         else:
             if live.successor is not None:
@@ -217,13 +217,13 @@ class Admission:
         self._refuse_candidate(candidate, refusal)
 
     def _is_gone(self, candidate: _Candidate) -> bool:
-        """Return whether a candidate ended while it waited; its question is answered then."""
+        """Return whether a candidate ended while it waited; its request is answered then."""
         self._waiting.discard(candidate.connection)
         self._parked.discard(candidate.connection)
         is_gone = candidate.connection in self._gone
         if is_gone:
             self._gone.remove(candidate.connection)
-            candidate.worker.refuse(candidate.question.connection, NOBODY_READS)
+            candidate.worker.refuse(candidate.request.connection, NOBODY_READS)
         return is_gone
 
     def _admit(self, candidate: _Candidate, known: Known) -> None:
@@ -233,8 +233,8 @@ class Admission:
             self._refuse_candidate(candidate, REMOVED)  # since it was looked for
             return
         hello, worker = candidate.hello, candidate.worker
-        connection = candidate.question.connection
-        flow_bytes_max = self._policies[candidate.question.listener_index].flow_bytes_max
+        connection = candidate.request.connection
+        flow_bytes_max = self._policies[candidate.request.listener_index].flow_bytes_max
         limit = hello.bytes if hello.bytes is not None else flow_bytes_max
         key = (worker.store_name, candidate.flow)
         self._live[key] = _Live(candidate)
@@ -312,31 +312,31 @@ class Admission:
 
     # --- Trailer and end ----------------------------------------------------------------
 
-    def _on_trailer(self, worker: WorkerThread, question: Question) -> None:
-        trailer = read_trailer(question.block)
-        refusal = trailer if isinstance(trailer, Refusal) else refusal_of_trailer(trailer, question)
+    def _on_trailer(self, worker: WorkerThread, request: AdmissionRequest) -> None:
+        trailer = read_trailer(request.block)
+        refusal = trailer if isinstance(trailer, Refusal) else refusal_of_trailer(trailer, request)
         if refusal is not None:
-            self._refuse(worker, question, refusal, question.flow, question.bytes_count)
+            self._refuse(worker, request, refusal, request.flow, request.bytes_count)
         else:
             assert not isinstance(trailer, Refusal)
-            worker.seal(question.connection, trailer.crc32c)
+            worker.seal(request.connection, trailer.crc32c)
 
-    def _on_end(self, worker: WorkerThread, question: Question) -> None:
-        connection = worker.name, question.connection
+    def _on_end(self, worker: WorkerThread, request: AdmissionRequest) -> None:
+        connection = worker.name, request.connection
         key = self._flow_of.pop(connection, None)
         if key is None:
             self._on_unadmitted_end(connection)
             return
         live = self._live.pop(key)
-        if question.is_stored:
+        if request.is_stored:
             self._indexes[key[0]].note(
                 key[1],
                 Known(
-                    question.is_sealed,
-                    question.bytes_count,
-                    question.crc,
-                    question.is_crc_known,
-                    question.is_whole,
+                    request.is_sealed,
+                    request.bytes_count,
+                    request.crc,
+                    request.is_crc_known,
+                    request.is_whole,
                 ),
             )
         self._flow_locks[key[0]].end(key[1])
@@ -344,7 +344,7 @@ class Admission:
             self._decide(live.successor)
 
     def _on_unadmitted_end(self, connection: _Connection) -> None:
-        """Answer a question that nobody waits for, at once where a store would be read for it."""
+        """Answer a request that nobody waits for, at once where a store would be read for it."""
         looked_for = [w[connection] for w in self._looked_for.values() if connection in w]
         if looked_for or connection in self._waiting:
             self._gone.add(connection)
@@ -365,22 +365,22 @@ class Admission:
             checksum = checksum_text(known.crc) if known.is_crc_known else None
             more = {"bytes": known.bytes_count, "checksum": checksum}
         durable_bytes = known.bytes_count if known is not None else 0
-        self._refuse(candidate.worker, candidate.question, refusal, flow, durable_bytes, more)
+        self._refuse(candidate.worker, candidate.request, refusal, flow, durable_bytes, more)
 
     def _refuse(
         self,
         worker: WorkerThread,
-        question: Question,
+        request: AdmissionRequest,
         refusal: Refusal,
         flow: bytes | None = None,
         durable_bytes: int = 0,
         more: Mapping[str, Any] | None = None,
     ) -> None:
-        name = self._policies[question.listener_index].name
+        name = self._policies[request.listener_index].name
         flow_text = str(uuid.UUID(bytes=flow)) if flow is not None else None
         line = error_line(refusal, flow_text, durable_bytes, more or {})
-        worker.refuse(question.connection, line)
-        if question.kind != QuestionKind.HELLO:
+        worker.refuse(request.connection, line)
+        if request.kind != RequestKind.HELLO:
             return  # the worker reports the flow's end
         self.refused_counts[worker.store_name, name, refusal.code] += 1
         fields: dict[str, Any] = {"flow": flow_text} if flow_text else {}
@@ -388,7 +388,7 @@ class Admission:
             LogEvent.FLOW_REFUSED,
             store=worker.store_name,
             worker=worker.index,
-            peer=question.peer,
+            peer=request.peer,
             listener=name,
             reason=refusal.code,
             error=refusal.text,

@@ -18,7 +18,7 @@ from ingestd.protocol.blocks import Hello, Trailer
 from ingestd.store.read.flows import checksum_text
 
 if TYPE_CHECKING:
-    from ingestd.core.border import Question
+    from ingestd.core.border import AdmissionRequest
 
 LINE_TEXT_CHARS_MAX: Final = 400
 
@@ -51,13 +51,13 @@ def refusal_of_resume(hello: Hello, known: Known, policy: ListenerPolicy) -> Ref
     return None
 
 
-def refusal_of_trailer(trailer: Trailer, question: Question) -> Refusal | None:
+def refusal_of_trailer(trailer: Trailer, request: AdmissionRequest) -> Refusal | None:
     """Return why a flow is not sealed: its trailer states other bytes than came; None: it is."""
-    if trailer.bytes not in (None, question.bytes_count):
-        text = f"the trailer states {trailer.bytes} bytes, and {question.bytes_count} came"
+    if trailer.bytes not in (None, request.bytes_count):
+        text = f"the trailer states {trailer.bytes} bytes, and {request.bytes_count} came"
         return Refusal("trailer", text)
-    if trailer.crc32c is not None and question.is_crc_known and trailer.crc32c != question.crc:
-        theirs, ours = checksum_text(trailer.crc32c), checksum_text(question.crc)
+    if trailer.crc32c is not None and request.is_crc_known and trailer.crc32c != request.crc:
+        theirs, ours = checksum_text(trailer.crc32c), checksum_text(request.crc)
         return Refusal("checksum", f"the trailer says {theirs}, what came has {ours}")
     return None
 

@@ -6,7 +6,7 @@ Invariants:
    takes no signals, and whose end is always reported by on_end().
  - A segment is granted at most once, and none is lost on the way.
 
-grant_segments() belongs to one thread at a time (the pump), events(), questions()
+grant_segments() belongs to one thread at a time (the pump), events(), requests()
 and the answers to them to one (the daemon's main thread); everything else may be
 called from any.
 """
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from ingestd.config.settings import ListenerSettings, StoreSettings
     from ingestd.core._core import CoreFault
     from ingestd.core._core import Worker as CoreWorker
-    from ingestd.core.border import DeviceProfile, Event, Question, WorkerShape
+    from ingestd.core.border import AdmissionRequest, DeviceProfile, Event, WorkerShape
     from ingestd.daemon.workers.area import AreaPlan
     from ingestd.daemon.workers.engine import ZcrxQueue
     from ingestd.store.serve.served_store import ServedStore
@@ -272,9 +272,9 @@ class WorkerThread:
         """Take over an accepted connection; False when the descriptor stays the caller's."""
         return self.alive() and self._post(self.core_worker.adopt, fd, listener_index)
 
-    def questions(self) -> list[Question]:
+    def admission_requests(self) -> list[AdmissionRequest]:
         """Return what is to be decided about connections of protocol `ingest`."""
-        return self.core_worker.questions()
+        return self.core_worker.admission_requests()
 
     def admit(self, connection: tuple[int, int], flow: bytes, **terms: Any) -> None:
         """Answer a hello: the flow begins or resumes; terms as in core/_core.pyi."""
@@ -285,7 +285,7 @@ class WorkerThread:
         self.core_worker.refuse(connection, line)
 
     def park(self, connection: tuple[int, int]) -> bool:
-        """Let other questions come before this one is answered; False: too many are parked."""
+        """Let other requests come before this one is answered; False: too many are parked."""
         return self.core_worker.park(connection)
 
     def seal(self, connection: tuple[int, int], crc: int | None) -> None:

@@ -366,18 +366,6 @@ static void grant(struct server *s, uint32_t member) {
     }
 }
 
-static void tell(const struct event *e) {
-    const struct event_detail *d = &e->detail;
-    int error = d->kind == EVENT_FLOW_INTERRUPTED ? d->end.error
-                : d->kind == EVENT_STORE_FAILED   ? d->store_failure.error
-                : d->kind == EVENT_WRITE_RETRIED  ? d->retry.error
-                : d->kind == EVENT_ACCEPT_FAILED  ? d->accept_error
-                                                  : 0;
-    printf("event %u error %d %s\n", d->kind, error, e->peer);
-    if (d->kind == EVENT_FLOW_INTERRUPTED)
-        printf("reason %u durable %" PRIu64 "\n", d->end.reason, d->end.durable_bytes);
-}
-
 static void read_events(struct server *s, uint32_t member) {
     struct event e;
 
@@ -394,7 +382,7 @@ static void read_events(struct server *s, uint32_t member) {
         case EVENT_STORE_FULL:
         case EVENT_WRITE_RETRIED:
         case EVENT_ACCEPT_FAILED:
-            tell(&e);
+            printf("event %u %s\n", e.detail.kind, e.peer);
             break;
         default:
             break;

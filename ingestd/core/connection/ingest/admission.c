@@ -18,40 +18,40 @@ static struct admission_place *admission_place_of(struct admission *a, uint64_t 
     struct admission_place *p = a->places;
     while (p < a->places + PLACES_MAX && (p->kind == 0 || p->serial != serial))
         p++;
-    assert(p < a->places + PLACES_MAX); /* the question was asked, and its answer not taken */
+    assert(p < a->places + PLACES_MAX); /* the request was sent, and its response not taken */
     return p;
 }
 
-static void admission_take_place(struct admission *a, const struct question *q) {
+static void admission_take_place(struct admission *a, const struct admission_request *q) {
     struct admission_place *p = a->places;
     while (p->kind != 0)
         p++;
     assert(p < a->places + PLACES_MAX);
     *p = (struct admission_place){.serial = q->serial, .kind = q->kind};
     a->unanswered++;
-    a->hellos += q->kind == QUESTION_HELLO;
+    a->hellos += q->kind == REQUEST_HELLO;
 }
 
 /* Of those that are not parked. */
 static void admission_count_off(struct admission *a, const struct admission_place *p) {
     assert(!p->parked && a->unanswered > 0);
     a->unanswered--;
-    a->hellos -= p->kind == QUESTION_HELLO;
+    a->hellos -= p->kind == REQUEST_HELLO;
 }
 
 static bool admission_has_room(const struct admission *a, uint32_t kind) {
-    if (a->question_tail - a->question_head >= QUESTIONS_MAX)
+    if (a->request_tail - a->request_head >= REQUESTS_MAX)
         return false;
     if (kind == NOTE_ENDED)
         return true;
-    return a->unanswered < QUESTIONS_MAX && (kind != QUESTION_HELLO || a->hellos < HELLOS_MAX);
+    return a->unanswered < REQUESTS_MAX && (kind != REQUEST_HELLO || a->hellos < HELLOS_MAX);
 }
 
-bool admission_ask(struct admission *a, const struct question *q) {
+bool admission_send(struct admission *a, const struct admission_request *q) {
     pthread_mutex_lock(&a->lock);
     bool room = admission_has_room(a, q->kind);
     if (room) {
-        a->questions[a->question_tail++ % QUESTIONS_MAX] = *q;
+        a->requests[a->request_tail++ % REQUESTS_MAX] = *q;
         if (q->kind != NOTE_ENDED)
             admission_take_place(a, q);
     }
@@ -72,29 +72,29 @@ bool admission_park(struct admission *a, uint64_t serial) {
     return room;
 }
 
-bool admission_take_question(struct admission *a, struct question *out) {
+bool admission_take_request(struct admission *a, struct admission_request *out) {
     pthread_mutex_lock(&a->lock);
-    bool some = a->question_head != a->question_tail;
+    bool some = a->request_head != a->request_tail;
     if (some)
-        *out = a->questions[a->question_head++ % QUESTIONS_MAX];
+        *out = a->requests[a->request_head++ % REQUESTS_MAX];
     pthread_mutex_unlock(&a->lock);
     return some;
 }
 
-void admission_answer(struct admission *a, const struct answer *answer) {
+void admission_respond(struct admission *a, const struct admission_response *response) {
     pthread_mutex_lock(&a->lock);
-    struct admission_place *p = admission_place_of(a, answer->serial);
-    assert(!p->answered); /* one answer to each question */
+    struct admission_place *p = admission_place_of(a, response->serial);
+    assert(!p->answered); /* one response to each request */
     p->answered = true;
-    a->answers[a->answer_tail++ % PLACES_MAX] = *answer;
+    a->responses[a->response_tail++ % PLACES_MAX] = *response;
     pthread_mutex_unlock(&a->lock);
 }
 
-bool admission_take_answer(struct admission *a, struct answer *out) {
+bool admission_take_response(struct admission *a, struct admission_response *out) {
     pthread_mutex_lock(&a->lock);
-    bool some = a->answer_head != a->answer_tail;
+    bool some = a->response_head != a->response_tail;
     if (some) {
-        *out = a->answers[a->answer_head++ % PLACES_MAX];
+        *out = a->responses[a->response_head++ % PLACES_MAX];
         struct admission_place *p = admission_place_of(a, out->serial);
         assert(p->answered);
         if (p->parked)

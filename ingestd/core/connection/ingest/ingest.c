@@ -13,7 +13,7 @@
 #include "base/socket.h"
 #include "connection/connection.h"
 #include "connection/event.h"
-#include "connection/ingest/answer.h"
+#include "connection/ingest/lines.h"
 #include "worker.h"
 
 /* A last line that finds no room in the socket for so long is given up. */
@@ -27,7 +27,7 @@ static bool ingest_release(struct worker *w, struct flow *f) {
     struct listener *l = ingest_listener(w, f);
     if (session_owes_report(f->session))
         return false;
-    flow_news_remove(&w->flows, &l->news, f);
+    flow_ack_remove(&w->flows, &l->acks_pending, f);
     session_pool_put(&l->sessions, f->session);
     f->session = NULL;
     f->block = NULL;
@@ -54,7 +54,7 @@ static void ingest_put_last(struct worker *w, struct flow *f) {
         outbox_put(&s->outbox, s->pages->text, s->text_bytes);
         return;
     }
-    size_t bytes = answer_last(f, storage_error(&w->storage), f->line, sizeof f->line);
+    size_t bytes = line_last(f, storage_error(&w->storage), f->line, sizeof f->line);
     outbox_put(&s->outbox, f->line, (uint16_t)bytes);
 }
 
@@ -70,11 +70,11 @@ static void ingest_say(struct worker *w, struct flow *f) {
     case OUTBOX_REST:
         break;
     case OUTBOX_ACCEPTED:
-        bytes = answer_accepted(f, ingest_listener(w, f)->ack_interval_ns, f->line, sizeof f->line);
+        bytes = line_accepted(f, ingest_listener(w, f)->ack_interval_ns, f->line, sizeof f->line);
         outbox_put(o, f->line, (uint16_t)bytes);
         break;
     case OUTBOX_DURABLE:
-        bytes = answer_durable(f->stream.durable_bytes, f->line, sizeof f->line);
+        bytes = line_durable(f->stream.durable_bytes, f->line, sizeof f->line);
         outbox_put(o, f->line, (uint16_t)bytes);
         STAT_ADD(&w->reactor, durable_lines, 1);
         break;
@@ -95,7 +95,7 @@ static void ingest_line_sent(struct worker *w, struct flow *f, int result) {
         break;
     case OUTBOX_LATER:
         if (!f->ended)
-            flow_news_add(&w->flows, &ingest_listener(w, f)->news, f);
+            flow_ack_add(&w->flows, &ingest_listener(w, f)->acks_pending, f);
         break;
     case OUTBOX_OVER:
         connection_answered(w, f, outbox_failed(o) ? -EPIPE : 0);
@@ -116,14 +116,14 @@ static void ingest_send_last(struct worker *w, struct flow *f) {
 
 static void ingest_advanced(struct worker *w, struct flow *f) {
     if (!f->ended)
-        flow_news_add(&w->flows, &ingest_listener(w, f)->news, f);
+        flow_ack_add(&w->flows, &ingest_listener(w, f)->acks_pending, f);
 }
 
-/* --- Questions to Python -------------------------------------------------------- */
+/* --- Requests to Python -------------------------------------------------------- */
 
-static bool ingest_post(struct worker *w, struct flow *f) {
+static bool ingest_send_request(struct worker *w, struct flow *f) {
     struct session *s = f->session;
-    struct question q = {
+    struct admission_request q = {
         .kind = s->pending,
         .flow_index = f->index,
         .serial = s->serial,
@@ -132,33 +132,33 @@ static bool ingest_post(struct worker *w, struct flow *f) {
         .crc = f->stream.crc,
     };
     bool whole = f->stream.durable_bytes == f->stream.stored_bytes;
-    q.flags = (f->checksummed ? QUESTION_HAS_CRC : 0) | (whole ? QUESTION_WHOLE : 0) |
-              (f->stream.opened ? QUESTION_STORED : 0) |
-              (f->ended && f->state == FLOW_STATE_SEALED ? QUESTION_SEALED : 0);
+    q.flags = (f->checksummed ? REQUEST_HAS_CRC : 0) | (whole ? REQUEST_WHOLE : 0) |
+              (f->stream.opened ? REQUEST_STORED : 0) |
+              (f->ended && f->state == FLOW_STATE_SEALED ? REQUEST_SEALED : 0);
     memcpy(q.flow, f->stream.id, sizeof q.flow);
     flow_format_peer(f, q.peer, sizeof q.peer);
     memcpy(q.challenge, s->challenge, sizeof q.challenge);
     memcpy(q.block, s->pages->block, sizeof q.block);
-    if (!admission_ask(&w->admission, &q))
+    if (!admission_send(&w->admission, &q))
         return false;
-    session_asked(s);
-    w->reactor.mailbox.event_pending = true; /* its reader takes questions too */
+    session_requested(s);
+    w->reactor.mailbox.event_pending = true; /* its reader takes requests too */
     return true;
 }
 
-static struct flow_list *ingest_backlog(struct worker *w, uint8_t question) {
-    return question == QUESTION_HELLO ? &w->unasked_hellos : &w->unasked;
+static struct flow_list *ingest_backlog(struct worker *w, uint8_t request) {
+    return request == REQUEST_HELLO ? &w->hello_backlog : &w->admission_backlog;
 }
 
 /* The flow is in no list linked by `idle` then, so that it can wait in this one. */
-static void ingest_ask(struct worker *w, struct flow *f, uint8_t question) {
-    struct flow_list *before = ingest_backlog(w, question);
-    f->session->pending = question;
-    if (before->count > 0 || !ingest_post(w, f))
+static void ingest_request(struct worker *w, struct flow *f, uint8_t request) {
+    struct flow_list *before = ingest_backlog(w, request);
+    f->session->pending = request;
+    if (before->count > 0 || !ingest_send_request(w, f))
         flow_idle_touch(&w->flows, before, f);
 }
 
-static void ingest_unask(struct worker *w, struct flow *f) {
+static void ingest_withdraw(struct worker *w, struct flow *f) {
     struct session *s = f->session;
     if (s->pending == 0)
         return;
@@ -166,10 +166,10 @@ static void ingest_unask(struct worker *w, struct flow *f) {
     s->pending = 0;
 }
 
-static void ingest_ask_waiting(struct worker *w, struct flow_list *waiting) {
+static void ingest_send_backlog(struct worker *w, struct flow_list *waiting) {
     while (waiting->head != FLOW_NONE) {
         struct flow *f = &w->flows.flows[waiting->head];
-        if (!ingest_post(w, f))
+        if (!ingest_send_request(w, f))
             return;
         flow_idle_remove(&w->flows, waiting, f);
         if (f->phase == FLOW_GONE)
@@ -179,7 +179,7 @@ static void ingest_ask_waiting(struct worker *w, struct flow_list *waiting) {
 
 static void ingest_report_end(struct worker *w, struct flow *f) {
     if (session_owes_report(f->session))
-        ingest_ask(w, f, NOTE_ENDED);
+        ingest_request(w, f, NOTE_ENDED);
 }
 
 /* --- What sessions say ------------------------------------------------------------ */
@@ -189,8 +189,8 @@ static void ingest_leave_lists(struct worker *w, struct flow *f) {
     struct listener *l = ingest_listener(w, f);
     if (f->phase == FLOW_HELLO)
         flow_idle_remove(&w->flows, &l->greeting, f);
-    else if (f->phase == FLOW_ASKING)
-        ingest_unask(w, f);
+    else if (f->phase == FLOW_PENDING)
+        ingest_withdraw(w, f);
     else
         flow_idle_remove(&w->flows, &l->idle, f);
 }
@@ -214,11 +214,11 @@ static void ingest_do(struct worker *w, struct flow *f, struct session_act act) 
     case SESSION_START:
         w->engine->start(&w->receiver, f);
         break;
-    case SESSION_ASK:
+    case SESSION_REQUEST:
         ingest_leave_lists(w, f);
         flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
-        flow_set_phase(f, FLOW_ASKING);
-        ingest_ask(w, f, act.question);
+        flow_set_phase(f, FLOW_PENDING);
+        ingest_request(w, f, act.request);
         break;
     case SESSION_STOP:
         flow_idle_remove(&w->flows, &ingest_listener(w, f)->greeting, f);
@@ -248,7 +248,7 @@ static void ingest_begin(struct worker *w, struct flow *f) {
         have += n > 0 ? (size_t)n : 0;
     }
     flow_idle_touch(&w->flows, &l->greeting, f);
-    size_t bytes = answer_greeting(l->authenticates, s->challenge, f->line, sizeof f->line);
+    size_t bytes = line_greeting(l->authenticates, s->challenge, f->line, sizeof f->line);
     outbox_put(&s->outbox, f->line, (uint16_t)bytes);
     ingest_send(w, f);
     ingest_do(w, f, session_begin(s));
@@ -294,7 +294,7 @@ static void ingest_payload_over(struct worker *w, struct flow *f) {
 }
 
 static bool ingest_stop(struct worker *w, struct flow *f) {
-    if (f->phase != FLOW_ASKING)
+    if (f->phase != FLOW_PENDING)
         return false;
     struct session_input in = {.kind = SESSION_STOPPED, .reason = f->reason};
     ingest_on(w, f, &in);
@@ -304,7 +304,7 @@ static bool ingest_stop(struct worker *w, struct flow *f) {
 /* --- Python's answers ------------------------------------------------------------ */
 
 /* The flow begins, or is resumed. */
-static void ingest_admit(struct worker *w, struct flow *f, const struct answer *a,
+static void ingest_admit(struct worker *w, struct flow *f, const struct admission_response *a,
                          struct session_act act) {
     const struct session *s = f->session;
     memcpy(f->stream.id, a->flow, sizeof f->stream.id);
@@ -312,7 +312,7 @@ static void ingest_admit(struct worker *w, struct flow *f, const struct answer *
         a->base_bytes;
     /* Without checksums the records say 0, which readers take for unknown. */
     f->stream.crc = w->settings.checksum ? a->crc : 0;
-    f->checksummed = w->settings.checksum && (a->flags & ANSWER_HAS_CRC) != 0;
+    f->checksummed = w->settings.checksum && (a->flags & RESPONSE_HAS_CRC) != 0;
     f->limit_bytes = act.limit_bytes;
     f->opening.stream_offset = a->base_bytes;
     f->opening.name = s->pages->name;
@@ -331,9 +331,10 @@ static void ingest_admit(struct worker *w, struct flow *f, const struct answer *
         ingest_do(w, f, act);
 }
 
-static void ingest_answered(struct worker *w, struct flow *f, const struct answer *a) {
-    struct session_input in = {.kind = SESSION_ANSWERED, .answer = a};
-    if (a->kind == ANSWER_ADMIT &&
+static void ingest_on_response(struct worker *w, struct flow *f,
+                               const struct admission_response *a) {
+    struct session_input in = {.kind = SESSION_RESPONSE, .answer = a};
+    if (a->kind == RESPONSE_ADMIT &&
         (storage_error(&w->storage) || storage_is_exhausted(&w->storage))) {
         in.kind = SESSION_STOPPED;
         in.reason = storage_error(&w->storage) ? CLOSE_REASON_NONE : CLOSE_REASON_STORE_FULL;
@@ -345,14 +346,14 @@ static void ingest_answered(struct worker *w, struct flow *f, const struct answe
         ingest_do(w, f, act);
 }
 
-void ingest_take_answers(struct worker *w) {
-    struct answer a;
-    while (admission_take_answer(&w->admission, &a)) {
+void ingest_take_responses(struct worker *w) {
+    struct admission_response a;
+    while (admission_take_response(&w->admission, &a)) {
         assert(a.flow_index < w->flows.used_upto);
         struct flow *f = &w->flows.flows[a.flow_index];
         bool late = f->session == NULL || f->session->serial != a.serial;
-        if (!late && f->phase == FLOW_ASKING) /* else it has ended, and Python is told so */
-            ingest_answered(w, f, &a);
+        if (!late && f->phase == FLOW_PENDING) /* else it has ended, and Python is told so */
+            ingest_on_response(w, f, &a);
     }
 }
 
@@ -381,14 +382,14 @@ static uint64_t ingest_end_silent_hellos(struct worker *w, struct listener *l) {
 /* All that have something to report, together: none is sent to more often than once
  * in ack_interval_s, whenever its bytes became durable. */
 static uint64_t ingest_report_durable(struct worker *w, struct listener *l) {
-    if (l->news.count == 0)
+    if (l->acks_pending.count == 0)
         return TIME_NEVER;
-    if (l->news_ns > w->reactor.now_ns)
-        return l->news_ns;
-    l->news_ns = w->reactor.now_ns + l->ack_interval_ns;
-    for (uint32_t left = l->news.count; left > 0; left--) {
-        struct flow *f = &w->flows.flows[l->news.head];
-        flow_news_remove(&w->flows, &l->news, f);
+    if (l->acks_due_ns > w->reactor.now_ns)
+        return l->acks_due_ns;
+    l->acks_due_ns = w->reactor.now_ns + l->ack_interval_ns;
+    for (uint32_t left = l->acks_pending.count; left > 0; left--) {
+        struct flow *f = &w->flows.flows[l->acks_pending.head];
+        flow_ack_remove(&w->flows, &l->acks_pending, f);
         if (!f->ended)
             ingest_say(w, f);
     }
@@ -407,8 +408,8 @@ static uint64_t ingest_end_unread(struct worker *w) {
 }
 
 uint64_t ingest_turn(struct worker *w) {
-    ingest_ask_waiting(w, &w->unasked);
-    ingest_ask_waiting(w, &w->unasked_hellos);
+    ingest_send_backlog(w, &w->admission_backlog);
+    ingest_send_backlog(w, &w->hello_backlog);
     uint64_t next_ns = ingest_end_unread(w);
     for (uint32_t i = 0; i < w->listener_count; i++) {
         next_ns = time_min(next_ns, ingest_end_silent_hellos(w, &w->listeners[i]));
@@ -448,5 +449,5 @@ const struct protocol protocol_ingest = {
     .send_last = ingest_send_last,
     .line_sent = ingest_line_sent,
     .release = ingest_release,
-    .format_denial = answer_turned_away,
+    .format_denial = line_denial,
 };

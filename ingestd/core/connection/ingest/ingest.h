@@ -3,7 +3,7 @@
  * Connections of protocol `ingest`: what the acts of their sessions come to.
  *
  * The session (session.h) says what comes next, the outbox (outbox.h) which line; here is
- * what does it: receives, sends, questions to Python, the flow's end. Owned by the worker's
+ * what does it: receives, sends, requests to Python, the flow's end. Owned by the worker's
  * thread. Invariants:
  *  - Each connection of the protocol has a session from its begin until it is freed, and
  *    Python is told of its end before.
@@ -22,7 +22,7 @@
 struct worker;
 
 /* Takes what Python has answered. */
-void ingest_take_answers(struct worker *w);
+void ingest_take_responses(struct worker *w);
 /* A newer connection takes the flow over, if that serial still has it. */
 void ingest_replace(struct worker *w, uint32_t flow_index, uint64_t serial);
 /* Once a turn. Returns when to call again at the latest. */

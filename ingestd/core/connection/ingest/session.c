@@ -44,7 +44,7 @@ static const uint32_t session_meets[SESSION_INPUTS_COUNT] = {
     [SESSION_LIMIT_CAME] = STEP(PAYLOAD),
     [SESSION_STREAM_ENDED] = STEP(HELLO) | STEP(PAYLOAD) | STEP(TAIL),
     [SESSION_STREAM_FAILED] = STEP(HELLO) | STEP(PAYLOAD) | STEP(TAIL),
-    [SESSION_ANSWERED] = STEP(HELLO_PENDING) | STEP(TRAILER_PENDING),
+    [SESSION_RESPONSE] = STEP(HELLO_PENDING) | STEP(TRAILER_PENDING),
     [SESSION_TIMED_OUT] = STEP(HELLO),
     [SESSION_STOPPED] =
         STEP(HELLO) | STEP(HELLO_PENDING) | STEP(PAYLOAD) | STEP(TAIL) | STEP(TRAILER_PENDING),
@@ -78,7 +78,7 @@ bool session_is_admitted(const struct session *s) {
 
 /* --- What Python knows ------------------------------------------------------------ */
 
-void session_asked(struct session *s) {
+void session_requested(struct session *s) {
     assert(s->pending != 0 && s->report != SESSION_REPORTED);
     assert(s->pending != NOTE_ENDED || s->report == SESSION_REPORT_OWED);
     s->report = s->pending == NOTE_ENDED ? SESSION_REPORTED : SESSION_REPORT_OWED;
@@ -103,8 +103,8 @@ static struct session_act session_receive(void) {
     return (struct session_act){.kind = SESSION_RECEIVE_BLOCK};
 }
 
-static struct session_act session_ask(enum question_kind question) {
-    return (struct session_act){.kind = SESSION_ASK, .question = (uint8_t)question};
+static struct session_act session_request(enum request_kind request) {
+    return (struct session_act){.kind = SESSION_REQUEST, .request = (uint8_t)request};
 }
 
 static struct session_act session_end(struct session *s, enum flow_state state, uint8_t reason,
@@ -139,7 +139,7 @@ static struct session_act session_hello_came(struct session *s, uint64_t bytes) 
     if (s->block.filled < SESSION_BLOCK_BYTES)
         return session_receive();
     session_set_step(s, SESSION_HELLO_PENDING);
-    return session_ask(QUESTION_HELLO);
+    return session_request(REQUEST_HELLO);
 }
 
 /* --- Behind the payload ---------------------------------------------------------------- */
@@ -176,7 +176,7 @@ static struct session_act session_judge(struct session *s, uint64_t received_byt
         act = session_end_with(s, SESSION_ERROR_NO_TRAILER, CLOSE_REASON_CHECKSUM);
     } else {
         session_set_step(s, SESSION_TRAILER_PENDING);
-        act = session_ask(QUESTION_TRAILER);
+        act = session_request(REQUEST_TRAILER);
     }
     act.held_bytes = held_bytes;
     return act;
@@ -184,15 +184,15 @@ static struct session_act session_judge(struct session *s, uint64_t received_byt
 
 /* --- Python's answers ------------------------------------------------------------------- */
 
-static struct session_act session_admit(struct session *s, const struct answer *a) {
+static struct session_act session_admit(struct session *s, const struct admission_response *a) {
     assert(a->name_bytes <= sizeof s->pages->name && a->labels_bytes <= sizeof s->pages->labels);
     assert(a->base_bytes <= a->limit_bytes);
     memcpy(s->pages->name, a->name, a->name_bytes);
     memcpy(s->pages->labels, a->labels, a->labels_bytes);
     s->name_bytes = a->name_bytes;
     s->labels_bytes = a->labels_bytes;
-    s->length_known = (a->flags & ANSWER_STATED) != 0;
-    s->has_trailer = (a->flags & ANSWER_TRAILER) != 0;
+    s->length_known = (a->flags & RESPONSE_LENGTH_KNOWN) != 0;
+    s->has_trailer = (a->flags & RESPONSE_TRAILER) != 0;
     s->limit_bytes = a->limit_bytes;
     s->block.filled = 0; /* the hello has been read */
     s->block.bytes_max = session_tail_bytes_max(s);
@@ -205,13 +205,13 @@ static struct session_act session_admit(struct session *s, const struct answer *
     return (struct session_act){.kind = SESSION_START, .limit_bytes = limit_bytes};
 }
 
-static struct session_act session_seal(struct session *s, const struct answer *a) {
-    s->has_sender_crc = (a->flags & ANSWER_HAS_CRC) != 0;
+static struct session_act session_seal(struct session *s, const struct admission_response *a) {
+    s->has_sender_crc = (a->flags & RESPONSE_HAS_CRC) != 0;
     s->sender_crc = a->crc;
     return session_end(s, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
 }
 
-static struct session_act session_refuse(struct session *s, const struct answer *a) {
+static struct session_act session_refuse(struct session *s, const struct admission_response *a) {
     assert(a->text_bytes > 0 && a->text_bytes <= sizeof s->pages->text);
     memcpy(s->pages->text, a->text, a->text_bytes);
     s->text_bytes = a->text_bytes;
@@ -219,12 +219,13 @@ static struct session_act session_refuse(struct session *s, const struct answer 
     return session_end_with(s, SESSION_ERROR_REFUSED, reason);
 }
 
-static struct session_act session_answered(struct session *s, const struct answer *a) {
+static struct session_act session_on_response(struct session *s,
+                                              const struct admission_response *a) {
     assert(a->serial == s->serial);
-    if (a->kind == ANSWER_REFUSE)
+    if (a->kind == RESPONSE_REFUSE)
         return session_refuse(s, a);
     bool is_hello = s->step == SESSION_HELLO_PENDING;
-    assert(a->kind == (is_hello ? ANSWER_ADMIT : ANSWER_SEAL));
+    assert(a->kind == (is_hello ? RESPONSE_ADMIT : RESPONSE_SEAL));
     return is_hello ? session_admit(s, a) : session_seal(s, a);
 }
 
@@ -255,8 +256,8 @@ struct session_act session_on(struct session *s, const struct session_input *in)
         return session_stream_ended(s, in->bytes);
     case SESSION_STREAM_FAILED:
         return session_interrupt(s, close_reason_of(in->error), in->error);
-    case SESSION_ANSWERED:
-        return session_answered(s, in->answer);
+    case SESSION_RESPONSE:
+        return session_on_response(s, in->answer);
     case SESSION_TIMED_OUT:
         return session_timed_out(s);
     case SESSION_STOPPED:

@@ -62,7 +62,7 @@ enum session_input_kind {
     SESSION_LIMIT_CAME,    /* bytes: the flow's, all that the engine was to receive */
     SESSION_STREAM_ENDED,  /* the sender has half-closed; bytes: as above, also what is held back */
     SESSION_STREAM_FAILED, /* error: an errno */
-    SESSION_ANSWERED,      /* answer: Python's */
+    SESSION_RESPONSE,      /* answer: Python's */
     SESSION_TIMED_OUT,     /* no hello has come in time */
     SESSION_STOPPED,       /* it is to end for a reason, and nothing is being received */
     SESSION_INPUTS_COUNT
@@ -74,7 +74,7 @@ struct session_input {
         uint64_t bytes;
         int error;
         uint8_t reason; /* enum close_reason */
-        const struct answer *answer;
+        const struct admission_response *answer;
     };
 };
 
@@ -82,7 +82,7 @@ enum session_act_kind {
     SESSION_DO_NOTHING = 0,
     SESSION_RECEIVE_BLOCK, /* into its room */
     SESSION_START,         /* accepted: the engine receives payload up to limit_bytes */
-    SESSION_ASK,           /* question: Python is asked */
+    SESSION_REQUEST,       /* request: Python is asked */
     SESSION_STOP,          /* for a reason: then SESSION_STOPPED, when no receive is under way */
     SESSION_END,           /* state, reason, error: of the flow's end */
 };
@@ -92,7 +92,7 @@ struct session_act {
     uint32_t held_bytes; /* of those received: held back, and no payload after all */
     union {
         uint64_t limit_bytes;
-        uint8_t question; /* enum question_kind */
+        uint8_t request; /* enum request_kind */
         struct {
             uint8_t state;  /* enum flow_state */
             uint8_t reason; /* enum close_reason */
@@ -117,7 +117,7 @@ struct session {
     uint64_t serial;
     uint8_t step;    /* enum session_step */
     uint8_t report;  /* enum session_report */
-    uint8_t pending; /* enum question_kind that waits for room, or 0 */
+    uint8_t pending; /* enum request_kind that waits for room, or 0 */
     uint8_t error;   /* enum session_error */
     /* What the hello has agreed on. */
     bool length_known; /* limit_bytes is the length that the sender stated */
@@ -139,7 +139,7 @@ struct session_act session_on(struct session *s, const struct session_input *in)
 void session_free(struct session *s);
 
 /* What waits for room was taken by the admission. */
-void session_asked(struct session *s);
+void session_requested(struct session *s);
 /* Whether Python is still to be told of the end. */
 bool session_owes_report(const struct session *s);
 

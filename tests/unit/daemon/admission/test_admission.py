@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Admission: each question has one answer, and one connection at most feeds a flow.
+"""Admission: each request has one answer, and one connection at most feeds a flow.
 
 A made-up worker asks; the last test lets Hypothesis ask in any order.
 """
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from ingestd.config.settings import ListenerSettings
-from ingestd.core.border import QuestionKind
+from ingestd.core.border import RequestKind
 from ingestd.daemon.admission.admission import UNLIMITED
 from ingestd.daemon.admission.flow_index import Known
 from ingestd.daemon.admission.listener_policy import ListenerPolicy, policy_of
@@ -198,7 +198,7 @@ def test_trailers(gate: Gate, made: bytes, answer: int | str | None) -> None:
     connection, _ = gate.hello(flow=str(FLOW))
     del gate.workers[0].answers[connection]
     kind, terms = gate.ask(
-        QuestionKind.TRAILER, connection, block=made, bytes_count=9, crc=0xE3069283
+        RequestKind.TRAILER, connection, block=made, bytes_count=9, crc=0xE3069283
     )
     if isinstance(answer, str):
         assert (kind, terms["code"], terms["durable"]) == ("refuse", answer, 9)
@@ -210,7 +210,7 @@ def test_trailers(gate: Gate, made: bytes, answer: int | str | None) -> None:
 
 def test_a_checksum_that_we_do_not_know_is_not_compared(gate: Gate) -> None:
     kind, terms = gate.ask(
-        QuestionKind.TRAILER,
+        RequestKind.TRAILER,
         (0, 1),
         block=trailer_block(DATA),
         bytes_count=9,

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ingestd.core.border import QuestionKind
+from ingestd.core.border import RequestKind
 from ingestd.daemon.admission.admission import PEER_LOOKUPS_MAX
 from ingestd.daemon.admission.flow_index import Known
 from support.admission import CHALLENGE, FLOW, Gate
@@ -56,7 +56,7 @@ class AskedGate(Gate):
         connection = self.workers[0].connect()
         block = hello_block(CHALLENGE.hex(), flow=str(flow), resume=resume)
         peer = f"192.0.2.{host}:{next(self._ports)}"
-        return connection, self.ask(QuestionKind.HELLO, connection, block=block, peer=peer)
+        return connection, self.ask(RequestKind.HELLO, connection, block=block, peer=peer)
 
     def settled(self) -> dict[tuple[int, int], tuple[str, dict[str, Any]]]:
         """All answers, once the readings are done."""

@@ -2,7 +2,7 @@
  *
  * The lines of protocol ingest, byte by byte.
  */
-#include "connection/ingest/answer.h"
+#include "connection/ingest/lines.h"
 
 #include <errno.h>
 #include <string.h>
@@ -32,26 +32,26 @@ static struct flow a_flow(struct session *s) {
 static void a_greeting_has_a_challenge(void) {
     uint8_t challenge[SESSION_CHALLENGE_BYTES] = {0x0f, 0xa0};
     challenge[31] = 0xff;
-    size_t bytes = answer_greeting(true, challenge, line, sizeof line);
+    size_t bytes = line_greeting(true, challenge, line, sizeof line);
     CHECK(is_line(bytes, "{\"type\": \"hello\", \"protocol\": \"ingest\", \"versions\": [1], "
                          "\"auth\": \"hmac-sha256\", \"challenge\": "
                          "\"0fa0000000000000000000000000000000000000000000000000000000000"
                          "0ff\"}\n"));
-    answer_greeting(false, challenge, line, sizeof line);
+    line_greeting(false, challenge, line, sizeof line);
     CHECK(strstr(line, "\"auth\": \"none\"") != NULL);
 }
 
 static void accepted_tells_where_to_go_on(void) {
     struct session s = {0};
     struct flow f = a_flow(&s);
-    size_t bytes = answer_accepted(&f, 1020000000, line, sizeof line);
+    size_t bytes = line_accepted(&f, 1020000000, line, sizeof line);
     CHECK(is_line(bytes, "{\"type\": \"accepted\", \"flow\": "
                          "\"00112233-4455-6677-8899-aabbccddeeff\", \"offset\": 4096, "
                          "\"ack_interval_s\": 1.020}\n"));
 }
 
 static void durable_is_one_number(void) {
-    size_t bytes = answer_durable(UINT64_MAX, line, sizeof line);
+    size_t bytes = line_durable(UINT64_MAX, line, sizeof line);
     CHECK(is_line(bytes, "{\"type\": \"durable\", \"offset\": 18446744073709551615}\n"));
 }
 
@@ -59,16 +59,16 @@ static void sealed_has_both_checksums(void) {
     struct session s = {.has_sender_crc = true, .sender_crc = 1};
     struct flow f = a_flow(&s);
     f.state = FLOW_STATE_SEALED;
-    size_t bytes = answer_last(&f, 0, line, sizeof line);
+    size_t bytes = line_last(&f, 0, line, sizeof line);
     CHECK(is_line(bytes, "{\"type\": \"sealed\", \"flow\": "
                          "\"00112233-4455-6677-8899-aabbccddeeff\", "
                          "\"bytes\": 18446744073709551615, \"durable\": true, "
                          "\"checksum\": \"crc32c:e3069283\", "
                          "\"sender_checksum\": \"crc32c:00000001\"}\n"));
     f.checksummed = s.has_sender_crc = false;
-    answer_last(&f, 0, line, sizeof line);
+    line_last(&f, 0, line, sizeof line);
     CHECK(strstr(line, "\"checksum\": null, \"sender_checksum\": null}") != NULL);
-    answer_last(&f, 5, line, sizeof line); /* a failed store never says sealed */
+    line_last(&f, 5, line, sizeof line); /* a failed store never says sealed */
     CHECK(strstr(line, "\"type\": \"error\", \"code\": \"store_failed\"") != NULL);
 }
 
@@ -89,7 +89,7 @@ static void every_error_has_a_code(void) {
         struct session s = {.error = error};
         struct flow f = a_flow(&s);
         f.state = FLOW_STATE_INTERRUPTED;
-        CHECK(answer_last(&f, 0, line, sizeof line) > 0);
+        CHECK(line_last(&f, 0, line, sizeof line) > 0);
         snprintf(code, sizeof code, "\"code\": \"%s\", ", codes[error]);
         CHECK(strstr(line, code) != NULL);
     }
@@ -99,7 +99,7 @@ static void every_error_has_a_code(void) {
         f.state = FLOW_STATE_INTERRUPTED;
         f.reason = reason;
         s.step = SESSION_REFUSED;
-        CHECK(answer_last(&f, 0, line, sizeof line) > 0);
+        CHECK(line_last(&f, 0, line, sizeof line) > 0);
         snprintf(code, sizeof code, "\"code\": \"%s\", ", reasons[reason]);
         CHECK(strstr(line, code) != NULL);
         CHECK(strstr(line, "\"flow\": null, \"durable\": ") != NULL);
@@ -118,10 +118,10 @@ static void our_own_errors_say_what_happened(void) {
         f.state = FLOW_STATE_INTERRUPTED;
         f.reason = CLOSE_REASON_RECEIVER;
         f.error = cases[i].error;
-        CHECK(answer_last(&f, 0, line, sizeof line) > 0);
+        CHECK(line_last(&f, 0, line, sizeof line) > 0);
         CHECK(strstr(line, "\"code\": \"interrupted\", ") != NULL);
         CHECK(strstr(line, cases[i].text) != NULL);
-        CHECK(answer_format(&f, 0, line, sizeof line) > 0);
+        CHECK(line_of_raw(&f, 0, line, sizeof line) > 0);
         CHECK(strstr(line, "\"error\": \"interrupted\", ") != NULL);
         CHECK(strstr(line, cases[i].text) != NULL);
     }

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The lines of answer.h.
+ * The lines of lines.h.
  */
-#include "connection/ingest/answer.h"
+#include "connection/ingest/lines.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -105,7 +105,7 @@ static int format_refusal(const struct flow *f, const char *id, int store_errno,
                     f->stream.opened ? "interrupted" : "refused", r.code, r.text);
 }
 
-size_t answer_format(const struct flow *f, int store_errno, char *line, size_t capacity) {
+size_t line_of_raw(const struct flow *f, int store_errno, char *line, size_t capacity) {
     char id[37];
     format_id(f->stream.id, id);
     bool sealed = f->state == FLOW_STATE_SEALED && store_errno == 0;
@@ -123,8 +123,8 @@ static size_t checked(int bytes, size_t capacity) {
     return (size_t)bytes;
 }
 
-size_t answer_greeting(bool authenticates, const uint8_t challenge[SESSION_CHALLENGE_BYTES],
-                       char *line, size_t capacity) {
+size_t line_greeting(bool authenticates, const uint8_t challenge[SESSION_CHALLENGE_BYTES],
+                     char *line, size_t capacity) {
     char digits[2 * SESSION_CHALLENGE_BYTES + 1];
     for (uint32_t i = 0; i < SESSION_CHALLENGE_BYTES; i++)
         snprintf(digits + 2 * i, 3, "%02x", challenge[i]);
@@ -135,8 +135,7 @@ size_t answer_greeting(bool authenticates, const uint8_t challenge[SESSION_CHALL
     return checked(bytes, capacity);
 }
 
-size_t answer_accepted(const struct flow *f, uint64_t ack_interval_ns, char *line,
-                       size_t capacity) {
+size_t line_accepted(const struct flow *f, uint64_t ack_interval_ns, char *line, size_t capacity) {
     char id[37];
     format_id(f->stream.id, id);
     int bytes =
@@ -147,7 +146,7 @@ size_t answer_accepted(const struct flow *f, uint64_t ack_interval_ns, char *lin
     return checked(bytes, capacity);
 }
 
-size_t answer_durable(uint64_t offset, char *line, size_t capacity) {
+size_t line_durable(uint64_t offset, char *line, size_t capacity) {
     int bytes =
         snprintf(line, capacity, "{\"type\": \"durable\", \"offset\": %" PRIu64 "}\n", offset);
     return checked(bytes, capacity);
@@ -171,7 +170,7 @@ static int format_sealed(const struct flow *f, const char *id, char *line, size_
                     id, f->stream.durable_bytes, ours, theirs);
 }
 
-size_t answer_last(const struct flow *f, int store_errno, char *line, size_t capacity) {
+size_t line_last(const struct flow *f, int store_errno, char *line, size_t capacity) {
     const struct session *s = f->session;
     char id[37];
     format_id(f->stream.id, id);
@@ -187,7 +186,7 @@ size_t answer_last(const struct flow *f, int store_errno, char *line, size_t cap
     return checked(bytes, capacity);
 }
 
-size_t answer_turned_away(const struct flow *f, char *line, size_t capacity) {
+size_t line_denial(const struct flow *f, char *line, size_t capacity) {
     struct refusal r = refusal_for(f, 0);
     if (f->reason == CLOSE_REASON_LIMIT) { /* "limit" is of a flow, and not worth another try */
         bool of_peer = f->error == EUSERS;
