@@ -25,6 +25,8 @@ static struct listener *ingest_listener(struct worker *w, const struct flow *f) 
 
 static bool ingest_release(struct worker *w, struct flow *f) {
     struct listener *l = ingest_listener(w, f);
+    if (f->session == NULL)
+        return true; /* denied: its peer has too many, so that no session has begun */
     if (session_owes_report(f->session))
         return false;
     flow_ack_remove(&w->flows, &l->acks_pending, f);
