@@ -241,7 +241,7 @@ def _add_cat(commands: _Commands[_Parser]) -> None:
 
 
 def _add_rm(commands: _Commands[_Parser]) -> None:
-    parser = _add(commands, "rm", "remove flows, for good, and give their room back", run_rm)
+    parser = _add(commands, "rm", "remove flows for good, and reclaim their segments", run_rm)
     parser.add_argument("store", metavar="STORE", help="block device or file")
     parser.add_argument("flows", metavar="FLOW", nargs="+", help="flow id, or its first characters")
 

@@ -184,7 +184,7 @@ def _info_pairs(image: StoreImage, profile: DirectProfile) -> list[tuple[str, ob
 def _removed_text(removed: dict[str, int]) -> str | None:
     if not removed["flows"]:
         return None
-    return f"{removed['flows']} flows, {full_size(removed['bytes'])} of them not given back yet"
+    return f"{removed['flows']} flows, {full_size(removed['bytes'])} of them not reclaimed yet"
 
 
 def _damaged_text(indexes: Sequence[int], removed: Mapping[str, int]) -> str | None:

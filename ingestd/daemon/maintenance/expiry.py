@@ -56,11 +56,11 @@ class Expiry:
             )
 
     def is_due(self) -> bool:
-        """Return whether a flow may be past its term that was not when the store was read last."""
+        """Return whether a flow may have expired since the store was read last."""
         return bool(self._retentions) and time.monotonic() >= self._next_s
 
     def expired(self, image: StoreImage) -> frozenset[bytes]:
-        """Return the flows past their term; note when to look again."""
+        """Return the expired flows; note when to look again."""
         if not self._retentions:
             return frozenset()
         superblock = image.superblock
@@ -72,7 +72,7 @@ class Expiry:
         self._report_misdated(expired.misdated)
         self._next_s = math.inf
         if terms := [r.for_ns for r in self._retentions.values() if r.for_ns is not None]:
-            # What ends from now on cannot be past its term before that.
+            # What ends from now on cannot expire before that.
             wait_ns = min(terms) if expired.wait_ns is None else expired.wait_ns
             if not self._clock.is_trusted:
                 wait_ns = min(wait_ns, STEADY_NS)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The maintainer: removes flows of a served store, asked or past their term, and frees segments.
+"""The maintenance thread of a served store: removes flows, on request or expired, frees segments.
 
 It has a thread of its own for each store, which waits for the device and logs
 nothing; what it reports, the main thread fetches. Invariants:

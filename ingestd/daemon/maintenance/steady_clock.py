@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The clock that the terms of flows go by: the machine's, as far as it runs steadily.
+"""The clock that retention goes by: the machine's, as far as it runs steadily.
 
 A clock is set now and then, by whom and to what nobody here knows. Invariants: a step
 of the machine's clock makes no flow older at once, whichever way it goes, also where

@@ -88,7 +88,7 @@ class Pump:
             if self._is_stopping:
                 return
             if None in woken or time.monotonic() >= next_ask_s:
-                # Events can be dropped, and segments be given back that nobody waited for.
+                # Events can be dropped, and segments be reclaimed that nobody waited for.
                 self._waker.clear()
                 next_ask_s = time.monotonic() + ASK_INTERVAL_S
                 self._grant(self._workers)

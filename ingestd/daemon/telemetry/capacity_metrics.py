@@ -41,15 +41,15 @@ def overwritten_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
 
 
 def reclaim_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
-    """Yield what was removed, and given back, since the daemon began."""
+    """Yield what was removed and reclaimed since the daemon began."""
     labels = ["store", "reason"]
     flows = CounterMetricFamily(
         "ingestd_flows_removed",
-        "Flows removed, because somebody asked (removed) or past their term (retention).",
+        "Flows removed, on request (removed) or as they had expired (retention).",
         labels=labels,
     )
     segments = CounterMetricFamily(
-        "ingestd_segments_freed", "Segments given back, as nothing in them is kept.", labels=labels
+        "ingestd_segments_freed", "Segments reclaimed, as nothing in them is kept.", labels=labels
     )
     sizes = CounterMetricFamily(
         "ingestd_freed_bytes", "Payload bytes that were in those segments.", labels=labels
@@ -61,7 +61,7 @@ def reclaim_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
     )
     room = GaugeMetricFamily(
         "ingestd_removed_flows_room",
-        "How many more flows can be removed before segments are given back.",
+        "The number of flows that can be removed before segments are reclaimed.",
         labels=["store"],
     )
     held = GaugeMetricFamily(

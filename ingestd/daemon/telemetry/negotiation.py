@@ -2,7 +2,7 @@
 """The choice between two formats of a scrape: Prometheus' text, or OpenMetrics.
 
 Invariant: whatever a client writes into its Accept header, the answer is one of
-both; nothing of the header is given back. No state; any thread may call.
+both; nothing of the header is returned. No state; any thread may call.
 """
 
 from __future__ import annotations

@@ -113,7 +113,7 @@ class Tombstones:
             raise StoreError(
                 f"{self._device.path} has room for {self.room_count} more removed flows, and"
                 f" {len(fresh)} were asked for: {FLOWS_MAX} at most may wait for their segments to"
-                " be given back, which happens once nothing in these is kept; remove what lies"
+                " be reclaimed, which happens once nothing in these is kept; remove what lies"
                 " beside them, or read away what is kept and format the store again"
             )
         changed: set[int] = set()

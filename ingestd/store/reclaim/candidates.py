@@ -2,7 +2,7 @@
 """Candidates for reclaim: segments in which nothing is to be kept.
 
 Invariants: a segment goes only if it is closed and every flow that has
-anything in it, be it a record, is removed or past its term. Of a flow past its term no
+anything in it, be it a record, is removed or has expired. Of an expired flow no
 part is ever shown with a hole: either all segments that it lies in go at once, or it is
 removed first. Pure; any thread may call.
 """
@@ -25,7 +25,7 @@ GROUP_RANGES_MAX: Final = FREED_RANGES_MAX // 2
 
 
 class Candidate(NamedTuple):
-    """A segment to give back, why, and the flows that are gone with it."""
+    """A segment to reclaim, the reason, and the flows that are gone with it."""
 
     segment: SegmentImage
     reason: str
@@ -68,7 +68,7 @@ def plan_reclaim(
     room_count: int = 0,
     elsewhere: Set[bytes] = frozenset(),
 ) -> ReclaimPlan:
-    """Decide which segments to give back, the oldest first.
+    """Decide which segments to reclaim, the oldest first.
 
     `removed`: the flows of the table; `expired`: others that need not be kept;
     `room_count`: how many more fit into the table; `elsewhere`: of those that expired,

@@ -246,7 +246,7 @@ class _Deletion:
         assert self._flows is not None
         return StoreError(
             f"flow {self._flows[flow].flow} of {self._path} was not removed, as {FLOWS_MAX} removed"
-            " flows, the most there may be, wait for their segments to be given back:"
+            " flows, the most there may be, wait for their segments to be reclaimed:"
             " that happens once nothing in these is kept; remove what lies beside them"
         )
 

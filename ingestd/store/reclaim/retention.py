@@ -38,7 +38,7 @@ class Retention:
 
 
 class Expired(NamedTuple):
-    """The flows past their term, and in how many ns the next one is, if nothing else happens.
+    """The expired flows, and in how many ns the next one expires, if nothing else happens.
 
     `misdated`: those whose time of ending cannot be right.
     """

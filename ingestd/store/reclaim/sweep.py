@@ -50,7 +50,7 @@ class SweepCounts:
 
 
 class Swept(NamedTuple):
-    """The segments that were given back, and the flows of which nothing is left.
+    """The segments that were reclaimed, and the flows of which nothing is left.
 
     `blocked_count`: as of ReclaimPlan. `held_count`: of removed flows that are in the table
     only for what damaged segments may hold of them. `discard_error`: why one of the segments
@@ -101,7 +101,7 @@ class Sweeper:
         self._discard_error: StoreError | None = None
 
     def discard_freed(self) -> None:
-        """Discard segments that are given back from now on.
+        """Discard segments that are reclaimed from now on.
 
         Raises StoreError if this is no device that can.
         """

@@ -5,7 +5,7 @@ Every life of a daemon begins with segments of its own, so that one that is rest
 again and again would fill a store with segments of a few blocks each. The opening
 copies the batches of the newest closed ones into one segment, and gives these back.
 
-Invariants: a segment is only copied, or given back, if every flow in it is sealed and
+Invariants: a segment is only copied, or reclaimed, if every flow in it is sealed and
 lies in it as a whole; so to a reader the copy is a later connection that sent all of
 the flow again, whose bytes take the place of the earlier ones (docs/format.md), and a
 crash at any point leaves each flow shown once. The copy's header is written last, when
@@ -68,7 +68,7 @@ def compact_newest(
 
     Changes the images of the segments concerned to what they are then. A copy that
     cannot be made is left out. Raises StoreError if the device cannot flush, or refuses
-    to give a segment back, which is as safe as a crash.
+    to reclaim a segment, which is as safe as a crash.
     """
     free = [segment for segment in image.segments if segment.state is SegmentState.FREE]
     is_sound = all(segment.state is not SegmentState.DAMAGED for segment in image.segments)

@@ -126,7 +126,7 @@ def test_rm(store: str, capsys: Capture) -> None:
     assert main(["cat", store, str(SEALED)]) == 10
     assert "has no flow" in capsys.readouterr().err
     assert main(["info", store]) == 0
-    assert "1 flows, 292 KiB (300000 bytes) of them not given back yet" in capsys.readouterr().out
+    assert "1 flows, 292 KiB (300000 bytes) of them not reclaimed yet" in capsys.readouterr().out
     assert main(["ls", store, "--json"]) == 0
     (left,) = (json.loads(line) for line in capsys.readouterr().out.splitlines())
     assert left["flow"] == str(CUT_OFF)
