@@ -146,7 +146,9 @@ def describe(event: Event) -> str:
         "receive": lambda: f"{v[1]} bytes from the socket",
         "append": lambda: f"{v[2]} bytes at offset {v[1]} into batch {v[3]}",
         "place": lambda: f"batch {v[0]} is item {v[1]}: {v[3]} bytes at byte {v[2]} of the store",
-        "write_done": lambda: f"item {v[1]} is written, after {v[2] / 1000:.0f} us",
+        "write_done": lambda: (
+            f"item {v[1]} is written, after {(event.time_ns - v[2]) / 1000:.0f} us"
+        ),
         "flush_done": lambda: f"all before item {v[0]} is flushed",
         "commit": lambda: f"all before item {v[0]} is committed",
         "ack": lambda: f"durable up to {v[1]}{', with its CLOSE record' if v[2] else ''}",

@@ -102,8 +102,8 @@ def _output() -> list[str]:
         "place 5000 8 1 70 8192 4096",  # another worker's
         "place 6000 7 1 7 4096 8192",
         "place 6500 7 2 8 4096 8192",
-        "write_done 9000 7 1 7 3000",
-        "write_done 9500 7 2 8 3000",
+        "write_done 9000 7 1 7 6000",
+        "write_done 9500 7 2 8 6500",
         "flush_done 10000 7 7",
         "flush_done 11000 7 8",
         "commit 12000 7 8",

@@ -10,6 +10,7 @@
 #ifndef INGESTD_BASE_TRACE_H
 #define INGESTD_BASE_TRACE_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #if defined(__has_include)
@@ -47,9 +48,10 @@ static inline void trace_place(uint32_t batch, uint64_t item, uint64_t offset, u
     PROBE4(place, batch, item, offset, bytes);
 }
 
-/* The write of the batch that is this item is complete. */
-static inline void trace_write_done(uint32_t batch, uint64_t item, uint64_t latency_ns) {
-    PROBE3(write_done, batch, item, latency_ns);
+/* The write of the batch that is this item is complete; it was submitted at that time
+ * (CLOCK_MONOTONIC). */
+static inline void trace_write_done(uint32_t batch, uint64_t item, uint64_t submitted_ns) {
+    PROBE3(write_done, batch, item, submitted_ns);
 }
 
 /* A flush is complete that covers all items before upto; marks follow. */
@@ -64,7 +66,7 @@ static inline void trace_commit(uint64_t upto) {
 
 /* All of the flow before the offset is durable; closes: its CLOSE record, too. */
 static inline void trace_ack(const uint8_t *id, uint32_t connection, uint64_t durable_offset,
-                             uint32_t closes) {
+                             bool closes) {
     PROBE4(ack, id, connection, durable_offset, closes);
 }
 

@@ -246,7 +246,7 @@ static void storage_write_done(struct storage *s, const struct device_write *d) 
     }
     struct batch *b = &s->batches.batches[d->owner];
     writer_batch_done(s, b);
-    trace_write_done(b->index, b->item, s->reactor->now_ns - d->submitted_ns);
+    trace_write_done(b->index, b->item, d->submitted_ns);
     storage_note_done(s, b);
 }
 
