@@ -118,6 +118,9 @@ class Run:
     choose: random.Random = field(init=False)
     kept: dict[bytes, Kept] = field(default_factory=dict)
     result: Result = field(init=False)
+    # Of the life that was lived last: how it ended (drain, crash, failed), and what it promised.
+    ended: str = ""
+    streams: list[Stream] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.choose = random.Random(self.seed)
@@ -198,6 +201,7 @@ class Run:
                 to.close()
                 come.read()
                 return f"{what} {why} at step {step}: {type(error).__name__}: {error}"
+            self.ended, self.streams = why, streams
             self.result.points += 1
             self.result.told_bytes += sum(stream.told_bytes for stream in streams)
             try:

@@ -4,6 +4,7 @@
 A mutant is a few substitutions, each of which applies exactly once in the whole core, in whatever
 file that is: so it survives moves, and does not silently become none. The table goes to README.md.
 Environment: MUTANT, a part of a name, for some only; SECONDS, how long each may take (60).
+Seconds are those of one CPU: what else the machine does is left out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ import re
 import shutil
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -97,6 +97,10 @@ MUTANTS: Final = (
           r"bool committed = \1.written_upto == \1.next_item && l->state == LIVE_CLOSING;"
           r" if (committed) l->segment.committed_batches = l->segment.batch_count;"),),
     ),
+    Mutant(
+        "a batch that has its place, and is slept on",
+        ((r"return place_waits \? [^:]+: next_ns;", "return next_ns;"),),
+    ),
 )  # fmt: skip
 
 
@@ -120,20 +124,25 @@ def copy_core(directory: Path) -> Path:
     return core
 
 
+def cpu_s() -> float:
+    """Return the CPU time of this process and of all children that have ended."""
+    return sum(os.times()[:4])
+
+
 def hunt(mutant: Mutant, seconds: float) -> tuple[float, str]:
     """Return after how many seconds it was found, and by which words; inf if it was not."""
     with tempfile.TemporaryDirectory() as name:
         core = copy_core(Path(name))
         apply(mutant, core)
         program = build(core, flags=("-O1", "-Wno-error"))
-        begun_s = time.monotonic()
-        while time.monotonic() < begun_s + seconds:
+        begun_s = cpu_s()
+        while cpu_s() < begun_s + seconds:
             try:
                 simulate(program, fresh_seed(), STEPS)
             except SimulationError as error:
                 if os.environ.get("MUTANT"):
                     print(error)
-                return time.monotonic() - begun_s, what_is_wrong(str(error))
+                return cpu_s() - begun_s, what_is_wrong(str(error))
     return float("inf"), ""
 
 
@@ -149,7 +158,7 @@ def main() -> int:
     """Return 0 if each mutant was found."""
     image.ThreadPoolExecutor = Serial  # type: ignore[misc, assignment]
     seconds = float(os.environ.get("SECONDS") or SECONDS)
-    rows = ["| fault put into the core | s | found by |\n", "|---|---|---|\n"]
+    rows = ["| fault put into the core | found after (s of one CPU) | by |\n", "|---|---|---|\n"]
     missed = 0
     for mutant in MUTANTS:
         if os.environ.get("MUTANT", "") not in mutant.name:

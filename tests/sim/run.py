@@ -13,7 +13,7 @@ import sys
 import time
 from pathlib import Path
 
-from sim.build import OPTIMIZED, SANITIZED, build
+from sim.build import program_of
 from sim.driver import SimulationError, fresh_seed, simulate
 
 from ingestd.store.read import image
@@ -29,12 +29,12 @@ def main() -> int:
     given = os.environ.get
     steps = int(given("STEPS") or STEPS)
     trace = Path(given("TRACE", "")) if given("TRACE") else None
-    program = build(flags=SANITIZED if given("SANITIZE") else OPTIMIZED)
     ends_s = time.monotonic() + float(given("SECONDS") or SECONDS)
     is_one = bool(given("SEED"))
     while True:
         seed = int(given("SEED", ""), 0) if is_one else fresh_seed()
         try:
+            program = program_of(seed, is_sanitized=bool(given("SANITIZE")))
             result = simulate(program, seed, steps, trace=trace)
         except SimulationError as error:
             print(error)

@@ -225,7 +225,8 @@ uint32_t stream_crc(const struct stream *s, uint64_t bytes);
 void border_open(void);
 int border_run(void);
 void border_step(void);
-void border_wake(void); /* time has passed while the worker sleeps */
+void border_sleep(void); /* the worker waits for something, or for the time */
+void border_wake(void);  /* time has passed while the worker sleeps */
 void border_drain(void);
 void border_close(void);
 bool border_has_ended_well(void);
@@ -233,6 +234,7 @@ int border_adopt(int fd, uint32_t listener);
 
 /* --- sim_accounts.c: what needs the worker's inner fields --- */
 void accounts_check(const void *worker);
+void accounts_check_sleep(void *worker);
 bool accounts_are_empty(const void *worker);
 
 /* --- sim_main.c --- */

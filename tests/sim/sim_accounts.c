@@ -74,6 +74,17 @@ void accounts_check(const void *worker) {
         check_fragments(w);
 }
 
+/* A batch that could have its place now waits for nothing: the loop may not sleep on it. */
+void accounts_check_sleep(void *worker) {
+    struct worker *w = worker;
+    const struct batch *waits = w->storage.batches.open;
+    if (waits == NULL || !waits->full || w->reactor.fault.code != 0)
+        return;
+    storage_place(&w->storage);
+    if (w->storage.batches.open != waits)
+        sim_fail("a batch that had its place is slept on");
+}
+
 /* After a drain everything has come back. */
 bool accounts_are_empty(const void *worker) {
     const struct worker *w = worker;

@@ -321,6 +321,10 @@ static void read_events(void) {
     }
 }
 
+void border_sleep(void) {
+    accounts_check_sleep(w);
+}
+
 void border_wake(void) {
     if (next_wake_ns > sim.now_ns) {
         sim_wake_at(next_wake_ns);

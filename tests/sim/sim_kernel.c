@@ -369,6 +369,7 @@ int io_uring_submit_and_wait_timeout(struct io_uring *ring, struct io_uring_cqe 
     border_step();
     if (sim.power_off)
         return -EOWNERDEAD;
+    bool is_first = true;
     for (;;) {
         nic_step();
         senders_step();
@@ -377,6 +378,9 @@ int io_uring_submit_and_wait_timeout(struct io_uring *ring, struct io_uring_cqe 
             break;
         if (sim.now_ns >= until_ns)
             return -ETIME;
+        if (is_first)
+            border_sleep();
+        is_first = false;
         let_time_pass(until_ns);
         border_wake();
     }

@@ -289,7 +289,8 @@ static struct stream *new_stream(bool is_ingest) {
         return NULL;
     struct stream *s = &streams[streams_count];
     *s = (struct stream){.number = streams_count++, .is_ingest = is_ingest, .owner = -1};
-    s->start = (uint32_t)((sim_random() + sim.generation * 7919) % PERIOD);
+    /* The same seed in another store or generation: the same places, other bytes. */
+    s->start = (uint32_t)((sim_random() + sim.generation * 7919 + sim.uuid[0] * 257u) % PERIOD);
     uint32_t most = sim_below(3) ? sim.shape.payload_max / 8 : sim.shape.payload_max;
     s->payload_bytes = sim_one_of(8) ? sim_below(3) : sim_below(most + 1);
     if (sim_one_of(6))

@@ -11,7 +11,7 @@ import os
 import time
 
 import pytest
-from sim.build import SANITIZED, build
+from sim.build import program_of
 from sim.driver import fresh_seed, simulate
 
 from ingestd.store.read import image
@@ -29,13 +29,12 @@ def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.timeout(900)
 def test_fresh_seeds() -> None:
-    program = build()
     ends_s = time.monotonic() + SECONDS
     tried = points = 0
     while tried < SEEDS or time.monotonic() < ends_s:
         seed = fresh_seed()
         print(f"simulator: make sim SEED={seed} STEPS={STEPS}", flush=True)
-        points += simulate(program, seed, STEPS).points
+        points += simulate(program_of(seed), seed, STEPS).points
         tried += 1
     assert points > 0
 
@@ -44,7 +43,7 @@ def test_fresh_seeds() -> None:
 def test_a_seed_repeats_to_the_byte_and_is_clean_under_sanitizers() -> None:
     seed = fresh_seed()
     print(f"simulator: make sim SEED={seed} STEPS={STEPS} SANITIZE=1")
-    plain = simulate(build(), seed, STEPS)
-    again = simulate(build(flags=SANITIZED), seed, STEPS)
+    plain = simulate(program_of(seed), seed, STEPS)
+    again = simulate(program_of(seed, is_sanitized=True), seed, STEPS)
     assert plain.hashes == again.hashes
     assert len(plain.hashes) == plain.lives
