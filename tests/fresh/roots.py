@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from zlib import crc32
 
 from carried import Carried
 from vmlab.archive import ARCHIVE_KEYRING
@@ -33,6 +34,7 @@ BOOTSTRAP_TIMEOUT_S = 1800.0
 COMMAND_TIMEOUT_S = 300.0
 EXIT_TIMEOUT = 124  # as timeout(1) says it
 USER = "somebody"
+UID_MIN, UIDS_COUNT = 20000, 10000
 HOMES = Path("/home")
 LOCKED_MEMORY_KIB = 8192
 """RLIMIT_MEMLOCK of an ordinary user: MLOCK_LIMIT of linux/resource.h since 5.16, 8 MiB."""
@@ -87,6 +89,7 @@ class Root:
 
     def __init__(self, base: Base, path: Path, carried: Carried) -> None:
         self.path = path
+        self.uid = uid_of(base.suite)
         self._carried = carried
         self._archives = base.cache / f"archives-{base.suite}"
         self._pip_cache = base.cache / "pip"
@@ -125,7 +128,7 @@ class Root:
 
     def add_user(self) -> None:
         """Make the ordinary user, and give it a copy of what pip has downloaded so far."""
-        self._change("useradd", "--create-home", "--shell", "/bin/bash", USER)
+        self._change("useradd", "--create-home", "--shell", "/bin/bash", f"--uid={self.uid}", USER)
         cache = _home(USER) / ".cache"
         shutil.copytree(self._pip_cache, self._inside(cache) / "pip")
         self._change("chown", "-R", f"{USER}:", str(cache))
@@ -190,6 +193,15 @@ class Root:
         inner = f"{shlex.join(words)}; exit $?"
         enter = f"chroot {shlex.quote(str(self.path))} sh -c {shlex.quote(inner)}"
         return "\n".join(["set -e", *self._mounts(), "set +e", enter, "exit $?"])
+
+
+def uid_of(suite: str) -> int:
+    """Return the number of the ordinary user: in each suite another.
+
+    The kernel counts what a user has locked by the number alone: with the same one, suites that
+    run beside each other would use up each other's 8 MiB.
+    """
+    return UID_MIN + crc32(suite.encode()) % UIDS_COUNT
 
 
 def _home(user: str) -> Path:

@@ -27,8 +27,8 @@ from carried import (
     pip_settings,
 )
 from image import ImageBuild, stages_of, suites_of
-from roots import EXIT_TIMEOUT, LOCKED_MEMORY_KIB, USER, Base, Root, remove, run_logged
-from run_fresh import STEPS, Outcome, steps_of, summary
+from roots import EXIT_TIMEOUT, LOCKED_MEMORY_KIB, USER, Base, Root, remove, run_logged, uid_of
+from run_fresh import STEPS, SUITES, Outcome, steps_of, summary
 from vmlab.errors import VmError
 
 LISTED = """\
@@ -183,6 +183,10 @@ def test_the_sum_names_what_failed() -> None:
     outcomes = [Outcome("suite-root-run", 0, 1.0), Outcome("suite-root-check", 2, 1.0)]
     assert summary(outcomes) == "1 passed, 1 failed (suite-root-check)"
     assert summary(outcomes[:1]) == "1 passed, 0 failed"
+
+
+def test_suites_side_by_side_share_no_users_locked_memory() -> None:
+    assert len({uid_of(suite) for suite in SUITES}) == len(SUITES)
 
 
 # --- the Dockerfile -----------------------------------------------------------------
