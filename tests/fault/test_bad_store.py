@@ -8,6 +8,7 @@ import json
 import os
 import struct
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ingestd.errors import (
 from ingestd.store.format.layout import SUPERBLOCK, sealed
 from support.daemon import Daemon, format_store, run_ingestd
 from support.observe import assert_clean, assert_stored, list_flows
+from support.patience import WAIT_S
 from support.payload import Payload
 from support.refusal import refusal, serve_refusal
 from support.senders import assert_sealed, send
@@ -153,17 +155,25 @@ def test_second_daemon_on_the_same_store(daemon: Daemon, seed: int) -> None:
 
 
 def test_store_held_by_a_process_that_goes_away(
-    store_path: Path, start_daemon: StartDaemon, seed: int
+    store_path: Path, start_daemon: StartDaemon, tmp_path: Path, seed: int
 ) -> None:
     """As the kernel does for a moment after a kill: the daemon says that it waits, and starts."""
     holder = os.open(store_path, os.O_RDONLY)
     fcntl.flock(holder, fcntl.LOCK_EX)
-    timer = threading.Timer(2.0, os.close, [holder])
-    timer.start()
+    log = tmp_path / "log"
+
+    def let_go_once_told() -> None:
+        limit = time.monotonic() + WAIT_S
+        while not (log.exists() and "store_held" in log.read_text()) and time.monotonic() < limit:
+            time.sleep(0.01)
+        os.close(holder)
+
+    thread = threading.Thread(target=let_go_once_told)
+    thread.start()
     try:
-        daemon = start_daemon(store_path)
+        daemon = start_daemon(store_path, log=log)
     finally:
-        timer.join()
+        thread.join()
     (held,) = daemon.events("store_held")
     assert (held["store"], held["path"]) == ("default", str(store_path))
     assert_sealed(send(daemon.address, Payload(seed, 50_000)))

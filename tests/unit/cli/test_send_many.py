@@ -63,7 +63,7 @@ def _note_of_ctrl_c(source: Path, flags: list[str]) -> bytes:
         assert all(str(source / f"{n:05}").encode() in line for n, line in enumerate(lines))
         server.behaviour.pause_s = 0.01
         wait_until(lambda: any(0 < f.durable < len(bytes(8 * MIB)) and not f.is_sealed
-                                for f in server.flows.values()))  # fmt: skip
+                                for f in list(server.flows.values())))  # fmt: skip
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=WAIT_S)
         assert process.returncode == EXIT_INTERRUPTED
@@ -163,10 +163,10 @@ def test_directory_goes_on_where_a_killed_sender_was(tmp_path: Path) -> None:
     (source / "large").write_bytes(Payload(9, 2 * MIB).data())
     with running(pause_s=0.003, piece_bytes_max=16384) as server:
         with start_send(server.address, source) as process:
-            wait_until(lambda: any(f.durable > 100_000 for f in server.flows.values()))
+            wait_until(lambda: any(f.durable > 100_000 for f in list(server.flows.values())))
             process.kill()
         wait_until(lambda: all(f.connection is None or f.is_sealed
-                                for f in server.flows.values()))  # fmt: skip
+                                for f in list(server.flows.values())))  # fmt: skip
         assert len(server.flows) == 5
         server.behaviour.pause_s = 0
         assert send(server.address, source) == 0
