@@ -115,7 +115,7 @@ format: setup-check build ## lays the sources out as `make check` wants them
 
 check-tree: ## tests the house rules: sizes, layers, names, files
 	$(BIN)/pytest -q tests/unit/test_tidy.py tests/unit/test_tidy_names.py tests/unit/test_tidy_words.py \
-		tests/unit/test_rooms.py tests/unit/test_newcomers.py tests/unit/test_decisions.py
+		tests/unit/test_rooms.py tests/unit/test_core_rooms.py tests/unit/test_newcomers.py tests/unit/test_decisions.py
 
 clean: ## removes what was built; var/ (the demo's store) stays
 	rm -rf $(BUILD) .ruff_cache .mypy_cache .pytest_cache

@@ -53,9 +53,11 @@ static void loop_handle_command(struct worker *w, const struct command *c) {
         storage_note_full(&w->storage);
         break;
     case COMMAND_STOP_ACCEPTING:
+        handover_stop(w);
         listeners_stop(w);
         break;
     case COMMAND_DRAIN:
+        handover_stop(w);
         listeners_stop(w);
         connection_refuse_silent(w);
         w->draining = true;
@@ -204,6 +206,7 @@ static uint64_t turn(struct worker *w) {
     uint64_t next_ns = w->engine->turn(&w->receiver);
     connection_take_reports(w);
     next_ns = time_min(next_ns, connection_turn(w));
+    handover_turn(w);
     next_ns = time_min(next_ns, listeners_turn(w));
     next_ns = time_min(next_ns, drain(w));
     connection_take_reports(w); /* of those that were stopped */

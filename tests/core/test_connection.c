@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * How flows end and connections are turned away, with the rest of the worker played here: what a
- * CLOSE record says, what a sender hears.
+ * How flows end and connections are turned away: the rest of the worker is played here.
  */
 #include "connection/connection.h"
 
@@ -34,8 +33,7 @@ static struct {
 } stage;
 
 struct io_uring_sqe *reactor_sqe(struct reactor *r, enum uring_tag tag, uint32_t index) {
-    (void)r;
-    stage.sqe.user_data = uring_tag(tag, index);
+    (void)r, (void)tag, (void)index;
     return &stage.sqe;
 }
 
@@ -48,8 +46,7 @@ void reactor_cancel(struct reactor *r, enum uring_tag tag, uint32_t index, enum 
 }
 
 struct event *reactor_new_event(struct reactor *r, struct event_detail detail) {
-    (void)r;
-    stage.accept_event.detail = detail;
+    stage.accept_event.detail = ((void)r, detail);
     return &stage.accept_event;
 }
 
@@ -66,11 +63,11 @@ bool flow_event(struct worker *w, const struct flow *f, struct event_detail deta
     (void)w, (void)f;
     if (detail.kind == EVENT_FLOW_ELSEWHERE)
         stage.handed_away = detail.elsewhere.fd;
-    if (detail.kind == EVENT_FLOW_DENIED) {
-        stage.told++;
-        stage.denied += detail.denial.count;
-        stage.denial = (int)detail.denial.why;
-    }
+    if (detail.kind != EVENT_FLOW_DENIED)
+        return true;
+    stage.told++;
+    stage.denied += detail.denial.count;
+    stage.denial = (int)detail.denial.why;
     return true;
 }
 
@@ -226,6 +223,7 @@ static void who_finds_no_room_waits(void) {
     CHECK_EQUAL(stage.refused, 0);
     for (uint32_t i = 0; i < CAPACITY + 4; i++)
         CHECK_EQUAL(strlen(heard(senders[i])), 0);
+    handover_stop(stage.w);
     listeners_stop(stage.w);
     CHECK_EQUAL(stage.refused, 6);
     CHECK(strstr(heard(senders[CAPACITY + 2]), "\"state\": \"refused\", \"error\": \"shutdown\""));

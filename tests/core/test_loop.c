@@ -117,6 +117,10 @@ uint64_t connection_turn(struct worker *w) {
     return TIME_NEVER;
 }
 
+void handover_turn(struct worker *w) {
+    (void)w;
+}
+
 uint64_t listeners_turn(struct worker *w) {
     if (stage.accepted > 0 && stage.accepted_in_turn == 0)
         stage.accepted_in_turn = stage.turns;
@@ -171,6 +175,7 @@ UNCALLED(connection_acknowledged, struct worker *w ANY, struct flow *f ANY, bool
 UNCALLED(connection_try_free, struct worker *w ANY, struct flow *f ANY)
 UNCALLED(connection_interrupt_all, struct worker *w ANY, uint8_t reason ANY, bool drop ANY)
 UNCALLED(connection_refuse_silent, struct worker *w ANY)
+UNCALLED(handover_stop, struct worker *w ANY)
 UNCALLED(listeners_stop, struct worker *w ANY)
 UNCALLED(ingest_replace, struct worker *w ANY, uint32_t flow_index ANY, uint64_t serial ANY)
 UNCALLED(ingest_take_responses, struct worker *w ANY)

@@ -15,7 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "receive/flow.h"
+#include "receive/engine.h"
 #include "connection/protocol.h"
 
 #define CONNECTION_DISCARD_BYTES (1u << 20) /* of what nobody reads, by one receive */

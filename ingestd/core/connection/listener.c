@@ -98,10 +98,6 @@ static void listener_deny(const struct listener *l, const struct flow *f) {
     close(f->fd);
 }
 
-struct peer listener_peer(const struct flow *f) {
-    return peers_name(f->listener, f->peer_family, f->peer_address);
-}
-
 /* Of connections that stay with this worker: who is handed away is counted where it goes. One
  * whose peer has gone already, and is thus unknown, soon ends by itself. */
 static bool listener_is_over_peer_max(struct worker *w, const struct listener *l, struct flow *f) {
@@ -245,14 +241,12 @@ static uint64_t listener_accept_more(struct worker *w, struct listener *l) {
 
 uint64_t listeners_turn(struct worker *w) {
     uint64_t next_ns = TIME_NEVER;
-    handover_turn(w);
     for (uint32_t i = 0; i < w->listener_count; i++)
         next_ns = time_min(next_ns, listener_accept_more(w, &w->listeners[i]));
     return next_ns;
 }
 
 void listeners_stop(struct worker *w) {
-    handover_stop(w);
     for (uint32_t i = 0; i < w->listener_count; i++) {
         struct listener *l = &w->listeners[i];
         if (!l->stopped && l->accepting)

@@ -15,7 +15,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "receive/flow.h"
+#include "receive/engine.h"
 #include "connection/ingest/session_pool.h"
 #include "connection/network.h"
 #include "connection/peers.h"
@@ -87,7 +87,9 @@ void listener_adopt(struct worker *w, struct listener *l, int fd);
 /* A connection that cannot become a flow is told why (enum close_reason), counted, and closed. */
 void listener_turn_away(struct worker *w, struct listener *l, int fd, uint8_t reason);
 /* Whom its peer is among struct peers. */
-struct peer listener_peer(const struct flow *f);
+static inline struct peer listener_peer(const struct flow *f) {
+    return peers_name(f->listener, f->peer_family, f->peer_address);
+}
 
 /* Once a turn: accepts to arm. Returns the next time. */
 uint64_t listeners_turn(struct worker *w);

@@ -15,7 +15,7 @@
 #ifndef INGESTD_CONNECTION_INGEST_INGEST_H
 #define INGESTD_CONNECTION_INGEST_INGEST_H
 
-#include "receive/flow.h"
+#include "receive/engine.h"
 #include "connection/ingest/session.h"
 #include "connection/ingest/session_pool.h"
 

@@ -12,7 +12,7 @@
 
 #include <stddef.h>
 
-#include "receive/flow.h"
+#include "receive/engine.h"
 #include "connection/ingest/session.h"
 
 /* store_errno: 0, or why the store failed. */

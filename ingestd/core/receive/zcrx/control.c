@@ -50,23 +50,10 @@ bool zcrx_block_ended(struct receiver *r, struct flow *f, int result) {
 
 /* --- What may be a trailer ------------------------------------------------------------ */
 
-/* How many of the bytes received and not stored are payload, whatever comes. */
-static uint64_t payload_bytes(const struct flow *f) {
-    uint64_t bytes = f->received_bytes - f->stream.stored_bytes;
-    return bytes > RECEIVE_BLOCK_BYTES ? bytes - RECEIVE_BLOCK_BYTES : 0;
-}
-
-uint64_t zcrx_list_payload_bytes(const struct flow *f) {
-    if (!engine_is_holding(f))
-        return UINT64_MAX;
-    uint64_t bytes = payload_bytes(f);
-    return bytes > f->block->filled ? bytes - f->block->filled : 0;
-}
-
 /* The block's bytes are the oldest. */
 static bool settle_block(struct receiver *r, struct flow *f, bool all) {
     struct receive_block *s = f->block;
-    uint32_t bytes = (uint32_t)time_min(payload_bytes(f), s->filled);
+    uint32_t bytes = (uint32_t)time_min(zcrx_payload_bytes(f), s->filled);
     if (bytes == 0 || (bytes < s->filled && !all))
         return true;
     if (flow_is_behind(r->flows, f, QUEUE_BLOCKED) ||

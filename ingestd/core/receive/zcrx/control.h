@@ -36,7 +36,4 @@ bool zcrx_block_ended(struct receiver *r, struct flow *f, int result);
  * took some of it. */
 bool zcrx_settle_held(struct receiver *r, struct flow *f, bool all);
 
-/* How many bytes of the flow's list are payload for certain; UINT64_MAX: whatever it has. */
-uint64_t zcrx_list_payload_bytes(const struct flow *f);
-
 #endif

@@ -8,7 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "receive/zcrx/control.h"
 #include "receive/zcrx/register.h"
 
 /* Per chunk: how many fragments can be out at once, on average. Small packets
@@ -158,6 +157,19 @@ bool zcrx_settle(struct receiver *r, struct flow *f) {
 }
 
 /* --- The relief valve -------------------------------------------------------------- */
+
+uint64_t zcrx_payload_bytes(const struct flow *f) {
+    uint64_t bytes = f->received_bytes - f->stream.stored_bytes;
+    assert(f->stream.stored_bytes <= f->received_bytes);
+    return bytes > RECEIVE_BLOCK_BYTES ? bytes - RECEIVE_BLOCK_BYTES : 0;
+}
+
+uint64_t zcrx_list_payload_bytes(const struct flow *f) {
+    if (!engine_is_holding(f))
+        return UINT64_MAX;
+    uint64_t bytes = zcrx_payload_bytes(f);
+    return bytes > f->block->filled ? bytes - f->block->filled : 0;
+}
 
 /* Bytes of the fragments from index on that one relief slot can take together. */
 static uint32_t run_bytes(struct receiver *r, uint32_t index, uint64_t left) {

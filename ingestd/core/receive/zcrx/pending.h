@@ -34,6 +34,12 @@ void zcrx_pop(struct receiver *r, struct flow *f);
 /* Gives the flow's pending fragments to batches, or up. True when none is left. */
 bool zcrx_settle(struct receiver *r, struct flow *f);
 
+/* How many of the bytes received and not stored are payload, whatever comes; of a flow that
+ * holds some back. */
+uint64_t zcrx_payload_bytes(const struct flow *f);
+/* How many bytes of the flow's list are payload for certain; UINT64_MAX: whatever it has. */
+uint64_t zcrx_list_payload_bytes(const struct flow *f);
+
 /* The relief valve: TCP's out-of-order queue holds chunks too, and with none
  * left for a retransmission it would hold them for ever. */
 void zcrx_relieve(struct receiver *r);
