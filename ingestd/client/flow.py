@@ -34,9 +34,9 @@ from ingestd.protocol.lines import (
     Auth,
     Code,
     Durable,
+    ErrorLine,
     Greeting,
     Line,
-    Refusal,
     Sealed,
 )
 from ingestd.protocol.receipt import Receipt, ReceiptState
@@ -311,7 +311,7 @@ class FlowWriter:
         if not link.wait(wants_to_send=False, timeout_s=QUIET_S) and self._start_offset is None:
             self._terms.notify(f"{address}: has not greeted so far{_ASK_RAW}")
         greeting = link.next_line("hello of protocol ingest", HANDSHAKE_TIMEOUT_S)
-        if isinstance(greeting, Refusal):
+        if isinstance(greeting, ErrorLine):
             return self._heed_refusal(greeting)
         if not isinstance(greeting, Greeting) or VERSION not in greeting.versions:
             raise SenderError(f"{address}: does not speak version {VERSION} of protocol ingest")
@@ -319,7 +319,7 @@ class FlowWriter:
         if link.send(block) != len(block):  # the first bytes of a connection: there is room
             raise LinkLost("the hello could not be sent")
         answer = link.next_line("answer to the hello", HANDSHAKE_TIMEOUT_S)
-        if isinstance(answer, Refusal):
+        if isinstance(answer, ErrorLine):
             return self._heed_refusal(answer)
         if not isinstance(answer, Accepted) or answer.flow != self._terms.flow:
             raise SenderError(f"{address}: answered the hello with something else: {answer}")
@@ -435,7 +435,7 @@ class FlowWriter:
                 return self._judge(
                     line.flow, line.bytes, line.durable, line.checksum, line.sender_checksum
                 )
-            case Refusal():
+            case ErrorLine():
                 return self._heed_refusal(line)
             case _:
                 raise SenderError(f"{self._terms.address}: said something out of turn: {line}")
@@ -447,7 +447,7 @@ class FlowWriter:
             self._outage_begun_s = None
             self._backlog.release(offset)
 
-    def _heed_refusal(self, refusal: Refusal) -> Receipt | None:
+    def _heed_refusal(self, refusal: ErrorLine) -> Receipt | None:
         """Raise what the code asks for; but a flow that is sealed as it should be is a receipt."""
         address, text = self._terms.address, plain(f"{refusal.code}: {refusal.text}")
         if refusal.code in PASSING_CODES:

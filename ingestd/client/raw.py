@@ -29,7 +29,7 @@ from ingestd.client.raw_source import Source, source_of
 from ingestd.client.terms import NotifyFn
 from ingestd.errors import ResourceError, SenderError, SystemCallError
 from ingestd.protocol.fields import LINE_BYTES_MAX
-from ingestd.protocol.lines import Greeting, Refusal, parse_line
+from ingestd.protocol.lines import ErrorLine, Greeting, parse_line
 from ingestd.protocol.receipt import Receipt, ReceiptState, parse_receipt
 from ingestd.sizes import full_size
 
@@ -178,7 +178,7 @@ def hears_greeting(sock: socket.socket, wait_s: float, stop: Stop | None = None)
 def is_greeting(line: bytes) -> bool:
     """Return whether a line is one that a listener of protocol `ingest` begins with."""
     try:
-        return isinstance(parse_line(line), Greeting | Refusal)
+        return isinstance(parse_line(line), Greeting | ErrorLine)
     except ValueError:
         return False
 

@@ -41,7 +41,7 @@ _ANY_FIELDS: Final = {
 _KNOWN_FIELDS: Final = {*_ANY_FIELDS, "Rule Type", "Dest port", "RSS Context ID", "Action"}
 
 
-class Outcome(NamedTuple):
+class EthtoolResult(NamedTuple):
     """The result of a run of the program."""
 
     code: int
@@ -49,10 +49,10 @@ class Outcome(NamedTuple):
     error: str
 
 
-Runner = Callable[[Sequence[str]], Outcome]
+Runner = Callable[[Sequence[str]], EthtoolResult]
 
 
-def run_ethtool(arguments: Sequence[str]) -> Outcome:
+def run_ethtool(arguments: Sequence[str]) -> EthtoolResult:
     """Run ethtool. Raises EngineError if it is missing or hangs."""
     path = shutil.which("ethtool") or shutil.which("ethtool", path=SBIN)
     if path is None:
@@ -69,7 +69,7 @@ def run_ethtool(arguments: Sequence[str]) -> Outcome:
         ) from None
     except OSError as error:
         raise EngineError(f"{path} cannot be run: {error.strerror}") from None
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    return EthtoolResult(done.returncode, done.stdout, done.stderr)
 
 
 class Ethtool:

@@ -108,7 +108,7 @@ class _NapiMessage(genlmsg):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class Link:
+class LinkState:
     """The attributes that every interface has."""
 
     index: int
@@ -167,7 +167,7 @@ def _header(name: str, interface: str) -> tuple[str, Any]:
     return name, {"attrs": [["ETHTOOL_A_HEADER_DEV_NAME", interface]]}
 
 
-def read_link(interface: str) -> Link:
+def read_link(interface: str) -> LinkState:
     """Return the interface's link. Raises EngineError if there is none of that name."""
     with _explained(f"interface {interface}: asking for the link"):
         try:
@@ -180,7 +180,7 @@ def read_link(interface: str) -> Link:
             (link,) = route.get_links(index)
     xdp = link.get_attr("IFLA_XDP")
     attached = xdp.get_attr("IFLA_XDP_ATTACHED") if xdp is not None else 0
-    return Link(index, link.get_attr("IFLA_MTU"), bool(link["flags"] & IFF_UP), bool(attached))
+    return LinkState(index, link.get_attr("IFLA_MTU"), bool(link["flags"] & IFF_UP), bool(attached))
 
 
 def read_rings(interface: str) -> Rings | None:

@@ -112,7 +112,7 @@ class Sealed:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class ErrorLine:
     """`error`: the connection ends without a receipt."""
 
     code: str  # a Code, or one of a later daemon
@@ -123,7 +123,7 @@ class Refusal:
     checksum: str | None = None  # so is this
 
 
-Line = Greeting | Accepted | Durable | Sealed | Refusal
+Line = Greeting | Accepted | Durable | Sealed | ErrorLine
 
 
 def format_line(line: Line) -> bytes:
@@ -156,7 +156,7 @@ def _fields(line: Line) -> dict[str, Any]:
                 "auth": line.auth,
                 "challenge": line.challenge.hex(),
             }
-        case Refusal():
+        case ErrorLine():
             sealed = {"bytes": line.bytes, "checksum": line.checksum}
             return {
                 "type": "error",
@@ -204,10 +204,10 @@ def _sealed(fields: Mapping[str, Any]) -> Sealed:
     )
 
 
-def _refusal(fields: Mapping[str, Any]) -> Refusal:
+def _refusal(fields: Mapping[str, Any]) -> ErrorLine:
     code = _needed_text(fields, "code")
     is_sealed = code == Code.SEALED
-    return Refusal(
+    return ErrorLine(
         code,
         text_of(fields, "text") or "",
         flow_of(fields),

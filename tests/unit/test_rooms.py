@@ -170,3 +170,13 @@ def test_no_near_twins() -> None:
         if path.name != "__init__.py":
             parts[module.split(".")[1]].append(module)
     _fail_if_any([" and ".join(g) for names in parts.values() for g in _near_twins(names)])
+
+
+def test_no_two_classes_of_one_name() -> None:
+    """Who looks a public class up finds one."""
+    places = defaultdict(list)
+    for module, path in NAMES.items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places[node.name].append(f"{module}:{node.lineno}")
+    _fail_if_any([f"{name}: {', '.join(p)}" for name, p in places.items() if len(p) > 1])

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from ingestd.log import Log
 from ingestd.log_events import LogEvent
-from ingestd.protocol.lines import Code, Refusal, format_line
+from ingestd.protocol.lines import Code, ErrorLine, format_line
 from ingestd.protocol.receipt import ErrorCode, Receipt, ReceiptState, format_receipt
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class Handover:
 
 def _line(protocol: str, code: Code, text: str) -> bytes:
     if protocol == "ingest":
-        return format_line(Refusal(code, text, flow=None, durable=0))
+        return format_line(ErrorLine(code, text, flow=None, durable=0))
     error = ErrorCode.SHUTDOWN if code is Code.SHUTDOWN else ErrorCode.LIMIT
     return format_receipt(Receipt(None, 0, False, ReceiptState.REFUSED, error=error, text=text))
 

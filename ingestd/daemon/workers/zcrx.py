@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from ingestd.core.border import Event
     from ingestd.nic.plan import Steered
     from ingestd.nic.state import Family
-    from ingestd.nic.work import Device
+    from ingestd.nic.work import NicDevice
 
 DEVICELESS_INDEX: Final = 0  # interface_index: none
 
@@ -66,7 +66,7 @@ class Nic:
 
         return read_link(self.interface).index
 
-    def device(self) -> Device:
+    def device(self) -> NicDevice:
         """Return it for changes."""
         from ingestd.nic.work import RealDevice
 

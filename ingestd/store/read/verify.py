@@ -40,7 +40,7 @@ Progress: TypeAlias = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Discrepancy:
     """One thing that is not as it should be: `where` names the object, `what` the fault."""
 
     severity: str
@@ -67,11 +67,11 @@ class VerifyReport:
     batches: int = 0
     bytes_checked: int = 0
     bytes_without_checksum: int = 0
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[Discrepancy] = field(default_factory=list)
     findings_omitted: int = 0
     damages: int = 0  # findings of that severity, those that are not kept included
 
-    def add(self, finding: Finding) -> None:
+    def add(self, finding: Discrepancy) -> None:
         """Keep a finding, or only count it where there are too many to read.
 
         Damage takes the place of a doubt, so that doubts never hide it.
@@ -108,7 +108,7 @@ def verify_store(path: str, progress: Progress | None = None) -> VerifyReport:
             path, image.superblock.uuid, image.served, image.segment_counts(), len(image.flows)
         )
         for text in image.warnings:
-            report.add(Finding(DAMAGE, path, text))
+            report.add(Discrepancy(DAMAGE, path, text))
         used = [s for s in image.segments if s.state is not SegmentState.FREE and s.sequence]
         total_bytes = sum(segment.batches_end for segment in used)
         done_bytes = 0
@@ -121,7 +121,7 @@ def verify_store(path: str, progress: Progress | None = None) -> VerifyReport:
             progress(done_bytes, total_bytes)
         for anomaly in image.anomalies:
             severity = DAMAGE if anomaly.is_damage else DOUBT
-            report.add(Finding(severity, f"flow {anomaly.flow}", anomaly.text))
+            report.add(Discrepancy(severity, f"flow {anomaly.flow}", anomaly.text))
         return report
 
 
@@ -138,7 +138,7 @@ class _SegmentCheck:
         self._superblock = image.superblock
         self._scanner = Scanner(image.device, image.superblock, live=image.served)
         self._where = f"segment {segment.index}"
-        self._findings: list[Finding] = []
+        self._findings: list[Discrepancy] = []
 
     def run(self) -> None:
         """Walk the batches and compare them with the image and the footer."""
@@ -161,7 +161,7 @@ class _SegmentCheck:
             self._report.add(finding)
 
     def _find(self, severity: str, what: str) -> None:
-        self._findings.append(Finding(severity, self._where, what))
+        self._findings.append(Discrepancy(severity, self._where, what))
 
     def _walk(self, window: Window, place: Place) -> Tally:
         """Check each batch that the image counts."""

@@ -50,7 +50,7 @@ POLL_INTERVAL_S: Final = 0.1
 WITHDRAW_TRIES: Final = 3
 
 
-class Outcome(NamedTuple):
+class DeletionResult(NamedTuple):
     """The result for one flow: `error` None if it is removed; it had `bytes_count` bytes."""
 
     flow: str
@@ -65,7 +65,7 @@ class DeletionReport:
     `is_served`: a daemon did it, which gives segments back by and by.
     """
 
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[DeletionResult] = field(default_factory=list)
     segments_freed_count: int = 0
     is_served: bool = False
 
@@ -160,7 +160,7 @@ class _Deletion:
                 try:
                     flow = by_id.get(name) or image.find(name)
                 except FlowNotFoundError as error:
-                    self.report.outcomes.append(Outcome(name, 0, error))
+                    self.report.outcomes.append(DeletionResult(name, 0, error))
                 else:
                     self._flows[flow.flow_id] = flow
         return self._flows
@@ -171,7 +171,7 @@ class _Deletion:
         bytes_count = flow.bytes - flow.first_offset
         self._deadline_s = time.monotonic() + self._timeout_s
         self._is_seen = False
-        self.report.outcomes.append(Outcome(flow.flow, bytes_count, error))
+        self.report.outcomes.append(DeletionResult(flow.flow, bytes_count, error))
 
     # --- By the daemon --------------------------------------------------------------
 

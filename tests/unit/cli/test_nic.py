@@ -15,7 +15,7 @@ from ingestd.cli.main import build_parser
 from ingestd.config.settings import EngineSettings
 from ingestd.errors import EngineError
 from ingestd.nic.journal import STATE_DIRECTORY
-from ingestd.nic.netlink import Link
+from ingestd.nic.netlink import LinkState
 from support.fake_nic import FakeNic
 
 Run = Callable[..., tuple[int, str, str]]
@@ -26,8 +26,8 @@ def nic(monkeypatch: pytest.MonkeyPatch) -> FakeNic:
     nic = FakeNic(driver="bnxt_en")
     nic.mtu = 4148
 
-    def link(_: str) -> Link:
-        return Link(nic.index, nic.mtu, nic.is_up, nic.has_xdp)
+    def link(_: str) -> LinkState:
+        return LinkState(nic.index, nic.mtu, nic.is_up, nic.has_xdp)
 
     monkeypatch.setattr("ingestd.nic.reading.read_nic", lambda _, **__: nic.read())
     monkeypatch.setattr("ingestd.nic.netlink.read_link", link)
@@ -136,7 +136,7 @@ def test_an_interface_that_is_gone_takes_its_changes_with_it(
     run("apply", "zc0")
     assert (tmp_path / "nic-zc0.json").exists()
 
-    def gone(_: str) -> Link:
+    def gone(_: str) -> LinkState:
         raise EngineError("there is no interface zc0")
 
     monkeypatch.setattr("ingestd.nic.netlink.read_link", gone)

@@ -24,7 +24,7 @@ from ingestd.store.device.stacking import layers_of
 from ingestd.store.format.segment import SegmentImage, SegmentState
 from ingestd.store.metadata.superblock import Superblock
 from ingestd.store.read.flows import Flow
-from ingestd.store.read.verify import DAMAGE, DOUBT, Finding, VerifyReport
+from ingestd.store.read.verify import DAMAGE, DOUBT, Discrepancy, VerifyReport
 
 Capture = pytest.CaptureFixture[str]
 BinaryCapture = pytest.CaptureFixture[bytes]
@@ -335,7 +335,7 @@ def test_info_json(image: MadeUpImage, capsys: Capture) -> None:
 # --- verify ----------------------------------------------------------------------
 
 
-def _report(*findings: Finding) -> VerifyReport:
+def _report(*findings: Discrepancy) -> VerifyReport:
     return VerifyReport(
         "/dev/sdx", "uuid", False, {"free": 1}, 2, 30, 4000, 0, findings=list(findings)
     )
@@ -346,18 +346,18 @@ def _report(*findings: Finding) -> VerifyReport:
     ("findings", "code"),
     [
         ([], 0),
-        ([Finding(DOUBT, "segment 1", "batch 3 is torn")], 0),
+        ([Discrepancy(DOUBT, "segment 1", "batch 3 is torn")], 0),
         (
             [
-                Finding(DOUBT, "segment 1", "batch 3 is torn"),
-                Finding(DAMAGE, "segment 2", "batch 0: bytes do not match"),
+                Discrepancy(DOUBT, "segment 1", "batch 3 is torn"),
+                Discrepancy(DAMAGE, "segment 2", "batch 0: bytes do not match"),
             ],
             6,
         ),
     ],
 )
 def test_verify(
-    findings: list[Finding],
+    findings: list[Discrepancy],
     code: int,
     as_json: bool,
     monkeypatch: pytest.MonkeyPatch,

@@ -35,8 +35,8 @@ from ingestd.protocol.lines import (
     Auth,
     Code,
     Durable,
+    ErrorLine,
     Greeting,
-    Refusal,
     Sealed,
     format_line,
     parse_line,
@@ -72,13 +72,13 @@ lines = (
     | st.builds(Durable, counts)
     | st.builds(Sealed, flows, counts, st.booleans(), checksums, checksums)
     | st.builds(
-        Refusal,
+        ErrorLine,
         st.sampled_from([code for code in Code if code != Code.SEALED]).map(str),
         plain,
         st.none() | flows,
         counts,
     )
-    | st.builds(Refusal, st.just("sealed"), plain, flows, counts, counts, checksums)
+    | st.builds(ErrorLine, st.just("sealed"), plain, flows, counts, counts, checksums)
 )
 
 

@@ -62,7 +62,7 @@ def test_lines_of_the_examples_are_such() -> None:
     lines = [example for example in OBJECTS if "type" in example]
     parsed = [parse_line(json.dumps(line).encode()) for line in lines]
     assert [type(line).__name__ for line in parsed] == [
-        "Greeting", "Accepted", "Durable", "Sealed", "Refusal",
+        "Greeting", "Accepted", "Durable", "Sealed", "ErrorLine",
     ]  # fmt: skip
     assert isinstance(parsed[0], Greeting)
     (receipt,) = [example for example in OBJECTS if "state" in example]

@@ -16,7 +16,7 @@ import pytest
 from ingestd.core.border import Event, FlowElsewhere
 from ingestd.daemon.workers import handover
 from ingestd.daemon.workers.handover import Handover
-from ingestd.protocol.lines import Code, Refusal, parse_line
+from ingestd.protocol.lines import Code, ErrorLine, parse_line
 from ingestd.protocol.receipt import ErrorCode, ReceiptState, parse_receipt
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def test_who_finds_no_place_to_wait_is_told(scene: Scene, monkeypatch: pytest.Mo
     assert (receipt.state, receipt.error) == (ReceiptState.REFUSED, ErrorCode.LIMIT)
     scene.give(to=1, listener_index=1)
     line = parse_line(scene.said())
-    assert isinstance(line, Refusal)
+    assert isinstance(line, ErrorLine)
     assert line.code == Code.BUSY
     assert scene.refused == {("a", "plain", "busy"): 1, ("a", "spoken", "busy"): 1}
     assert [entry["reason"] for entry in scene.logged] == ["busy", "busy"]
@@ -135,5 +135,5 @@ def test_a_worker_that_dies_meanwhile(scene: Scene) -> None:
     scene.workers[1].lives = False
     scene.handover.settle()
     line = parse_line(scene.said())
-    assert isinstance(line, Refusal)
+    assert isinstance(line, ErrorLine)
     assert line.code == Code.SHUTDOWN

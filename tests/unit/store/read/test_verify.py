@@ -200,15 +200,15 @@ def test_doubts_never_hide_damage() -> None:
     """However many doubts come first, one damage behind them is kept, and decides."""
     report = verify.VerifyReport("x", "u", False, {})
     for number in range(verify.FINDINGS_MAX + 5):
-        report.add(verify.Finding(verify.DOUBT, f"flow {number}", "cut off"))
+        report.add(verify.Discrepancy(verify.DOUBT, f"flow {number}", "cut off"))
     assert not report.is_damaged
-    report.add(verify.Finding(verify.DAMAGE, "segment 1", "broken"))
+    report.add(verify.Discrepancy(verify.DAMAGE, "segment 1", "broken"))
     assert report.is_damaged
     assert report.findings[0].where == "segment 1"
     assert len(report.findings) == verify.FINDINGS_MAX
     assert report.findings_omitted == 6
     for number in range(2 * verify.FINDINGS_MAX):
-        report.add(verify.Finding(verify.DAMAGE, f"segment {number}", "broken"))
+        report.add(verify.Discrepancy(verify.DAMAGE, f"segment {number}", "broken"))
     assert len(report.findings) == verify.FINDINGS_MAX
     assert {finding.severity for finding in report.findings} == {verify.DAMAGE}
     assert report.damages == 1 + 2 * verify.FINDINGS_MAX
