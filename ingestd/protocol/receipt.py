@@ -34,7 +34,7 @@ class ReceiptState(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """The reason why a flow was not sealed; connection/ingest/answer.c of the core writes these."""
+    """The reason why a flow was not sealed; connection/ingest/lines.c of the core writes these."""
 
     STORE_FULL = "store_full"  # no segment is free
     STORE_FAILED = "store_failed"  # the device failed

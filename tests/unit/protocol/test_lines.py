@@ -21,7 +21,7 @@ from ingestd.protocol import (
 )
 from ingestd.protocol.lines import Code
 
-ANSWER_C = Path(__file__).parents[3] / "ingestd" / "core" / "connection" / "ingest" / "answer.c"
+LINES_C = Path(__file__).parents[3] / "ingestd" / "core" / "connection" / "ingest" / "lines.c"
 
 FLOW = "0192f0c1-2b3c-7def-8000-123456789abc"
 SEALED = {
@@ -128,5 +128,5 @@ def test_not_durable_is_not_sealed() -> None:
 
 
 def test_error_codes_are_those_that_the_core_writes() -> None:
-    written = re.findall(r'\(struct refusal\)\{"(\w+)", ', ANSWER_C.read_text(encoding="utf-8"))
+    written = re.findall(r'\(struct refusal\)\{"(\w+)", ', LINES_C.read_text(encoding="utf-8"))
     assert set(ErrorCode) <= set(written) <= {*ErrorCode, *Code}  # some are for protocol ingest
