@@ -241,10 +241,12 @@ cdef extern from "worker.h" nogil:
         uint32_t napi_other_count
     struct receiver:
         zcrx zcrx
+    struct connections:
+        admission admission
     struct worker:
         reactor reactor
         receiver receiver
-        admission admission
+        connections connections
     worker *worker_create(const worker_settings *s)
     void worker_destroy(worker *w)
     int worker_add_listener(worker *w, const listener_settings *s)

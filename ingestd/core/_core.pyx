@@ -285,7 +285,7 @@ cdef class Worker:
     def admission_requests(self):
         cdef admission_request q
         requests = []
-        while admission_take_request(&self.w.admission, &q):
+        while admission_take_request(&self.w.connections.admission, &q):
             requests.append(AdmissionRequest(
                 KINDS[q.kind], (q.flow_index, q.serial), q.listener_index, q.bytes_count, q.crc,
                 bool(q.flags & _REQUEST_HAS_CRC), bool(q.flags & _REQUEST_WHOLE),

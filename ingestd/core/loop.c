@@ -18,24 +18,25 @@ static void loop_take_news(struct worker *w) {
         switch (n.kind) {
         case NEWS_DURABLE:
         case NEWS_CLOSED:
-            connection_acknowledged(w, &w->flows.flows[n.stream->owner], n.kind == NEWS_CLOSED);
+            connection_acknowledged(&w->connections, &w->flows.flows[n.stream->owner],
+                                    n.kind == NEWS_CLOSED);
             break;
         case NEWS_UNDONE:
-            connection_close_dropped(w, &w->flows.flows[n.stream->owner]);
+            connection_close_dropped(&w->connections, &w->flows.flows[n.stream->owner]);
             break;
         case NEWS_RELEASED:
             for (uint32_t i = 0; i < n.hold_count; i++)
                 w->engine->release(&w->receiver, n.holds[i]);
             break;
         case NEWS_FULL:
-            connection_interrupt_all(w, CLOSE_REASON_STORE_FULL, true);
+            connection_interrupt_all(&w->connections, CLOSE_REASON_STORE_FULL, true);
             break;
         case NEWS_FAILED:
-            connection_interrupt_all(w, CLOSE_REASON_NONE, true);
+            connection_interrupt_all(&w->connections, CLOSE_REASON_NONE, true);
             break;
         }
     }
-    connection_take_reports(w); /* of those that were interrupted */
+    connection_take_reports(&w->connections); /* of those that were interrupted */
 }
 
 static void arm_command(struct worker *w) {
@@ -53,25 +54,25 @@ static void loop_handle_command(struct worker *w, const struct command *c) {
         storage_note_full(&w->storage);
         break;
     case COMMAND_STOP_ACCEPTING:
-        handover_stop(w);
-        listeners_stop(w);
+        handover_stop(&w->connections);
+        listeners_stop(&w->connections);
         break;
     case COMMAND_DRAIN:
-        handover_stop(w);
-        listeners_stop(w);
-        connection_refuse_silent(w);
-        w->draining = true;
+        handover_stop(&w->connections);
+        listeners_stop(&w->connections);
+        connection_refuse_silent(&w->connections);
+        w->connections.draining = true;
         w->drain_deadline_ns = w->reactor.now_ns + c->timeout_ns;
         w->storage.retry_deadline_ns = w->drain_deadline_ns;
         break;
     case COMMAND_END_FLOW:
-        ingest_replace(w, c->connection.flow_index, c->connection.serial);
+        ingest_replace(&w->connections, c->connection.flow_index, c->connection.serial);
         break;
     case COMMAND_FAIL_STORE:
         storage_fail(&w->storage, c->error, FAILED_LOST, 0);
         break;
     case COMMAND_ADOPT:
-        handover_take(w, c->adopt.listener_index, c->adopt.fd);
+        handover_take(&w->connections, c->adopt.listener_index, c->adopt.fd);
         break;
     case COMMAND_SET_FLUSH_INTERVAL:
         w->storage.settings.flush_interval_ns = c->interval_ns;
@@ -80,9 +81,9 @@ static void loop_handle_command(struct worker *w, const struct command *c) {
         w->storage.settings.commit_interval_ns = c->interval_ns;
         break;
     case COMMAND_SET_IDLE_TIMEOUT:
-        for (uint32_t i = 0; i < w->listener_count; i++)
-            if (w->listeners[i].index == c->idle_timeout.listener_index)
-                w->listeners[i].idle_timeout_ns = c->idle_timeout.timeout_ns;
+        for (uint32_t i = 0; i < w->connections.listener_count; i++)
+            if (w->connections.listeners[i].index == c->idle_timeout.listener_index)
+                w->connections.listeners[i].idle_timeout_ns = c->idle_timeout.timeout_ns;
         break;
     }
 }
@@ -92,7 +93,7 @@ static void loop_handle_commands(struct worker *w) {
     while (mailbox_take(&w->reactor.mailbox, &c))
         loop_handle_command(w, &c);
     loop_take_news(w); /* the store may have failed */
-    ingest_take_responses(w);
+    ingest_take_responses(&w->connections);
     arm_command(w);
 }
 
@@ -103,13 +104,13 @@ static void flow_complete(struct worker *w, enum uring_tag tag, uint32_t index,
     if (!(cqe->flags & IORING_CQE_F_MORE))
         f->ops_in_flight--;
     if (tag == TAG_DISCARD)
-        connection_discarded(w, f, cqe->res);
+        connection_discarded(&w->connections, f, cqe->res);
     else if (tag == TAG_LINE)
-        f->protocol->line_sent(w, f, cqe->res);
+        f->protocol->line_sent(&w->connections, f, cqe->res);
     else if (tag != TAG_CLOSE)
         w->engine->complete(&w->receiver, tag, f, cqe);
     if (f->phase == FLOW_GONE)
-        connection_try_free(w, f);
+        connection_try_free(&w->connections, f);
 }
 
 static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
@@ -120,7 +121,7 @@ static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
         loop_handle_commands(w);
         break;
     case TAG_ACCEPT:
-        listener_accepted(w, index, cqe->res);
+        listener_accepted(&w->connections, index, cqe->res);
         break;
     case TAG_WRITE:
     case TAG_FLUSH:
@@ -143,14 +144,14 @@ static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
         flow_complete(w, tag, index, cqe);
         break;
     }
-    connection_take_reports(w);
+    connection_take_reports(&w->connections);
 }
 
 static uint64_t drain(struct worker *w) {
-    if (!w->draining)
+    if (!w->connections.draining)
         return TIME_NEVER;
     if (w->reactor.now_ns >= w->drain_deadline_ns)
-        connection_interrupt_all(w, CLOSE_REASON_SHUTDOWN, false);
+        connection_interrupt_all(&w->connections, CLOSE_REASON_SHUTDOWN, false);
     /* When the last flow has its CLOSE record, what is open is written out and closed. */
     storage_finish(&w->storage, w->flows.count == 0);
     return w->drain_deadline_ns > w->reactor.now_ns ? w->drain_deadline_ns : TIME_NEVER;
@@ -190,9 +191,9 @@ static uint64_t publish(struct worker *w) {
     STAT_SET(&w->reactor, flows_waiting,
              w->flows.waiting[QUEUE_STARVED].count + w->flows.waiting[QUEUE_BLOCKED].count);
     uint64_t open = 0, greeting = 0;
-    for (uint32_t i = 0; i < w->listener_count; i++) {
-        open += w->listeners[i].idle.count;
-        greeting += w->listeners[i].greeting.count;
+    for (uint32_t i = 0; i < w->connections.listener_count; i++) {
+        open += w->connections.listeners[i].idle.count;
+        greeting += w->connections.listeners[i].greeting.count;
     }
     STAT_SET(&w->reactor, flows_open, open);
     STAT_SET(&w->reactor, flows_greeting, greeting);
@@ -202,20 +203,21 @@ static uint64_t publish(struct worker *w) {
 
 static uint64_t turn(struct worker *w) {
     storage_place(&w->storage); /* what was full may have its place now, and flows wait behind it */
-    connection_serve_blocked(w);
+    connection_serve_blocked(&w->connections);
     uint64_t next_ns = w->engine->turn(&w->receiver);
-    connection_take_reports(w);
-    next_ns = time_min(next_ns, connection_turn(w));
-    handover_turn(w);
-    next_ns = time_min(next_ns, listeners_turn(w));
+    connection_take_reports(&w->connections);
+    next_ns = time_min(next_ns, connection_turn(&w->connections));
+    handover_turn(&w->connections);
+    next_ns = time_min(next_ns, listeners_turn(&w->connections));
     next_ns = time_min(next_ns, drain(w));
-    connection_take_reports(w); /* of those that were stopped */
+    connection_take_reports(&w->connections); /* of those that were stopped */
     uint32_t flows = w->flows.count;
     next_ns = time_min(next_ns, storage_turn(&w->storage));
     loop_take_news(w);
-    next_ns = time_min(next_ns, ingest_turn(w)); /* last: it tells what has become durable */
-    connection_take_reports(w);
-    if (w->draining && flows > 0 && w->flows.count == 0)
+    next_ns = time_min(next_ns,
+                       ingest_turn(&w->connections)); /* last: it tells what has become durable */
+    connection_take_reports(&w->connections);
+    if (w->connections.draining && flows > 0 && w->flows.count == 0)
         return w->reactor.now_ns; /* the last one has gone: the store is to be closed */
     return next_ns;
 }

@@ -21,6 +21,16 @@ static uint64_t worker_random(void) {
 
 static_assert(LISTENERS_MAX <= RECEIVER_LISTENERS_MAX, "the engine knows all listeners");
 
+static void worker_init_connections(struct worker *w) {
+    struct connections *c = &w->connections;
+    connections_init(c, &w->receiver, w->engine);
+    c->settings.worker_index = w->settings.worker_index;
+    c->settings.checksum = w->settings.checksum;
+    memcpy(c->settings.store_uuid, w->settings.store_uuid, sizeof c->settings.store_uuid);
+    c->flow_id_serial = worker_random(); /* so that a clock set back makes no id again */
+    admission_open(&c->admission);
+}
+
 struct worker *worker_create(const struct worker_settings *s) {
     struct worker *w = calloc(1, sizeof *w);
     if (w == NULL)
@@ -35,9 +45,7 @@ struct worker *worker_create(const struct worker_settings *s) {
         .queue_retry_ns = s->queue_retry_ns,
     };
     w->engine = s->engine == ENGINE_ZCRX ? &engine_zcrx : &engine_recv;
-    w->admission_backlog = w->hello_backlog = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
-    w->flow_id_serial = worker_random(); /* so that a clock set back makes no id again */
-    admission_open(&w->admission);
+    worker_init_connections(w);
     if (mailbox_open(&w->reactor.mailbox, &w->reactor.fault) < 0) {
         worker_destroy(w);
         return NULL;
@@ -65,10 +73,10 @@ void worker_destroy(struct worker *w) {
     reactor_close_ring(&w->reactor);
     close_connections(w);
     w->engine->close(&w->receiver);
-    for (uint32_t i = 0; i < w->listener_count; i++)
-        session_pool_deinit(&w->listeners[i].sessions);
-    peers_close(&w->peers);
-    admission_close(&w->admission);
+    for (uint32_t i = 0; i < w->connections.listener_count; i++)
+        session_pool_deinit(&w->connections.listeners[i].sessions);
+    peers_close(&w->connections.peers);
+    admission_close(&w->connections.admission);
     storage_close(&w->storage);
     flow_table_destroy(&w->flows);
     area_close(&w->area);
@@ -78,17 +86,17 @@ void worker_destroy(struct worker *w) {
 
 static int worker_count_peers(struct worker *w) {
     uint64_t secret[PEERS_SECRET_WORDS];
-    if (w->peers.places != NULL)
+    if (w->connections.peers.places != NULL)
         return 0;
     for (uint32_t i = 0; i < PEERS_SECRET_WORDS; i++)
         secret[i] = worker_random();
-    return peers_open(&w->peers, w->settings.flows_max, secret);
+    return peers_open(&w->connections.peers, w->settings.flows_max, secret);
 }
 
 int worker_add_listener(struct worker *w, const struct listener_settings *s) {
-    if (w->listener_count == LISTENERS_MAX)
+    if (w->connections.listener_count == LISTENERS_MAX)
         return -E2BIG;
-    struct listener *l = &w->listeners[w->listener_count];
+    struct listener *l = &w->connections.listeners[w->connections.listener_count];
     *l = (struct listener){
         .fd = s->fd,
         .index = s->index,
@@ -113,8 +121,8 @@ int worker_add_listener(struct worker *w, const struct listener_settings *s) {
         return -ENOMEM;
     if (s->protocol == PROTOCOL_INGEST && session_pool_init(&l->sessions, sessions_max) < 0)
         return -ENOMEM;
-    w->receiver.listener_fds[w->listener_count++] = s->fd;
-    w->receiver.listener_count = w->listener_count;
+    w->receiver.listener_fds[w->connections.listener_count++] = s->fd;
+    w->receiver.listener_count = w->connections.listener_count;
     return 0;
 }
 
@@ -240,12 +248,12 @@ int worker_setup(struct worker *w) {
 }
 
 void worker_respond(struct worker *w, const struct admission_response *a) {
-    admission_respond(&w->admission, a);
+    admission_respond(&w->connections.admission, a);
     mailbox_wake_worker(&w->reactor.mailbox);
 }
 
 bool worker_park(struct worker *w, uint64_t serial) {
-    bool parked = admission_park(&w->admission, serial);
+    bool parked = admission_park(&w->connections.admission, serial);
     if (parked)
         mailbox_wake_worker(&w->reactor.mailbox); /* somebody may wait for the place */
     return parked;

@@ -9,16 +9,10 @@
 #ifndef INGESTD_WORKER_H
 #define INGESTD_WORKER_H
 
-#include "connection/ingest/admission.h"
 #include "memory/area.h"
 #include "receive/engine.h"
 #include "base/reactor.h"
-#include "connection/handover.h"
-#include "connection/connection.h"
-#include "connection/progress.h"
-#include "connection/listener.h"
-#include "connection/peers.h"
-#include "connection/ingest/ingest.h"
+#include "connection/connections.h"
 #include "storage/storage.h"
 
 enum worker_engine { ENGINE_RECV = 0, ENGINE_ZCRX = 1 };
@@ -54,7 +48,6 @@ struct worker_settings {
 struct worker {
     struct worker_settings settings;
     struct reactor reactor;
-    bool draining;
     uint64_t drain_deadline_ns;
     uint32_t backpressure; /* 0 none, 1 area, 2 device */
     uint64_t backpressure_since_ns;
@@ -66,15 +59,7 @@ struct worker {
     struct storage storage;
     const struct engine *engine;
     struct receiver receiver;
-    struct listener listeners[LISTENERS_MAX];
-    uint32_t listener_count;
-    struct handover handover;
-    struct peers peers; /* open from the first listener with a limit on */
-    struct admission admission;
-    /* Sessions whose request found no room, oldest first; hellos come behind all others. */
-    struct flow_list admission_backlog, hello_backlog;
-    uint64_t session_serial; /* of the session begun last */
-    uint64_t flow_id_serial; /* of the id made next */
+    struct connections connections;
 };
 
 struct worker *worker_create(const struct worker_settings *s);

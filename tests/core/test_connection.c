@@ -54,13 +54,13 @@ void mailbox_publish(struct mailbox *m, bool quiet) {
     (void)m, (void)quiet;
 }
 
-void flow_event_end(struct worker *w, const struct flow *f, enum event_kind kind) {
-    (void)w, (void)f;
+void flow_event_end(struct connections *c, const struct flow *f, enum event_kind kind) {
+    (void)c, (void)f;
     stage.refused += kind == EVENT_FLOW_REFUSED;
 }
 
-bool flow_event(struct worker *w, const struct flow *f, struct event_detail detail) {
-    (void)w, (void)f;
+bool flow_event(struct connections *c, const struct flow *f, struct event_detail detail) {
+    (void)c, (void)f;
     if (detail.kind == EVENT_FLOW_ELSEWHERE)
         stage.handed_away = detail.elsewhere.fd;
     if (detail.kind != EVENT_FLOW_DENIED)
@@ -84,19 +84,19 @@ bool storage_append_close(struct storage *s, struct storage_stream *t,
 
 /* --- Another protocol than raw, played --------------------------------------------------- */
 
-static void played_begin(struct worker *w, struct flow *f) {
-    (void)w;
+static void played_begin(struct connections *c, struct flow *f) {
+    (void)c;
     flow_set_phase(f, FLOW_HELLO);
     stage.begun++;
 }
 
-static bool played_yes(struct worker *w, struct flow *f) {
-    (void)w, (void)f;
+static bool played_yes(struct connections *c, struct flow *f) {
+    (void)c, (void)f;
     return true;
 }
 
-static bool played_no(struct worker *w, struct flow *f) {
-    (void)w, (void)f;
+static bool played_no(struct connections *c, struct flow *f) {
+    (void)c, (void)f;
     return false; /* an engine has it */
 }
 
@@ -135,11 +135,14 @@ static void open_stage(void) {
     memset(&stage, 0, sizeof stage);
     struct worker *w = stage.w = calloc(1, sizeof *w);
     CHECK_EQUAL(flow_table_init(&w->flows, CAPACITY), 0);
-    w->engine = &engine;
+    w->receiver.reactor = &w->reactor;
+    w->receiver.storage = &w->storage;
+    w->receiver.flows = &w->flows;
+    connections_init(&w->connections, &w->receiver, &engine);
     w->receiver.flows_at_once_max = CAPACITY;
     w->reactor.now_ns = 1;
     for (uint32_t i = 0; i < 2; i++) {
-        struct listener *l = &w->listeners[w->listener_count++];
+        struct listener *l = &w->connections.listeners[w->connections.listener_count++];
         l->index = 7 + i;
         l->protocol = i == 0 ? &protocol_raw : &protocol_ingest;
         l->idle = l->greeting = l->acks_pending = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
@@ -147,9 +150,9 @@ static void open_stage(void) {
 }
 
 static void close_stage(void) {
-    CHECK_EQUAL(stage.w->peers.connections, 0);
+    CHECK_EQUAL(stage.w->connections.peers.connections, 0);
     flow_table_destroy(&stage.w->flows);
-    peers_close(&stage.w->peers);
+    peers_close(&stage.w->connections.peers);
     free(stage.w);
 }
 
@@ -168,9 +171,11 @@ static struct flow *a_flow(uint64_t received, uint64_t stored) {
 
 static void sealed_is_what_was_stored_whole(void) {
     open_stage();
-    connection_end(stage.w, a_flow(1000, 1000), FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+    connection_end(&stage.w->connections, a_flow(1000, 1000), FLOW_STATE_SEALED, CLOSE_REASON_NONE,
+                   0);
     CHECK_EQUAL(stage.state, FLOW_STATE_SEALED);
-    connection_end(stage.w, a_flow(1000, 999), FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+    connection_end(&stage.w->connections, a_flow(1000, 999), FLOW_STATE_SEALED, CLOSE_REASON_NONE,
+                   0);
     CHECK_EQUAL(stage.state, FLOW_STATE_INTERRUPTED);
     CHECK_EQUAL(stage.reason, CLOSE_REASON_RECEIVER);
     CHECK_EQUAL(stage.closes, 2);
@@ -182,12 +187,12 @@ static void what_is_given_up_meanwhile_counts(void) {
     open_stage();
     struct flow *f = a_flow(1000, 1000);
     stage.refuses_close = true;
-    connection_end(stage.w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+    connection_end(&stage.w->connections, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
     CHECK_EQUAL(stage.closes, 0);
     stage.refuses_close = false;
     f->stream.stored_bytes = 500;
     stage.w->storage.state = STORAGE_EXHAUSTED;
-    CHECK(connection_retry_close(stage.w, f));
+    CHECK(connection_retry_close(&stage.w->connections, f));
     CHECK_EQUAL(stage.state, FLOW_STATE_INTERRUPTED);
     CHECK_EQUAL(stage.reason, CLOSE_REASON_STORE_FULL);
     close_stage();
@@ -198,7 +203,7 @@ static void what_is_given_up_meanwhile_counts(void) {
 static int hand_over(uint32_t listener_index) {
     int ends[2];
     CHECK_EQUAL(socketpair(AF_UNIX, SOCK_STREAM, 0, ends), 0);
-    handover_take(stage.w, listener_index, ends[1]);
+    handover_take(&stage.w->connections, listener_index, ends[1]);
     return ends[0];
 }
 
@@ -216,15 +221,15 @@ static void who_finds_no_room_waits(void) {
     for (uint32_t i = 0; i < CAPACITY + 4; i++)
         senders[i] = hand_over(7 + i % 2);
     CHECK_EQUAL(stage.begun, 4);
-    CHECK_EQUAL(stage.w->handover.count, CAPACITY);
+    CHECK_EQUAL(stage.w->connections.handover.count, CAPACITY);
     stage.w->receiver.flows_at_once_max = CAPACITY; /* two places are the listeners' */
-    handover_turn(stage.w);
+    handover_turn(&stage.w->connections);
     CHECK_EQUAL(stage.begun, CAPACITY - 2);
     CHECK_EQUAL(stage.refused, 0);
     for (uint32_t i = 0; i < CAPACITY + 4; i++)
         CHECK_EQUAL(strlen(heard(senders[i])), 0);
-    handover_stop(stage.w);
-    listeners_stop(stage.w);
+    handover_stop(&stage.w->connections);
+    listeners_stop(&stage.w->connections);
     CHECK_EQUAL(stage.refused, 6);
     CHECK(strstr(heard(senders[CAPACITY + 2]), "\"state\": \"refused\", \"error\": \"shutdown\""));
     CHECK(strstr(heard(senders[CAPACITY + 3]), "\"code\": \"shutdown\""));
@@ -239,7 +244,7 @@ static void who_finds_no_room_waits(void) {
 static void who_finds_no_place_to_wait_is_told(void) {
     open_stage();
     stage.w->receiver.flows_at_once_max = 0;
-    stage.w->handover.count = HANDOVER_WAITING_MAX;
+    stage.w->connections.handover.count = HANDOVER_WAITING_MAX;
     int raw = hand_over(7), ingest = hand_over(8);
     CHECK(strstr(heard(raw), "\"error\": \"limit\""));
     CHECK(strstr(heard(ingest), "\"type\": \"error\", \"code\": \"busy\""));
@@ -255,9 +260,9 @@ static void who_finds_no_place_to_wait_is_told(void) {
 
 static void limit_peers(uint32_t count_max) {
     const uint64_t secret[PEERS_SECRET_WORDS] = {1, 2, 3, 4, 5, 6};
-    CHECK_EQUAL(peers_open(&stage.w->peers, CAPACITY, secret), 0);
+    CHECK_EQUAL(peers_open(&stage.w->connections.peers, CAPACITY, secret), 0);
     for (uint32_t i = 0; i < 2; i++)
-        stage.w->listeners[i].flows_per_peer_max = count_max;
+        stage.w->connections.listeners[i].flows_per_peer_max = count_max;
 }
 
 /* Both ends of a connection over loopback, from 127.0.0.HOST. */
@@ -279,19 +284,19 @@ static void connect_from(uint8_t host, int ends[2]) {
 
 static int accepted_from(uint8_t host, uint32_t listener) {
     int ends[2];
-    struct listener *l = &stage.w->listeners[listener];
+    struct listener *l = &stage.w->connections.listeners[listener];
     connect_from(host, ends);
     socklen_t bytes = sizeof l->peer;
     CHECK_EQUAL(getpeername(ends[1], (void *)&l->peer, &bytes), 0);
     l->accepting = true;
-    listener_accepted(stage.w, listener, ends[1]);
+    listener_accepted(&stage.w->connections, listener, ends[1]);
     return ends[0];
 }
 
 static int adopted_from(uint8_t host, uint32_t listener) {
     int ends[2];
     connect_from(host, ends);
-    handover_take(stage.w, 7 + listener, ends[1]);
+    handover_take(&stage.w->connections, 7 + listener, ends[1]);
     return ends[0];
 }
 
@@ -310,10 +315,10 @@ static void end_all(void) {
         if (f->phase == FLOW_FREE)
             continue;
         close(f->fd);
-        flow_idle_remove(&stage.w->flows, &stage.w->listeners[f->listener].idle, f);
+        flow_idle_remove(&stage.w->flows, &stage.w->connections.listeners[f->listener].idle, f);
         flow_set_phase(f, FLOW_CLOSING);
         flow_set_phase(f, FLOW_GONE);
-        connection_try_free(stage.w, f);
+        connection_try_free(&stage.w->connections, f);
     }
 }
 
@@ -328,7 +333,7 @@ static void one_too_many_of_a_peer_is_told(void) {
     CHECK(strstr(heard_last(senders[2]), "\"error\": \"limit\", \"text\": \"your address has"));
     CHECK_EQUAL(stage.begun, 2);
     CHECK_EQUAL(stage.w->flows.count, 2);
-    CHECK_EQUAL(stage.w->listeners[0].flow_count, 2);
+    CHECK_EQUAL(stage.w->connections.listeners[0].flow_count, 2);
     CHECK_EQUAL(stage.w->reactor.stats.flows_over_peer_max, 1);
     CHECK_EQUAL(stage.w->reactor.stats.flows_opened, 2);
     CHECK_EQUAL(stage.denial, DENIED_PEER);
@@ -337,7 +342,7 @@ static void one_too_many_of_a_peer_is_told(void) {
     senders[4] = accepted_from(1, 1); /* ... or another listener */
     CHECK_EQUAL(stage.begun, 4);
     end_all();
-    CHECK_EQUAL(stage.w->peers.connections, 0);
+    CHECK_EQUAL(stage.w->connections.peers.connections, 0);
     senders[5] = accepted_from(1, 0);
     CHECK_EQUAL(stage.begun, 5);
     end_all();
@@ -383,17 +388,17 @@ static void who_is_handed_over_is_counted_where_it_goes(void) {
     stage.is_elsewhere = true;
     for (uint32_t i = 0; i < 3; i++) {
         int sender = accepted_from(1, 0);
-        CHECK_EQUAL(stage.w->peers.connections, 0);
+        CHECK_EQUAL(stage.w->connections.peers.connections, 0);
         close(stage.handed_away);
         close(sender);
     }
     CHECK_EQUAL(stage.told, 0);
     int first = adopted_from(1, 0), second = adopted_from(1, 0), other = adopted_from(2, 0);
-    CHECK_EQUAL(stage.w->peers.connections, 2);
+    CHECK_EQUAL(stage.w->connections.peers.connections, 2);
     CHECK_EQUAL(stage.begun, 2);
     CHECK(strstr(heard_last(second), "\"error\": \"limit\""));
     end_all();
-    CHECK_EQUAL(stage.w->peers.connections, 0);
+    CHECK_EQUAL(stage.w->connections.peers.connections, 0);
     close(first);
     close(second);
     close(other);
@@ -410,11 +415,11 @@ static void who_has_gone_already_is_nobody(void) {
         const struct linger at_once = {.l_onoff = 1};
         CHECK_EQUAL(setsockopt(ends[0], SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once), 0);
         close(ends[0]); /* a reset: getpeername() fails with ENOTCONN */
-        handover_take(stage.w, 7, ends[1]);
+        handover_take(&stage.w->connections, 7, ends[1]);
     }
     CHECK_EQUAL(stage.begun, 2);
     CHECK_EQUAL(stage.w->flows.flows[0].peer_family, 0);
-    CHECK_EQUAL(stage.w->peers.connections, 0);
+    CHECK_EQUAL(stage.w->connections.peers.connections, 0);
     end_all();
     close_stage();
 }
@@ -423,7 +428,7 @@ static void who_has_gone_already_is_nobody(void) {
 
 static void who_is_accepted_behind_a_stop_is_told(void) {
     open_stage();
-    listeners_stop(stage.w);
+    listeners_stop(&stage.w->connections);
     int raw = accepted_from(1, 0), ingest = accepted_from(1, 1);
     CHECK_EQUAL(stage.begun, 2);
     CHECK_EQUAL(stage.stopped, 2);
@@ -451,25 +456,25 @@ static void who_is_accepted_behind_a_full_store_is_told(void) {
 static void an_accept_that_fails_waits(void) {
     struct listener *l;
     open_stage();
-    l = &stage.w->listeners[0];
+    l = &stage.w->connections.listeners[0];
     l->flows_max = CAPACITY;
     const int harmless[] = {ECANCELED, ECONNABORTED, EINTR, EAGAIN};
     for (uint32_t i = 0; i < 4; i++) {
         l->accepting = true;
-        listener_accepted(stage.w, 0, -harmless[i]);
+        listener_accepted(&stage.w->connections, 0, -harmless[i]);
         CHECK_EQUAL(l->retry_ns, 0);
     }
     CHECK_EQUAL(stage.w->reactor.stats.accept_errors, 0);
     l->accepting = true;
-    listener_accepted(stage.w, 0, -EMFILE);
+    listener_accepted(&stage.w->connections, 0, -EMFILE);
     CHECK_EQUAL(stage.accept_event.detail.accept_error, EMFILE);
     CHECK_EQUAL(stage.accept_event.listener_index, 7);
     CHECK_EQUAL(stage.w->reactor.stats.accept_errors, 1);
     CHECK(l->retry_ns > stage.w->reactor.now_ns);
-    CHECK_EQUAL(listeners_turn(stage.w), l->retry_ns);
+    CHECK_EQUAL(listeners_turn(&stage.w->connections), l->retry_ns);
     CHECK(!l->accepting);
     stage.w->reactor.now_ns = l->retry_ns;
-    listeners_turn(stage.w);
+    listeners_turn(&stage.w->connections);
     CHECK(l->accepting);
     close_stage();
 }

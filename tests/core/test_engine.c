@@ -21,11 +21,11 @@ void reactor_cancel(struct reactor *r, enum uring_tag tag, uint32_t index, enum 
     (void)r, (void)tag, (void)index, (void)found;
 }
 
-bool connection_retry_close(struct worker *w, struct flow *f) {
+bool connection_retry_close(struct connections *c, struct flow *f) {
     if (room == 0)
         return false;
     room--;
-    flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
+    flow_wait(c->flows, f, QUEUE_NONE, c->reactor->now_ns);
     return true;
 }
 
@@ -40,13 +40,13 @@ static void test_resume(struct receiver *r, struct flow *f) {
     flow_wait(r->flows, f, QUEUE_NONE, r->reactor->now_ns);
 }
 
-static void payload_over(struct worker *w, struct flow *f) {
-    (void)w;
+static void payload_over(struct connections *c, struct flow *f) {
+    (void)c;
     over[over_count++] = f->index;
 }
 
-static void block_received(struct worker *w, struct flow *f, int result) {
-    (void)w;
+static void block_received(struct connections *c, struct flow *f, int result) {
+    (void)c;
     CHECK_EQUAL(f->index, 3);
     CHECK_EQUAL(result, -EPIPE);
 }
@@ -58,6 +58,7 @@ static const struct protocol protocol = {.payload_over = payload_over,
 static void open_worker(void) {
     CHECK_EQUAL(flow_table_init(&worker.flows, FLOWS), 0);
     receiver_init(&worker.receiver, &worker.reactor, &worker.area, &worker.storage, &worker.flows);
+    connections_init(&worker.connections, &worker.receiver, &engine);
     worker.engine = &engine;
 }
 
@@ -80,19 +81,19 @@ static void who_waits_for_a_batch_keeps_its_place(void) {
     }
     flow_set_phase(&worker.flows.flows[1], FLOW_CLOSING);
     for (int turn = 0; turn < 3; turn++) {
-        connection_serve_blocked(&worker);
+        connection_serve_blocked(&worker.connections);
         check_order(0);
     }
     room = 1;
     test_resume(&worker.receiver, &worker.flows.flows[3]); /* it may try, and does not overtake */
     check_order(0);
-    connection_serve_blocked(&worker);
+    connection_serve_blocked(&worker.connections);
     check_order(1);
     room = 2;
-    connection_serve_blocked(&worker);
+    connection_serve_blocked(&worker.connections);
     check_order(3);
     room = FLOWS;
-    connection_serve_blocked(&worker);
+    connection_serve_blocked(&worker.connections);
     check_order(FLOWS);
     flow_table_destroy(&worker.flows);
 }
@@ -111,7 +112,7 @@ static void reports_are_taken_once_and_in_order(void) {
     engine_report(&worker.receiver, &flows[0], REPORT_OVER, 0);
     engine_report(&worker.receiver, &flows[4], REPORT_OVER, 0); /* says the same again */
     for (int i = 0; i < 2; i++) {
-        connection_take_reports(&worker);
+        connection_take_reports(&worker.connections);
         CHECK_EQUAL(over_count, 2);
         CHECK_EQUAL(over[0], 4);
         CHECK_EQUAL(over[1], 0);

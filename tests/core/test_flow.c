@@ -126,7 +126,7 @@ static void flows_with_news_are_told_in_turn(void) {
     flow_ack_remove(&t, &news, b);
     flow_ack_remove(&t, &news, b);
     CHECK_EQUAL(news.count, 2);
-    CHECK_EQUAL(a->news.next, c->index);
+    CHECK_EQUAL(a->ack.next, c->index);
     flow_table_destroy(&t);
 }
 

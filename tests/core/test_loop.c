@@ -104,33 +104,33 @@ static uint64_t engine_turn(struct receiver *r) {
 
 static const struct engine engine = {.turn = engine_turn};
 
-void connection_take_reports(struct worker *w) {
-    (void)w;
+void connection_take_reports(struct connections *c) {
+    (void)c;
 }
 
-void connection_serve_blocked(struct worker *w) {
-    (void)w;
+void connection_serve_blocked(struct connections *c) {
+    (void)c;
 }
 
-uint64_t connection_turn(struct worker *w) {
-    (void)w;
+uint64_t connection_turn(struct connections *c) {
+    (void)c;
     return TIME_NEVER;
 }
 
-void handover_turn(struct worker *w) {
-    (void)w;
+void handover_turn(struct connections *c) {
+    (void)c;
 }
 
-uint64_t listeners_turn(struct worker *w) {
+uint64_t listeners_turn(struct connections *c) {
     if (stage.accepted > 0 && stage.accepted_in_turn == 0)
         stage.accepted_in_turn = stage.turns;
     stage.turns++;
-    (void)w;
+    (void)c;
     return TIME_NEVER;
 }
 
-void listener_accepted(struct worker *w, uint32_t listener, int result) {
-    (void)w, (void)listener, (void)result;
+void listener_accepted(struct connections *c, uint32_t listener, int result) {
+    (void)c, (void)listener, (void)result;
     stage.accepted++;
 }
 
@@ -158,8 +158,8 @@ bool storage_next_news(struct storage *s, struct storage_news *out) {
     return false;
 }
 
-uint64_t ingest_turn(struct worker *w) {
-    (void)w;
+uint64_t ingest_turn(struct connections *c) {
+    (void)c;
     return TIME_NEVER;
 }
 
@@ -169,18 +169,18 @@ uint64_t ingest_turn(struct worker *w) {
         abort();                                                                                   \
     }
 #define ANY __attribute__((unused))
-UNCALLED(handover_take, struct worker *w ANY, uint32_t listener_index ANY, int fd ANY)
-UNCALLED(connection_discarded, struct worker *w ANY, struct flow *f ANY, int result ANY)
-UNCALLED(connection_acknowledged, struct worker *w ANY, struct flow *f ANY, bool is_closed ANY)
-UNCALLED(connection_try_free, struct worker *w ANY, struct flow *f ANY)
-UNCALLED(connection_interrupt_all, struct worker *w ANY, uint8_t reason ANY, bool drop ANY)
-UNCALLED(connection_refuse_silent, struct worker *w ANY)
-UNCALLED(handover_stop, struct worker *w ANY)
-UNCALLED(listeners_stop, struct worker *w ANY)
-UNCALLED(ingest_replace, struct worker *w ANY, uint32_t flow_index ANY, uint64_t serial ANY)
-UNCALLED(ingest_take_responses, struct worker *w ANY)
+UNCALLED(handover_take, struct connections *c ANY, uint32_t listener_index ANY, int fd ANY)
+UNCALLED(connection_discarded, struct connections *c ANY, struct flow *f ANY, int result ANY)
+UNCALLED(connection_acknowledged, struct connections *c ANY, struct flow *f ANY, bool is_closed ANY)
+UNCALLED(connection_try_free, struct connections *c ANY, struct flow *f ANY)
+UNCALLED(connection_interrupt_all, struct connections *c ANY, uint8_t reason ANY, bool drop ANY)
+UNCALLED(connection_refuse_silent, struct connections *c ANY)
+UNCALLED(handover_stop, struct connections *c ANY)
+UNCALLED(listeners_stop, struct connections *c ANY)
+UNCALLED(ingest_replace, struct connections *c ANY, uint32_t flow_index ANY, uint64_t serial ANY)
+UNCALLED(ingest_take_responses, struct connections *c ANY)
 UNCALLED(io_uring_queue_exit, struct io_uring *ring ANY)
-UNCALLED(connection_close_dropped, struct worker *w ANY, struct flow *f ANY)
+UNCALLED(connection_close_dropped, struct connections *c ANY, struct flow *f ANY)
 UNCALLED(storage_complete, struct storage *s ANY, enum uring_tag tag ANY, uint32_t index ANY,
          int result ANY)
 UNCALLED(storage_fail, struct storage *s ANY, int code ANY, enum storage_failure what ANY,

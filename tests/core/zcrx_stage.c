@@ -173,7 +173,7 @@ static void complete(struct flow *f, int result, uint32_t flags, uint64_t offset
     uint32_t holders = holders_of(offset);
     bool block = stage.senders[f->index].tag == TAG_BLOCK;
     engine_zcrx.complete(&stage.w->receiver, stage.senders[f->index].tag, f, &c.cqe);
-    connection_take_reports(stage.w);
+    connection_take_reports(&stage.w->connections);
     if (block && holders_of(offset) != holders)
         stage_wrong("a block's bytes keep a chunk");
     if (result == -ENOMEM && is_fresh && f->armed)
@@ -262,13 +262,13 @@ static struct stage_shape completed(struct stage_shape shape) {
 }
 
 static void open_listener(struct worker *w) {
-    struct listener *l = &w->listeners[w->listener_count++];
+    struct listener *l = &w->connections.listeners[w->connections.listener_count++];
     l->fd = -1;
     l->protocol = &protocol_ingest;
     l->hello_timeout_ns = stage.shape.hello_timeout_ns;
-    l->idle = l->greeting = l->acks_pending = w->admission_backlog = w->hello_backlog =
-        (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
-    admission_open(&w->admission);
+    l->idle = l->greeting = l->acks_pending = w->connections.admission_backlog =
+        w->connections.hello_backlog = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
+    admission_open(&w->connections.admission);
     if (session_pool_init(&l->sessions, STAGE_FLOWS_MAX) != 0)
         abort();
 }
@@ -281,7 +281,7 @@ static void open_flow(uint32_t i) {
     s->current_chunk = UINT32_MAX;
     s->payload_bytes = s->sent_bytes = shape->stream_bytes + i;
     engine_zcrx.take(&stage.w->receiver, f);
-    f->idle_list = &stage.w->listeners[0].idle;
+    f->idle_list = &stage.w->connections.listeners[0].idle;
     f->protocol = &stage_protocol_raw;
     if (shape->ingest) {
         enum stage_kind kind = (shape->first_kind + (shape->one_kind ? 0 : i)) % STAGE_KINDS_COUNT;
@@ -293,7 +293,7 @@ static void open_flow(uint32_t i) {
         s->base_bytes = random_below(2) * 1000003ull;
         s->waits = random_below(2) != 0 || shape->ignores_bounds;
         f->protocol = &protocol_ingest;
-        f->protocol->begin(stage.w, f);
+        f->protocol->begin(&stage.w->connections, f);
     } else {
         engine_zcrx.start(&stage.w->receiver, f);
     }
@@ -329,6 +329,7 @@ void stage_open(const struct stage_shape *wanted) {
     w->storage.batches.payload_bytes_max = STAGE_PAYLOAD_BYTES_MAX;
     w->engine = &engine_zcrx;
     receiver_init(&w->receiver, &w->reactor, &w->area, &w->storage, &w->flows);
+    connections_init(&w->connections, &w->receiver, &engine_zcrx);
     w->reactor.now_ns = w->reactor.awake_ns = 1;
     w->reactor.ring.cq.ring_entries = shape->turn_completions_max;
     if (flow_table_init(&w->flows, STAGE_FLOWS_MAX) != 0 || engine_zcrx.open(&w->receiver) != 0)
@@ -360,8 +361,8 @@ static void end_some_flow(uint32_t i) {
         return;
     stage.senders[i].stopped = true;
     struct flow *f = stage.flows[i];
-    connection_interrupt(stage.w, f, CLOSE_REASON_SHUTDOWN, random_below(2) != 0);
-    connection_take_reports(stage.w);
+    connection_interrupt(&stage.w->connections, f, CLOSE_REASON_SHUTDOWN, random_below(2) != 0);
+    connection_take_reports(&stage.w->connections);
     if (!f->ended && !stage.senders[i].cancelled && f->phase != FLOW_BLOCKED)
         stage_wrong("a flow that is to end waits for nothing");
     stage_submit();
@@ -370,15 +371,15 @@ static void end_some_flow(uint32_t i) {
 static void turn(void) {
     stage.w->reactor.awake_ns = stage.w->reactor.now_ns += TURN_NS;
     stage.turn_completions = 0;
-    connection_serve_blocked(stage.w);
+    connection_serve_blocked(&stage.w->connections);
     engine_zcrx.turn(&stage.w->receiver);
-    connection_take_reports(stage.w);
+    connection_take_reports(&stage.w->connections);
     stage.table_low_count += stage.w->receiver.zcrx.table_low;
     stage_submit();
     if (stage.shape.ingest && random_below(4) == 0)
         stage_answer();
-    ingest_turn(stage.w);
-    connection_take_reports(stage.w);
+    ingest_turn(&stage.w->connections);
+    connection_take_reports(&stage.w->connections);
     stage_submit();
 }
 
@@ -428,8 +429,8 @@ bool stage_run(void) {
 void stage_close(void) {
     engine_zcrx.close(&stage.w->receiver);
     flow_table_destroy(&stage.w->flows);
-    session_pool_deinit(&stage.w->listeners[0].sessions);
-    admission_close(&stage.w->admission);
+    session_pool_deinit(&stage.w->connections.listeners[0].sessions);
+    admission_close(&stage.w->connections.admission);
     free(stage.w->area.base);
     free(stage.w->area.own);
     for (uint32_t i = 0; i < STAGE_BATCHES; i++) {

@@ -33,12 +33,12 @@ struct io_uring_sqe *reactor_sqe(struct reactor *r, enum uring_tag tag, uint32_t
     return &stage.sqe;
 }
 
-void flow_event_end(struct worker *w, const struct flow *f, enum event_kind kind) {
-    (void)w, (void)f, (void)kind;
+void flow_event_end(struct connections *c, const struct flow *f, enum event_kind kind) {
+    (void)c, (void)f, (void)kind;
 }
 
-bool flow_event(struct worker *w, const struct flow *f, struct event_detail detail) {
-    (void)w, (void)f, (void)detail;
+bool flow_event(struct connections *c, const struct flow *f, struct event_detail detail) {
+    (void)c, (void)f, (void)detail;
     return true;
 }
 
@@ -72,26 +72,27 @@ void reactor_cancel(struct reactor *r, enum uring_tag tag, uint32_t index, enum 
     stage.senders[index].cancelled_ns = r->now_ns;
 }
 
-static void raw_payload_over(struct worker *w, struct flow *f) {
+static void raw_payload_over(struct connections *c, struct flow *f) {
     if (f->stop || f->error)
-        connection_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, f->error);
+        connection_end(c, f, FLOW_STATE_INTERRUPTED, f->reason, f->error);
     else
-        connection_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+        connection_end(c, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
 }
 
 const struct protocol stage_protocol_raw = {.payload_over = raw_payload_over};
 
 /* No CLOSE record is made here. */
-bool connection_retry_close(struct worker *w, struct flow *f) {
-    (void)w, (void)f;
+bool connection_retry_close(struct connections *c, struct flow *f) {
+    (void)c, (void)f;
     abort();
 }
 
-void connection_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason, int error) {
+void connection_end(struct connections *c, struct flow *f, uint8_t state, uint8_t reason,
+                    int error) {
     struct stage_sender *s = &stage.senders[f->index];
     (void)reason;
-    flow_wait(&w->flows, f, QUEUE_NONE, w->reactor.now_ns);
-    flow_idle_remove(&w->flows, &w->listeners[0].idle, f);
+    flow_wait(c->flows, f, QUEUE_NONE, c->reactor->now_ns);
+    flow_idle_remove(c->flows, &c->listeners[0].idle, f);
     s->over = f->ended = true;
     s->sealed = state == FLOW_STATE_SEALED;
     s->error = error;
@@ -102,23 +103,23 @@ void connection_end(struct worker *w, struct flow *f, uint8_t state, uint8_t rea
     flow_set_phase(f, FLOW_CLOSING);
 }
 
-void connection_interrupt(struct worker *w, struct flow *f, uint8_t reason, bool drop) {
+void connection_interrupt(struct connections *c, struct flow *f, uint8_t reason, bool drop) {
     if (f->ended || f->stop)
         return;
     f->stop = true;
     f->drop = drop;
     f->reason = reason;
-    if (f->session == NULL || !f->protocol->stop(w, f))
-        engine_zcrx.stop(&w->receiver, f);
+    if (f->session == NULL || !f->protocol->stop(c, f))
+        engine_zcrx.stop(c->receiver, f);
 }
 
-void connection_answered(struct worker *w, struct flow *f, int result) {
-    (void)w, (void)f, (void)result;
+void connection_answered(struct connections *c, struct flow *f, int result) {
+    (void)c, (void)f, (void)result;
     abort(); /* no line is ever complete here */
 }
 
-void connection_try_free(struct worker *w, struct flow *f) {
-    (void)w, (void)f;
+void connection_try_free(struct connections *c, struct flow *f) {
+    (void)c, (void)f;
     abort();
 }
 
@@ -153,14 +154,14 @@ static void answer(const struct admission_request *q) {
             stage_wrong("the trailer was told with another length");
         a.kind = RESPONSE_SEAL;
     }
-    admission_respond(&stage.w->admission, &a);
+    admission_respond(&stage.w->connections.admission, &a);
 }
 
 void stage_answer(void) {
     static struct admission_request q;
-    while (admission_take_request(&stage.w->admission, &q))
+    while (admission_take_request(&stage.w->connections.admission, &q))
         answer(&q);
-    ingest_take_responses(stage.w);
+    ingest_take_responses(&stage.w->connections);
     stage_submit();
 }
 

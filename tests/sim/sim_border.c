@@ -14,7 +14,7 @@
 
 /* Where _core.pyx finds them. */
 #define MAILBOX (&w->reactor.mailbox)
-#define ADMISSION (&w->admission)
+#define ADMISSION (&w->connections.admission)
 #define FAULT (w->reactor.fault)
 
 #define WAITING_MAX 256u

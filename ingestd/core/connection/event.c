@@ -8,7 +8,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "worker.h"
+#include "connection/connections.h"
 
 void flow_format_peer(const struct flow *f, char *out, size_t capacity) {
     char address[INET6_ADDRSTRLEN];
@@ -18,19 +18,19 @@ void flow_format_peer(const struct flow *f, char *out, size_t capacity) {
     snprintf(out, capacity, f->peer_family == 4 ? "%s:%u" : "[%s]:%u", address, f->peer_port);
 }
 
-void flow_event_end(struct worker *w, const struct flow *f, enum event_kind kind) {
+void flow_event_end(struct connections *c, const struct flow *f, enum event_kind kind) {
     flow_event(
-        w, f,
+        c, f,
         (struct event_detail){.kind = kind, .end = {f->reason, f->error, f->stream.durable_bytes}});
 }
 
-bool flow_event(struct worker *w, const struct flow *f, struct event_detail detail) {
-    struct event *e = reactor_new_event(&w->reactor, detail);
+bool flow_event(struct connections *c, const struct flow *f, struct event_detail detail) {
+    struct event *e = reactor_new_event(c->reactor, detail);
     if (e == NULL)
         return false;
-    e->listener_index = (int32_t)w->listeners[f->listener].index;
+    e->listener_index = (int32_t)c->listeners[f->listener].index;
     memcpy(e->flow, f->stream.id, sizeof e->flow);
     flow_format_peer(f, e->peer, sizeof e->peer);
-    mailbox_publish(&w->reactor.mailbox, false);
+    mailbox_publish(&c->reactor->mailbox, false);
     return true;
 }

@@ -24,12 +24,12 @@ struct handover {
     uint32_t first, count;
 };
 
-struct worker;
+struct connections;
 
-void handover_take(struct worker *w, uint32_t listener_index, int fd);
+void handover_take(struct connections *c, uint32_t listener_index, int fd);
 /* Once a turn: begins those that there is room for. */
-void handover_turn(struct worker *w);
+void handover_turn(struct connections *c);
 /* No more are begun: those that wait are told. */
-void handover_stop(struct worker *w);
+void handover_stop(struct connections *c);
 
 #endif

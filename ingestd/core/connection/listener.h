@@ -24,7 +24,7 @@
 #define LISTENERS_MAX 16u
 #define LISTENER_NAME_BYTES 64
 
-struct worker;
+struct connections;
 
 struct listener_settings {
     int fd;
@@ -81,19 +81,19 @@ struct listener {
 };
 
 /* Its accept is complete: a descriptor, or -errno. */
-void listener_accepted(struct worker *w, uint32_t listener, int result);
+void listener_accepted(struct connections *c, uint32_t listener, int result);
 /* A connection that another worker accepted and that came by our rx queue; there is room. */
-void listener_adopt(struct worker *w, struct listener *l, int fd);
+void listener_adopt(struct connections *c, struct listener *l, int fd);
 /* A connection that cannot become a flow is told why (enum close_reason), counted, and closed. */
-void listener_turn_away(struct worker *w, struct listener *l, int fd, uint8_t reason);
+void listener_turn_away(struct connections *c, struct listener *l, int fd, uint8_t reason);
 /* Whom its peer is among struct peers. */
 static inline struct peer listener_peer(const struct flow *f) {
     return peers_name(f->listener, f->peer_family, f->peer_address);
 }
 
 /* Once a turn: accepts to arm. Returns the next time. */
-uint64_t listeners_turn(struct worker *w);
+uint64_t listeners_turn(struct connections *c);
 /* No more accepts. */
-void listeners_stop(struct worker *w);
+void listeners_stop(struct connections *c);
 
 #endif

@@ -7,30 +7,30 @@
 #include <assert.h>
 
 #include "connection/connection.h"
-#include "worker.h"
+#include "connection/connections.h"
 
-void connection_take_reports(struct worker *w) {
+void connection_take_reports(struct connections *c) {
     struct engine_report report;
-    while (engine_next_report(&w->receiver, &report)) {
+    while (engine_next_report(c->receiver, &report)) {
         struct flow *f = report.flow;
         assert(!f->ended && f->phase != FLOW_FREE);
         if (report.kind == REPORT_BLOCK)
-            f->protocol->block_received(w, f, report.result);
+            f->protocol->block_received(c, f, report.result);
         else
-            f->protocol->payload_over(w, f);
+            f->protocol->payload_over(c, f);
     }
 }
 
-void connection_serve_blocked(struct worker *w) {
+void connection_serve_blocked(struct connections *c) {
     struct flow *f;
-    while ((f = flow_first(&w->flows, QUEUE_BLOCKED)) != NULL) {
+    while ((f = flow_first(c->flows, QUEUE_BLOCKED)) != NULL) {
         if (f->phase == FLOW_CLOSING) {
-            if (!connection_retry_close(w, f))
+            if (!connection_retry_close(c, f))
                 return;
             continue;
         }
-        w->engine->resume(&w->receiver, f);
-        connection_take_reports(w);
+        c->engine->resume(c->receiver, f);
+        connection_take_reports(c);
         if (f->queue == QUEUE_BLOCKED)
             return;
     }

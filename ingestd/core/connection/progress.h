@@ -6,12 +6,12 @@
 #ifndef INGESTD_CONNECTION_PROGRESS_H
 #define INGESTD_CONNECTION_PROGRESS_H
 
-struct worker;
+struct connections;
 
 /* Hands what engines have reported to the protocols. Behind whatever calls an engine. */
-void connection_take_reports(struct worker *w);
+void connection_take_reports(struct connections *c);
 /* Once a turn: flows that found no room try again in the order in which they came. Who fails
  * again keeps its place. */
-void connection_serve_blocked(struct worker *w);
+void connection_serve_blocked(struct connections *c);
 
 #endif

@@ -12,35 +12,35 @@
 #include <stddef.h>
 #include <stdint.h>
 
-struct worker;
+struct connections;
 struct flow;
 
 struct protocol {
     const char *name;
     uint8_t number; /* record_open.protocol */
     /* A connection was let in: it is to be received. */
-    void (*begin)(struct worker *w, struct flow *f);
+    void (*begin)(struct connections *c, struct flow *f);
     /* The engine receives no more payload: what there was is with batches, or given up. */
-    void (*payload_over)(struct worker *w, struct flow *f);
+    void (*payload_over)(struct connections *c, struct flow *f);
     /* The engine has filled so many bytes of the block's room; 0: the stream has ended; or
      * -errno. NULL: no blocks are received. */
-    void (*block_received)(struct worker *w, struct flow *f, int result);
+    void (*block_received)(struct connections *c, struct flow *f, int result);
     /* It is to end now. True: it has ended, as nothing of it was being received. */
-    bool (*stop)(struct worker *w, struct flow *f);
+    bool (*stop)(struct connections *c, struct flow *f);
     /* Its durable offset has advanced. */
-    void (*advanced)(struct worker *w, struct flow *f);
+    void (*advanced)(struct connections *c, struct flow *f);
     /* The checksum that its sender stated, if it did. */
     bool (*sender_crc)(const struct flow *f, uint32_t *out);
     /* It has ended, and all is known: whoever decided on it learns that. */
-    void (*report_end)(struct worker *w, struct flow *f);
+    void (*report_end)(struct connections *c, struct flow *f);
     /* ... and nothing of it is stored: the event that says so. */
-    void (*report_refused)(struct worker *w, struct flow *f);
+    void (*report_refused)(struct connections *c, struct flow *f);
     /* ... then its last line, and connection_answered(). */
-    void (*send_last)(struct worker *w, struct flow *f);
+    void (*send_last)(struct connections *c, struct flow *f);
     /* A send with TAG_LINE is complete: bytes, or -errno. */
-    void (*line_sent)(struct worker *w, struct flow *f, int result);
+    void (*line_sent)(struct connections *c, struct flow *f, int result);
     /* It can be freed; false: not yet, and connection_try_free() will be called again. */
-    bool (*release)(struct worker *w, struct flow *f);
+    bool (*release)(struct connections *c, struct flow *f);
     /* The line for a connection that is not let in. Its bytes, FLOW_LINE_BYTES do. */
     size_t (*format_denial)(const struct flow *f, char *line, size_t capacity);
 };

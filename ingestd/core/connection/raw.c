@@ -11,35 +11,35 @@
 #include "connection/protocol.h"
 #include "format/close_reason.h"
 #include "format/format.h"
-#include "worker.h"
+#include "connection/connections.h"
 
-static void raw_begin(struct worker *w, struct flow *f) {
-    flow_idle_touch(&w->flows, &w->listeners[f->listener].idle, f);
-    w->engine->start(&w->receiver, f);
-    flow_event(w, f, (struct event_detail){.kind = EVENT_FLOW_OPENED});
-    if (storage_error(&w->storage))
-        connection_interrupt(w, f, CLOSE_REASON_NONE, true);
-    else if (storage_is_exhausted(&w->storage))
-        connection_interrupt(w, f, CLOSE_REASON_STORE_FULL, true);
+static void raw_begin(struct connections *c, struct flow *f) {
+    flow_idle_touch(c->flows, &c->listeners[f->listener].idle, f);
+    c->engine->start(c->receiver, f);
+    flow_event(c, f, (struct event_detail){.kind = EVENT_FLOW_OPENED});
+    if (storage_error(c->storage))
+        connection_interrupt(c, f, CLOSE_REASON_NONE, true);
+    else if (storage_is_exhausted(c->storage))
+        connection_interrupt(c, f, CLOSE_REASON_STORE_FULL, true);
 }
 
-static void raw_payload_over(struct worker *w, struct flow *f) {
+static void raw_payload_over(struct connections *c, struct flow *f) {
     if (f->stop)
-        connection_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, 0);
+        connection_end(c, f, FLOW_STATE_INTERRUPTED, f->reason, 0);
     else if (f->error != 0)
-        connection_end(w, f, FLOW_STATE_INTERRUPTED, close_reason_of(f->error), f->error);
+        connection_end(c, f, FLOW_STATE_INTERRUPTED, close_reason_of(f->error), f->error);
     else
-        connection_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+        connection_end(c, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
 }
 
-static bool raw_stop(struct worker *w, struct flow *f) {
-    (void)w;
+static bool raw_stop(struct connections *c, struct flow *f) {
+    (void)c;
     (void)f;
     return false; /* an engine has it, always */
 }
 
-static void raw_advanced(struct worker *w, struct flow *f) {
-    (void)w; /* its sender hears of the end alone */
+static void raw_advanced(struct connections *c, struct flow *f) {
+    (void)c; /* its sender hears of the end alone */
     (void)f;
 }
 
@@ -49,29 +49,29 @@ static bool raw_sender_crc(const struct flow *f, uint32_t *out) {
     return false;
 }
 
-static void raw_report_end(struct worker *w, struct flow *f) {
-    (void)w; /* nobody has decided on it */
+static void raw_report_end(struct connections *c, struct flow *f) {
+    (void)c; /* nobody has decided on it */
     (void)f;
 }
 
-static void raw_report_refused(struct worker *w, struct flow *f) {
-    flow_event_end(w, f, EVENT_FLOW_REFUSED);
+static void raw_report_refused(struct connections *c, struct flow *f) {
+    flow_event_end(c, f, EVENT_FLOW_REFUSED);
 }
 
-static void raw_send_last(struct worker *w, struct flow *f) {
-    f->line_bytes = (uint16_t)line_of_raw(f, storage_error(&w->storage), f->line, sizeof f->line);
+static void raw_send_last(struct connections *c, struct flow *f) {
+    f->line_bytes = (uint16_t)line_of_raw(f, storage_error(c->storage), f->line, sizeof f->line);
     flow_set_phase(f, FLOW_ANSWERING);
-    struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_LINE, f->index);
+    struct io_uring_sqe *sqe = reactor_sqe(c->reactor, TAG_LINE, f->index);
     io_uring_prep_send(sqe, f->fd, f->line, f->line_bytes, MSG_NOSIGNAL | MSG_WAITALL);
     f->ops_in_flight++;
 }
 
-static void raw_line_sent(struct worker *w, struct flow *f, int result) {
-    connection_answered(w, f, result);
+static void raw_line_sent(struct connections *c, struct flow *f, int result) {
+    connection_answered(c, f, result);
 }
 
-static bool raw_release(struct worker *w, struct flow *f) {
-    (void)w;
+static bool raw_release(struct connections *c, struct flow *f) {
+    (void)c;
     (void)f;
     return true;
 }

@@ -19,13 +19,13 @@
 #include "connection/ingest/session.h"
 #include "connection/ingest/session_pool.h"
 
-struct worker;
+struct connections;
 
 /* Takes what Python has answered. */
-void ingest_take_responses(struct worker *w);
+void ingest_take_responses(struct connections *c);
 /* A newer connection takes the flow over, if that serial still has it. */
-void ingest_replace(struct worker *w, uint32_t flow_index, uint64_t serial);
+void ingest_replace(struct connections *c, uint32_t flow_index, uint64_t serial);
 /* Once a turn. Returns when to call again at the latest. */
-uint64_t ingest_turn(struct worker *w);
+uint64_t ingest_turn(struct connections *c);
 
 #endif
