@@ -43,7 +43,7 @@ MUTANTS: Final = (
     Mutant(
         "recv's bounce memory too small where the device has a virtual boundary",
         ((r"return s->virt_mask >= align \? s->virt_mask \+ 1 : align;", "return align;"),
-         (r"if \(taken == 0\)(\s+return false;\s+slot_taken_in_part)",
+         (r"if \(taken == 0\)(\s+return false;\s+recv_slot_taken_in_part)",
           r"assert(taken == 0); if (taken == 0)\1")),
     ),
     Mutant(
@@ -69,7 +69,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a hold released twice",
-        ((r"(\S*release\(\w+, n\.holds\[i\]\);)", r"{ \1 if (i % 8 == 0) \1 }"),),
+        ((r"(\S*release\([^,]*, n\.holds\[i\]\);)", r"{ \1 if (i % 8 == 0) \1 }"),),
     ),
     Mutant(
         "a refill entry lost where the ring is full",

@@ -29,14 +29,14 @@ static int recv_open(struct receiver *r) {
     return 0;
 }
 
-static void arm_poll(struct receiver *r, struct flow *f) {
+static void recv_arm_poll(struct receiver *r, struct flow *f) {
     struct io_uring_sqe *sqe = reactor_sqe(r->reactor, TAG_POLL, f->index);
     io_uring_prep_poll_add(sqe, f->fd, POLLIN | POLLRDHUP);
     f->ops_in_flight++;
     f->polled = true;
 }
 
-static void arm_receive(struct receiver *r, struct flow *f) {
+static void recv_arm_receive(struct receiver *r, struct flow *f) {
     struct io_uring_sqe *sqe = reactor_sqe(r->reactor, TAG_RECEIVE, f->index);
     uint64_t room = buddy_slot_bytes(f->slot_order) - f->slot_filled;
     if (room > f->limit_bytes - f->received_bytes)
@@ -52,7 +52,7 @@ static void arm_receive(struct receiver *r, struct flow *f) {
 
 /* Half the area divided by the flows that receive: large slots for few flows,
  * small ones for many, and always some left for the writes. */
-static uint32_t order_max(const struct receiver *r) {
+static uint32_t recv_order_max(const struct receiver *r) {
     uint64_t receiving =
         r->flows->waiting[QUEUE_DIRTY].count + r->flows->waiting[QUEUE_ARMED].count;
     uint64_t share = r->area->slots_bytes / (2 * (receiving + 1));
@@ -60,8 +60,8 @@ static uint32_t order_max(const struct receiver *r) {
     return order > 0 && buddy_slot_bytes(order) > share ? order - 1 : order;
 }
 
-static bool take_slot(struct receiver *r, struct flow *f, uint32_t order) {
-    uint32_t most = order_max(r);
+static bool recv_take_slot(struct receiver *r, struct flow *f, uint32_t order) {
+    uint32_t most = recv_order_max(r);
     f->slot_order = order < most ? order : most;
     f->slot_filled = 0;
     f->slot_offset = buddy_take(&r->area->slots, f->slot_order);
@@ -71,18 +71,18 @@ static bool take_slot(struct receiver *r, struct flow *f, uint32_t order) {
     return true;
 }
 
-static void slot_left_flow(struct receiver *r, struct flow *f) {
+static void recv_slot_left_flow(struct receiver *r, struct flow *f) {
     STAT_ADD(r->reactor, area_receiving_bytes, -buddy_slot_bytes(f->slot_order));
     f->slot_offset = UINT64_MAX;
     f->slot_filled = f->slot_copied = f->slot_taken = 0;
 }
 
-static void give_slot(struct receiver *r, struct flow *f) {
+static void recv_give_slot(struct receiver *r, struct flow *f) {
     if (f->slot_offset == UINT64_MAX)
         return;
     if (!buddy_give(&r->area->slots, f->slot_offset, f->slot_order))
         STAT_ADD(r->reactor, area_writing_bytes, buddy_slot_bytes(f->slot_order));
-    slot_left_flow(r, f);
+    recv_slot_left_flow(r, f);
 }
 
 static void recv_release(struct receiver *r, uint64_t hold) {
@@ -93,7 +93,7 @@ static void recv_release(struct receiver *r, uint64_t hold) {
 
 /* A batch took the first part of what is left in the slot, up to a page. The rest
  * goes to another one: both read from the slot. */
-static void slot_taken_in_part(struct receiver *r, struct flow *f, uint32_t bytes) {
+static void recv_slot_taken_in_part(struct receiver *r, struct flow *f, uint32_t bytes) {
     buddy_share(&r->area->slots, f->slot_offset);
     f->slot_taken += bytes;
     f->slot_copied -= bytes < f->slot_copied ? bytes : f->slot_copied;
@@ -102,13 +102,13 @@ static void slot_taken_in_part(struct receiver *r, struct flow *f, uint32_t byte
 /* Hands the slot's bytes to batches, and the slot with them; false when some must
  * wait. Where the last ones may be a trailer, they stay behind, and are copied to
  * the front of the next slot. */
-static bool deliver(struct receiver *r, struct flow *f) {
+static bool recv_deliver(struct receiver *r, struct flow *f) {
     uint64_t slot_bytes = buddy_slot_bytes(f->slot_order);
     uint32_t end = f->slot_filled;
     if (engine_is_holding(f))
         end -= receive_block_hold(f->block, r->area->base + f->slot_offset, end);
     if (end == 0) {
-        give_slot(r, f);
+        recv_give_slot(r, f);
         return true;
     }
     for (;;) {
@@ -125,14 +125,14 @@ static bool deliver(struct receiver *r, struct flow *f) {
             break;
         if (taken == 0)
             return false;
-        slot_taken_in_part(r, f, taken);
+        recv_slot_taken_in_part(r, f, taken);
     }
     STAT_ADD(r->reactor, area_writing_bytes, slot_bytes);
-    slot_left_flow(r, f);
+    recv_slot_left_flow(r, f);
     return true;
 }
 
-static void put_held_back(struct receiver *r, struct flow *f) {
+static void recv_put_held_back(struct receiver *r, struct flow *f) {
     struct receive_block *s = f->block;
     memcpy(r->area->base + f->slot_offset, s->memory, s->filled);
     f->slot_filled = f->slot_copied = s->filled;
@@ -150,15 +150,15 @@ static void recv_receive(struct receiver *r, struct flow *f) {
                 pending += f->block->filled;
             order = buddy_order(&r->area->slots, pending);
         }
-        if (flow_is_behind(r->flows, f, QUEUE_STARVED) || !take_slot(r, f, order)) {
+        if (flow_is_behind(r->flows, f, QUEUE_STARVED) || !recv_take_slot(r, f, order)) {
             flow_set_phase(f, FLOW_STARVED);
             flow_keep_waiting(r->flows, f, QUEUE_STARVED, r->reactor->now_ns);
             return;
         }
         if (engine_is_holding(f))
-            put_held_back(r, f);
+            recv_put_held_back(r, f);
     }
-    arm_receive(r, f);
+    recv_arm_receive(r, f);
 }
 
 /* The one place that decides what a flow does next, given what it has. */
@@ -166,13 +166,13 @@ static void recv_advance(struct receiver *r, struct flow *f) {
     bool over = f->eof || f->error || f->stop || f->received_bytes == f->limit_bytes;
     bool full = f->slot_offset != UINT64_MAX && f->slot_filled == buddy_slot_bytes(f->slot_order);
     bool none = f->slot_filled == 0;
-    if (!none && !f->drop && (over || full || f->flush_due) && !deliver(r, f)) {
+    if (!none && !f->drop && (over || full || f->flush_due) && !recv_deliver(r, f)) {
         flow_set_phase(f, FLOW_BLOCKED);
         flow_keep_waiting(r->flows, f, QUEUE_BLOCKED, r->reactor->now_ns);
         return;
     }
     if (over) {
-        give_slot(r, f);
+        recv_give_slot(r, f);
         engine_report(r, f, REPORT_OVER, 0);
         return;
     }
@@ -184,17 +184,17 @@ static void recv_advance(struct receiver *r, struct flow *f) {
         return;
     }
     if (f->slot_filled == 0) {
-        give_slot(r, f);
+        recv_give_slot(r, f);
         flow_wait(r->flows, f, QUEUE_NONE, r->reactor->now_ns);
     } else if (f->queue != QUEUE_DIRTY) {
         flow_wait(r->flows, f, QUEUE_DIRTY, r->reactor->now_ns);
     }
     flow_set_phase(f, FLOW_POLLING);
     if (!f->polled)
-        arm_poll(r, f);
+        recv_arm_poll(r, f);
 }
 
-static void received(struct receiver *r, struct flow *f, int result) {
+static void recv_received(struct receiver *r, struct flow *f, int result) {
     f->cancelling = false;
     if (result > 0) {
         f->slot_filled += (uint32_t)result;
@@ -212,7 +212,7 @@ static void received(struct receiver *r, struct flow *f, int result) {
 static void recv_complete(struct receiver *r, enum uring_tag tag, struct flow *f,
                           const struct io_uring_cqe *cqe) {
     if (tag == TAG_RECEIVE) {
-        received(r, f, cqe->res);
+        recv_received(r, f, cqe->res);
     } else if (tag == TAG_POLL) {
         f->polled = false;
         /* In another phase it says nothing new: that phase ends in a poll. */
@@ -223,7 +223,7 @@ static void recv_complete(struct receiver *r, enum uring_tag tag, struct flow *f
     }
 }
 
-static void cancel_receive(struct receiver *r, struct flow *f) {
+static void recv_cancel_receive(struct receiver *r, struct flow *f) {
     if (!f->cancelling)
         engine_cancel(r, f, TAG_RECEIVE);
     f->cancelling = true;
@@ -236,7 +236,7 @@ static void recv_stop(struct receiver *r, struct flow *f) {
         return;
     }
     if (f->phase == FLOW_RECEIVING) {
-        cancel_receive(r, f);
+        recv_cancel_receive(r, f);
         return;
     }
     if (f->polled)
@@ -245,7 +245,7 @@ static void recv_stop(struct receiver *r, struct flow *f) {
 }
 
 /* What has waited for flush_interval goes to a batch, full or not. */
-static uint64_t flush_aged(struct receiver *r, enum flow_queue queue) {
+static uint64_t recv_flush_aged(struct receiver *r, enum flow_queue queue) {
     struct flow *f;
     while ((f = flow_first(r->flows, queue)) != NULL) {
         uint64_t due_ns = f->since_ns + r->storage->settings.flush_interval_ns;
@@ -254,14 +254,14 @@ static uint64_t flush_aged(struct receiver *r, enum flow_queue queue) {
         flow_wait(r->flows, f, QUEUE_NONE, r->reactor->now_ns);
         f->flush_due = true;
         if (f->phase == FLOW_RECEIVING)
-            cancel_receive(r, f);
+            recv_cancel_receive(r, f);
         else
             recv_advance(r, f);
     }
     return TIME_NEVER;
 }
 
-static void serve_starved(struct receiver *r) {
+static void recv_serve_starved(struct receiver *r) {
     struct flow *f;
     while ((f = flow_first(r->flows, QUEUE_STARVED)) != NULL) {
         recv_receive(r, f);
@@ -271,10 +271,10 @@ static void serve_starved(struct receiver *r) {
 }
 
 static uint64_t recv_turn(struct receiver *r) {
-    serve_starved(r);
+    recv_serve_starved(r);
     STAT_SET(r->reactor, area_free_bytes, r->area->slots.free_bytes);
-    uint64_t dirty_ns = flush_aged(r, QUEUE_DIRTY);
-    uint64_t armed_ns = flush_aged(r, QUEUE_ARMED);
+    uint64_t dirty_ns = recv_flush_aged(r, QUEUE_DIRTY);
+    uint64_t armed_ns = recv_flush_aged(r, QUEUE_ARMED);
     return time_min(dirty_ns, armed_ns);
 }
 
@@ -291,7 +291,7 @@ static void recv_take(struct receiver *r, struct flow *f) {
 
 static void recv_start(struct receiver *r, struct flow *f) {
     flow_set_phase(f, FLOW_POLLING);
-    arm_poll(r, f);
+    recv_arm_poll(r, f);
 }
 
 static void recv_receive_block(struct receiver *r, struct flow *f) {

@@ -51,7 +51,7 @@ bool zcrx_block_ended(struct receiver *r, struct flow *f, int result) {
 /* --- What may be a trailer ------------------------------------------------------------ */
 
 /* The block's bytes are the oldest. */
-static bool settle_block(struct receiver *r, struct flow *f, bool all) {
+static bool control_settle_block(struct receiver *r, struct flow *f, bool all) {
     struct receive_block *s = f->block;
     uint32_t bytes = (uint32_t)time_min(zcrx_payload_bytes(f), s->filled);
     if (bytes == 0 || (bytes < s->filled && !all))
@@ -64,7 +64,7 @@ static bool settle_block(struct receiver *r, struct flow *f, bool all) {
     return true;
 }
 
-static bool settle_list(struct receiver *r, struct flow *f, bool all) {
+static bool control_settle_list(struct receiver *r, struct flow *f, bool all) {
     while (f->fragment_head != FLOW_NONE) {
         struct zcrx_fragment *n = zcrx_fragment_at(r, f->fragment_head);
         uint64_t left = zcrx_list_payload_bytes(f);
@@ -84,7 +84,7 @@ static bool settle_list(struct receiver *r, struct flow *f, bool all) {
     return true;
 }
 
-static void copy_list_to_block(struct receiver *r, struct flow *f) {
+static void control_copy_list_to_block(struct receiver *r, struct flow *f) {
     struct receive_block *s = f->block;
     while (f->fragment_head != FLOW_NONE) {
         const struct zcrx_fragment *n = zcrx_fragment_at(r, f->fragment_head);
@@ -96,7 +96,7 @@ static void copy_list_to_block(struct receiver *r, struct flow *f) {
     }
 }
 
-static bool list_is_long(struct receiver *r, const struct flow *f) {
+static bool control_list_is_long(struct receiver *r, const struct flow *f) {
     uint32_t index = f->fragment_head;
     for (uint32_t i = 0; i < HELD_FRAGMENTS_MAX && index != FLOW_NONE; i++)
         index = zcrx_fragment_at(r, index)->next;
@@ -104,12 +104,13 @@ static bool list_is_long(struct receiver *r, const struct flow *f) {
 }
 
 bool zcrx_settle_held(struct receiver *r, struct flow *f, bool all) {
-    if (!settle_block(r, f, all) || (f->block->filled == 0 && !settle_list(r, f, all)))
+    if (!control_settle_block(r, f, all) ||
+        (f->block->filled == 0 && !control_settle_list(r, f, all)))
         return false;
-    if (!all && !list_is_long(r, f))
+    if (!all && !control_list_is_long(r, f))
         return true;
-    if (!settle_block(r, f, true) || !settle_list(r, f, true))
+    if (!control_settle_block(r, f, true) || !control_settle_list(r, f, true))
         return false;
-    copy_list_to_block(r, f);
+    control_copy_list_to_block(r, f);
     return true;
 }

@@ -43,51 +43,53 @@ void zcrx_pending_close(struct receiver *r) {
 
 /* --- Holds ----------------------------------------------------------------------- */
 
-static uint32_t relief_order(uint64_t hold) {
+static uint32_t pending_relief_order(uint64_t hold) {
     return (uint32_t)(hold >> RELIEF_ORDER_SHIFT) & 0x7f;
 }
 
-static uint64_t relief_slot(uint64_t hold) {
+static uint64_t pending_relief_slot(uint64_t hold) {
     return hold & ((1ull << RELIEF_ORDER_SHIFT) - 1);
 }
 
 /* Where in its relief slot a hold begins that names what a batch left of it. */
-static uint64_t relief_done(uint64_t hold) {
-    return relief_slot(hold) % buddy_slot_bytes(relief_order(hold));
+static uint64_t pending_relief_done(uint64_t hold) {
+    return pending_relief_slot(hold) % buddy_slot_bytes(pending_relief_order(hold));
 }
 
 void zcrx_let_go(struct receiver *r, uint64_t hold) {
     if (zcrx_is_copied(hold)) {
-        buddy_give(&r->zcrx.relief, relief_slot(hold) - relief_done(hold), relief_order(hold));
+        buddy_give(&r->zcrx.relief, pending_relief_slot(hold) - pending_relief_done(hold),
+                   pending_relief_order(hold));
         return;
     }
     refill_return(&r->zcrx.refill, hold);
 }
 
 /* What is left of it goes to another batch, or waits: one more holder. */
-static void share(struct receiver *r, uint64_t hold) {
+static void pending_share(struct receiver *r, uint64_t hold) {
     if (zcrx_is_copied(hold))
-        buddy_share(&r->zcrx.relief, relief_slot(hold) - relief_done(hold));
+        buddy_share(&r->zcrx.relief, pending_relief_slot(hold) - pending_relief_done(hold));
     else
         refill_share(&r->zcrx.refill, hold);
 }
 
-static uint8_t *data_of(struct receiver *r, uint64_t hold) {
+static uint8_t *pending_data_of(struct receiver *r, uint64_t hold) {
     if (zcrx_is_copied(hold))
-        return r->zcrx.relief_base + relief_slot(hold);
+        return r->zcrx.relief_base + pending_relief_slot(hold);
     return r->area->base + hold;
 }
 
 uint32_t zcrx_hand_over(struct receiver *r, struct flow *f, uint64_t hold, uint32_t bytes) {
     bool copied = zcrx_is_copied(hold);
     /* A relief slot is ours to its end; behind a fragment may lie another one. */
-    uint64_t room = copied ? buddy_slot_bytes(relief_order(hold)) - relief_done(hold) : bytes;
+    uint64_t room =
+        copied ? buddy_slot_bytes(pending_relief_order(hold)) - pending_relief_done(hold) : bytes;
     uint32_t slack = (uint32_t)room - bytes;
     uint32_t done = 0;
     while (done < bytes) {
         uint64_t rest = hold + done;
         const struct batch_piece piece = {
-            .data = data_of(r, rest),
+            .data = pending_data_of(r, rest),
             .bytes = bytes - done,
             .slack = slack,
             .copied_bytes = copied ? bytes - done : 0,
@@ -99,7 +101,7 @@ uint32_t zcrx_hand_over(struct receiver *r, struct flow *f, uint64_t hold, uint3
             break;
         done += taken;
         if (done < bytes)
-            share(r, rest);
+            pending_share(r, rest);
     }
     return done;
 }
@@ -124,7 +126,7 @@ bool zcrx_append(struct receiver *r, struct flow *f, uint64_t hold, uint32_t byt
 }
 
 /* No list has the fragment any more. */
-static void free_fragment(struct receiver *r, uint32_t index) {
+static void pending_free_fragment(struct receiver *r, uint32_t index) {
     struct zcrx *z = &r->zcrx;
     zcrx_fragment_at(r, index)->next = z->fragment_free;
     z->fragment_free = index;
@@ -136,7 +138,7 @@ void zcrx_pop(struct receiver *r, struct flow *f) {
     f->fragment_head = zcrx_fragment_at(r, index)->next;
     if (f->fragment_head == FLOW_NONE)
         f->fragment_tail = FLOW_NONE;
-    free_fragment(r, index);
+    pending_free_fragment(r, index);
 }
 
 bool zcrx_settle(struct receiver *r, struct flow *f) {
@@ -172,7 +174,7 @@ uint64_t zcrx_list_payload_bytes(const struct flow *f) {
 }
 
 /* Bytes of the fragments from index on that one relief slot can take together. */
-static uint32_t run_bytes(struct receiver *r, uint32_t index, uint64_t left) {
+static uint32_t pending_run_bytes(struct receiver *r, uint32_t index, uint64_t left) {
     uint64_t most =
         time_min(left, time_min(RELIEF_SLOT_BYTES_MAX, r->storage->batches.payload_bytes_max));
     uint32_t bytes = 0;
@@ -188,8 +190,8 @@ static uint32_t run_bytes(struct receiver *r, uint32_t index, uint64_t left) {
 
 /* Copies the run of fragments that begins at index into a slot, and makes one
  * pending fragment of it. Returns the index of the one behind. */
-static uint32_t copy_run(struct receiver *r, struct flow *f, uint32_t index, uint64_t slot,
-                         uint32_t order, uint32_t bytes) {
+static uint32_t pending_copy_run(struct receiver *r, struct flow *f, uint32_t index, uint64_t slot,
+                                 uint32_t order, uint32_t bytes) {
     struct zcrx *z = &r->zcrx;
     struct zcrx_fragment *first = zcrx_fragment_at(r, index);
     uint32_t done = 0, next = index;
@@ -201,7 +203,7 @@ static uint32_t copy_run(struct receiver *r, struct flow *f, uint32_t index, uin
         done += n->bytes;
         next = n->next;
         if (at != index)
-            free_fragment(r, at);
+            pending_free_fragment(r, at);
     }
     assert(done == bytes);
     first->offset = slot | ZCRX_HOLD_COPIED | (uint64_t)order << RELIEF_ORDER_SHIFT;
@@ -215,13 +217,13 @@ static uint32_t copy_run(struct receiver *r, struct flow *f, uint32_t index, uin
 /* Copies what a flow has waiting into relief slots, as long as there are some
  * and chunks are short, and gives the chunks back. What may be the flow's trailer
  * is left where it is. */
-static void copy_out(struct receiver *r, struct flow *f) {
+static void pending_copy_out(struct receiver *r, struct flow *f) {
     struct zcrx *z = &r->zcrx;
     uint32_t index = f->fragment_head;
     uint64_t left = zcrx_list_payload_bytes(f);
     while (index != FLOW_NONE && zcrx_chunks_are_short(r)) {
         const struct zcrx_fragment *n = zcrx_fragment_at(r, index);
-        uint32_t bytes = run_bytes(r, index, left);
+        uint32_t bytes = pending_run_bytes(r, index, left);
         if (bytes == 0) { /* copied already, or too large for a slot, or not surely payload */
             left -= time_min(left, n->bytes);
             index = n->next;
@@ -231,7 +233,7 @@ static void copy_out(struct receiver *r, struct flow *f) {
         uint64_t slot = buddy_take(&z->relief, order);
         if (slot == UINT64_MAX)
             return;
-        index = copy_run(r, f, index, slot, order, bytes);
+        index = pending_copy_run(r, f, index, slot, order, bytes);
         left -= bytes;
     }
 }
@@ -243,7 +245,7 @@ void zcrx_relieve(struct receiver *r) {
     while (zcrx_chunks_are_short(r) && index != FLOW_NONE) {
         struct flow *f = &r->flows->flows[index];
         if (f->phase == FLOW_BLOCKED)
-            copy_out(r, f);
+            pending_copy_out(r, f);
         index = f->wait.next;
     }
 }

@@ -38,7 +38,7 @@ int zcrx_query(struct abi_query_zcrx *out) {
     return code < 0 ? code : h.result;
 }
 
-static uint64_t round_up(uint64_t value, uint64_t unit) {
+static uint64_t register_round_up(uint64_t value, uint64_t unit) {
     return (value + unit - 1) / unit * unit;
 }
 
@@ -53,14 +53,15 @@ static int try_register(struct receiver *r, struct abi_zcrx_ifq *q, struct abi_z
         .user_data = uring_tag(TAG_ZCRX_EVENT, 0),
         .type_mask = 1u << ABI_ZCRX_EVENT_ALLOC_FAIL,
         .flags = ABI_ZCRX_EVENT_HAS_STATS,
-        .stats_offset = round_up(entries_end, 64),
+        .stats_offset = register_round_up(entries_end, 64),
     };
     *area = (struct abi_zcrx_area){
         .address = (uint64_t)(uintptr_t)r->area->base,
         .bytes = r->area->slots_bytes,
     };
     *region = (struct abi_region){
-        .bytes = round_up(event.stats_offset + sizeof(struct abi_zcrx_stats), AREA_PAGE_BYTES),
+        .bytes =
+            register_round_up(event.stats_offset + sizeof(struct abi_zcrx_stats), AREA_PAGE_BYTES),
     };
     *q = (struct abi_zcrx_ifq){
         .interface_index = s->interface_index,
@@ -93,8 +94,8 @@ static int register_patiently(struct receiver *r, struct abi_zcrx_ifq *q,
     }
 }
 
-static int map_region(struct receiver *r, const struct abi_zcrx_ifq *q,
-                      const struct abi_region *region) {
+static int register_map_region(struct receiver *r, const struct abi_zcrx_ifq *q,
+                               const struct abi_region *region) {
     struct zcrx *z = &r->zcrx;
     z->region_bytes = region->bytes;
     void *p = mmap(NULL, region->bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE,
@@ -110,7 +111,7 @@ static int map_region(struct receiver *r, const struct abi_zcrx_ifq *q,
     if (q->event != 0) {
         uint64_t at = REFILL_HEADER_BYTES +
                       (uint64_t)r->settings.refill_entries * sizeof(struct abi_zcrx_refill_entry);
-        z->kernel_stats = (void *)(z->region + round_up(at, 64));
+        z->kernel_stats = (void *)(z->region + register_round_up(at, 64));
     }
     return 0;
 }
@@ -140,7 +141,7 @@ int zcrx_open_queue(struct receiver *r) {
     z->rx_buf_len = q.rx_buf_len != 0 ? q.rx_buf_len : AREA_PAGE_BYTES;
     z->chunk_count = (uint32_t)(r->area->slots_bytes / z->rx_buf_len);
     z->refill.token = area.token;
-    return map_region(r, &q, &region);
+    return register_map_region(r, &q, &region);
 }
 
 uint32_t zcrx_chunk_shift(const struct zcrx *z) {

@@ -41,7 +41,7 @@
  * The scale of a window is agreed on in the first packet and goes by the listener's buffer if that
  * is locked, by net.ipv4.tcp_rmem if not: so it is unlocked, and windows
  * can become large later. Newer kernels (7.3) bound the window as well when the buffer is set. */
-static void set_listeners(struct receiver *r) {
+static void zcrx_set_listeners(struct receiver *r) {
     for (uint32_t i = 0; i < r->listener_count; i++) {
         int fd = r->listener_fds[i];
         socket_set_receive_buffer(fd, WAITING_BUFFER_BYTES);
@@ -52,20 +52,20 @@ static void set_listeners(struct receiver *r) {
 }
 
 /* All receive buffers together are kept within half of the area. */
-static uint64_t receive_buffer_bytes(const struct receiver *r) {
+static uint64_t zcrx_receive_buffer_bytes(const struct receiver *r) {
     uint64_t bytes = r->area->slots_bytes / 2 / r->zcrx.buffers_for;
     bytes = time_min(bytes, RECEIVE_BUFFER_BYTES_MAX);
     return bytes > RECEIVE_BUFFER_BYTES_MIN ? bytes : RECEIVE_BUFFER_BYTES_MIN;
 }
 
-static void set_flow_buffer(const struct receiver *r, const struct flow *f) {
-    socket_set_receive_buffer(f->fd, receive_buffer_bytes(r));
+static void zcrx_set_flow_buffer(const struct receiver *r, const struct flow *f) {
+    socket_set_receive_buffer(f->fd, zcrx_receive_buffer_bytes(r));
     socket_unbind_window(f->fd);
 }
 
 /* Flows share half of the area: when their number has doubled, each gets half of what it had, and
  * more again when few are left. */
-static void fit_buffers(struct receiver *r) {
+static void zcrx_fit_buffers(struct receiver *r) {
     struct zcrx *z = &r->zcrx;
     uint32_t before = z->buffers_for;
     if (before == 0)
@@ -79,14 +79,14 @@ static void fit_buffers(struct receiver *r) {
     for (uint32_t i = 0; i < r->flows->used_upto; i++) {
         const struct flow *f = &r->flows->flows[i];
         if (f->phase != FLOW_FREE && !f->ended)
-            set_flow_buffer(r, f);
+            zcrx_set_flow_buffer(r, f);
     }
 }
 
 /* What lies in sockets, also in TCP's out-of-order queue, occupies chunks: more
  * flows than half of the area can bear at their least receive buffer are not
  * accepted. */
-static void bound_flows(struct receiver *r) {
+static void zcrx_bound_flows(struct receiver *r) {
     uint64_t least = r->zcrx.rx_buf_len > RECEIVE_BUFFER_BYTES_MIN ? r->zcrx.rx_buf_len
                                                                    : RECEIVE_BUFFER_BYTES_MIN;
     uint64_t flows = r->area->slots_bytes / 2 / least;
@@ -107,7 +107,7 @@ static int zcrx_open(struct receiver *r) {
     storage_bound(r->storage, holds_max, writes_max > 1 ? writes_max - 1 : UINT32_MAX);
     STAT_SET(r->reactor, rx_buf_len, z->rx_buf_len);
     z->probes = 1;
-    bound_flows(r);
+    zcrx_bound_flows(r);
     return 0;
 }
 
@@ -121,7 +121,8 @@ static void zcrx_close(struct receiver *r) {
 }
 
 /* bytes_max 0: without a bound. */
-static void arm_as(struct receiver *r, struct flow *f, enum uring_tag tag, uint32_t bytes_max) {
+static void zcrx_arm_as(struct receiver *r, struct flow *f, enum uring_tag tag,
+                        uint32_t bytes_max) {
     struct io_uring_sqe *sqe = reactor_sqe(r->reactor, tag, f->index);
     io_uring_prep_rw(URING_OP_RECV_ZC, sqe, f->fd, NULL, bytes_max, 0);
     sqe->ioprio = IORING_RECV_MULTISHOT;
@@ -130,24 +131,24 @@ static void arm_as(struct receiver *r, struct flow *f, enum uring_tag tag, uint3
     f->armed = true;
 }
 
-static void arm(struct receiver *r, struct flow *f) {
+static void zcrx_arm(struct receiver *r, struct flow *f) {
     uint64_t left = f->limit_bytes - f->received_bytes;
     bool bounded = f->limit_bytes != UINT64_MAX;
     assert(left > 0);
     uint32_t bytes_max = bounded ? (uint32_t)time_min(left, RECEIVE_BYTES_MAX) : 0;
     f->bound_bytes = bounded ? f->received_bytes + bytes_max : UINT64_MAX;
-    arm_as(r, f, TAG_RECEIVE, bytes_max);
+    zcrx_arm_as(r, f, TAG_RECEIVE, bytes_max);
     flow_set_phase(f, FLOW_RECEIVING);
 }
 
 /* Received is only as long as the table of fragments has room for all that one turn can bring. */
-static bool table_is_low(const struct receiver *r) {
+static bool zcrx_table_is_low(const struct receiver *r) {
     return r->zcrx.fragment_count - r->zcrx.fragments_pending < r->reactor->ring.cq.ring_entries;
 }
 
 /* The kernel found no chunk, or the table has no room: to be tried again when there may be some.
  * Who got nothing when its turn had come keeps its place. */
-static void starve(struct receiver *r, struct flow *f) {
+static void zcrx_starve(struct receiver *r, struct flow *f) {
     f->starved = true;
     if (f->starved_ns == 0) {
         flow_wait(r->flows, f, QUEUE_STARVED, r->reactor->now_ns);
@@ -158,12 +159,12 @@ static void starve(struct receiver *r, struct flow *f) {
 }
 
 static void zcrx_start(struct receiver *r, struct flow *f) {
-    if (!table_is_low(r)) {
-        arm(r, f);
+    if (!zcrx_table_is_low(r)) {
+        zcrx_arm(r, f);
         return;
     }
     flow_set_phase(f, FLOW_STARVED);
-    starve(r, f);
+    zcrx_starve(r, f);
 }
 
 /* Its completions so far still come. */
@@ -176,7 +177,7 @@ static void zcrx_pause(struct receiver *r, struct flow *f, enum uring_tag tag) {
 
 static void zcrx_receive_block(struct receiver *r, struct flow *f) {
     assert(!f->armed && f->fragment_head == FLOW_NONE);
-    arm_as(r, f, TAG_BLOCK, receive_block_room(f->block).bytes);
+    zcrx_arm_as(r, f, TAG_BLOCK, receive_block_room(f->block).bytes);
 }
 
 /* The one place that decides what a flow does next, given what it has. */
@@ -203,7 +204,7 @@ static void zcrx_advance(struct receiver *r, struct flow *f) {
         flow_set_phase(f, FLOW_RECEIVING);
     } else if (f->starved) {
         flow_set_phase(f, FLOW_STARVED);
-        starve(r, f);
+        zcrx_starve(r, f);
     } else {
         zcrx_start(r, f);
     }
@@ -227,7 +228,7 @@ static void zcrx_take_payload(struct receiver *r, struct flow *f, uint64_t offse
         zcrx_advance(r, f);
 }
 
-static void delivered(struct receiver *r, struct flow *f, uint64_t offset, uint32_t bytes) {
+static void zcrx_delivered(struct receiver *r, struct flow *f, uint64_t offset, uint32_t bytes) {
     assert(f->received_bytes <= f->limit_bytes);
     uint32_t payload = (uint32_t)time_min(bytes, f->limit_bytes - f->received_bytes);
     refill_delivered(&r->zcrx.refill, offset);
@@ -244,7 +245,7 @@ static void delivered(struct receiver *r, struct flow *f, uint64_t offset, uint3
 }
 
 /* The multishot receive has ended; result says why. */
-static void ended(struct receiver *r, struct flow *f, int result) {
+static void zcrx_ended(struct receiver *r, struct flow *f, int result) {
     f->armed = false;
     f->cancelling = false;
     if (f->error != 0) {
@@ -261,7 +262,8 @@ static void ended(struct receiver *r, struct flow *f, int result) {
         zcrx_advance(r, f);
 }
 
-static void block_complete(struct receiver *r, struct flow *f, const struct io_uring_cqe *cqe) {
+static void zcrx_block_complete(struct receiver *r, struct flow *f,
+                                const struct io_uring_cqe *cqe) {
     if (cqe->res > 0) {
         const struct abi_zcrx_completion *more = (const void *)(cqe + 1);
         zcrx_block_delivered(r, f, more->offset & ABI_ZCRX_OFFSET_MASK, (uint32_t)cqe->res);
@@ -274,25 +276,25 @@ static void block_complete(struct receiver *r, struct flow *f, const struct io_u
     f->armed = false;
     f->cancelling = false;
     if (!zcrx_block_ended(r, f, cqe->res > 0 ? -ENOSPC : cqe->res))
-        starve(r, f);
+        zcrx_starve(r, f);
 }
 
 static void zcrx_complete(struct receiver *r, enum uring_tag tag, struct flow *f,
                           const struct io_uring_cqe *cqe) {
     if (tag != TAG_RECEIVE) {
         if (tag == TAG_BLOCK)
-            block_complete(r, f, cqe);
+            zcrx_block_complete(r, f, cqe);
         return; /* what a cancel found, its receive tells */
     }
     if (cqe->res > 0) {
         const struct abi_zcrx_completion *more = (const void *)(cqe + 1);
-        delivered(r, f, more->offset & ABI_ZCRX_OFFSET_MASK, (uint32_t)cqe->res);
+        zcrx_delivered(r, f, more->offset & ABI_ZCRX_OFFSET_MASK, (uint32_t)cqe->res);
     }
     if (!(cqe->flags & IORING_CQE_F_MORE))
-        ended(r, f, cqe->res > 0 ? -ENOSPC : cqe->res);
+        zcrx_ended(r, f, cqe->res > 0 ? -ENOSPC : cqe->res);
 }
 
-static void stop_starved_block(struct receiver *r, struct flow *f) {
+static void zcrx_stop_starved_block(struct receiver *r, struct flow *f) {
     f->starved = false;
     flow_wait(r->flows, f, QUEUE_NONE, r->reactor->now_ns);
     engine_report(r, f, REPORT_BLOCK, -ECANCELED);
@@ -303,7 +305,7 @@ static void zcrx_stop(struct receiver *r, struct flow *f) {
     bool block = engine_receives_block(f);
     zcrx_pause(r, f, block ? TAG_BLOCK : TAG_RECEIVE);
     if (block && !f->armed)
-        stop_starved_block(r, f);
+        zcrx_stop_starved_block(r, f);
     else if (!block && (!f->armed || f->phase == FLOW_BLOCKED))
         zcrx_advance(r, f);
 }
@@ -331,8 +333,8 @@ void zcrx_event(struct receiver *r, uint32_t type) {
 }
 
 static void zcrx_take(struct receiver *r, struct flow *f) {
-    fit_buffers(r);
-    set_flow_buffer(r, f);
+    zcrx_fit_buffers(r);
+    zcrx_set_flow_buffer(r, f);
 }
 
 static void zcrx_serve(struct receiver *r, struct flow *f) {
@@ -350,13 +352,13 @@ static void zcrx_serve(struct receiver *r, struct flow *f) {
  * none of them went away with nothing.
  * What comes by copy takes chunks from the area's free list alone: those in the refill ring, which
  * only the NIC's queue reads when it wants some itself, are moved there. */
-static uint64_t serve_starved(struct receiver *r) {
+static uint64_t zcrx_serve_starved(struct receiver *r) {
     struct zcrx *z = &r->zcrx;
     uint32_t waiting = r->flows->waiting[QUEUE_STARVED].count;
     uint32_t count = refill_lying(&z->refill);
     if (count > 0 && (waiting > 0 || r->settings.interface_index == 0))
         zcrx_flush_refill(r);
-    if (waiting == 0 || table_is_low(r)) /* a batch that is written wakes the loop */
+    if (waiting == 0 || zcrx_table_is_low(r)) /* a batch that is written wakes the loop */
         return TIME_NEVER;
     if (r->reactor->now_ns >= z->probe_ns) {
         count += z->probes;
@@ -369,8 +371,8 @@ static uint64_t serve_starved(struct receiver *r) {
 }
 
 /* What is being received finds no room in the table: every receive pauses, until there is room. */
-static void keep_table(struct receiver *r) {
-    bool low = table_is_low(r);
+static void zcrx_keep_table(struct receiver *r) {
+    bool low = zcrx_table_is_low(r);
     if (r->zcrx.table_low && !low) {
         r->zcrx.probes = r->flows->capacity;
         r->zcrx.probe_ns = 0;
@@ -386,11 +388,11 @@ static void keep_table(struct receiver *r) {
 }
 
 /* What is held back leaves the area when it is old: a flow may be silent for long. */
-static uint64_t flush_held(struct receiver *r) {
+static uint64_t zcrx_flush_held(struct receiver *r) {
     struct flow *f;
     while ((f = flow_first(r->flows, QUEUE_DIRTY)) != NULL) {
         uint64_t due_ns = f->since_ns + r->storage->settings.flush_interval_ns;
-        if (due_ns > r->reactor->now_ns && !zcrx_chunks_are_short(r) && !table_is_low(r))
+        if (due_ns > r->reactor->now_ns && !zcrx_chunks_are_short(r) && !zcrx_table_is_low(r))
             return due_ns;
         f->flush_due = true;
         zcrx_advance(r, f);
@@ -401,13 +403,13 @@ static uint64_t flush_held(struct receiver *r) {
 static uint64_t zcrx_turn(struct receiver *r) {
     struct zcrx *z = &r->zcrx;
     zcrx_relieve(r);
-    uint64_t next_ns = flush_held(r);
+    uint64_t next_ns = zcrx_flush_held(r);
     if (!z->listeners_set)
-        set_listeners(r);
-    fit_buffers(r);
-    keep_table(r);
+        zcrx_set_listeners(r);
+    zcrx_fit_buffers(r);
+    zcrx_keep_table(r);
     refill_publish(&z->refill);
-    next_ns = time_min(next_ns, serve_starved(r));
+    next_ns = time_min(next_ns, zcrx_serve_starved(r));
     if (z->kernel_stats != NULL) {
         uint64_t bytes = __atomic_load_n(&z->kernel_stats->copy_bytes, __ATOMIC_RELAXED);
         STAT_SET(r->reactor, kernel_copied_bytes, bytes);
