@@ -33,6 +33,8 @@ LIVES_MAX: Final = 4
 STREAMS_CARRIED_MAX: Final = 24
 SEED_BITS: Final = 48
 RECOVERY_CRASHED_OF: Final = 6
+# Of the program's check points: sim_check_point() in sim_main.c.
+KILLED_FIRST_OF: Final = 8
 NUMBERS_OF_OPENING: Final = 1 << 40  # of its writes; the worker's own are lower
 UNFLUSHED: Final = struct.Struct("<QQQ")
 
@@ -135,9 +137,25 @@ class Run:
             # What was on the device before must not matter.
             before = choose.choice((None, choose.randbytes(len(store.bytes))))
             store.set_up(choose.randbytes(16), 1, before)
-            for _ in range(choose.randint(1, LIVES_MAX)):
+            self.live(store)
+            for _ in range(choose.randint(0, LIVES_MAX - 1)):
+                self.between(store)
                 self.live(store)
         return self.result
+
+    def between(self, store: Store) -> None:
+        """Go on with the store as it is, or with all segments freed, or formatted anew."""
+        what = self.choose.choice(("go on", "go on", "free", "format"))
+        if what == "go on":
+            return
+        with open_for_serving(str(store.path)) as served:
+            generation = served.superblock.generation
+        if what == "free":
+            store.free_all()
+            store.set_up(store.store_uuid, generation, bytes(store.bytes))
+        else:
+            store.set_up(self.choose.randbytes(16), 1, bytes(store.bytes))
+        self.kept.clear()
 
     def live(self, store: Store) -> None:
         """One life of the daemon on this store."""

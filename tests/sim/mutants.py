@@ -82,7 +82,7 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a full store's CLOSE lost",
-        ((r"\n +connection_close_dropped\(w, &.*\);", ""),),
+        ((r"\n +\w*close_dropped\([^;]*\);", ""),),
     ),
     Mutant(
         "a retry that drops its tail",
@@ -148,6 +148,9 @@ def hunt(mutant: Mutant, seconds: float) -> tuple[float, str]:
 
 def what_is_wrong(text: str) -> str:
     """Return the line of a failure that says what is wrong."""
+    asserted = re.search(r"Assertion `(.*)' failed", text)
+    if asserted is not None:
+        return f"assertion {asserted[1]}"[:120]
     for line in reversed(text.splitlines()):
         if line and not line.startswith("make sim"):
             return re.sub(r"^(simulator|\S*/core/): ?", "", line)[:120]

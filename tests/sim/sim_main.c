@@ -18,6 +18,8 @@
 #include <sys/syscall.h>
 #include <time.h>
 
+#define KILLED_FIRST_OF 8u /* driver.py tells the documents */
+
 struct sim sim;
 static char unflushed_path[512];
 
@@ -162,7 +164,7 @@ static void report(const char *what, const char *why) {
 }
 
 void sim_check_point(const char *why) {
-    if (sim_one_of(8)) {
+    if (sim_one_of(KILLED_FIRST_OF)) {
         disk_dump(unflushed_path);
         report("check", "kill");
         return;
