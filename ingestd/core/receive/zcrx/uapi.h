@@ -4,8 +4,8 @@
  *
  * Debian 12's headers (Linux 6.1, liburing 2.3) have none of it, and headers in
  * between have parts. So everything has a name of its own here, which no header
- * can collide with; sizes are asserted, and compared with the system's header
- * where there is one that has them all.
+ * can collide with; sizes are asserted, and compared with the system's header by
+ * uapi.c, where there is one that has them all.
  * Source of the layout: include/uapi/linux/io_uring/zcrx.h and query.h, Linux 7.3.
  */
 #ifndef INGESTD_RECEIVE_ZCRX_UAPI_H
@@ -137,14 +137,5 @@ struct abi_query_zcrx {
     uint64_t zero;
 };
 static_assert(sizeof(struct abi_query_zcrx) == 40, "query zcrx");
-
-#if defined(__has_include)
-#if __has_include(<linux/io_uring/zcrx.h>)
-#include <linux/io_uring/zcrx.h>
-static_assert(sizeof(struct io_uring_zcrx_rqe) == sizeof(struct abi_zcrx_refill_entry), "kernel");
-static_assert(sizeof(struct io_uring_zcrx_area_reg) == sizeof(struct abi_zcrx_area), "kernel");
-static_assert(sizeof(struct io_uring_zcrx_ifq_reg) == sizeof(struct abi_zcrx_ifq), "kernel");
-#endif
-#endif
 
 #endif
