@@ -19,6 +19,7 @@
 /* Closed on the ring, behind every request that names the descriptor: by then no
  * other connection can have got its number. */
 static void connection_hang_up(struct connections *c, struct flow *f) {
+    assert(f->ended && f->fd >= 0);
     struct io_uring_sqe *sqe = reactor_sqe(c->reactor, TAG_CLOSE, f->index);
     flow_wait(c->flows, f, QUEUE_NONE, c->reactor->now_ns);
     io_uring_prep_close(sqe, f->fd);
@@ -190,6 +191,7 @@ static void connection_discard(struct connections *c, struct flow *f) {
 }
 
 void connection_answered(struct connections *c, struct flow *f, int result) {
+    assert(f->ended && f->phase == FLOW_ANSWERING);
     bool early = !f->eof;
     trace_receipt(f->stream.id, f->index, result);
     if (!early || result < 0) {

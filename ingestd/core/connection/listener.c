@@ -41,6 +41,7 @@ static void listener_note_peer(struct flow *f, const struct sockaddr_storage *pe
 }
 
 static void listener_arm_accept(struct connections *c, struct listener *l) {
+    assert(!l->accepting && !l->stopped);
     struct io_uring_sqe *sqe = reactor_sqe(c->reactor, TAG_ACCEPT, (uint32_t)(l - c->listeners));
     l->peer_bytes = sizeof l->peer;
     io_uring_prep_accept(sqe, l->fd, (struct sockaddr *)&l->peer, &l->peer_bytes, SOCK_CLOEXEC);

@@ -2,6 +2,7 @@
  *
  * Protocol `raw`: all that is sent is payload, and a half-close seals it; see protocol.h.
  */
+#include <assert.h>
 #include <errno.h>
 #include <sys/socket.h>
 
@@ -59,6 +60,7 @@ static void raw_report_refused(struct connections *c, struct flow *f) {
 }
 
 static void raw_send_last(struct connections *c, struct flow *f) {
+    assert(f->ended && f->phase == FLOW_CLOSING);
     f->line_bytes = (uint16_t)line_of_raw(f, storage_error(c->storage), f->line, sizeof f->line);
     flow_set_phase(f, FLOW_ANSWERING);
     struct io_uring_sqe *sqe = reactor_sqe(c->reactor, TAG_LINE, f->index);
