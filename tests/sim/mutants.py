@@ -97,10 +97,6 @@ MUTANTS: Final = (
           r"bool committed = \1.written_upto == \1.next_item && l->state == LIVE_CLOSING;"
           r" if (committed) l->segment.committed_batches = l->segment.batch_count;"),),
     ),
-    Mutant(
-        "a batch that has its place, and is slept on",
-        ((r"return place_waits \? [^:]+: next_ns;", "return next_ns;"),),
-    ),
 )  # fmt: skip
 
 
