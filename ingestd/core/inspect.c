@@ -59,7 +59,7 @@ static const struct feature features[FEATURES_COUNT] = {
 };
 
 /* A kernel that cannot be asked is older than what it would be asked about. */
-static int zcrx_has(const struct feature *f) {
+static int inspect_zcrx_has(const struct feature *f) {
     struct abi_query_zcrx q;
     if (zcrx_query(&q) != 0)
         return 0;
@@ -74,7 +74,7 @@ const char *feature_name(int index) {
 int feature_query(int index) {
     const struct feature *f = &features[index];
     if (f->zcrx_flags != 0 || f->zcrx_features != 0)
-        return zcrx_has(f);
+        return inspect_zcrx_has(f);
     struct io_uring ring;
     struct io_uring_params p = {.flags = f->setup_flags};
     int code = io_uring_queue_init_params(2, &ring, &p);

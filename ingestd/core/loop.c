@@ -39,7 +39,7 @@ static void loop_take_news(struct worker *w) {
     connection_take_reports(&w->connections); /* of those that were interrupted */
 }
 
-static void arm_command(struct worker *w) {
+static void loop_arm_command(struct worker *w) {
     struct io_uring_sqe *sqe = reactor_sqe(&w->reactor, TAG_COMMAND, 0);
     io_uring_prep_read(sqe, w->reactor.mailbox.command_fd, &w->command_buffer,
                        sizeof w->command_buffer, 0);
@@ -94,11 +94,11 @@ static void loop_handle_commands(struct worker *w) {
         loop_handle_command(w, &c);
     loop_take_news(w); /* the store may have failed */
     ingest_take_responses(&w->connections);
-    arm_command(w);
+    loop_arm_command(w);
 }
 
-static void flow_complete(struct worker *w, enum uring_tag tag, uint32_t index,
-                          const struct io_uring_cqe *cqe) {
+static void loop_flow_complete(struct worker *w, enum uring_tag tag, uint32_t index,
+                               const struct io_uring_cqe *cqe) {
     struct flow *f = &w->flows.flows[index];
     assert(index < w->flows.used_upto && f->phase != FLOW_FREE && f->ops_in_flight > 0);
     if (!(cqe->flags & IORING_CQE_F_MORE))
@@ -141,13 +141,13 @@ static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
     case TAG_LINE:
     case TAG_BLOCK:
     case TAG_CLOSE:
-        flow_complete(w, tag, index, cqe);
+        loop_flow_complete(w, tag, index, cqe);
         break;
     }
     connection_take_reports(&w->connections);
 }
 
-static uint64_t drain(struct worker *w) {
+static uint64_t loop_drain(struct worker *w) {
     if (!w->connections.draining)
         return TIME_NEVER;
     if (w->reactor.now_ns >= w->drain_deadline_ns)
@@ -158,7 +158,7 @@ static uint64_t drain(struct worker *w) {
 }
 
 /* Moments of it are normal and only counted; what lasts is told. */
-static void tell_backpressure(struct worker *w) {
+static void loop_report_backpressure(struct worker *w) {
     bool lasts = w->reactor.now_ns - w->backpressure_since_ns >= BACKPRESSURE_TOLD_NS;
     bool told = w->backpressure_told;
     if (lasts && told != (w->backpressure != 0)) {
@@ -169,25 +169,25 @@ static void tell_backpressure(struct worker *w) {
 }
 
 /* Whether flows wait when a turn ends, and for what. */
-static void note_backpressure(struct worker *w) {
+static void loop_note_backpressure(struct worker *w) {
     const struct flow_table *t = &w->flows;
     uint32_t waiting = t->waiting[QUEUE_STARVED].count + t->waiting[QUEUE_BLOCKED].count;
     uint32_t cause = waiting == 0 ? 0 : storage_is_behind(&w->storage) ? 2 : 1;
     if ((cause != 0) != (w->backpressure != 0))
         w->backpressure_since_ns = w->reactor.now_ns;
     w->backpressure = cause;
-    tell_backpressure(w);
+    loop_report_backpressure(w);
 }
 
 /* The time since the turn ended is time in which they waited. */
-static void account_backpressure(struct worker *w, uint64_t before_ns) {
+static void loop_account_backpressure(struct worker *w, uint64_t before_ns) {
     if (w->backpressure == 1)
         STAT_ADD(&w->reactor, backpressure_area_ns, w->reactor.now_ns - before_ns);
     if (w->backpressure == 2)
         STAT_ADD(&w->reactor, backpressure_device_ns, w->reactor.now_ns - before_ns);
 }
 
-static uint64_t publish(struct worker *w) {
+static uint64_t loop_publish(struct worker *w) {
     STAT_SET(&w->reactor, flows_waiting,
              w->flows.waiting[QUEUE_STARVED].count + w->flows.waiting[QUEUE_BLOCKED].count);
     uint64_t open = 0, greeting = 0;
@@ -201,7 +201,7 @@ static uint64_t publish(struct worker *w) {
     return mailbox_wake_reader(&w->reactor.mailbox, w->reactor.now_ns);
 }
 
-static uint64_t turn(struct worker *w) {
+static uint64_t loop_turn(struct worker *w) {
     storage_place(&w->storage); /* what was full may have its place now, and flows wait behind it */
     connection_serve_blocked(&w->connections);
     uint64_t next_ns = w->engine->turn(&w->receiver);
@@ -209,7 +209,7 @@ static uint64_t turn(struct worker *w) {
     next_ns = time_min(next_ns, connection_turn(&w->connections));
     handover_turn(&w->connections);
     next_ns = time_min(next_ns, listeners_turn(&w->connections));
-    next_ns = time_min(next_ns, drain(w));
+    next_ns = time_min(next_ns, loop_drain(w));
     connection_take_reports(&w->connections); /* of those that were stopped */
     uint32_t flows = w->flows.count;
     next_ns = time_min(next_ns, storage_turn(&w->storage));
@@ -223,7 +223,7 @@ static uint64_t turn(struct worker *w) {
 }
 
 /* The footers written last are covered too, so that the next start scans nothing. */
-static int last_flush(struct worker *w) {
+static int loop_last_flush(struct worker *w) {
     if (storage_error(&w->storage) != 0 || fdatasync(w->settings.store_fd) == 0)
         return 0;
     return fault_set(&w->reactor.fault, errno, "fdatasync", "store");
@@ -231,7 +231,7 @@ static int last_flush(struct worker *w) {
 
 int worker_run(struct worker *w) {
     reactor_read_clock(&w->reactor);
-    arm_command(w);
+    loop_arm_command(w);
     for (;;) {
         struct io_uring_cqe *cqe;
         unsigned head, count = 0;
@@ -240,19 +240,19 @@ int worker_run(struct worker *w) {
             count++;
         }
         io_uring_cq_advance(&w->reactor.ring, count);
-        uint64_t next_ns = turn(w);
-        next_ns = time_min(next_ns, publish(w));
+        uint64_t next_ns = loop_turn(w);
+        next_ns = time_min(next_ns, loop_publish(w));
         if (storage_is_finished(&w->storage)) {
             mailbox_wake_reader(&w->reactor.mailbox, UINT64_MAX);
-            return last_flush(w);
+            return loop_last_flush(w);
         }
         uint64_t before_ns = w->reactor.now_ns;
-        note_backpressure(w);
+        loop_note_backpressure(w);
         int code = reactor_wait(&w->reactor, next_ns);
         if (code < 0)
             return code;
         reactor_read_clock(&w->reactor);
-        account_backpressure(w, before_ns);
+        loop_account_backpressure(w, before_ns);
         code = reactor_note_pause(&w->reactor, before_ns, next_ns);
         if (code < 0)
             return code;

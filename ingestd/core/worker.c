@@ -55,7 +55,7 @@ struct worker *worker_create(const struct worker_settings *s) {
 }
 
 /* Those of a loop that ended by a fault, and those that came too late for it. */
-static void close_connections(struct worker *w) {
+static void worker_close_connections(struct worker *w) {
     struct command c;
     for (uint32_t i = 0; i < w->flows.used_upto; i++) {
         const struct flow *f = &w->flows.flows[i];
@@ -71,7 +71,7 @@ void worker_destroy(struct worker *w) {
     if (w == NULL)
         return;
     reactor_close_ring(&w->reactor);
-    close_connections(w);
+    worker_close_connections(w);
     w->engine->close(&w->receiver);
     for (uint32_t i = 0; i < w->connections.listener_count; i++)
         session_pool_deinit(&w->connections.listeners[i].sessions);
@@ -139,21 +139,21 @@ static int worker_pin(struct worker *w) {
     return 0;
 }
 
-static uint32_t power_of_two_below(uint64_t value) {
+static uint32_t worker_power_of_two_below(uint64_t value) {
     uint32_t power = 1;
     while (power * 2ull <= value)
         power *= 2;
     return power;
 }
 
-static uint32_t ring_completions(const struct worker_settings *s) {
+static uint32_t worker_ring_completions(const struct worker_settings *s) {
     return reactor_completions(s->flows_max, s->area_bytes);
 }
 
 /* Older kernels want every iovec to be a multiple of the logical block, and `recv`
  * has nothing to gain from less: its slots are padded in place, up to an edge, which
  * is one of the virtual boundary where the device has one. */
-static uint32_t recv_mem_align(const struct worker_settings *s) {
+static uint32_t worker_recv_mem_align(const struct worker_settings *s) {
     uint32_t align = s->mem_align > s->write_align ? s->mem_align : s->write_align;
     return s->virt_mask >= align ? s->virt_mask + 1 : align;
 }
@@ -169,7 +169,7 @@ static bool worker_init_storage(struct worker *w) {
         .segment_bytes = s->segment_bytes,
         .block_bytes = s->block_bytes,
         .worker_index = s->worker_index,
-        .mem_align = zcrx ? s->mem_align : recv_mem_align(s),
+        .mem_align = zcrx ? s->mem_align : worker_recv_mem_align(s),
         .write_align = s->write_align,
         .virt_mask = s->virt_mask,
         .iovecs_max = s->iovecs_max,
@@ -188,9 +188,9 @@ static bool worker_init_storage(struct worker *w) {
 }
 
 /* What the area comes to: slots, and behind them the worker's own part. */
-static int area_parts(struct worker *w, struct area_parts *out) {
+static int worker_area_parts(struct worker *w, struct area_parts *out) {
     const struct worker_settings *s = &w->settings;
-    out->slot_bytes_max = power_of_two_below(w->storage.batches.payload_bytes_max);
+    out->slot_bytes_max = worker_power_of_two_below(w->storage.batches.payload_bytes_max);
     if (out->slot_bytes_max < SLOT_BYTES_MIN || s->area_bytes < 2 * out->slot_bytes_max)
         return fault_set(&w->reactor.fault, EINVAL, "area", "area too small for write_bytes_max");
     out->slots_bytes = s->area_bytes / out->slot_bytes_max * out->slot_bytes_max;
@@ -200,9 +200,9 @@ static int area_parts(struct worker *w, struct area_parts *out) {
     return 0;
 }
 
-static int open_area(struct worker *w) {
+static int worker_open_area(struct worker *w) {
     struct area_parts parts;
-    int code = area_parts(w, &parts);
+    int code = worker_area_parts(w, &parts);
     code = code < 0 ? code : area_open(&w->area, &parts, &w->reactor.fault);
     STAT_SET(&w->reactor, area_bytes, w->area.slots_bytes);
     STAT_SET(&w->reactor, area_free_bytes, w->area.slots_bytes);
@@ -217,13 +217,14 @@ int64_t worker_locked_bytes(const struct worker_settings *s) {
         return -ENOMEM;
     w->settings = *s;
     worker_init_storage(w);
-    int64_t bytes = area_parts(w, &parts);
+    int64_t bytes = worker_area_parts(w, &parts);
     if (bytes == 0 && area_mapping_bytes(&parts) > AREA_MAPPING_BYTES_MAX)
         bytes = -E2BIG;
     if (bytes == 0)
-        bytes = (int64_t)(area_mapping_bytes(&parts) +
-                          reactor_locked_bytes(ring_completions(s), s->engine == ENGINE_ZCRX) +
-                          (s->engine == ENGINE_ZCRX ? parts.slots_bytes : 0));
+        bytes =
+            (int64_t)(area_mapping_bytes(&parts) +
+                      reactor_locked_bytes(worker_ring_completions(s), s->engine == ENGINE_ZCRX) +
+                      (s->engine == ENGINE_ZCRX ? parts.slots_bytes : 0));
     free(w);
     return bytes;
 }
@@ -232,9 +233,9 @@ int worker_setup(struct worker *w) {
     int code = worker_pin(w);
     if (!worker_init_storage(w) && code == 0)
         code = fault_set(&w->reactor.fault, EINVAL, "profile", "device's direct-I/O profile");
-    code = code < 0 ? code : open_area(w);
+    code = code < 0 ? code : worker_open_area(w);
     code = code < 0 ? code
-                    : reactor_open_ring(&w->reactor, ring_completions(&w->settings),
+                    : reactor_open_ring(&w->reactor, worker_ring_completions(&w->settings),
                                         w->settings.engine == ENGINE_ZCRX);
     code = code < 0 ? code
                     : reactor_register(&w->reactor, w->area.base, w->area.mapping_bytes,

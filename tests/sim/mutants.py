@@ -73,8 +73,8 @@ MUTANTS: Final = (
     ),
     Mutant(
         "a refill entry lost where the ring is full",
-        ((r"(\n    else\n        )push_later\(r, chunk\);",
-          r"\1(void)push_later;"),),
+        ((r"(\n    else\n        )refill_push_later\(r, chunk\);",
+          r"\1(void)refill_push_later;"),),
     ),
     Mutant(
         "a bound mistaken for the end of the stream",

@@ -54,7 +54,7 @@ uint32_t mailbox_grants_wanted(struct mailbox *m) {
     return wanted;
 }
 
-static void signal_reader(struct mailbox *m) {
+static void mailbox_signal_reader(struct mailbox *m) {
     uint64_t one = 1;
     /* A full counter (EAGAIN) means that the reader has been woken already. */
     ssize_t n = write(m->event_fd, &one, sizeof one);
@@ -65,7 +65,7 @@ void mailbox_want_grant(struct mailbox *m) {
     pthread_mutex_lock(&m->lock);
     m->grants_wanted++;
     pthread_mutex_unlock(&m->lock);
-    signal_reader(m);
+    mailbox_signal_reader(m);
 }
 
 bool mailbox_take(struct mailbox *m, struct command *out) {
@@ -100,7 +100,7 @@ uint64_t mailbox_wake_reader(struct mailbox *m, uint64_t now_ns) {
         return m->woken_ns + WAKE_INTERVAL_NS;
     m->event_pending = false;
     m->woken_ns = now_ns;
-    signal_reader(m);
+    mailbox_signal_reader(m);
     return UINT64_MAX;
 }
 

@@ -30,7 +30,7 @@ uint32_t frame_crc32c(uint32_t crc, const void *data, uint64_t bytes) {
     return ~crc32_iscsi(at, (int)bytes, state);
 }
 
-static uint32_t round_up(uint32_t value, uint32_t power_of_two) {
+static uint32_t frame_round_up(uint32_t value, uint32_t power_of_two) {
     return (value + power_of_two - 1) & ~(power_of_two - 1);
 }
 
@@ -51,8 +51,8 @@ bool frame_has_room(const struct frame *f, uint32_t record_bytes) {
 }
 
 /* Reserves a record and fills in its head; NULL when it does not fit. */
-static void *add_record(struct frame *f, uint16_t kind, uint32_t record_bytes, uint32_t flags,
-                        const uint8_t flow[FORMAT_UUID_BYTES]) {
+static void *frame_add_record(struct frame *f, uint16_t kind, uint32_t record_bytes, uint32_t flags,
+                              const uint8_t flow[FORMAT_UUID_BYTES]) {
     assert(record_bytes % RECORD_ALIGN == 0 && record_bytes <= UINT16_MAX);
     if (!frame_has_room(f, record_bytes))
         return NULL;
@@ -72,7 +72,7 @@ int frame_add_extent(struct frame *f, const uint8_t flow[16], uint64_t stream_of
                      uint32_t payload_offset, uint32_t bytes, uint32_t crc_before,
                      uint32_t crc_after) {
     assert(bytes > 0);
-    struct record_extent *r = add_record(f, RECORD_EXTENT, sizeof(*r), 0, flow);
+    struct record_extent *r = frame_add_record(f, RECORD_EXTENT, sizeof(*r), 0, flow);
     if (r == NULL)
         return -ENOSPC;
     r->stream_offset = stream_offset;
@@ -85,17 +85,18 @@ int frame_add_extent(struct frame *f, const uint8_t flow[16], uint64_t stream_of
     return 0;
 }
 
-static uint32_t open_text_bytes(const struct frame_open *o) {
+static uint32_t frame_open_text_bytes(const struct frame_open *o) {
     return (uint32_t)o->listener_bytes + o->name_bytes + o->labels_bytes;
 }
 
 uint32_t frame_open_bytes(const struct frame_open *o) {
-    assert(open_text_bytes(o) <= RECORD_TEXT_BYTES_MAX);
-    return round_up((uint32_t)sizeof(struct record_open) + open_text_bytes(o), RECORD_ALIGN);
+    assert(frame_open_text_bytes(o) <= RECORD_TEXT_BYTES_MAX);
+    return frame_round_up((uint32_t)sizeof(struct record_open) + frame_open_text_bytes(o),
+                          RECORD_ALIGN);
 }
 
 /* An absent text may have a null pointer, which memcpy must not be given. */
-static uint8_t *put_text(uint8_t *at, const char *text, uint16_t bytes) {
+static uint8_t *frame_put_text(uint8_t *at, const char *text, uint16_t bytes) {
     if (bytes > 0)
         memcpy(at, text, bytes);
     return at + bytes;
@@ -103,7 +104,7 @@ static uint8_t *put_text(uint8_t *at, const char *text, uint16_t bytes) {
 
 int frame_add_open(struct frame *f, const uint8_t flow[16], const struct frame_open *o) {
     const uint32_t record_bytes = frame_open_bytes(o);
-    struct record_open *r = add_record(f, RECORD_OPEN, record_bytes, 0, flow);
+    struct record_open *r = frame_add_record(f, RECORD_OPEN, record_bytes, 0, flow);
     if (r == NULL)
         return -ENOSPC;
     r->started_ns = o->started_ns;
@@ -117,15 +118,15 @@ int frame_add_open(struct frame *f, const uint8_t flow[16], const struct frame_o
     r->labels_bytes = o->labels_bytes;
     memset(r->reserved, 0, sizeof(r->reserved));
     uint8_t *at = (uint8_t *)(r + 1);
-    at = put_text(at, o->listener, o->listener_bytes);
-    at = put_text(at, o->name, o->name_bytes);
-    at = put_text(at, o->labels, o->labels_bytes);
+    at = frame_put_text(at, o->listener, o->listener_bytes);
+    at = frame_put_text(at, o->name, o->name_bytes);
+    at = frame_put_text(at, o->labels, o->labels_bytes);
     memset(at, 0, (size_t)((uint8_t *)r + record_bytes - at));
     return 0;
 }
 
 int frame_add_close(struct frame *f, const uint8_t flow[16], const struct frame_close *c) {
-    struct record_close *r = add_record(f, RECORD_CLOSE, sizeof(*r), c->flags, flow);
+    struct record_close *r = frame_add_record(f, RECORD_CLOSE, sizeof(*r), c->flags, flow);
     if (r == NULL)
         return -ENOSPC;
     r->stream_bytes = c->stream_bytes;
@@ -139,7 +140,7 @@ int frame_add_close(struct frame *f, const uint8_t flow[16], const struct frame_
 
 uint32_t frame_header_bytes(const struct frame *f, uint32_t block_bytes) {
     assert(block_bytes != 0 && (block_bytes & (block_bytes - 1)) == 0);
-    return round_up(f->used, block_bytes);
+    return frame_round_up(f->used, block_bytes);
 }
 
 uint32_t frame_finish(struct frame *f, const struct frame_batch *b) {

@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <string.h>
 
-static uint64_t round_up(uint64_t value, uint64_t unit) {
+static uint64_t segment_round_up(uint64_t value, uint64_t unit) {
     return (value + unit - 1) / unit * unit;
 }
 
@@ -51,16 +51,16 @@ void segment_open(struct segment *s, uint32_t index, uint64_t sequence, uint64_t
     };
 }
 
-static uint64_t footer_bytes(const struct segment *s, uint64_t more_record_bytes) {
+static uint64_t segment_footer_bytes(const struct segment *s, uint64_t more_record_bytes) {
     uint64_t records = s->copies_bytes + (uint64_t)s->span_count * sizeof(struct record_span);
-    return round_up(records + more_record_bytes, s->block_bytes) + s->block_bytes;
+    return segment_round_up(records + more_record_bytes, s->block_bytes) + s->block_bytes;
 }
 
 bool segment_fits(const struct segment *s, uint64_t batch_bytes, uint32_t record_bytes,
                   uint32_t reserve_bytes) {
     /* A batch adds at most a copy and a span per record; a span is less than
      * 1.25 x the smallest record (an extent). */
-    uint64_t footer = footer_bytes(s, (uint64_t)record_bytes * 9 / 4);
+    uint64_t footer = segment_footer_bytes(s, (uint64_t)record_bytes * 9 / 4);
     uint64_t spans = s->span_count + record_bytes / sizeof(struct record_extent) + 1;
     if (footer > s->footer_capacity || spans > s->span_capacity)
         return false;
@@ -72,7 +72,7 @@ void segment_append(struct segment *s, uint64_t batch_bytes, uint64_t payload_by
     s->end_bytes += batch_bytes;
     s->payload_bytes += payload_bytes;
     s->batch_count++;
-    assert(s->end_bytes + footer_bytes(s, 0) <= s->bytes);
+    assert(s->end_bytes + segment_footer_bytes(s, 0) <= s->bytes);
 }
 
 void segment_note_records(struct segment *s, const uint8_t *header) {
@@ -89,7 +89,7 @@ void segment_note_records(struct segment *s, const uint8_t *header) {
         }
         at += r->record_bytes;
     }
-    assert(footer_bytes(s, 0) <= s->footer_capacity);
+    assert(segment_footer_bytes(s, 0) <= s->footer_capacity);
 }
 
 void segment_note_touch(struct segment *s, struct segment_span_ref *ref,
@@ -121,7 +121,7 @@ void segment_note_touch(struct segment *s, struct segment_span_ref *ref,
 uint64_t segment_footer(struct segment *s, const uint8_t store_uuid[16], uint64_t closed_ns,
                         uint64_t *offset) {
     assert(s->committed_batches == s->batch_count);
-    uint64_t total = footer_bytes(s, 0);
+    uint64_t total = segment_footer_bytes(s, 0);
     uint64_t spans_bytes = (uint64_t)s->span_count * sizeof(struct record_span);
     uint64_t record_bytes = s->copies_bytes + spans_bytes;
     memcpy(s->footer + s->copies_bytes, s->spans, spans_bytes);

@@ -13,7 +13,7 @@
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
 #endif
 
-static uint64_t round_up(uint64_t value, uint64_t unit) {
+static uint64_t area_round_up(uint64_t value, uint64_t unit) {
     return (value + unit - 1) / unit * unit;
 }
 
@@ -51,14 +51,15 @@ static uint8_t *area_take(struct area *a) {
 }
 
 uint64_t area_mapping_bytes(const struct area_parts *parts) {
-    uint64_t bytes = parts->slots_bytes + round_up(parts->own_bytes, AREA_PAGE_BYTES);
-    return round_up(bytes, bytes < AREA_HUGE_BYTES_MIN ? AREA_PAGE_BYTES : AREA_HUGEPAGE_BYTES);
+    uint64_t bytes = parts->slots_bytes + area_round_up(parts->own_bytes, AREA_PAGE_BYTES);
+    return area_round_up(bytes,
+                         bytes < AREA_HUGE_BYTES_MIN ? AREA_PAGE_BYTES : AREA_HUGEPAGE_BYTES);
 }
 
 int area_open(struct area *a, const struct area_parts *parts, struct fault *fault) {
     char object[64];
     a->slots_bytes = parts->slots_bytes;
-    a->own_bytes = round_up(parts->own_bytes, AREA_PAGE_BYTES);
+    a->own_bytes = area_round_up(parts->own_bytes, AREA_PAGE_BYTES);
     a->mapping_bytes = area_mapping_bytes(parts);
     snprintf(object, sizeof object, "area of %llu bytes", (unsigned long long)a->mapping_bytes);
     if (a->mapping_bytes > AREA_MAPPING_BYTES_MAX)
@@ -81,7 +82,7 @@ void area_close(struct area *a) {
 }
 
 uint8_t *area_own(struct area *a, uint64_t bytes) {
-    bytes = round_up(bytes, AREA_PAGE_BYTES);
+    bytes = area_round_up(bytes, AREA_PAGE_BYTES);
     assert(a->own_used + bytes <= a->own_bytes);
     uint8_t *p = a->own + a->own_used;
     a->own_used += bytes;

@@ -20,7 +20,7 @@ static void buddy_push(struct buddy *b, uint32_t node, uint32_t order) {
     b->heads[order] = node;
 }
 
-static void unlink_node(struct buddy *b, uint32_t node) {
+static void buddy_unlink(struct buddy *b, uint32_t node) {
     struct buddy_node *n = &b->nodes[node];
     assert(n->is_free);
     if (n->prev == BUDDY_NONE)
@@ -65,7 +65,7 @@ uint64_t buddy_take(struct buddy *b, uint32_t order) {
     if (have > b->order_max)
         return UINT64_MAX;
     uint32_t node = b->heads[have];
-    unlink_node(b, node);
+    buddy_unlink(b, node);
     while (have > order) {
         have--;
         buddy_push(b, node + (1u << have), have);
@@ -88,7 +88,7 @@ bool buddy_give(struct buddy *b, uint64_t offset, uint32_t order) {
         uint32_t other = node ^ (1u << order);
         if (!b->nodes[other].is_free || b->nodes[other].order != order)
             break;
-        unlink_node(b, other);
+        buddy_unlink(b, other);
         node &= ~(1u << order);
         order++;
     }

@@ -59,39 +59,39 @@ void flow_set_phase(struct flow *f, enum flow_phase phase) {
     f->phase = (uint8_t)phase;
 }
 
-static void list_init(struct flow_list *l) {
+static void flow_list_init(struct flow_list *l) {
     *l = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
 }
 
-static struct flow_link *link_at(struct flow_table *t, uint32_t index, size_t link_offset) {
+static struct flow_link *flow_link_at(struct flow_table *t, uint32_t index, size_t link_offset) {
     return (struct flow_link *)((char *)&t->flows[index] + link_offset);
 }
 
-static void list_append(struct flow_table *t, struct flow_list *l, uint32_t index,
-                        size_t link_offset) {
-    struct flow_link *n = link_at(t, index, link_offset);
+static void flow_list_append(struct flow_table *t, struct flow_list *l, uint32_t index,
+                             size_t link_offset) {
+    struct flow_link *n = flow_link_at(t, index, link_offset);
     n->next = FLOW_NONE;
     n->prev = l->tail;
     if (l->tail == FLOW_NONE)
         l->head = index;
     else
-        link_at(t, l->tail, link_offset)->next = index;
+        flow_link_at(t, l->tail, link_offset)->next = index;
     l->tail = index;
     l->count++;
 }
 
-static void list_remove(struct flow_table *t, struct flow_list *l, uint32_t index,
-                        size_t link_offset) {
-    struct flow_link *n = link_at(t, index, link_offset);
+static void flow_list_remove(struct flow_table *t, struct flow_list *l, uint32_t index,
+                             size_t link_offset) {
+    struct flow_link *n = flow_link_at(t, index, link_offset);
     assert(l->count > 0);
     if (n->prev == FLOW_NONE)
         l->head = n->next;
     else
-        link_at(t, n->prev, link_offset)->next = n->next;
+        flow_link_at(t, n->prev, link_offset)->next = n->next;
     if (n->next == FLOW_NONE)
         l->tail = n->prev;
     else
-        link_at(t, n->next, link_offset)->prev = n->prev;
+        flow_link_at(t, n->next, link_offset)->prev = n->prev;
     n->next = n->prev = FLOW_NONE;
     l->count--;
 }
@@ -106,7 +106,7 @@ int flow_table_init(struct flow_table *t, uint32_t capacity) {
     t->free_head = FLOW_NONE;
     t->count = 0;
     for (int q = 0; q < QUEUES_COUNT; q++)
-        list_init(&t->waiting[q]);
+        flow_list_init(&t->waiting[q]);
     return 0;
 }
 
@@ -152,11 +152,11 @@ void flow_give(struct flow_table *t, struct flow *f) {
 void flow_wait(struct flow_table *t, struct flow *f, enum flow_queue queue, uint64_t since_ns) {
     const size_t at = offsetof(struct flow, wait);
     if (f->queue != QUEUE_NONE)
-        list_remove(t, &t->waiting[f->queue], f->index, at);
+        flow_list_remove(t, &t->waiting[f->queue], f->index, at);
     f->queue = (uint8_t)queue;
     f->since_ns = since_ns;
     if (queue != QUEUE_NONE)
-        list_append(t, &t->waiting[queue], f->index, at);
+        flow_list_append(t, &t->waiting[queue], f->index, at);
 }
 
 void flow_wait_in_order(struct flow_table *t, struct flow *f, enum flow_queue queue,
@@ -168,7 +168,7 @@ void flow_wait_in_order(struct flow_table *t, struct flow *f, enum flow_queue qu
         next = t->flows[next].wait.next;
     if (next == f->index)
         return;
-    list_remove(t, l, f->index, offsetof(struct flow, wait));
+    flow_list_remove(t, l, f->index, offsetof(struct flow, wait));
     struct flow_link *behind = &t->flows[next].wait;
     f->wait = (struct flow_link){.next = next, .prev = behind->prev};
     if (behind->prev == FLOW_NONE)
@@ -195,7 +195,8 @@ struct flow *flow_first(const struct flow_table *t, enum flow_queue queue) {
     return head == FLOW_NONE ? NULL : &t->flows[head];
 }
 
-static bool is_linked(const struct flow_list *list, const struct flow_link *link, uint32_t index) {
+static bool flow_is_linked(const struct flow_list *list, const struct flow_link *link,
+                           uint32_t index) {
     return link->prev != FLOW_NONE || link->next != FLOW_NONE || list->head == index;
 }
 
@@ -203,20 +204,20 @@ void flow_idle_touch(struct flow_table *t, struct flow_list *list, struct flow *
     if (list->tail == f->index)
         return;
     flow_idle_remove(t, list, f);
-    list_append(t, list, f->index, offsetof(struct flow, idle));
+    flow_list_append(t, list, f->index, offsetof(struct flow, idle));
 }
 
 void flow_idle_remove(struct flow_table *t, struct flow_list *list, struct flow *f) {
-    if (is_linked(list, &f->idle, f->index))
-        list_remove(t, list, f->index, offsetof(struct flow, idle));
+    if (flow_is_linked(list, &f->idle, f->index))
+        flow_list_remove(t, list, f->index, offsetof(struct flow, idle));
 }
 
 void flow_ack_add(struct flow_table *t, struct flow_list *list, struct flow *f) {
-    if (!is_linked(list, &f->ack, f->index))
-        list_append(t, list, f->index, offsetof(struct flow, ack));
+    if (!flow_is_linked(list, &f->ack, f->index))
+        flow_list_append(t, list, f->index, offsetof(struct flow, ack));
 }
 
 void flow_ack_remove(struct flow_table *t, struct flow_list *list, struct flow *f) {
-    if (is_linked(list, &f->ack, f->index))
-        list_remove(t, list, f->index, offsetof(struct flow, ack));
+    if (flow_is_linked(list, &f->ack, f->index))
+        flow_list_remove(t, list, f->index, offsetof(struct flow, ack));
 }

@@ -44,14 +44,14 @@ ALWAYS_INLINE uint32_t smaller(uint32_t a, uint32_t b) {
     return a < b ? a : b;
 }
 
-static bool is_power_of_two(uint32_t value) {
+static bool plan_is_power_of_two(uint32_t value) {
     return value != 0 && (value & (value - 1)) == 0;
 }
 
 bool plan_profile_is_usable(const struct plan_profile *p, uint32_t header_capacity,
                             uint32_t iov_capacity) {
-    if (!is_power_of_two(p->mem_align) || !is_power_of_two(p->block_bytes) ||
-        !is_power_of_two(p->virt_mask + 1))
+    if (!plan_is_power_of_two(p->mem_align) || !plan_is_power_of_two(p->block_bytes) ||
+        !plan_is_power_of_two(p->virt_mask + 1))
         return false;
     if (p->mem_align > PLAN_PAGE_BYTES || p->virt_mask >= PLAN_PAGE_BYTES ||
         p->block_bytes > BLOCK_BYTES_MAX)
@@ -222,8 +222,9 @@ ALWAYS_INLINE void lay_direct(struct plan_batch *b, const struct plan_profile *p
 }
 
 /* Counts what the split of the first `bytes` bytes copies, by reason. */
-static void count_bounced(struct plan_batch *b, const struct plan_profile *p,
-                          const struct plan_fragment *f, struct split s, uint32_t small_bytes) {
+static void plan_count_bounced(struct plan_batch *b, const struct plan_profile *p,
+                               const struct plan_fragment *f, struct split s,
+                               uint32_t small_bytes) {
     const uint32_t m_mask = p->mem_align - 1;
     const uint32_t bytes = s.head + s.body + s.tail;
     const uint32_t head = smaller(bytes, (0u - (uint32_t)(uintptr_t)f->data) & m_mask);
@@ -240,9 +241,9 @@ static void count_bounced(struct plan_batch *b, const struct plan_profile *p,
 
 /* Splits the fragment's first `bytes` bytes. *small_bytes are those of a body
  * that was given up because copying is cheaper. */
-static struct split split_fragment(const struct plan_batch *b, const struct plan_profile *p,
-                                   const struct plan_fragment *f, uint32_t bytes,
-                                   uint32_t *small_bytes) {
+static struct split plan_split_fragment(const struct plan_batch *b, const struct plan_profile *p,
+                                        const struct plan_fragment *f, uint32_t bytes,
+                                        uint32_t *small_bytes) {
     const uintptr_t mask = edge_mask(p);
     const uintptr_t begin = (uintptr_t)f->data;
     const uintptr_t end = begin + bytes;
@@ -271,8 +272,8 @@ static struct split split_fragment(const struct plan_batch *b, const struct plan
 
 /* The longest first part of the fragment that ends on a page (so that the rest
  * is aligned) and may fit; 0 if none does. */
-static uint32_t first_part(const struct plan_batch *b, const struct plan_profile *p,
-                           const struct plan_fragment *f) {
+static uint32_t plan_first_part(const struct plan_batch *b, const struct plan_profile *p,
+                                const struct plan_fragment *f) {
     const uint32_t record_bytes = 3 * (uint32_t)sizeof(struct record_extent);
     const uint64_t header_bytes = round_up(b->frame.used + record_bytes, header_unit(p) - 1);
     if (header_bytes >= p->batch_bytes_max)
@@ -291,16 +292,16 @@ static uint32_t first_part(const struct plan_batch *b, const struct plan_profile
 NEVER_INLINE uint32_t add_in_pieces(struct plan_batch *b, const struct plan_profile *p,
                                     struct plan_fragment *f) {
     uint32_t small_bytes;
-    struct split s = split_fragment(b, p, f, f->bytes, &small_bytes);
+    struct split s = plan_split_fragment(b, p, f, f->bytes, &small_bytes);
     if (!split_fits(b, p, f, s)) {
-        const uint32_t bytes = first_part(b, p, f);
+        const uint32_t bytes = plan_first_part(b, p, f);
         if (bytes == 0)
             return 0;
-        s = split_fragment(b, p, f, bytes, &small_bytes);
+        s = plan_split_fragment(b, p, f, bytes, &small_bytes);
         if (!split_fits(b, p, f, s))
             return 0;
     }
-    count_bounced(b, p, f, s, small_bytes);
+    plan_count_bounced(b, p, f, s, small_bytes);
     if (s.head != 0)
         lay_copied(b, f, s.head);
     if (s.body != 0)
@@ -351,8 +352,8 @@ uint64_t plan_bytes(const struct plan_batch *b, const struct plan_profile *p) {
 
 /* The other half of the pair: what plan_add kept true piece by piece must hold
  * for the whole batch before the device sees it. */
-static void check_batch(const struct plan_batch *b, const struct plan_profile *p,
-                        uint64_t batch_bytes) {
+static void plan_check_batch(const struct plan_batch *b, const struct plan_profile *p,
+                             uint64_t batch_bytes) {
     const uint32_t m_mask = p->mem_align - 1;
     uint64_t iovec_bytes = 0;
     uint64_t bounced_bytes = 0;
@@ -386,6 +387,6 @@ uint64_t plan_finish(struct plan_batch *b, const struct plan_profile *p, struct 
     info->flags = b->checksum ? info->flags | BATCH_HAS_CRC32C : info->flags & ~BATCH_HAS_CRC32C;
     info->batch_bytes = frame_header_bytes(&b->frame, info->block_bytes) + b->payload_end;
     b->iov[0].iov_len = frame_finish(&b->frame, info);
-    check_batch(b, p, info->batch_bytes);
+    plan_check_batch(b, p, info->batch_bytes);
     return info->batch_bytes;
 }

@@ -47,24 +47,24 @@ static void probe_fill(struct probe *p) {
     }
 }
 
-static void begin(struct probe *p) {
+static void probe_begin(struct probe *p) {
     p->count = 0;
     p->bytes = 0;
 }
 
-static void piece(struct probe *p, uint64_t offset, uint64_t bytes) {
+static void probe_piece(struct probe *p, uint64_t offset, uint64_t bytes) {
     p->iov[p->count++] = (struct iovec){p->source + offset, bytes};
     p->bytes += bytes;
 }
 
 /* The last piece brings the write to a whole number of blocks. */
-static void finish(struct probe *p) {
+static void probe_finish(struct probe *p) {
     uint64_t rest = p->bytes % p->write_align;
     if (rest != 0)
-        piece(p, SOURCE_BYTES - p->write_align, p->write_align - rest);
+        probe_piece(p, SOURCE_BYTES - p->write_align, p->write_align - rest);
 }
 
-static int write_shape(struct probe *p) {
+static int probe_write_shape(struct probe *p) {
     struct io_uring_sqe *sqe = io_uring_get_sqe(&p->ring);
     struct io_uring_cqe *cqe;
     io_uring_prep_writev(sqe, p->fd, p->iov, p->count, PROBE_OFFSET);
@@ -81,10 +81,10 @@ static int write_shape(struct probe *p) {
 
 /* Whether the device takes the shape and holds it afterwards. A refusal is an
  * answer; only what happens to plain reads is an error of the probe. */
-static int holds(struct probe *p) {
+static int probe_holds(struct probe *p) {
     assert(p->bytes <= PROBE_BYTES && p->count <= PIECES_MAX);
     p->tried++;
-    int code = write_shape(p);
+    int code = probe_write_shape(p);
     if (code < 0 || (uint64_t)code != p->bytes)
         return 0;
     ssize_t n = pread(p->fd, p->back, p->bytes, PROBE_OFFSET);
@@ -103,55 +103,55 @@ static int holds(struct probe *p) {
 
 /* Odd multiples of the alignment, at page starts and inside pages, some of them
  * longer than a page: what packets leave behind. */
-static int takes_alignment(struct probe *p, uint32_t align) {
+static int probe_takes_alignment(struct probe *p, uint32_t align) {
     probe_fill(p);
-    begin(p);
-    piece(p, 0, p->write_align);
+    probe_begin(p);
+    probe_piece(p, 0, p->write_align);
     uint32_t odd_count = LENGTH_MAX / align / 2 + 1;
     for (uint32_t i = 0; i < 16; i++)
-        piece(p, (2 * i + 4) * (uint64_t)PAGE, align * (1 + 2 * (i * 37 % odd_count)));
-    finish(p);
-    int code = holds(p);
+        probe_piece(p, (2 * i + 4) * (uint64_t)PAGE, align * (1 + 2 * (i * 37 % odd_count)));
+    probe_finish(p);
+    int code = probe_holds(p);
     if (code <= 0)
         return code;
     probe_fill(p);
-    begin(p);
-    piece(p, 0, p->write_align);
+    probe_begin(p);
+    probe_piece(p, 0, p->write_align);
     for (uint32_t i = 0; i < 16; i++)
-        piece(p, (4 * i + 8) * (uint64_t)PAGE + align * (1 + i % 3),
-              i % 4 ? align * 3ull : align * 3ull + PAGE);
-    finish(p);
-    return holds(p);
+        probe_piece(p, (4 * i + 8) * (uint64_t)PAGE + align * (1 + i % 3),
+                    i % 4 ? align * 3ull : align * 3ull + PAGE);
+    probe_finish(p);
+    return probe_holds(p);
 }
 
 /* Whole pages from here and there: clean whatever the boundary is. */
-static int takes_pages(struct probe *p) {
+static int probe_takes_pages(struct probe *p) {
     probe_fill(p);
-    begin(p);
+    probe_begin(p);
     for (uint32_t i = 0; i < 16; i++)
-        piece(p, (40 - 2 * i) * (uint64_t)PAGE, PAGE);
-    finish(p);
-    return holds(p);
+        probe_piece(p, (40 - 2 * i) * (uint64_t)PAGE, PAGE);
+    probe_finish(p);
+    return probe_holds(p);
 }
 
-static int takes_count(struct probe *p, uint32_t count, uint32_t align, uint32_t virt_mask) {
+static int probe_takes_count(struct probe *p, uint32_t count, uint32_t align, uint32_t virt_mask) {
     uint64_t bytes = virt_mask ? PAGE : align > PIECE_BYTES_MIN ? align : PIECE_BYTES_MIN;
     uint64_t fit = PROBE_BYTES / bytes - 1;
     count = count < fit ? count : (uint32_t)fit;
     probe_fill(p);
-    begin(p);
+    probe_begin(p);
     for (uint32_t i = 0; i + 1 < count; i++)
-        piece(p, (i * (uint64_t)(virt_mask ? 2 * PAGE : PAGE)) % (SOURCE_BYTES / 2), bytes);
-    finish(p);
-    return holds(p);
+        probe_piece(p, (i * (uint64_t)(virt_mask ? 2 * PAGE : PAGE)) % (SOURCE_BYTES / 2), bytes);
+    probe_finish(p);
+    return probe_holds(p);
 }
 
 static int probe_search(struct probe *p, struct probe_profile *out) {
-    int code = takes_pages(p);
+    int code = probe_takes_pages(p);
     if (code <= 0)
         return code < 0 ? code : -EINVAL;
     uint32_t align = MEM_ALIGN_LEAST;
-    while (align <= PAGE && (code = takes_alignment(p, align)) == 0)
+    while (align <= PAGE && (code = probe_takes_alignment(p, align)) == 0)
         align *= 2;
     if (code < 0)
         return code;
@@ -159,14 +159,14 @@ static int probe_search(struct probe *p, struct probe_profile *out) {
     out->mem_align = align > PAGE ? p->write_align : align;
     out->iovecs_max = PIECES_MAX;
     while (out->iovecs_max > 16 &&
-           (code = takes_count(p, out->iovecs_max, out->mem_align, out->virt_mask)) == 0)
+           (code = probe_takes_count(p, out->iovecs_max, out->mem_align, out->virt_mask)) == 0)
         out->iovecs_max /= 2;
     out->shapes_tried = p->tried;
     out->shapes_lied = p->lied;
     return code < 0 ? code : 0;
 }
 
-static int prepare(struct probe *p, struct fault *fault) {
+static int probe_prepare(struct probe *p, struct fault *fault) {
     p->source = mmap(NULL, SOURCE_BYTES + PROBE_BYTES, PROT_READ | PROT_WRITE,
                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (p->source == MAP_FAILED)
@@ -194,7 +194,7 @@ int probe_device(int fd, uint32_t write_align, struct probe_profile *out, struct
     int code = io_uring_queue_init(8, &p.ring, 0);
     if (code < 0)
         return fault_set(fault, -code, "io_uring_setup", "ring of the device probe");
-    code = prepare(&p, fault);
+    code = probe_prepare(&p, fault);
     if (code == 0) {
         code = probe_search(&p, out);
         if (code < 0)

@@ -26,25 +26,25 @@ void refill_destroy(struct refill *r) {
     r->shared = NULL;
 }
 
-static uint32_t chunk_of(const struct refill *r, uint64_t offset) {
+static uint32_t refill_chunk_of(const struct refill *r, uint64_t offset) {
     uint64_t chunk = offset >> r->chunk_shift;
     assert(chunk < r->chunk_count);
     return (uint32_t)chunk;
 }
 
 void refill_delivered(struct refill *r, uint64_t offset) {
-    uint32_t chunk = chunk_of(r, offset);
+    uint32_t chunk = refill_chunk_of(r, offset);
     r->chunks_lent += r->outstanding[chunk]++ == 0;
     r->fragments_lent++;
 }
 
 void refill_share(struct refill *r, uint64_t offset) {
-    uint32_t chunk = chunk_of(r, offset);
+    uint32_t chunk = refill_chunk_of(r, offset);
     assert(r->outstanding[chunk] > 0 && r->shared[chunk] < UINT16_MAX);
     r->shared[chunk]++;
 }
 
-static bool ring_is_full(const struct refill *r) {
+static bool refill_ring_is_full(const struct refill *r) {
     uint32_t head = __atomic_load_n(r->head, __ATOMIC_ACQUIRE);
     assert(r->tail_next - head <= r->entry_count);
     return r->tail_next - head == r->entry_count;
@@ -57,15 +57,15 @@ static void refill_push(struct refill *r, uint32_t chunk) {
     e->zero = 0;
 }
 
-static void push_later(struct refill *r, uint32_t chunk) {
+static void refill_push_later(struct refill *r, uint32_t chunk) {
     if (r->waiting[chunk]++ > 0)
         return;
     assert(r->waiting_tail - r->waiting_head < r->chunk_count);
     r->waiting_queue[r->waiting_tail++ % r->chunk_count] = chunk;
 }
 
-static void push_waiting(struct refill *r) {
-    while (r->waiting_head != r->waiting_tail && !ring_is_full(r)) {
+static void refill_push_waiting(struct refill *r) {
+    while (r->waiting_head != r->waiting_tail && !refill_ring_is_full(r)) {
         uint32_t chunk = r->waiting_queue[r->waiting_head % r->chunk_count];
         refill_push(r, chunk);
         r->waiting_head += --r->waiting[chunk] == 0;
@@ -76,7 +76,7 @@ static void push_waiting(struct refill *r) {
 }
 
 void refill_return(struct refill *r, uint64_t offset) {
-    uint32_t chunk = chunk_of(r, offset);
+    uint32_t chunk = refill_chunk_of(r, offset);
     assert(r->outstanding[chunk] > 0);
     if (r->shared[chunk] > 0) {
         r->shared[chunk]--;
@@ -84,14 +84,14 @@ void refill_return(struct refill *r, uint64_t offset) {
     }
     r->chunks_lent -= --r->outstanding[chunk] == 0;
     r->fragments_lent--;
-    if (r->waiting_head == r->waiting_tail && !ring_is_full(r))
+    if (r->waiting_head == r->waiting_tail && !refill_ring_is_full(r))
         refill_push(r, chunk);
     else
-        push_later(r, chunk);
+        refill_push_later(r, chunk);
 }
 
 uint32_t refill_publish(struct refill *r) {
-    push_waiting(r);
+    refill_push_waiting(r);
     uint32_t fresh = r->tail_next - *r->tail;
     if (fresh > 0)
         __atomic_store_n(r->tail, r->tail_next, __ATOMIC_RELEASE);

@@ -42,7 +42,7 @@ static uint64_t register_round_up(uint64_t value, uint64_t unit) {
     return (value + unit - 1) / unit * unit;
 }
 
-static int try_register(struct receiver *r, struct abi_zcrx_ifq *q, struct abi_zcrx_area *area,
+static int register_try(struct receiver *r, struct abi_zcrx_ifq *q, struct abi_zcrx_area *area,
                         struct abi_region *region, uint32_t rx_buf_len) {
     const struct receiver_settings *s = &r->settings;
     uint64_t entries_end =
@@ -83,7 +83,7 @@ static int register_patiently(struct receiver *r, struct abi_zcrx_ifq *q,
                               uint32_t rx_buf_len) {
     uint64_t waited_ns = 0, pause_ns = RETRY_FIRST_NS;
     for (;;) {
-        int code = try_register(r, q, area, region, rx_buf_len);
+        int code = register_try(r, q, area, region, rx_buf_len);
         bool held = code == -EEXIST || code == -EBUSY;
         if (!held || waited_ns >= r->settings.queue_retry_ns)
             return code;
@@ -116,7 +116,7 @@ static int register_map_region(struct receiver *r, const struct abi_zcrx_ifq *q,
     return 0;
 }
 
-static uint32_t log2_of(uint32_t power) {
+static uint32_t register_log2_of(uint32_t power) {
     return (uint32_t)__builtin_ctz(power);
 }
 
@@ -145,7 +145,7 @@ int zcrx_open_queue(struct receiver *r) {
 }
 
 uint32_t zcrx_chunk_shift(const struct zcrx *z) {
-    return log2_of(z->rx_buf_len);
+    return register_log2_of(z->rx_buf_len);
 }
 
 int zcrx_flush_refill(struct receiver *r) {
