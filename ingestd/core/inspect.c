@@ -58,7 +58,7 @@ static const struct feature features[FEATURES_COUNT] = {
     {"zcrx_events", 0, 0, 0, ABI_ZCRX_FEATURE_EVENT},
 };
 
-/* A kernel that cannot be asked is older than what it would be asked about. */
+/* A kernel without the query is older than any feature that it would report. */
 static int inspect_zcrx_has(const struct feature *f) {
     struct abi_query_zcrx q;
     if (zcrx_query(&q) != 0)

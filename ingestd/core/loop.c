@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A worker's loop: submit and wait, switch on the tag, then let each part have
- * its turn. Runs on the worker's thread from run() to the end of the drain.
+ * A worker's loop: submit and wait, switch on the tag, then give each part its
+ * turn. Runs on the worker's thread from run() to the end of the drain.
  */
 #include <assert.h>
 #include <errno.h>
@@ -9,9 +9,9 @@
 
 #include "worker.h"
 
-#define BACKPRESSURE_TOLD_NS 1000000000ull
+#define BACKPRESSURE_REPORT_NS 1000000000ull
 
-/* Asks storage what has happened, and tells those whom it concerns. */
+/* Takes storage's news, and hands each to the connection or the engine that it concerns. */
 static void loop_take_news(struct worker *w) {
     struct storage_news n;
     while (storage_next_news(&w->storage, &n)) {
@@ -127,7 +127,7 @@ static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
     case TAG_FLUSH:
     case TAG_RETRY:
         storage_complete(&w->storage, tag, index, cqe->res);
-        loop_take_news(w); /* what it has released is there for those who come next */
+        loop_take_news(w); /* what it released serves the next completions */
         break;
     case TAG_ACCEPT_CANCEL:
         break;
@@ -157,14 +157,14 @@ static uint64_t loop_drain(struct worker *w) {
     return w->drain_deadline_ns > w->reactor.now_ns ? w->drain_deadline_ns : TIME_NEVER;
 }
 
-/* Moments of it are normal and only counted; what lasts is told. */
+/* Short backpressure is normal and only counted; what lasts is reported. */
 static void loop_report_backpressure(struct worker *w) {
-    bool lasts = w->reactor.now_ns - w->backpressure_since_ns >= BACKPRESSURE_TOLD_NS;
-    bool told = w->backpressure_told;
-    if (lasts && told != (w->backpressure != 0)) {
+    bool lasts = w->reactor.now_ns - w->backpressure_since_ns >= BACKPRESSURE_REPORT_NS;
+    bool reported = w->backpressure_reported;
+    if (lasts && reported != (w->backpressure != 0)) {
         reactor_event(&w->reactor, (struct event_detail){.kind = EVENT_BACKPRESSURE,
                                                          .backpressure = w->backpressure});
-        w->backpressure_told = !told;
+        w->backpressure_reported = !reported;
     }
 }
 
@@ -215,7 +215,7 @@ static uint64_t loop_turn(struct worker *w) {
     next_ns = time_min(next_ns, storage_turn(&w->storage));
     loop_take_news(w);
     next_ns = time_min(next_ns,
-                       ingest_turn(&w->connections)); /* last: it tells what has become durable */
+                       ingest_turn(&w->connections)); /* last: it sends what has become durable */
     connection_take_reports(&w->connections);
     if (w->connections.draining && flows > 0 && w->flows.count == 0)
         return w->reactor.now_ns; /* the last one has gone: the store is to be closed */

@@ -54,7 +54,7 @@ struct worker *worker_create(const struct worker_settings *s) {
     return w;
 }
 
-/* Those of a loop that ended by a fault, and those that came too late for it. */
+/* Those of a loop that ended by a fault, and those that arrived too late for it. */
 static void worker_close_connections(struct worker *w) {
     struct command c;
     for (uint32_t i = 0; i < w->flows.used_upto; i++) {

@@ -40,9 +40,9 @@ struct worker_settings {
     uint32_t engine;          /* enum worker_engine */
     uint32_t interface_index; /* zcrx; 0: the kernel's device-less mode */
     uint32_t rx_queue;
-    uint32_t rx_buf_len;     /* asked for; 0: a page */
+    uint32_t rx_buf_len;     /* requested; 0: a page */
     uint32_t refill_entries; /* a power of two */
-    uint64_t queue_retry_ns; /* how long a queue that is still held is asked for again */
+    uint64_t queue_retry_ns; /* how long registering a queue in use is retried */
 };
 
 struct worker {
@@ -51,7 +51,7 @@ struct worker {
     uint64_t drain_deadline_ns;
     uint32_t backpressure; /* 0 none, 1 area, 2 device */
     uint64_t backpressure_since_ns;
-    bool backpressure_told;
+    bool backpressure_reported;
     uint64_t command_buffer; /* the eventfd is read into it */
 
     struct area area;
@@ -74,7 +74,7 @@ int worker_run(struct worker *w); /* 0 after a drain, or -errno with the reactor
 
 /* Any thread, one at a time: takes a response, and wakes the worker. */
 void worker_respond(struct worker *w, const struct admission_response *a);
-/* So too: the response to a request takes long; false: too many have such. */
+/* Any thread, one at a time: the response to a request takes long; false: too many are parked. */
 bool worker_park(struct worker *w, uint64_t serial);
 
 #endif

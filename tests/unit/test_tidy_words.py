@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Words: in code and documents those of the field, which operators and implementers search for.
 
-ARCHITECTURE.md has the glossary. CHANGELOG.md is history and keeps its words; so do tests.
+ARCHITECTURE.md has the glossary. CHANGELOG.md is history and keeps its words; so do tests. In the
+C core the rule holds for comments, texts and names alike.
 """
 
 from __future__ import annotations
@@ -42,6 +43,18 @@ DOCUMENTS = [
     or path.parent in (ROOT / "config", ROOT / "systemd", ROOT / "examples")
 ]
 PYTHON = [path for path in FILES if path.suffix == ".py" and PACKAGE in path.parents]
+CORE = [
+    path
+    for path in FILES
+    if path.suffix in {".c", ".h", ".pyx", ".pxd"} and PACKAGE in path.parents
+]
+# Lines of the protocol for a sender's log, as they have always been.
+SENT = {"the receiver could not go on with", "a newer connection goes on with"}
+
+
+def _is_sent(path: Path, line: int) -> bool:
+    text = path.read_text(encoding="utf-8").splitlines()[line - 1]
+    return path.name == "lines.c" and any(sent in text for sent in SENT)
 
 
 def _remedy(found: str) -> str:
@@ -68,6 +81,20 @@ def test_words_are_those_of_the_field() -> None:
         [
             f"{path.relative_to(ROOT)}:{line}: '{match[0]}': {_remedy(match[0])}"
             for path, line, match in _matches(PATTERN, DOCUMENTS + PYTHON)
+        ]
+    )
+
+
+def test_words_of_the_core_are_those_of_the_field() -> None:
+    assert len(CORE) > 70
+    found = list(_matches(PATTERN, CORE))
+    sent = [(path, line) for path, line, _ in found if _is_sent(path, line)]
+    assert len(sent) == len(SENT)
+    _fail_if_any(
+        [
+            f"{path.relative_to(ROOT)}:{line}: '{match[0]}': {_remedy(match[0])}"
+            for path, line, match in found
+            if (path, line) not in sent
         ]
     )
 

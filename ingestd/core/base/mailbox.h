@@ -184,8 +184,8 @@ bool mailbox_take(struct mailbox *m, struct command *out);
 struct event *mailbox_event(struct mailbox *m);
 /* quiet: nobody needs to be woken for it; it is read with the next one. */
 void mailbox_publish(struct mailbox *m, bool quiet);
-/* Wakes the reader if something has happened, at most once in WAKE_INTERVAL_NS: many short
- * flows are told of in bulk. Returns when to call again at the latest. */
+/* Wakes the reader if something has happened, at most once in WAKE_INTERVAL_NS, so that
+ * many short flows are reported in bulk. Returns when to call again at the latest. */
 uint64_t mailbox_wake_reader(struct mailbox *m, uint64_t now_ns);
 /* One reader at a time: copies the oldest event out. */
 bool mailbox_read(struct mailbox *m, struct event *out);

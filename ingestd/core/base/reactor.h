@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The reactor: a worker's ring, its clock, its counters and its way out to Python.
+ * The reactor: a worker's ring, its clock, its counters and its mailbox to Python.
  *
  * Handed down to whoever submits requests, counts, or looks at the time; it knows
  * nothing of what they are for. Owned by the worker's thread. Invariants:

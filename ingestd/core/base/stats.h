@@ -14,7 +14,7 @@
 #define STATS_LIST(X)                                                                              \
     X(received_bytes, "payload bytes taken from sockets")                                          \
     X(written_bytes, "bytes of completed writes: headers, payload, padding")                       \
-    X(durable_bytes, "payload bytes on stable media and told apart from torn ones")                \
+    X(durable_bytes, "payload bytes on stable media, covered by a commit")                         \
     X(padding_bytes, "zeros written so that extents and batches end on a boundary")                \
     X(header_bytes, "bytes of batch headers, segment headers, marks and footers")                  \
     X(direct_bytes, "payload bytes written from where they were received")                         \
@@ -22,7 +22,7 @@
     X(bounced_tail_bytes, "bytes copied: behind the last multiple of the memory alignment")        \
     X(bounced_small_bytes, "bytes copied: the piece was cheaper to copy than to gather")           \
     X(bounced_boundary_bytes, "bytes copied: the device's virtual boundary")                       \
-    X(bounced_pressure_bytes, "bytes copied: to give a chunk back under pressure")                 \
+    X(bounced_pressure_bytes, "bytes copied: to release a chunk under pressure")                   \
     X(bounced_trailer_bytes, "bytes copied: held back until they were known to be no trailer")     \
     X(kernel_copied_bytes, "bytes that the kernel copied into the area")                           \
     X(batches, "batches written")                                                                  \
@@ -32,14 +32,14 @@
     X(write_latency_sum_ns, "sum of write latencies, ns")                                          \
     X(flush_latency_sum_ns, "sum of flush latencies, ns")                                          \
     X(ack_latency_sum_ns, "sum of times from a batch's begin to its commit, each flow in it, ns")  \
-    X(flows_denied, "connections closed at once: their network is not let in")                     \
-    X(flows_over_peer_max, "connections told and closed: their peer has as many as it may")        \
+    X(flows_denied, "connections closed at once: their network is not allowed")                    \
+    X(flows_over_peer_max, "connections refused by a line: their peer has as many as it may")      \
     X(flows_opened, "connections accepted")                                                        \
     X(flows_sealed, "flows sealed, receipt due")                                                   \
     X(flows_interrupted, "flows interrupted")                                                      \
     X(flows_refused, "connections refused")                                                        \
-    X(flows_resumed, "connections that went on with a flow begun before")                          \
-    X(durable_lines, "lines sent that told a durable offset")                                      \
+    X(flows_resumed, "connections that resumed a flow begun before")                               \
+    X(durable_lines, "lines sent that report a durable offset")                                    \
     X(flows_open, "gauge: flows being received")                                                   \
     X(flows_greeting, "gauge: connections whose hello block has not come")                         \
     X(flows_closing, "gauge: flows waiting for durability or for their receipt to leave")          \
@@ -61,7 +61,7 @@
     X(store_is_full, "gauge: 1 when no segment can be had")                                        \
     X(chunks_lent, "gauge: chunks of the area that are not with the kernel")                       \
     X(rx_buf_len, "gauge: bytes of a chunk, 0 without zero-copy receive")                          \
-    X(alloc_failures, "times the kernel told that it found no chunk for a packet")                 \
+    X(alloc_failures, "times the kernel reported that it found no chunk for a packet")             \
     X(flows_by_copy, "connections on an rx queue without zero copy, served by the kernel's copy")  \
     X(flows_handed_away, "connections given to the worker whose rx queue they came by")            \
     X(area_hugepage_bytes, "gauge: bytes of the area on MAP_HUGETLB pages")

@@ -66,8 +66,8 @@ static bool connection_add_close(struct connections *c, struct flow *f) {
 }
 
 /* The one place that seals a flow, and only if all that was received of its payload is
- * with batches. Else bytes were given up, by the engine or with a batch that the
- * full store could not take. */
+ * with batches. Else bytes were dropped, by the engine or with a batch that the full
+ * store could not take. */
 static void connection_seal(const struct connections *c, struct flow *f) {
     bool is_whole = f->stream.stored_bytes == f->received_bytes;
     assert(f->phase == FLOW_CLOSING && f->stream.stored_bytes <= f->received_bytes);
@@ -79,7 +79,7 @@ static void connection_seal(const struct connections *c, struct flow *f) {
 
 bool connection_retry_close(struct connections *c, struct flow *f) {
     assert(f->phase == FLOW_CLOSING);
-    if (f->state == FLOW_STATE_SEALED) /* bytes may have been given up since */
+    if (f->state == FLOW_STATE_SEALED) /* bytes may have been dropped since */
         connection_seal(c, f);
     bool nothing = f->state == FLOW_STATE_INTERRUPTED && !f->stream.opened;
     if (nothing || c->storage->state == STORAGE_RESERVE_EXHAUSTED) {
@@ -185,7 +185,7 @@ void connection_refuse_silent(struct connections *c) {
 
 static void connection_discard(struct connections *c, struct flow *f) {
     struct io_uring_sqe *sqe = reactor_sqe(c->reactor, TAG_DISCARD, f->index);
-    /* TCP drops what it would have copied when asked with MSG_TRUNC: tcp(7). */
+    /* With MSG_TRUNC, TCP drops what it would have copied: tcp(7). */
     io_uring_prep_recv(sqe, f->fd, NULL, CONNECTION_DISCARD_BYTES, MSG_TRUNC);
     f->ops_in_flight++;
 }

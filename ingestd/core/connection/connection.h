@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Connections: what they have received, how they end, and what their senders hear last.
+ * Connections: what they have received, how they end, and the last line to their senders.
  *
  * engine receives -> connection_end() -> CLOSE record -> commit -> last line -> close. Owned
  * by the worker's thread. Invariants:
@@ -30,7 +30,7 @@ void connection_end(struct connections *c, struct flow *f, uint8_t state, uint8_
 bool connection_retry_close(struct connections *c, struct flow *f);
 /* Its CLOSE record is committed, or never will be. */
 void connection_closed(struct connections *c, struct flow *f);
-/* Its CLOSE record was given up with its batch. */
+/* Its CLOSE record was dropped with its batch. */
 void connection_close_dropped(struct connections *c, struct flow *f);
 /* Something of it is durable; is_closed: its CLOSE record too. */
 void connection_acknowledged(struct connections *c, struct flow *f, bool is_closed);

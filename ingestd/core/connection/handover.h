@@ -4,7 +4,7 @@
  *
  * They begin as those that we accept. Where there is no room they wait in their order,
  * as they would in a listener's backlog. Owned by the worker's thread. Invariant: each is
- * begun, or told by a line why not.
+ * begun, or gets a line that says why not.
  */
 #ifndef INGESTD_CONNECTION_HANDOVER_H
 #define INGESTD_CONNECTION_HANDOVER_H
@@ -29,7 +29,7 @@ struct connections;
 void handover_take(struct connections *c, uint32_t listener_index, int fd);
 /* Once a turn: begins those that there is room for. */
 void handover_turn(struct connections *c);
-/* No more are begun: those that wait are told. */
+/* No more are begun: those that wait are refused by a line. */
 void handover_stop(struct connections *c);
 
 #endif

@@ -62,7 +62,7 @@ static void listener_accept_failed(struct connections *c, struct listener *l, in
     mailbox_publish(&c->reactor->mailbox, false);
 }
 
-/* One event a second tells of all: a flood of them hides nothing else. */
+/* One event a second reports all, so that a flood of them hides nothing else. */
 static void listener_note_denied(struct connections *c, const struct flow *peer, enum denial why) {
     struct denied *denied = &c->listeners[peer->listener].denied[why];
     denied->count++;
@@ -86,8 +86,8 @@ static bool listener_admits(struct connections *c, struct listener *l, int fd) {
     return false;
 }
 
-/* It is told by what the socket takes at once. What has come of it is dropped before the close,
- * which would answer it by a reset, and might overtake the line. */
+/* The line is sent only as far as the socket takes it at once. Bytes already received are
+ * dropped before the close: else it would send a reset, which might overtake the line. */
 static void listener_deny(const struct listener *l, const struct flow *f) {
     char line[FLOW_LINE_BYTES];
     size_t bytes = l->protocol->format_denial(f, line, sizeof line);

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Listeners: who is accepted, and who is not let in.
+ * Listeners: which connections are accepted, and which are denied.
  *
  * accept -> network and peer -> this worker's or another one's -> its protocol begins. Owned
  * by the worker's thread. Invariants:
  *  - One accept per listener is under way, and only while there is room.
- *  - A connection that is let in has its listener's protocol until it is freed; one that is
- *    not is closed, counted, and reported once a second.
+ *  - A connection that is admitted has its listener's protocol until it is freed; one that
+ *    is denied is closed and counted, and their number is reported once a second.
  */
 #ifndef INGESTD_CONNECTION_LISTENER_H
 #define INGESTD_CONNECTION_LISTENER_H
@@ -41,7 +41,7 @@ struct listener_settings {
     struct network allow[NETWORKS_MAX];
 };
 
-/* Why a connection was not let in; code of EVENT_FLOW_DENIED. */
+/* Why a connection was denied; code of EVENT_FLOW_DENIED. */
 enum denial {
     DENIED_NETWORK = 0, /* its network is none of those allowed */
     DENIED_PEER = 1,    /* its peer has as many as it may */
@@ -62,7 +62,7 @@ struct listener {
     bool authenticates;
     struct session_pool sessions;
     struct flow_list greeting;     /* their hello has not come whole; oldest first */
-    struct flow_list acks_pending; /* their durable offset is to be told ... */
+    struct flow_list acks_pending; /* their durable offset is to be sent ... */
     uint64_t acks_due_ns;          /* ... not before */
     uint32_t allow_count;
     struct network allow[NETWORKS_MAX];
@@ -84,7 +84,8 @@ struct listener {
 void listener_accepted(struct connections *c, uint32_t listener, int result);
 /* A connection that another worker accepted and that came by our rx queue; there is room. */
 void listener_adopt(struct connections *c, struct listener *l, int fd);
-/* A connection that cannot become a flow is told why (enum close_reason), counted, and closed. */
+/* A connection that cannot become a flow is sent the reason (enum close_reason), counted, and
+ * closed. */
 void listener_turn_away(struct connections *c, struct listener *l, int fd, uint8_t reason);
 /* Whom its peer is among struct peers. */
 static inline struct peer listener_peer(const struct flow *f) {

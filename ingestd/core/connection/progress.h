@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * How connections go on: what engines report of them, and who waits for room in a batch.
+ * Progress of connections: takes the engines' reports, and retries those that found no room in a
+ * batch.
  * Owned by the worker's thread.
  */
 #ifndef INGESTD_CONNECTION_PROGRESS_H
@@ -8,10 +9,10 @@
 
 struct connections;
 
-/* Hands what engines have reported to the protocols. Behind whatever calls an engine. */
+/* Hands the engines' reports to the protocols. To be called after each call of an engine. */
 void connection_take_reports(struct connections *c);
-/* Once a turn: flows that found no room try again in the order in which they came. Who fails
- * again keeps its place. */
+/* Once a turn: flows that found no room try again in the order in which they came. One that
+ * fails again keeps its place. */
 void connection_serve_blocked(struct connections *c);
 
 #endif

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A protocol is how a connection goes on beside its payload: a table of a few functions.
+ * A protocol: how a connection is handled apart from its payload, as a table of functions.
  *
  * Its listener names one for all of its connections. All are called on the worker's thread.
- * Invariant: nothing outside of a protocol's own files asks which one it is.
+ * Invariant: only a protocol's own files depend on which one it is.
  */
 #ifndef INGESTD_CONNECTION_PROTOCOL_H
 #define INGESTD_CONNECTION_PROTOCOL_H
@@ -18,9 +18,9 @@ struct flow;
 struct protocol {
     const char *name;
     uint8_t number; /* record_open.protocol */
-    /* A connection was let in: it is to be received. */
+    /* A connection was admitted: it is to be received. */
     void (*begin)(struct connections *c, struct flow *f);
-    /* The engine receives no more payload: what there was is with batches, or given up. */
+    /* The engine receives no more payload: all of it is with batches, or was dropped. */
     void (*payload_over)(struct connections *c, struct flow *f);
     /* The engine has filled so many bytes of the block's room; 0: the stream has ended; or
      * -errno. NULL: no blocks are received. */
@@ -31,7 +31,7 @@ struct protocol {
     void (*advanced)(struct connections *c, struct flow *f);
     /* The checksum that its sender stated, if it did. */
     bool (*sender_crc)(const struct flow *f, uint32_t *out);
-    /* It has ended, and all is known: whoever decided on it learns that. */
+    /* It has ended, and the outcome is known: reports it to whoever decided on it. */
     void (*report_end)(struct connections *c, struct flow *f);
     /* ... and nothing of it is stored: the event that says so. */
     void (*report_refused)(struct connections *c, struct flow *f);
@@ -41,7 +41,7 @@ struct protocol {
     void (*line_sent)(struct connections *c, struct flow *f, int result);
     /* It can be freed; false: not yet, and connection_try_free() will be called again. */
     bool (*release)(struct connections *c, struct flow *f);
-    /* The line for a connection that is not let in. Its bytes, FLOW_LINE_BYTES do. */
+    /* The line for a connection that is denied. Returns its bytes, at most FLOW_LINE_BYTES. */
     size_t (*format_denial)(const struct flow *f, char *line, size_t capacity);
 };
 

@@ -2,7 +2,7 @@
  *
  * Why a connection ends by an errno of its receive. Pure.
  *
- * For most of them we are the reason, and the sender, who is there, is told.
+ * Most of them are the receiver's fault; the sender is still connected and gets the reason.
  */
 #ifndef INGESTD_FORMAT_CLOSE_REASON_H
 #define INGESTD_FORMAT_CLOSE_REASON_H
@@ -26,7 +26,7 @@ static inline uint8_t close_reason_of(int error) {
     case ENETDOWN:
     case ENETRESET:
     case ENETUNREACH:
-    case ENOPROTOOPT: /* what ICMP tells of a peer that is no more: ip(7), tcp(7) */
+    case ENOPROTOOPT: /* what ICMP reports of a peer that is gone: ip(7), tcp(7) */
     case EPROTO:
         return CLOSE_REASON_PEER;
     default:

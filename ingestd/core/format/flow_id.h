@@ -2,10 +2,10 @@
  *
  * Ids of flows that this daemon names: UUIDs of version 7 (RFC 9562) that carry a mark.
  *
- * The last 4 bytes are the CRC32C of the store's UUID and the 12 bytes before. Who
- * decides on a sender's id (daemon/admission/marked_ids.py) so knows one of ours without a list,
- * at any time, of any worker and generation: before its flow is told of, and after
- * a restart. The mark is no secret: who makes an id that bears it is only refused.
+ * The last 4 bytes are the CRC32C of the store's UUID and the 12 bytes before. Thus
+ * the admission (daemon/admission/marked_ids.py) recognises an id of ours without a list,
+ * at any time, of any worker and generation: before its flow is reported, and after a
+ * restart. The mark is no secret: a sender that makes an id that bears it is only refused.
  * Invariants: a worker makes no id twice, whatever the clock does (FLOW_ID_SERIAL_BITS
  * of them), nor do two workers of a store make one; an id of the sender's own choice
  * bears the mark of a store once in 2^32. Pure.

@@ -10,7 +10,7 @@
  *    (at least 4096), so that a store can move between devices.
  *  - A CRC32C field covers its struct (or region) with the field itself as 0.
  *
- * docs/format.md tells the same story byte by byte, with the rules of recovery.
+ * docs/format.md describes the same byte by byte, with the rules of recovery.
  */
 #ifndef INGESTD_FORMAT_FORMAT_H
 #define INGESTD_FORMAT_FORMAT_H
@@ -68,7 +68,7 @@ static_assert(sizeof(struct superblock) == 4096, "superblock");
 
 /* First 4096 bytes of a segment's header block.
  * segment_sequence = superblock generation << 32 | counter from 1: never used
- * twice in the life of a store, so that bytes of an earlier life are told apart. */
+ * twice in the life of a store, which distinguishes bytes of a previous generation. */
 struct segment_header {
     char magic[8];
     uint32_t crc32c; /* of all 4096 bytes */
@@ -183,7 +183,7 @@ enum close_reason {
     CLOSE_REASON_REPLACED = 6,   /* a newer connection took the flow over */
     CLOSE_REASON_CHECKSUM = 7,   /* the sender's checksum did not match, or did not come */
     CLOSE_REASON_LENGTH = 8,     /* the sender sent fewer or more bytes than it had stated */
-    CLOSE_REASON_RECEIVER = 9,   /* it was we who could not go on receiving */
+    CLOSE_REASON_RECEIVER = 9,   /* the receiver could not continue */
 };
 
 #define CLOSE_HAS_CRC32C 1u        /* in head.flags: crc32c is known */

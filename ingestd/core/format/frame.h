@@ -25,7 +25,7 @@ struct frame {
     struct record_extent *last_extent; /* NULL unless the last record is an extent */
 };
 
-/* What an OPEN record tells of a connection. Texts need no terminator. */
+/* What an OPEN record says of a connection. Texts need no terminator. */
 struct frame_open {
     uint64_t started_ns;
     uint64_t stream_offset;

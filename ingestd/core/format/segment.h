@@ -56,7 +56,7 @@ struct segment {
     uint32_t span_capacity;
 };
 
-/* Bytes for a footer, and for the last words of flows in a full store's last segment. */
+/* Bytes for a footer, and those reserved for CLOSE records in a full store's last segment. */
 uint32_t segment_footer_bytes_max(uint64_t segment_bytes);
 uint32_t segment_reserve_bytes(uint64_t segment_bytes);
 

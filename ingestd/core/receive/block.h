@@ -3,7 +3,7 @@
  * A block: bytes of a connection that are no payload, or may be none. Pure.
  *
  * Before the payload and behind it a protocol has one received here, never a byte more than
- * it has room for. Where a trailer follows a length that nobody stated, the last
+ * it has room for. Where a trailer follows a payload of unknown length, the last
  * RECEIVE_BLOCK_BYTES of the payload may be the trailer: they are held back in it. Owned by
  * the worker's thread. Invariant: filled + chunk_bytes <= RECEIVE_BLOCK_BYTES + 1.
  */

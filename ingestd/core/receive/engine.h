@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * An engine is how fragments arrive: a table of a few functions. The one header of this room
+ * An engine: how payload is received, as a table of functions. The one header of this room
  * for others.
  *
  * All are called on the worker's thread. An engine reads sockets into the area and hands bytes
- * to storage in stream order. It calls nobody above it: that a flow's payload is over, or what
- * has come of its block, is a report, which is asked for behind each call. Whatever it handed
- * over as a hold comes back by release(). Invariant: of a flow one report waits at a time, and
- * nothing is received for it meanwhile.
+ * to storage in stream order. It calls nothing above it: that a flow's payload is over, or its
+ * block received, is a report, which the caller takes after each call. Each hold that it handed
+ * over comes back by release(). Invariant: a flow has one report pending at a time, and nothing
+ * is received for it meanwhile.
  */
 #ifndef INGESTD_RECEIVE_ENGINE_H
 #define INGESTD_RECEIVE_ENGINE_H
@@ -27,9 +27,9 @@
 struct receiver_settings {
     uint32_t interface_index; /* zcrx; 0: the kernel's device-less mode */
     uint32_t rx_queue;
-    uint32_t rx_buf_len;     /* asked for; 0: a page */
+    uint32_t rx_buf_len;     /* requested; 0: a page */
     uint32_t refill_entries; /* a power of two */
-    uint64_t queue_retry_ns; /* how long a queue that is still held is asked for again */
+    uint64_t queue_retry_ns; /* how long registering a queue in use is retried */
 };
 
 /* What engines work on: the parts below them, and what is their own. */
@@ -48,7 +48,7 @@ struct receiver {
 
 enum report_kind {
     REPORT_NONE = 0,
-    REPORT_OVER,  /* no more payload is received: what there was is with batches, or given up */
+    REPORT_OVER,  /* no more payload is received: all of it is with batches, or was dropped */
     REPORT_BLOCK, /* result: bytes of the block's room, 0 at the end of the stream, or -errno */
 };
 
@@ -82,10 +82,10 @@ struct engine {
                      const struct io_uring_cqe *cqe);
     /* There may be room for a flow in QUEUE_BLOCKED; it stays there if there is none. */
     void (*resume)(struct receiver *r, struct flow *f);
-    /* Once a turn: hand over what is old, serve who waits. Returns the next time. */
+    /* Once a turn: hands over what is old, serves flows that wait. Returns the next time. */
     uint64_t (*turn)(struct receiver *r);
-    /* The flow is to end now (f->stop): hand over what it has, or give it up (f->drop), and
-     * report; a block is reported as cancelled instead. */
+    /* The flow is to end now (f->stop): hands over what it has, or drops it (f->drop), and
+     * reports; a block is reported as cancelled instead. */
     void (*stop)(struct receiver *r, struct flow *f);
     /* A write that read from this hold is complete. */
     void (*release)(struct receiver *r, uint64_t hold);

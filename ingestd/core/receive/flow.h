@@ -44,7 +44,7 @@ enum flow_queue {
     QUEUE_DIRTY,   /* bytes lie in a slot, ordered by when the first came; zcrx: bytes are held
                     * back in chunks, ordered by when the last came */
     QUEUE_ARMED,   /* a receive waits in the kernel, ordered by when it was armed */
-    QUEUE_STARVED, /* in the order in which they asked */
+    QUEUE_STARVED, /* in the order of their requests */
     QUEUE_BLOCKED, /* in the order in which they found no room in a batch */
     QUEUE_LINGER,
     QUEUE_ANSWER, /* protocol ingest: the last line may find no room in the socket */
@@ -75,7 +75,7 @@ struct flow {
     bool polled;           /* a poll of its socket is under way */
     bool eof;              /* the sender has half-closed */
     bool stop;             /* it is to be ended from outside */
-    bool drop;             /* ... and bytes not yet with a batch are given up */
+    bool drop;             /* ... and bytes not yet with a batch are dropped */
     bool ended;            /* nothing more is received: connection_end() was called */
     bool cancelling;       /* its receive is being cancelled */
     bool flush_due;        /* what its slot holds, or is held back, is to leave the area */

@@ -139,7 +139,7 @@ static void recv_put_held_back(struct receiver *r, struct flow *f) {
     s->filled = 0;
 }
 
-/* Goes on receiving: into what is left of the slot, or into a new one sized to
+/* Continues to receive: into what is left of the slot, or into a new one, sized to
  * what waits in the socket. */
 static void recv_receive(struct receiver *r, struct flow *f) {
     if (f->slot_offset == UINT64_MAX) {

@@ -6,7 +6,7 @@
  * worker's thread. Invariants:
  *  - At most one batch is open; batches are placed in the order they were opened.
  *  - Memory that a batch reads (holds, header, bounce) stays until its write
- *    has completed; then whoever lent the holds gets them back.
+ *    has completed; then the holds are released to their lender.
  */
 #ifndef INGESTD_STORAGE_BATCH_H
 #define INGESTD_STORAGE_BATCH_H
@@ -34,7 +34,7 @@ struct batch_piece {
     uint64_t hold;         /* the lender's name for the memory */
 };
 
-/* What a batch does for one stream; kept until the stream's owner hears of the commit. */
+/* What a batch does for one stream; kept until the commit is reported to the stream's owner. */
 struct batch_touch {
     struct storage_stream *stream;
     uint32_t bytes;
@@ -54,12 +54,12 @@ struct batch {
     bool uses_reserve;    /* holds CLOSE records only and may use the segment's reserve */
     bool flush_requested; /* to be written at once: memory is short */
     bool placed;          /* has its place in a segment */
-    bool abandoned;       /* given up: its streams are back at what lies before it */
+    bool abandoned;       /* dropped: its streams are back at what lies before it */
     uint32_t index;
     uint32_t next_done; /* BATCH_NONE: none */
     uint32_t hold_count;
     uint32_t touch_count;
-    uint64_t *holds; /* what goes back when the write is complete */
+    uint64_t *holds; /* to be released when the write is complete */
     struct batch_touch *touches;
     struct iovec *iov;
     uint8_t *header;
@@ -87,7 +87,7 @@ void batch_pool_close(struct batch_pool *p);
 
 /* Opens one of the free ones, of which there is one. */
 struct batch *batch_open(struct batch_pool *p, uint64_t now_ns, bool uses_reserve);
-/* It is written, or given up, and its holds are with their lender again. */
+/* It is written, or dropped, and its holds are released. */
 void batch_give(struct batch_pool *p, struct batch *b);
 
 /* Whether the open batch takes so many bytes of the stream: then its OPEN record is in it. */

@@ -7,7 +7,7 @@
  * with a number of its own. Invariants:
  *  - committed_upto <= flushing_upto <= written_upto <= next_item.
  *  - A flush covers only items whose writes were complete when it was issued.
- *  - One flush is under way at a time; items go on being written beside it.
+ *  - One flush is under way at a time; items continue to be written beside it.
  */
 #ifndef INGESTD_STORAGE_COMMIT_H
 #define INGESTD_STORAGE_COMMIT_H

@@ -19,8 +19,8 @@
 #include <linux/time_types.h>
 
 /* Pauses of 10 ms, doubled each time up to 1.28 s: 5.1 s in all, and what the device
- * takes for its answers. A path of a multipath device is given up within 5 s
- * (fast_io_fail_tmo, multipath.conf(5)), and another one is taken. */
+ * takes to fail each. A multipath device abandons a path within 5 s (fast_io_fail_tmo,
+ * multipath.conf(5)) and takes another one. */
 #define DEVICE_TRIES_MAX 11u
 #define DEVICE_PAUSE_NS_MIN 10000000ull
 #define DEVICE_PAUSE_NS_MAX 1280000000ull

@@ -97,7 +97,7 @@ ALWAYS_INLINE bool run_is_open(const struct plan_batch *b) {
 }
 
 /* Zeros that bring an open run, grown by `head`, up to an edge. Runs begin on
- * edges and bounce memory on a page, so its used part tells. */
+ * edges and bounce memory on a page, so its used part gives the position. */
 ALWAYS_INLINE uint32_t run_gap(const struct plan_batch *b, const struct plan_profile *p,
                                uint32_t head) {
     return (0u - (b->bounce_used + head)) & (uint32_t)edge_mask(p);
@@ -240,7 +240,7 @@ static void plan_count_bounced(struct plan_batch *b, const struct plan_profile *
 }
 
 /* Splits the fragment's first `bytes` bytes. *small_bytes are those of a body
- * that was given up because copying is cheaper. */
+ * that is not written in place, as copying is cheaper. */
 static struct split plan_split_fragment(const struct plan_batch *b, const struct plan_profile *p,
                                         const struct plan_fragment *f, uint32_t bytes,
                                         uint32_t *small_bytes) {

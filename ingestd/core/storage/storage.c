@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * The storage of storage.h: when batches close, what becomes of a full or failed store, and
- * the news of it all.
+ * The storage of storage.h: when batches close, the handling of a full or failed store, and
+ * the news.
  */
 #include "storage/storage.h"
 
@@ -198,7 +198,7 @@ static void storage_note_done(struct storage *s, struct batch *b) {
     s->done_tail = b->index;
 }
 
-/* What the open batch has is given up, as if never taken. */
+/* Drops what the open batch has, as if never taken. */
 static void storage_abandon(struct storage *s) {
     struct batch *b = s->batches.open;
     if (b == NULL)
@@ -222,7 +222,7 @@ void storage_fail(struct storage *s, int code, enum storage_failure what, uint64
     storage_abandon(s);
 }
 
-/* What a full store could not take is given up. */
+/* Drops what a full store could not take. */
 static void storage_settle(struct storage *s) {
     const struct batch *b = s->batches.open;
     if (!storage_is_exhausted(s) || b == NULL || !b->full)
@@ -317,8 +317,8 @@ uint64_t storage_turn(struct storage *s) {
 
 /* --- News ------------------------------------------------------------------------------ */
 
-/* Of the oldest batch that is done: each CLOSE record that it gave up, then its holds. The
- * call behind that frees it. */
+/* Of the oldest batch that is done: each CLOSE record that was dropped with it, then its
+ * holds. The next call frees it. */
 static bool storage_batch_news(struct storage *s, struct storage_news *out) {
     struct batch *b = &s->batches.batches[s->done_head];
     while (b->abandoned && s->done_touch < b->touch_count) {

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Storage: takes streams' bytes, brings them to the store in batches, and tells when they
+ * Storage: takes streams' bytes, writes them to the store in batches, and reports when they
  * are durable. The one header of this room for others.
  *
  * bytes -> the open batch -> its place in a segment -> write -> flush (and mark) -> commit.
- * It calls nobody above it: what has happened is asked for, by storage_next_news(), after
+ * It calls nothing above it: the loop pulls what has happened, by storage_next_news(), after
  * completions and once a turn. Owned by the worker's thread. Invariants:
- *  - A hold that was handed over comes back once, as news, when nothing reads its memory.
+ *  - A hold that was handed over is released once, as news, when nothing reads its memory.
  *  - A stream is reported durable only up to what a crash cannot take away.
  *  - `state` only gets worse, except that a segment that is granted ends a full store.
- *  - What a full or failed store could not take is given up with its batch, and streams are
- *    put back to what lies before it: the news name those whose CLOSE record went with it.
+ *  - What a full or failed store could not take is dropped with its batch, and streams are
+ *    put back to what lies before it: news name those whose CLOSE record was dropped too.
  */
 #ifndef INGESTD_STORAGE_STORAGE_H
 #define INGESTD_STORAGE_STORAGE_H
@@ -59,8 +59,8 @@ enum storage_failure { FAILED_WRITE = 0, FAILED_FLUSH = 1, FAILED_LOST = 2 };
 enum storage_news_kind {
     NEWS_DURABLE,  /* stream: durable_bytes has advanced, or an acknowledgement came */
     NEWS_CLOSED,   /* stream: the same, and its CLOSE record is committed */
-    NEWS_UNDONE,   /* stream: its CLOSE record was given up */
-    NEWS_RELEASED, /* holds: they go back to their lender */
+    NEWS_UNDONE,   /* stream: its CLOSE record was dropped */
+    NEWS_RELEASED, /* holds: they are released to their lender */
     NEWS_FULL,     /* a full store could not take what it was given */
     NEWS_FAILED,   /* the store has failed */
 };
@@ -80,7 +80,7 @@ struct storage {
     int error;                     /* errno that made the store fail, or 0 */
     uint64_t retry_deadline_ns;    /* no write is tried again from then on */
     bool gave_up, lost;            /* news that are not taken yet */
-    uint32_t done_head, done_tail; /* batches written or given up, with holds to be taken */
+    uint32_t done_head, done_tail; /* batches written or dropped, with holds to release */
     uint32_t done_touch;           /* of the first of them: reported up to here */
     struct batch_pool batches;
     struct device device;
@@ -108,15 +108,15 @@ bool storage_append_copy(struct storage *s, struct storage_stream *t, uint8_t *d
  * False: no room now. */
 bool storage_append_close(struct storage *s, struct storage_stream *t, const struct frame_close *c);
 
-/* The memory that the open batch holds is wanted back: it is written at the next turn. */
+/* Memory is short: the open batch is written at the next turn, whatever it has. */
 void storage_request_flush(struct storage *s);
 
 void storage_grant(struct storage *s, uint32_t segment_index, uint64_t sequence);
 /* No further segment will be granted, for now. */
 void storage_note_full(struct storage *s);
-/* The store has failed, or somebody has found out that it has. */
+/* The store has failed, or was found to have failed, by whatever part. */
 void storage_fail(struct storage *s, int code, enum storage_failure what, uint64_t offset);
-/* With the last batch the last segment is to be closed. */
+/* Whether the last segment is to be closed with the last batch. */
 void storage_finish(struct storage *s, bool wanted);
 
 /* A completion with TAG_WRITE, TAG_RETRY or TAG_FLUSH. */
@@ -130,7 +130,7 @@ bool storage_next_news(struct storage *s, struct storage_news *out);
 
 /* Everything taken is committed, every segment is closed. */
 bool storage_is_finished(const struct storage *s);
-/* Whether who waits for room waits for the device. */
+/* Whether flows that wait for room wait for the device. */
 bool storage_is_behind(const struct storage *s);
 
 /* The errno that made the store fail, or 0. */
@@ -138,7 +138,7 @@ static inline int storage_error(const struct storage *s) {
     return s->error;
 }
 
-/* What is not a CLOSE record finds no room, and will not. */
+/* There is no room, and will be none, but for CLOSE records. */
 static inline bool storage_is_exhausted(const struct storage *s) {
     return s->state == STORAGE_EXHAUSTED || s->state == STORAGE_RESERVE_EXHAUSTED;
 }

@@ -1,17 +1,17 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Admission: what a worker asks Python about a connection, and what it is told.
+ * Admission: a worker's requests to Python about a connection, and the responses.
  *
- * Python decides on a hello and on a trailer, once per flow; it is also told of
- * each end of a flow that it has let in. Both ways are bounded queues under one
- * mutex. Invariants:
+ * Python decides on a hello and on a trailer, once per flow; a note reports to it the end
+ * of each flow that it has admitted. Both ways are bounded queues under one mutex.
+ * Invariants:
  *  - Nothing is lost: a request that finds no room is sent again later.
  *  - At most REQUESTS_MAX requests are without a response, of these HELLOS_MAX
  *    hellos, so that no flood of connections keeps a flow from its end; beside them at
  *    most PARKED_MAX, whose responses need a store to be read first. Each gets exactly
  *    one response, so that the responses always find room.
  *  - A connection is named by its flow's index and a serial number that no other
- *    connection of the worker ever has: late responses are told apart.
+ *    connection of the worker ever has, by which late responses are recognised.
  */
 #ifndef INGESTD_ADMISSION_H
 #define INGESTD_ADMISSION_H
@@ -49,7 +49,7 @@ struct admission_request {
     int32_t listener_index;
     uint32_t flags;
     uint64_t bytes_count; /* trailer: of the payload; ended: durable ones */
-    uint32_t crc;         /* the flow's chain at bytes_count, for a connection that goes on */
+    uint32_t crc;         /* the flow's chain at bytes_count, for a connection that resumes it */
     uint8_t flow[16];
     char peer[REQUEST_PEER_BYTES];
     uint8_t challenge[SESSION_CHALLENGE_BYTES];
@@ -57,7 +57,7 @@ struct admission_request {
 };
 
 enum response_kind {
-    RESPONSE_ADMIT = 1,  /* the flow begins, or goes on */
+    RESPONSE_ADMIT = 1,  /* the flow begins, or is resumed */
     RESPONSE_REFUSE = 2, /* text is the line to send before hanging up */
     RESPONSE_SEAL = 3,   /* the trailer is right; crc is the sender's, if it has one */
 };

@@ -16,7 +16,7 @@
 #include "connection/ingest/lines.h"
 #include "connection/connections.h"
 
-/* A last line that finds no room in the socket for so long is given up. */
+/* A last line that finds no room in the socket for so long is dropped. */
 #define LAST_LINE_NS 10000000000ull
 
 static struct listener *ingest_listener(struct connections *c, const struct flow *f) {
@@ -303,7 +303,7 @@ static bool ingest_stop(struct connections *c, struct flow *f) {
     return true;
 }
 
-/* --- Python's answers ------------------------------------------------------------ */
+/* --- Responses ------------------------------------------------------------------- */
 
 /* The flow begins, or is resumed. */
 static void ingest_admit(struct connections *c, struct flow *f, const struct admission_response *a,
@@ -354,7 +354,7 @@ void ingest_take_responses(struct connections *c) {
         assert(a.flow_index < c->flows->used_upto);
         struct flow *f = &c->flows->flows[a.flow_index];
         bool late = f->session == NULL || f->session->serial != a.serial;
-        if (!late && f->phase == FLOW_PENDING) /* else it has ended, and Python is told so */
+        if (!late && f->phase == FLOW_PENDING) /* else it has ended, as a note reports */
             ingest_on_response(c, f, &a);
     }
 }

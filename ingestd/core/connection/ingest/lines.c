@@ -15,7 +15,7 @@ struct refusal {
     const char *text;
 };
 
-/* It was we who could not go on: what a sender can make of it depends on why. */
+/* The receiver is at fault: what the sender can do about it depends on the errno. */
 static const char *line_text_of_receiver(int error) {
     switch (error) {
     case EFAULT:

@@ -65,7 +65,7 @@ enum outbox_after outbox_sent(struct outbox *o, int result) {
     if (result > 0)
         o->line_sent = (uint16_t)(o->line_sent + result);
     bool whole = o->line_sent == o->line_bytes;
-    if (result <= 0 && !full) /* what ails the connection its receive will tell */
+    if (result <= 0 && !full) /* its receive will report the errno */
         o->step = OUTBOX_FAILED;
     else
         o->step = whole ? OUTBOX_READY : OUTBOX_CUT;

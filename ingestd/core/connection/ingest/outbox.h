@@ -6,8 +6,8 @@
  * thread. Invariants:
  *  - One line is under way at a time, and none is ever cut in two by another one.
  *  - A durable offset is reported once, and they only grow.
- *  - A sender that does not read is told less often, and only its last line waits for
- *    room in the socket. Behind that one nothing is sent.
+ *  - A sender that does not read gets fewer durable offsets, and only its last line waits
+ *    for room in the socket. Nothing is sent after that one.
  */
 #ifndef INGESTD_CONNECTION_INGEST_OUTBOX_H
 #define INGESTD_CONNECTION_INGEST_OUTBOX_H

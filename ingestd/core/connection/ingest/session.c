@@ -91,8 +91,8 @@ bool session_owes_report(const struct session *s) {
 
 /* --- The block --------------------------------------------------------------------- */
 
-/* How much may follow the payload, and one byte more, by which too much is told.
- * Where bytes are held back, the block is in use and that byte has its end alone. */
+/* How much may follow the payload, and one byte more, which shows that there is too much.
+ * Where bytes are held back, the block is in use and only that byte at its end is free. */
 static uint32_t session_tail_bytes_max(const struct session *s) {
     return s->length_known && s->has_trailer ? SESSION_BLOCK_BYTES + 1 : 1;
 }
@@ -182,7 +182,7 @@ static struct session_act session_judge(struct session *s, uint64_t received_byt
     return act;
 }
 
-/* --- Python's answers ------------------------------------------------------------------- */
+/* --- Responses -------------------------------------------------------------------------- */
 
 static struct session_act session_admit(struct session *s, const struct admission_response *a) {
     assert(a->name_bytes <= sizeof s->pages->name && a->labels_bytes <= sizeof s->pages->labels);

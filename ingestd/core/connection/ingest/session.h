@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * A session: how protocol `ingest` goes on, one step after the other. Pure.
+ * A session: the state machine of a connection of protocol `ingest`. Pure.
  *
  * hello block -> Python decides -> payload, which is the engine's -> trailer -> end.
- * What happens goes in as an input, and an act comes out: what the connection is to do
- * next. No system call, no clock, and nothing of the worker. Owned by the worker's
+ * An input says what has happened; the act that is returned, what the connection is to
+ * do next. No system call, no clock, and nothing of the worker. Owned by the worker's
  * thread. Invariants:
  *  - A step leads only to those that the table in session.c names.
  *  - A session ends once. It is sealed only behind a half-close, with as many bytes as
  *    the hello stated, and with the trailer that it announced.
- *  - Python is told of the end of each connection that it was asked about, once.
+ *  - The end of each connection that Python had a request about is reported to it, once.
  */
 #ifndef INGESTD_CONNECTION_INGEST_SESSION_H
 #define INGESTD_CONNECTION_INGEST_SESSION_H
@@ -43,11 +43,11 @@ enum session_step {
 /* What Python knows of the connection. */
 enum session_report {
     SESSION_UNKNOWN = 0, /* nothing */
-    SESSION_REPORT_OWED, /* that it is there: it is to be told of the end */
+    SESSION_REPORT_OWED, /* that it exists: its end is to be reported */
     SESSION_REPORTED,    /* the end, too */
 };
 
-/* Why a session ends that no close_reason tells; 0: one does. */
+/* Why a session ends, where no close_reason says it; 0: one does. */
 enum session_error {
     SESSION_ERROR_HELLO_TIMEOUT = 1,
     SESSION_ERROR_TOO_LONG = 2,   /* more bytes than stated */
@@ -62,7 +62,7 @@ enum session_input_kind {
     SESSION_LIMIT_CAME,    /* bytes: the flow's, all that the engine was to receive */
     SESSION_STREAM_ENDED,  /* the sender has half-closed; bytes: as above, also what is held back */
     SESSION_STREAM_FAILED, /* error: an errno */
-    SESSION_RESPONSE,      /* answer: Python's */
+    SESSION_RESPONSE,      /* answer: Python's response */
     SESSION_TIMED_OUT,     /* no hello has come in time */
     SESSION_STOPPED,       /* it is to end for a reason, and nothing is being received */
     SESSION_INPUTS_COUNT
@@ -82,7 +82,7 @@ enum session_act_kind {
     SESSION_DO_NOTHING = 0,
     SESSION_RECEIVE_BLOCK, /* into its room */
     SESSION_START,         /* accepted: the engine receives payload up to limit_bytes */
-    SESSION_REQUEST,       /* request: Python is asked */
+    SESSION_REQUEST,       /* request: is to be sent to Python */
     SESSION_STOP,          /* for a reason: then SESSION_STOPPED, when no receive is under way */
     SESSION_END,           /* state, reason, error: of the flow's end */
 };
@@ -103,7 +103,7 @@ struct session_act {
 };
 
 /* What a connection needs once it says something. It lies on pages of its own, which
- * cost no memory before that, and are given back. */
+ * cost no memory before that, and are released at its end. */
 struct session_pages {
     uint8_t
         block[SESSION_BLOCK_BYTES + 1]; /* hello; then held bytes, or the trailer and one more */
@@ -140,7 +140,7 @@ void session_free(struct session *s);
 
 /* What waits for room was taken by the admission. */
 void session_requested(struct session *s);
-/* Whether Python is still to be told of the end. */
+/* Whether the end is still to be reported to Python. */
 bool session_owes_report(const struct session *s);
 
 bool session_is_admitted(const struct session *s);

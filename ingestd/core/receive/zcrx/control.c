@@ -91,7 +91,7 @@ static void control_copy_list_to_block(struct receiver *r, struct flow *f) {
         assert(!zcrx_is_copied(n->offset) && s->filled + n->bytes <= RECEIVE_BLOCK_BYTES);
         memcpy(s->memory + s->filled, r->area->base + n->offset, n->bytes);
         s->filled += n->bytes;
-        zcrx_let_go(r, n->offset);
+        zcrx_release(r, n->offset);
         zcrx_pop(r, f);
     }
 }

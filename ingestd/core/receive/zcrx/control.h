@@ -6,10 +6,10 @@
  * No system call. Owned by the worker's thread. A block that is expected is received
  * by a bounded receive: the kernel cuts where it ends, in a fragment's middle too, and
  * what lies behind stays in the socket. Its bytes are copied out of the area as they
- * come and their chunks given back at once, so nobody pins a chunk by sending them
- * slowly. They are no payload and counted as no bytes.
+ * arrive and their chunks released at once, so that no sender pins a chunk by sending
+ * them slowly. They are no payload and counted as no bytes.
  *
- * Only where a trailer follows a length that nobody stated, the flow's last bytes may
+ * Only where a trailer follows a payload of unknown length, the flow's last bytes may
  * be the trailer. Invariants of what is held back then:
  *  - It is in the block, `filled` bytes, the older ones; then in the flow's list.
  *  - As fragments it is few and young: the rest, and what is old, is copied to the block,
@@ -27,8 +27,8 @@ struct flow;
 
 /* A fragment of the block being received. */
 void zcrx_block_delivered(struct receiver *r, struct flow *f, uint64_t offset, uint32_t bytes);
-/* Its receive has ended. True: the session was told, and the block is whole, or the
- * stream over, or it asks for the rest. False: no chunk was free, and nothing came. */
+/* Its receive has ended. True: reported, as the block is whole, the stream over, or the
+ * rest to be received. False: no chunk was free, and nothing was received. */
 bool zcrx_block_ended(struct receiver *r, struct flow *f, int result);
 
 /* Gives batches what can be no trailer of the flow's pending bytes. all: to the last

@@ -56,7 +56,7 @@ static uint64_t pending_relief_done(uint64_t hold) {
     return pending_relief_slot(hold) % buddy_slot_bytes(pending_relief_order(hold));
 }
 
-void zcrx_let_go(struct receiver *r, uint64_t hold) {
+void zcrx_release(struct receiver *r, uint64_t hold) {
     if (zcrx_is_copied(hold)) {
         buddy_give(&r->zcrx.relief, pending_relief_slot(hold) - pending_relief_done(hold),
                    pending_relief_order(hold));
@@ -145,7 +145,7 @@ bool zcrx_settle(struct receiver *r, struct flow *f) {
     while (f->fragment_head != FLOW_NONE) {
         struct zcrx_fragment *n = zcrx_fragment_at(r, f->fragment_head);
         if (f->drop) {
-            zcrx_let_go(r, n->offset);
+            zcrx_release(r, n->offset);
         } else {
             uint32_t taken = zcrx_hand_over(r, f, n->offset, n->bytes);
             n->offset += taken;

@@ -24,14 +24,14 @@ void zcrx_pending_close(struct receiver *r);
 /* Hands bytes to batches until all are taken; returns how many were. Of less than
  * all, the caller keeps being a holder of the rest. */
 uint32_t zcrx_hand_over(struct receiver *r, struct flow *f, uint64_t hold, uint32_t bytes);
-/* A holder lets go of it. */
-void zcrx_let_go(struct receiver *r, uint64_t hold);
+/* A holder releases it. */
+void zcrx_release(struct receiver *r, uint64_t hold);
 
 /* Puts bytes at the end of the flow's list; false when the table is used up. */
 bool zcrx_append(struct receiver *r, struct flow *f, uint64_t hold, uint32_t bytes);
 /* The first of the list is no longer pending. */
 void zcrx_pop(struct receiver *r, struct flow *f);
-/* Gives the flow's pending fragments to batches, or up. True when none is left. */
+/* Hands the flow's pending fragments to batches, or drops them. True when none is left. */
 bool zcrx_settle(struct receiver *r, struct flow *f);
 
 /* How many of the bytes received and not stored are payload, whatever comes; of a flow that

@@ -4,7 +4,7 @@
  *
  * Pure: works on memory that it is given; a test plays the kernel. Owned by the
  * worker's thread. Invariants:
- *  - Each fragment delivered is given back exactly once, as one entry: the
+ *  - Each fragment delivered is returned exactly once, as one entry: the
  *    kernel counts references per chunk the same way.
  *  - A chunk with fragments outstanding is lent; chunks_lent counts them.
  *  - An entry that does not fit into the ring waits; it is never lost.
@@ -26,7 +26,7 @@ struct refill {
     uint64_t token;
     uint32_t chunk_shift;
     uint32_t chunk_count;
-    uint32_t *outstanding; /* per chunk: fragments delivered and not given back */
+    uint32_t *outstanding; /* per chunk: fragments delivered and not returned */
     uint16_t *shared;      /* per chunk: further holders of a fragment that was split */
     uint32_t chunks_lent;
     uint64_t fragments_lent;
@@ -44,11 +44,11 @@ void refill_destroy(struct refill *r);
 
 /* The kernel delivered a fragment. */
 void refill_delivered(struct refill *r, uint64_t offset);
-/* A second holder of the fragment at offset will give it back as well. */
+/* A second holder of the fragment at offset will return it as well. */
 void refill_share(struct refill *r, uint64_t offset);
-/* A holder gives the fragment at offset back. */
+/* A holder returns the fragment at offset. */
 void refill_return(struct refill *r, uint64_t offset);
-/* Shows the kernel what was given back; returns how many entries are new to it. */
+/* Shows the kernel what was returned; returns how many entries are new to it. */
 uint32_t refill_publish(struct refill *r);
 /* How many entries were shown to the kernel that it has not read yet. */
 static inline uint32_t refill_lying(const struct refill *r) {

@@ -76,7 +76,7 @@ static int register_try(struct receiver *r, struct abi_zcrx_ifq *q, struct abi_z
     return zcrx_register(r->reactor->ring.ring_fd, ABI_REGISTER_ZCRX_IFQ, q, 1);
 }
 
-/* A queue may still be held by a process that is going away: it is asked again
+/* A queue may still be held by a process that is exiting: it is requested again
  * with growing pauses. */
 static int register_patiently(struct receiver *r, struct abi_zcrx_ifq *q,
                               struct abi_zcrx_area *area, struct abi_region *region,

@@ -13,7 +13,7 @@ struct receiver;
 /* io_uring_register(2); 0 or more, or -errno. */
 int zcrx_register(int ring_fd, unsigned operation, void *argument, unsigned count);
 
-/* What the running kernel's zcrx has; -EINVAL or -EOPNOTSUPP where it cannot be asked. */
+/* What the running kernel's zcrx has; -EINVAL or -EOPNOTSUPP without the query. */
 int zcrx_query(struct abi_query_zcrx *out);
 
 /* Registers the area with (interface, rx queue) and maps the refill ring. */
@@ -22,7 +22,7 @@ uint32_t zcrx_chunk_shift(const struct zcrx *z);
 
 /* Device-less mode: nothing but this makes the kernel take refill entries. */
 int zcrx_flush_refill(struct receiver *r);
-/* An event is told once, then not again until it is armed. */
+/* An event is reported once, then not again until it is armed. */
 int zcrx_arm_event(struct receiver *r, uint32_t type);
 
 #endif

@@ -6,7 +6,7 @@
  * One multishot RECV_ZC per flow. A flow whose fragments find no batch is
  * paused (its receive is cancelled), so that the TCP window closes. A receive is
  * bounded where the payload, or a block of protocol ingest, has a length: at its
- * bound it ends as at the end of the stream, and the count of bytes tells which.
+ * bound it ends as at the end of the stream; the count of bytes distinguishes the two.
  * With interface 0 the kernel's device-less mode runs the same code and copies.
  * Owned by the worker's thread; invariants are in zcrx.h.
  */
@@ -37,7 +37,7 @@
 
 /* Connections that wait to be accepted have their listener's buffer, and what they have sent
  * holds chunks that nobody reads: it is kept to two packets each. More than that their windows do
- * not admit, so that nothing is dropped, and they go on the moment they are read.
+ * not admit, so that nothing is dropped, and they continue as soon as they are read.
  * The scale of a window is agreed on in the first packet and goes by the listener's buffer if that
  * is locked, by net.ipv4.tcp_rmem if not: so it is unlocked, and windows
  * can become large later. Newer kernels (7.3) bound the window as well when the buffer is set. */
@@ -284,7 +284,7 @@ static void zcrx_complete(struct receiver *r, enum uring_tag tag, struct flow *f
     if (tag != TAG_RECEIVE) {
         if (tag == TAG_BLOCK)
             zcrx_block_complete(r, f, cqe);
-        return; /* what a cancel found, its receive tells */
+        return; /* its receive reports what a cancel found */
     }
     if (cqe->res > 0) {
         const struct abi_zcrx_completion *more = (const void *)(cqe + 1);
@@ -347,9 +347,9 @@ static void zcrx_serve(struct receiver *r, struct flow *f) {
         zcrx_advance(r, f);
 }
 
-/* Starved flows are served in their order, as many as chunks came back. Of chunks that come back
- * as sockets are read or closed nobody tells: so some try once in a while, more each time that
- * none of them went away with nothing.
+/* Starved flows are served in their order, as many as chunks came back. Chunks that come back as
+ * sockets are read or closed are not reported: so some flows try once in a while, more each time
+ * that all of those found one.
  * What comes by copy takes chunks from the area's free list alone: those in the refill ring, which
  * only the NIC's queue reads when it wants some itself, are moved there. */
 static uint64_t zcrx_serve_starved(struct receiver *r) {
@@ -432,6 +432,6 @@ const struct engine engine_zcrx = {
     .resume = zcrx_advance,
     .turn = zcrx_turn,
     .stop = zcrx_stop,
-    .release = zcrx_let_go,
+    .release = zcrx_release,
     .close = zcrx_close,
 };

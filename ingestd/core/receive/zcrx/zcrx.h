@@ -4,7 +4,7 @@
  *
  * Owned by the worker's thread. Invariants:
  *  - Every fragment that the kernel delivered is with a batch, in a flow's
- *    list of pending ones, or given back.
+ *    list of pending ones, or returned.
  *  - Receives pause before the table of fragments is used up: all that the completion
  *    queue can bring in a turn finds a place.
  *  - Receive buffers of flows add up to half of the area at most; a connection that
@@ -61,7 +61,7 @@ struct zcrx {
 
 struct receiver;
 
-/* The kernel tells of the queue: it found no chunk for a packet. */
+/* The kernel reports that the queue found no chunk for a packet. */
 void zcrx_event(struct receiver *r, uint32_t type);
 
 /* Bytes of the area's own part that the relief slots take. */
