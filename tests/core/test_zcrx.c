@@ -232,7 +232,8 @@ static void lost_fragments_before_a_trailer(void) {
     lost_fragments(true, STAGE_HELD_TRAILER);
 }
 
-/* Where it is known how much a turn can bring, receives pause before the table is full. */
+/* Where it is known how much a turn can bring, receives pause before the table is full: most turns
+ * bring that much, and so do those in which the kernel has not seen the cancels yet. */
 static void no_fragment_is_lost(bool ingest) {
     run(&(const struct stage_shape){.ingest = ingest,
                                     .flows_count = 16,
@@ -242,7 +243,8 @@ static void no_fragment_is_lost(bool ingest) {
                                     .stream_bytes = 200 * KIB,
                                     .slow_of = 2000,
                                     .turn_completions_max = 16,
-                                    .table_count = 32});
+                                    .turn_of = 64,
+                                    .table_count = 48});
     CHECK(stage.table_low_count > 0);
     for (uint32_t i = 0; i < stage.shape.flows_count; i++)
         CHECK_EQUAL(stage.senders[i].error, 0);
@@ -252,6 +254,28 @@ static void no_fragment_is_lost(bool ingest) {
 static void receives_pause_for_the_table(void) {
     no_fragment_is_lost(false);
     no_fragment_is_lost(true);
+}
+
+/* There was room between two turns that found none, and a connection came: it pauses as well. */
+static void what_is_armed_meanwhile_pauses(void) {
+    const struct stage_shape shape = {
+        .flows_count = 1, .packet_bytes = 1448, .turn_completions_max = 16, .table_count = 48};
+    stage_open(&shape);
+    struct receiver *r = &stage.w->receiver;
+    r->zcrx.fragments_pending = 40;
+    engine_zcrx.turn(r);
+    CHECK(stage.senders[0].cancelled);
+    r->zcrx.fragments_pending = 0;
+    struct flow *late = stage.flows[1] = flow_take(&stage.w->flows);
+    late->idle_list = stage.flows[0]->idle_list;
+    engine_zcrx.start(r, late);
+    stage_submit();
+    CHECK(late->armed);
+    r->zcrx.fragments_pending = 40;
+    engine_zcrx.turn(r);
+    CHECK(stage.senders[1].cancelled);
+    r->zcrx.fragments_pending = 0;
+    stage_close();
 }
 
 /* --- Kernels that go beyond a receive's bound --------------------------------------- */
@@ -334,6 +358,7 @@ int main(void) {
         TEST(lost_fragments_of_a_stated_length),
         TEST(lost_fragments_before_a_trailer),
         TEST(receives_pause_for_the_table),
+        TEST(what_is_armed_meanwhile_pauses),
         TEST(beyond_the_bound),
         TEST(beyond_the_bound_large_fragments),
         TEST(beyond_the_bound_too_much),

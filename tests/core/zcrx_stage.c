@@ -254,6 +254,7 @@ static struct stage_shape completed(struct stage_shape shape) {
     shape.flows_count = or_else(shape.flows_count, 4);
     shape.stream_bytes = or_else(shape.stream_bytes, 614400);
     shape.slow_of = or_else(shape.slow_of, 20);
+    shape.turn_of = or_else(shape.turn_of, 4);
     shape.mem_align = or_else(shape.mem_align, 4);
     shape.block_bytes = or_else(shape.block_bytes, 4096);
     shape.hello_timeout_ns = shape.hello_timeout_ns != 0 ? shape.hello_timeout_ns : DAY_NS;
@@ -412,7 +413,7 @@ bool stage_steps(uint32_t steps) {
         }
         if (!stage.shape.by_copy)
             stage_take_refill_entries(random_below(32));
-        if (random_below(4) == 0)
+        if (random_below(stage.shape.turn_of) == 0)
             turn();
         if (random_below(50) == 0)
             storage_request_flush(&stage.w->storage); /* the open batch is old */

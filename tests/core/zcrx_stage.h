@@ -56,6 +56,7 @@ struct stage_shape {
     uint64_t flush_interval_ns;      /* (a day) */
     uint32_t table_count;            /* fragments that the engine has room for (as it likes) */
     uint32_t turn_completions_max;   /* what one turn brings at most (whatever it is) */
+    uint32_t turn_of;                /* one step of so many is followed by a turn (4) */
     bool ignores_bounds;             /* payload comes in whole fragments, as before Linux 7.3.3;
                                       * no sender sends it before it is accepted */
     bool by_copy;                    /* chunks come from the free list: of the refill ring nothing

@@ -24,7 +24,7 @@ uint64_t zcrx_relief_bytes(uint64_t area_bytes) {
 
 int zcrx_pending_open(struct receiver *r) {
     struct zcrx *z = &r->zcrx;
-    /* And what one turn can bring, twice: see table_is_low(). */
+    /* And what two turns can bring: see zcrx_table_is_low(). */
     z->fragment_count = z->chunk_count * FRAGMENTS_PER_CHUNK + 2 * r->reactor->ring.cq.ring_entries;
     z->fragments = calloc(z->fragment_count, sizeof *z->fragments);
     uint64_t relief_bytes = zcrx_relief_bytes(r->area->slots_bytes);

@@ -138,12 +138,17 @@ static void zcrx_arm(struct receiver *r, struct flow *f) {
     uint32_t bytes_max = bounded ? (uint32_t)time_min(left, RECEIVE_BYTES_MAX) : 0;
     f->bound_bytes = bounded ? f->received_bytes + bytes_max : UINT64_MAX;
     zcrx_arm_as(r, f, TAG_RECEIVE, bytes_max);
+    r->zcrx.receives_run = true;
     flow_set_phase(f, FLOW_RECEIVING);
 }
 
-/* Received is only as long as the table of fragments has room for all that one turn can bring. */
+/* Received is only as long as the table of fragments has room for all that may still come: what the
+ * completion queue brings until the turn sees that it is low, and what it holds once more when
+ * the kernel has taken the cancels. A completion brings one fragment, and the queue is never read
+ * further than it is long. */
 static bool zcrx_table_is_low(const struct receiver *r) {
-    return r->zcrx.fragment_count - r->zcrx.fragments_pending < r->reactor->ring.cq.ring_entries;
+    uint64_t coming = 2ull * r->reactor->ring.cq.ring_entries;
+    return r->zcrx.fragment_count - r->zcrx.fragments_pending < coming;
 }
 
 /* The kernel found no chunk, or the table has no room: to be tried again when there may be some.
@@ -370,20 +375,23 @@ static uint64_t zcrx_serve_starved(struct receiver *r) {
     return flow_first(r->flows, QUEUE_STARVED) != NULL ? z->probe_ns : TIME_NEVER;
 }
 
-/* What is being received finds no room in the table: every receive pauses, until there is room. */
+/* What is being received finds no room in the table: every receive pauses, until there is room.
+ * There may have been some between two turns that found it low: what was armed then pauses too. */
 static void zcrx_keep_table(struct receiver *r) {
     bool low = zcrx_table_is_low(r);
     if (r->zcrx.table_low && !low) {
         r->zcrx.probes = r->flows->capacity;
         r->zcrx.probe_ns = 0;
     }
-    for (uint32_t i = 0; low && !r->zcrx.table_low && i < r->flows->used_upto; i++) {
+    for (uint32_t i = 0; low && r->zcrx.receives_run && i < r->flows->used_upto; i++) {
         struct flow *f = &r->flows->flows[i];
         if (f->phase != FLOW_RECEIVING || !f->armed)
             continue;
         f->starved = true;
         zcrx_pause(r, f, TAG_RECEIVE);
     }
+    if (low)
+        r->zcrx.receives_run = false;
     r->zcrx.table_low = low;
 }
 

@@ -6,7 +6,7 @@
  *  - Every fragment that the kernel delivered is with a batch, in a flow's
  *    list of pending ones, or returned.
  *  - Receives pause before the table of fragments is used up: all that the completion
- *    queue can bring in a turn finds a place.
+ *    queue can bring in two turns finds a place, as a pause takes effect behind the second.
  *  - Receive buffers of flows add up to half of the area at most; a connection that
  *    waits to be accepted has two packets' worth.
  *  - Batches hold at most half of the chunks, so that the NIC is never starved
@@ -45,7 +45,8 @@ struct zcrx {
     uint32_t buffers_for; /* flows that half of the area is shared among; a power of two */
     uint32_t probes;      /* starved flows that try again without a sign of free chunks ... */
     uint64_t probe_ns;    /* ... at this time */
-    bool table_low;       /* receives have been paused for want of fragments */
+    bool table_low;       /* the last turn found too few fragments free */
+    bool receives_run;    /* one was armed since the table's want of room paused them all */
     struct refill refill;
     struct zcrx_fragment *fragments;
     uint32_t fragment_count;
