@@ -112,6 +112,13 @@ static void ingest_stopped_in_a_hello(void) {
     stage_close();
 }
 
+/* ... and cancels miss receives that are there: they are asked for again. */
+static void ingest_stopped_by_a_second_cancel(void) {
+    run(&(const struct stage_shape){INGEST, .packet_bytes = 500, .silent_at = 4000, .missed_of = 2,
+                                    .stop_of = 500});
+    stage_close();
+}
+
 /* What is held back for a trailer, by full packets: a few fragments, and nothing is copied. */
 static void held_back_where_it_lies(void) {
     run(&(const struct stage_shape){INGEST, .one_kind = true, .packet_bytes = 1448});
@@ -349,6 +356,7 @@ int main(void) {
         TEST(ingest_memory_of_512),
         TEST(ingest_stopped_anywhere),
         TEST(ingest_stopped_in_a_hello),
+        TEST(ingest_stopped_by_a_second_cancel),
         TEST(held_back_where_it_lies),
         TEST(held_back_by_a_copy),
         TEST(silent_in_a_hello),

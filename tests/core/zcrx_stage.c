@@ -182,10 +182,20 @@ static void complete(struct flow *f, int result, uint32_t flags, uint64_t offset
     stage_submit();
 }
 
+/* Told at some time, also when the receive has ended and another one is armed. */
+static void tell_missed_cancel(struct flow *f) {
+    const struct io_uring_cqe c = {.res = -ENOENT};
+    stage.senders[f->index].cancel_missed = false;
+    engine_zcrx.complete(&stage.w->receiver, TAG_CANCEL, f, &c);
+    stage_submit();
+}
+
 static void deliver(struct flow *f) {
     static const int troubles[] = {-ENOSPC, -ENOMEM, -ENOSPC, -EINTR};
     struct stage_sender *s = &stage.senders[f->index];
     const struct stage_shape *t = &stage.shape;
+    if (s->cancel_missed && !s->over && random_below(3) == 0)
+        tell_missed_cancel(f);
     if (!f->armed ||
         (t->turn_completions_max != 0 && stage.turn_completions == t->turn_completions_max))
         return;
@@ -364,7 +374,8 @@ static void end_some_flow(uint32_t i) {
     struct flow *f = stage.flows[i];
     connection_interrupt(&stage.w->connections, f, CLOSE_REASON_SHUTDOWN, random_below(2) != 0);
     connection_take_reports(&stage.w->connections);
-    if (!f->ended && !stage.senders[i].cancelled && f->phase != FLOW_BLOCKED)
+    bool is_cancelled = stage.senders[i].cancelled || stage.senders[i].cancel_missed;
+    if (!f->ended && !is_cancelled && f->phase != FLOW_BLOCKED)
         stage_wrong("a flow that is to end waits for nothing");
     stage_submit();
 }

@@ -50,6 +50,7 @@ struct stage_shape {
     enum stage_kind first_kind;      /* ... counted from here */
     bool one_kind;                   /* ... or all are of it */
     int32_t excess_bytes;            /* sent beyond the length stated; less than 0: missing */
+    uint32_t missed_of;              /* one cancel of so many finds nothing; 0: none */
     uint32_t stop_of;                /* one step of so many ends a flow; 0: none */
     uint32_t silent_at;              /* so many bytes are sent and no more; 0: all */
     uint64_t hello_timeout_ns;       /* (a day) */
@@ -76,6 +77,7 @@ struct stage_sender {
     uint32_t first, count; /* a ring */
     bool cancelled;        /* its receive is to end with -ECANCELED ... */
     uint64_t cancelled_ns; /* ... since then; where turns are bounded, it brings no more behind */
+    bool cancel_missed;    /* a cancel's completion is to say that it found nothing */
     bool over;             /* the engine ended the flow */
     bool sealed, stopped;  /* how; stopped: the stage wanted it */
     int error;             /* the engine's own, by which it ended */

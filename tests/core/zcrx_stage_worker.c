@@ -68,6 +68,10 @@ void reactor_cancel(struct reactor *r, enum uring_tag tag, uint32_t index, enum 
     (void)found;
     if (!stage.flows[index]->armed || tag != stage.senders[index].tag)
         stage_wrong("a receive is cancelled that is not there");
+    if (stage.shape.missed_of != 0 && random_below(stage.shape.missed_of) == 0) {
+        stage.senders[index].cancel_missed = true;
+        return;
+    }
     stage.senders[index].cancelled = true;
     stage.senders[index].cancelled_ns = r->now_ns;
 }

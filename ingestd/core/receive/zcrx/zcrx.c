@@ -284,12 +284,24 @@ static void zcrx_block_complete(struct receiver *r, struct flow *f,
         zcrx_starve(r, f);
 }
 
+/* A cancel found nothing. Mostly its receive has ended, and said so before; but one that was
+ * armed just now, and for which data came meanwhile, is for a moment where no cancel finds it
+ * (io_queue_async(), io_uring/io_uring.c, Linux 6.15). */
+static void zcrx_pause_again(struct receiver *r, struct flow *f) {
+    if (!f->armed || !f->cancelling)
+        return;
+    f->cancelling = false;
+    zcrx_pause(r, f, engine_receives_block(f) ? TAG_BLOCK : TAG_RECEIVE);
+}
+
 static void zcrx_complete(struct receiver *r, enum uring_tag tag, struct flow *f,
                           const struct io_uring_cqe *cqe) {
     if (tag != TAG_RECEIVE) {
         if (tag == TAG_BLOCK)
             zcrx_block_complete(r, f, cqe);
-        return; /* its receive reports what a cancel found */
+        else if (cqe->res < 0)
+            zcrx_pause_again(r, f);
+        return;
     }
     if (cqe->res > 0) {
         const struct abi_zcrx_completion *more = (const void *)(cqe + 1);
