@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: language_level=3
-"""What _core.pyx uses of the core's headers; Cython reads it by itself.
+"""Declarations of the core's headers for _core.pyx; Cython reads this file by itself.
 
 Invariant: names and types are those of the headers, which the C compiler checks.
 """

@@ -27,10 +27,10 @@ def probe(fd: int, write_align: int) -> ProbeResult:
 
 def device_profile(fd: int) -> DeviceProfile: ...
 def kernel_features() -> dict[str, bool]:
-    """What the running kernel's io_uring offers, e.g. writev_fixed, zcrx; asked, not derived."""
+    """Features of the running kernel's io_uring, e.g. writev_fixed, zcrx; queried, not derived."""
 
 def locked_bytes(shape: WorkerShape) -> int:
-    """What a worker of this shape locks, bytes.
+    """Bytes that a worker of this shape locks.
 
     The area, the worker's own part behind it, the ring, and with engine zcrx the area once more.
     0 where the area is too small for the rest of the settings, -1 where it is too large to be
@@ -59,20 +59,20 @@ class Worker:
         *,
         hello_timeout_ns: int = 0,  # protocol ingest, as the next ones
         ack_interval_ns: int = 0,
-        authenticates: bool = False,  # the greeting asks for a MAC
+        authenticates: bool = False,  # the greeting requests a MAC
         allow: Sequence[tuple[int, bytes, int]] = (),  # (4 or 6, address, bits of the prefix)
         flows_per_peer_max: int = 0,  # of one IPv4 address or IPv6 /64 network; 0: no limit
     ) -> None:
         """Before run(): accept on a listening socket; fd stays the caller's.
 
-        allow: the networks let in, 64 at most, mapped addresses being of family 4; none: all.
+        allow: the networks admitted, 64 at most, mapped addresses being of family 4; none: all.
         """
     def set_napi(self, own: int, others: list[tuple[int, int]]) -> None:
         """Between setup() and run(), zcrx only: NAPI id of the worker's own rx queue, and (NAPI id,
         worker index) of others' (64 at most); connections that came by those are handed away."""
     # Commands: each raises CoreFault with EAGAIN where the worker's mailbox is full.
     def grant_segment(self, index: int, sequence: int) -> None:
-        """Give it a segment that it wants, or raise CoreFault with EINVAL if it wants none."""
+        """Grant a segment that it wants, or raise CoreFault with EINVAL if it wants none."""
     def note_store_full(self) -> None:
         """No segment can be had: flows that need one are refused."""
     def stop_accepting(self) -> None: ...
@@ -90,8 +90,8 @@ class Worker:
         """Acknowledge nothing more, for the reason of an errno."""
     def events(self) -> list[Event]: ...
     def admission_requests(self) -> list[AdmissionRequest]:
-        """What is to be decided; each but a note is to be answered exactly once, by one
-        of the three below, whatever has become of its connection meanwhile."""
+        """Take the pending requests and notes. Each request gets exactly one response, by admit(),
+        refuse() or seal(), even if its connection has ended meanwhile."""
     def admit(
         self,
         connection: tuple[int, int],
@@ -101,7 +101,7 @@ class Worker:
         limit_bytes: int,  # the most that the flow may have; 2**64 - 1: any
         crc: int,  # the flow's chain of CRC32C at base_bytes
         is_crc_known: bool,  # ... and it is that of all bytes before
-        is_stated: bool,  # limit_bytes is the flow's length as the sender states it
+        is_stated: bool,  # limit_bytes is the flow's length as the sender announced it
         has_trailer: bool,  # a trailer follows the payload
         name: bytes,  # 255 bytes at most
         labels: bytes,  # 1024 bytes at most
@@ -110,16 +110,16 @@ class Worker:
         """Send a line, 1024 bytes at most, and hang up; a flow whose trailer it is about is
         interrupted."""
     def park(self, connection: tuple[int, int]) -> bool:
-        """Free the request's place for another one's, as its answer, which is still to be given,
-        takes long; False: too many are parked."""
+        """Free the request's place for another one's, as its response, which is still due, takes
+        long; False: too many are parked."""
     def seal(self, connection: tuple[int, int], crc: int | None) -> None:
         """The trailer is right; crc: what it says, if it does."""
     @property
     def event_fd(self) -> int:
-        """Readable when events, requests or segments_wanted() ask for a look; clear by
+        """Readable when events, requests or segments_wanted() are to be read; clear by
         os.eventfd_read."""
     def segments_wanted(self) -> int:
-        """How many segments the worker wants to hold ready and does not have."""
+        """Number of segments that the worker wants to hold ready and does not have."""
     def counters(self) -> dict[str, int]:
         """Totals and gauges; see ingestd/core/base/stats.h for each name and unit."""
     def histograms(self) -> dict[str, tuple[int, ...]]:

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: language_level=3, embedsignature=False
-"""The core's border: see _core.pyi for what each name means.
+"""The core's border; _core.pyi documents each name.
 
 Nothing is decided here: arguments go into C structs, results come out of them.
 """

@@ -20,6 +20,7 @@ WORDS = {
     r"(?<!\.)(?:tells?|told|telling|teller)": "report, log, notify, say; distinguish",
     r"(?:go|goes|gone|going|went)[ _]on": "resume, continue",
     r"lets?[ _]go": "release, unref",
+    r"lets?[ _]in": "admit",
     r"(?:give|gives|given|giving)[ _]up": "reclaim, evict, release",
     r"earlier li(?:fe|ves)": "previous generation, previous use",
     r"keepers?": "maintenance thread",
@@ -42,7 +43,7 @@ DOCUMENTS = [
     if (path.suffix == ".md" and path.name != "CHANGELOG.md" and ROOT / "tests" not in path.parents)
     or path.parent in (ROOT / "config", ROOT / "systemd", ROOT / "examples")
 ]
-PYTHON = [path for path in FILES if path.suffix == ".py" and PACKAGE in path.parents]
+PYTHON = [p for p in FILES if p.suffix in {".py", ".pyi"} and PACKAGE in p.parents]
 CORE = [
     path
     for path in FILES

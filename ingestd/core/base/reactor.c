@@ -12,13 +12,13 @@
 #define RING_AREA_BYTES 512u
 #define RING_PAGE_BYTES 4096u
 #define RING_COMPLETIONS_MAX 65536u /* IORING_MAX_CQ_ENTRIES, io_uring/io_uring.h, Linux 6.1 */
-#define LOCK_TRIES_MAX 50u          /* 5 s, as long as a store that is held is waited for */
+#define LOCK_TRIES_MAX 50u          /* 5 s, as long as for a store in use */
 #define LOCK_PAUSE_NS 100000000
-/* The kernel may have no memory for requests for a moment (-EAGAIN): it is asked
- * again after a pause, and for so long. */
+/* The kernel may have no memory for requests for a moment (-EAGAIN): they are submitted
+ * again after a pause, for so long in all. */
 #define SUBMIT_PAUSE_NS 1000000
 #define SUBMIT_PATIENCE_NS 10000000000ull
-/* Longer than it asked for: the process was stopped, or the machine was. */
+/* A wait longer than requested by this: the process or the machine was stopped. */
 #define LOOP_PAUSE_NS 100000000ull
 
 /* --- The ring --------------------------------------------------------------------- */
@@ -41,8 +41,8 @@ uint64_t reactor_locked_bytes(uint32_t completions, bool wide) {
            RING_ENTRIES * sizeof(struct io_uring_sqe);
 }
 
-/* The kernel gives back what a process had locked some time after that process is gone
- * (io_ring_exit_work, a work queue): its successor, which has the store already, asks again. */
+/* The kernel releases the memory that a process had locked some time after its exit
+ * (io_ring_exit_work, a work queue): its successor, which has the store already, retries. */
 static bool reactor_lock_again(int code, uint32_t *tries) {
     struct timespec pause = {.tv_nsec = LOCK_PAUSE_NS};
     if (code != -ENOMEM || ++*tries > LOCK_TRIES_MAX)

@@ -59,8 +59,8 @@ uint64_t reactor_unix_ns(const struct reactor *r);
 /* Submits, and waits until something completes or the time has come, at most
  * REACTOR_TURN_NS_MAX. 0, or -errno with the fault set. */
 int reactor_wait(struct reactor *r, uint64_t next_ns);
-/* Behind a wait that began at before_ns: time for which the loop stood still is nobody's
- * silence, and what came meanwhile is taken before any time-out is judged. As above. */
+/* After a wait that began at before_ns: time for which the loop stood still does not count as
+ * a sender's silence, and completions of that time are taken before any time-out. As above. */
 int reactor_note_pause(struct reactor *r, uint64_t before_ns, uint64_t next_ns);
 
 /* An event of no flow; false: its reader is late, and it was dropped. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What the kernel's io_uring has and Debian 12's liburing (2.3) does not name.
- * Newer headers win; whether the running kernel has it is asked at start.
+ * Newer headers win; whether the running kernel has it is queried at start.
  */
 #ifndef INGESTD_BASE_URING_H
 #define INGESTD_BASE_URING_H
@@ -9,7 +9,7 @@
 #include <liburing.h>
 
 /* Opcode numbers are ABI: include/uapi/linux/io_uring.h of Linux 6.15, where
- * IORING_OP_WRITEV_FIXED came in; an enum cannot be asked for by #ifdef. */
+ * IORING_OP_WRITEV_FIXED was added; #ifdef does not see an enum. */
 #define URING_OP_RECV_ZC 58
 #define URING_OP_WRITEV_FIXED 61
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Connections that another worker has accepted and that came by our rx queue.
+ * Connections that another worker has accepted and that arrived by our rx queue.
  *
  * They begin as those that we accept. Where there is no room they wait in their order,
  * as they would in a listener's backlog. Owned by the worker's thread. Invariant: each is

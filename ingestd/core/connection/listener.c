@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Who is let in: listener.h.
+ * Accepts, admits and denies connections: listener.h.
  */
 #include "connection/listener.h"
 
@@ -151,7 +151,7 @@ static bool listener_hand_away(struct connections *c, struct flow *f, uint32_t o
     return true;
 }
 
-/* By which rx queue it came decides whose it is. */
+/* The rx queue by which it arrived decides which worker serves it. */
 static bool listener_is_elsewhere(struct connections *c, struct flow *f) {
     struct engine_owner owner = c->engine->owner(c->receiver, f);
     if (owner.is_elsewhere)

@@ -82,7 +82,7 @@ struct listener {
 
 /* Its accept is complete: a descriptor, or -errno. */
 void listener_accepted(struct connections *c, uint32_t listener, int result);
-/* A connection that another worker accepted and that came by our rx queue; there is room. */
+/* A connection that another worker accepted and that arrived by our rx queue; there is room. */
 void listener_adopt(struct connections *c, struct listener *l, int fd);
 /* A connection that cannot become a flow is sent the reason (enum close_reason), counted, and
  * closed. */

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Networks that a listener lets in. Pure.
+ * Networks that a listener admits. Pure.
  */
 #ifndef INGESTD_CONNECTION_NETWORK_H
 #define INGESTD_CONNECTION_NETWORK_H
@@ -18,7 +18,7 @@ struct network {
 
 bool network_holds(const struct network *n, uint8_t family, const uint8_t address[16]);
 
-/* Whether an address lies in one of them; where there is none, every one is let in. */
+/* Whether an address lies in one of them; where there is none, every one is admitted. */
 bool networks_hold(const struct network *networks, uint32_t count, uint8_t family,
                    const uint8_t address[16]);
 

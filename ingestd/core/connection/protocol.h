@@ -29,7 +29,7 @@ struct protocol {
     bool (*stop)(struct connections *c, struct flow *f);
     /* Its durable offset has advanced. */
     void (*advanced)(struct connections *c, struct flow *f);
-    /* The checksum that its sender stated, if it did. */
+    /* The checksum that its sender sent, if it did. */
     bool (*sender_crc)(const struct flow *f, uint32_t *out);
     /* It has ended, and the outcome is known: reports it to whoever decided on it. */
     void (*report_end)(struct connections *c, struct flow *f);

@@ -182,7 +182,7 @@ enum close_reason {
     CLOSE_REASON_LIMIT = 5,      /* a limit of the listener was reached */
     CLOSE_REASON_REPLACED = 6,   /* a newer connection took the flow over */
     CLOSE_REASON_CHECKSUM = 7,   /* the sender's checksum did not match, or did not come */
-    CLOSE_REASON_LENGTH = 8,     /* the sender sent fewer or more bytes than it had stated */
+    CLOSE_REASON_LENGTH = 8,     /* the sender sent fewer or more bytes than announced */
     CLOSE_REASON_RECEIVER = 9,   /* the receiver could not continue */
 };
 

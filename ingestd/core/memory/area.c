@@ -35,7 +35,7 @@ static bool area_populate(uint8_t *p, uint64_t bytes) {
 }
 
 /* Hugepages set aside by the operator come first; without them, or where a control
- * group grants none, the kernel is asked for transparent ones, which it may have. */
+ * group grants none, transparent ones are requested, which the kernel may have. */
 static uint8_t *area_take(struct area *a) {
     bool is_huge = a->mapping_bytes % AREA_HUGEPAGE_BYTES == 0;
     uint8_t *p = is_huge ? area_map(a->mapping_bytes, MAP_HUGETLB) : NULL;

@@ -29,7 +29,7 @@ struct area {
     uint64_t own_bytes;
     uint64_t own_used;
     uint64_t mapping_bytes;
-    uint64_t hugepage_bytes; /* on MAP_HUGETLB pages; else transparent ones are asked for */
+    uint64_t hugepage_bytes; /* on MAP_HUGETLB pages; else transparent ones are requested */
     struct buddy slots;
 };
 

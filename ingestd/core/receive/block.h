@@ -21,7 +21,7 @@ struct receive_block {
     uint32_t filled;      /* ... and has these */
     uint32_t chunk_bytes; /* engine zcrx: behind them, by the receive under way */
     bool holding;         /* it has the payload's last bytes, which are not to be stored yet */
-    bool overrun;         /* more came than it has room for */
+    bool overrun;         /* more was received than it has room for */
 };
 
 /* Where a receive puts bytes, and how many there may be. */
@@ -33,7 +33,7 @@ struct receive_room {
 struct receive_room receive_block_room(const struct receive_block *b);
 /* Keeps the last bytes of a slot back; returns how many. */
 uint32_t receive_block_hold(struct receive_block *b, const uint8_t *slot, uint32_t bytes);
-/* Bytes that came behind the payload with its last ones, as the kernel did not keep to
+/* Bytes that were received behind the payload with its last ones, as the kernel did not keep to
  * the receive's bound: they are the first of what follows. */
 void receive_block_take_overrun(struct receive_block *b, const uint8_t *data, uint32_t bytes);
 

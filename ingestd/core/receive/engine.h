@@ -58,18 +58,18 @@ struct engine_report {
     int result;
 };
 
-/* Whose a connection is. */
+/* The worker that is to serve a connection. */
 struct engine_owner {
     bool is_elsewhere; /* another worker's ... */
     uint32_t worker_index;
-    uint32_t napi_id; /* ours, but it came by this queue, which is no worker's; 0: it did not */
+    uint32_t napi_id; /* ours, but it arrived by this queue, which is no worker's; 0: it did not */
 };
 
 struct engine {
     const char *name;
     /* Registers what it needs with the ring; 0 or -errno with the fault set. */
     int (*open)(struct receiver *r);
-    /* A connection has come, and nothing of it was read: whose is it? */
+    /* Which worker is to serve a new connection, of which nothing was read yet. */
     struct engine_owner (*owner)(struct receiver *r, const struct flow *f);
     /* It stays here. */
     void (*take)(struct receiver *r, struct flow *f);

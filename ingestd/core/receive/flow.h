@@ -34,7 +34,7 @@ enum flow_phase {
     FLOW_TAIL,      /* protocol ingest: what follows the payload is being received */
     FLOW_CLOSING,   /* received; waits for the commit of its CLOSE record */
     FLOW_ANSWERING, /* the last line is being sent */
-    FLOW_LINGERING, /* answered early: what still arrives is dropped for a moment */
+    FLOW_LINGERING, /* its last line was sent early: what still arrives is dropped for a moment */
     FLOW_GONE,      /* closed; completions that name it are still to come */
     FLOW_PHASES_COUNT
 };
@@ -150,7 +150,7 @@ void flow_wait_in_order(struct flow_table *t, struct flow *f, enum flow_queue qu
 /* The same, but it keeps its place and time if it stands in that queue already. */
 void flow_keep_waiting(struct flow_table *t, struct flow *f, enum flow_queue queue,
                        uint64_t since_ns);
-/* Whether others wait in that queue that came before it. */
+/* Whether others have waited longer in that queue. */
 bool flow_is_behind(const struct flow_table *t, const struct flow *f, enum flow_queue queue);
 struct flow *flow_first(const struct flow_table *t, enum flow_queue queue);
 

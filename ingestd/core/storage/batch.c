@@ -115,7 +115,7 @@ bool batch_has_room(struct batch_pool *p, struct storage_stream *t, uint32_t byt
     return frame_has_room(&b->plan.frame, records) && (t->opened || batch_add_open(b, t));
 }
 
-/* What was copied before it came is direct for the planner only. */
+/* The planner counts bytes as direct that were copied before they were appended. */
 static void batch_count_copied(struct batch *b, const struct batch_piece *piece,
                                uint64_t direct_before) {
     uint64_t direct = b->plan.direct_bytes - direct_before;

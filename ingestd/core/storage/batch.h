@@ -29,7 +29,7 @@ struct batch_piece {
     uint8_t *data;
     uint32_t bytes;
     uint32_t slack;        /* bytes behind them that may be overwritten by padding */
-    uint32_t copied_bytes; /* of the first ones: copied before they came here ... */
+    uint32_t copied_bytes; /* of the first ones: copied before they were appended ... */
     uint32_t copied_for;   /* ... for this reason (enum bounce_reason) */
     uint64_t hold;         /* the lender's name for the memory */
 };

@@ -3,11 +3,11 @@
  * Writes and flushes of the store's device, and what to do when they fail.
  *
  * Owned by the worker's thread. Invariants:
- *  - A write that came back with an error, or what is left of a short one, is
+ *  - A write that completed with an error, or what is left of a short one, is
  *    submitted again after a pause, until it has been tried DEVICE_TRIES_MAX times;
  *    then the store has failed.
  *  - A flush is never tried again: after a failed flush the kernel may have
- *    dropped what it could not write, and a second one would not say so.
+ *    dropped what it could not write, and a second one would not report it.
  */
 #ifndef INGESTD_STORAGE_DEVICE_H
 #define INGESTD_STORAGE_DEVICE_H
@@ -80,7 +80,7 @@ void device_submit_single(struct storage *s, struct device_write *d, void *data,
 void device_flush(struct storage *s);
 
 /* Why what is written can never be read again: EIDRM, the file was deleted;
- * ENODATA, it was cut off; 0: it can. One fstat(2), no device is asked. */
+ * ENODATA, it was cut off; 0: it can. One fstat(2), no access to the device. */
 int device_lost(const struct storage *s);
 
 /* A write has a completion. */

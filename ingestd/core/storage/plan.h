@@ -94,7 +94,7 @@ struct plan_batch {
 };
 
 /* Whether a profile is one that the planner can serve with headers of up to
- * header_capacity bytes and iov_capacity iovecs; to be asked once, at start. */
+ * header_capacity bytes and iov_capacity iovecs; to be called once, at start. */
 bool plan_profile_is_usable(const struct plan_profile *p, uint32_t header_capacity,
                             uint32_t iov_capacity);
 

@@ -79,8 +79,8 @@ static int probe_write_shape(struct probe *p) {
     return code;
 }
 
-/* Whether the device takes the shape and holds it afterwards. A refusal is an
- * answer; only what happens to plain reads is an error of the probe. */
+/* Whether the device takes the shape and holds it afterwards. A refusal is a
+ * result; only a failure of plain reads is an error of the probe. */
 static int probe_holds(struct probe *p) {
     assert(p->bytes <= PROBE_BYTES && p->count <= PIECES_MAX);
     p->tried++;

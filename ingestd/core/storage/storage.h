@@ -57,7 +57,7 @@ enum storage_state {
 enum storage_failure { FAILED_WRITE = 0, FAILED_FLUSH = 1, FAILED_LOST = 2 };
 
 enum storage_news_kind {
-    NEWS_DURABLE,  /* stream: durable_bytes has advanced, or an acknowledgement came */
+    NEWS_DURABLE,  /* stream: a batch that has some of it is committed */
     NEWS_CLOSED,   /* stream: the same, and its CLOSE record is committed */
     NEWS_UNDONE,   /* stream: its CLOSE record was dropped */
     NEWS_RELEASED, /* holds: they are released to their lender */

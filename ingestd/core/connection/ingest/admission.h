@@ -63,7 +63,7 @@ enum response_kind {
 };
 
 #define RESPONSE_HAS_CRC 1u      /* admit: crc is that of all bytes before; seal: the sender's */
-#define RESPONSE_LENGTH_KNOWN 2u /* limit_bytes is the flow's length as the sender states it */
+#define RESPONSE_LENGTH_KNOWN 2u /* limit_bytes is the flow's length as announced */
 #define RESPONSE_TRAILER 4u      /* a trailer follows the payload */
 
 struct admission_response {

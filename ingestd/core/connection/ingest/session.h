@@ -8,7 +8,7 @@
  * thread. Invariants:
  *  - A step leads only to those that the table in session.c names.
  *  - A session ends once. It is sealed only behind a half-close, with as many bytes as
- *    the hello stated, and with the trailer that it announced.
+ *    the hello announced, and with the trailer if it announced one.
  *  - The end of each connection that Python had a request about is reported to it, once.
  */
 #ifndef INGESTD_CONNECTION_INGEST_SESSION_H
@@ -50,8 +50,8 @@ enum session_report {
 /* Why a session ends, where no close_reason says it; 0: one does. */
 enum session_error {
     SESSION_ERROR_HELLO_TIMEOUT = 1,
-    SESSION_ERROR_TOO_LONG = 2,   /* more bytes than stated */
-    SESSION_ERROR_TOO_SHORT = 3,  /* half-closed before the bytes stated */
+    SESSION_ERROR_TOO_LONG = 2,   /* more bytes than announced */
+    SESSION_ERROR_TOO_SHORT = 3,  /* half-closed before the bytes announced */
     SESSION_ERROR_NO_TRAILER = 4, /* announced, and not there */
     SESSION_ERROR_REFUSED = 5,    /* by Python: text has the line */
 };
@@ -120,7 +120,7 @@ struct session {
     uint8_t pending; /* enum request_kind that waits for room, or 0 */
     uint8_t error;   /* enum session_error */
     /* What the hello has agreed on. */
-    bool length_known; /* limit_bytes is the length that the sender stated */
+    bool length_known; /* limit_bytes is the length that the sender announced */
     bool has_trailer;  /* a trailer follows the payload */
     bool has_sender_crc;
     uint32_t sender_crc;

@@ -2,7 +2,7 @@
  *
  * Registering for zero-copy receive: area, refill ring, counters, events.
  *
- * What the running kernel offers is asked of it (IORING_REGISTER_QUERY) or
+ * What the running kernel offers is queried (IORING_REGISTER_QUERY) or
  * tried; nothing is derived from its version.
  */
 #include "receive/zcrx/register.h"

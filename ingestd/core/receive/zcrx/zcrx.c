@@ -327,7 +327,7 @@ static void zcrx_stop(struct receiver *r, struct flow *f) {
         zcrx_advance(r, f);
 }
 
-/* Which rx queue the connection came by: ours, another worker's, or one that
+/* By which rx queue the connection arrived: ours, another worker's, or one that
  * is not set up for zero copy. */
 static struct engine_owner zcrx_owner(struct receiver *r, const struct flow *f) {
     const struct zcrx *z = &r->zcrx;
