@@ -10,11 +10,12 @@
 #include "worker.h"
 
 #define WORKERS_MAX 16u
+#define FLOWS_MAX 2048u
 
 struct seen {
     uint64_t fragments, bytes, shortest, longest, unaligned, lent_max, overflows;
     uint64_t head, tail, boundary, small, small_maybe;
-    uint64_t end; /* behind the last fragment, in the area */
+    uint64_t ends[FLOWS_MAX]; /* behind each flow's last fragment, in the area */
 };
 
 static struct {
@@ -56,9 +57,18 @@ static void judge_body(struct seen *s, uint64_t begin, uint64_t end, bool carrie
     s->small_maybe += last < PLAN_GATHER_BYTES_MIN ? last : 0;
 }
 
-static void judge(struct seen *s, const struct worker_settings *w, uint64_t begin, uint64_t bytes) {
-    const uint64_t align = w->mem_align, end = begin + bytes;
-    const uint64_t edge = w->virt_mask + 1 > align ? w->virt_mask + 1 : align;
+/* Flows that wait hand over what they have one behind the other, whoever received last. */
+static bool may_carry_on(const struct seen *s, const struct worker *w, uint64_t begin) {
+    for (uint32_t i = 0; i < w->flows.used_upto && i < FLOWS_MAX; i++)
+        if (s->ends[i] == begin)
+            return true;
+    return false;
+}
+
+static void judge(struct seen *s, const struct worker *w, uint64_t begin, uint64_t bytes) {
+    const uint64_t align = w->settings.mem_align, end = begin + bytes;
+    const uint64_t boundary = w->settings.virt_mask + 1;
+    const uint64_t edge = boundary > align ? boundary : align;
     const uint64_t body_begin = up(begin, edge), body_end = down(end, edge);
     uint64_t copied = bytes, head = up(begin, align) - begin, tail = end % align;
 
@@ -68,7 +78,7 @@ static void judge(struct seen *s, const struct worker_settings *w, uint64_t begi
     }
     if (body_end > body_begin) {
         copied -= body_end - body_begin;
-        judge_body(s, body_begin, body_end, begin == s->end && begin == body_begin);
+        judge_body(s, body_begin, body_end, begin == body_begin && may_carry_on(s, w, begin));
     }
     s->head += head;
     s->tail += tail;
@@ -103,8 +113,8 @@ void __wrap_engine_received(struct receiver *r, struct flow *f, uint32_t bytes) 
         (__atomic_load_n(w->reactor.ring.sq.kflags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW) != 0;
     s->fragments++;
     s->bytes += bytes;
-    judge(s, &w->settings, offset_delivered, bytes);
-    s->end = offset_delivered + bytes;
+    judge(s, w, offset_delivered, bytes);
+    s->ends[f->index % FLOWS_MAX] = offset_delivered + bytes;
     __real_engine_received(r, f, bytes);
 }
 
