@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be in a store after its machine or its device has gone, by what senders were told.
+"""What a store must have after its machine or device has gone, by its senders' journals.
 
 Senders write a journal as things happen, in lines that begin with '@':
 
@@ -38,7 +38,7 @@ FAULTS_KEPT_MAX = 4
 
 @dataclass
 class Journal:
-    """What the senders of one store were told. `worthless` are receipts of a device that lied."""
+    """The journal of one store's senders. `worthless` are receipts of a device that lied."""
 
     store: str
     begun: list[Sent] = field(default_factory=list)

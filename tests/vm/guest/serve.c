@@ -16,7 +16,7 @@
  *   -n FLOWS               flows per worker at once (2048)
  *   -R MS                  how long a queue that is held is asked for again (0)
  *   -r ENTRIES             of the refill ring (4096)
- *   -D MS                  how long a drain lets flows go on (5000)
+ *   -D MS                  how long a drain lets flows continue (5000)
  *   -G SEGMENTS            the store is full after so many
  *   -C ENTRIES             size of the completion queue, to make it overflow
  *   -x                     no relief valve
@@ -25,7 +25,7 @@
  * that; the device is not probed
  *
  * Without -A the device's profile is what the core's probe finds. Prints "ready" when all listen.
- * SIGUSR1: prints the counters and goes on; SIGTERM: drains, prints them, ends. Exit codes: 0, 2
+ * SIGUSR1: prints the counters and continues; SIGTERM: drains, prints them, ends. Exit codes: 0, 2
  * for wrong use, 3 when the core gave up, with a line "fault ERRNO CALL: OBJECT".
  */
 #define _GNU_SOURCE
@@ -292,7 +292,7 @@ static void begin_members(struct server *s) {
         sem_wait(&s->set_up);
 }
 
-/* As the daemon does it: asked for when every queue is taken over, told before any worker runs. */
+/* As the daemon does it: read when every queue is taken over, set before any worker runs. */
 static void tell_napi_ids(struct server *s) {
     uint32_t ids[WORKERS_MAX];
 

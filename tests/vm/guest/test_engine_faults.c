@@ -323,7 +323,7 @@ static void run_elsewhere(const void *argument) {
     uint64_t handed = trial_value(&s.server, "flows_handed_away");
     printf("    %llu of %u flows sealed, %llu handed to the other worker\n",
            (unsigned long long)sealed, flows, (unsigned long long)handed);
-    if (options[0]) /* nobody has told the workers of each other */
+    if (options[0]) /* the workers do not know of each other */
         CHECK(sealed > 0 && sealed < flows && handed == 0, "flows on another's queue were read");
     else
         CHECK(sealed == flows && handed > 0, "flows on another's queue were not handed over");

@@ -93,7 +93,7 @@ struct move {
     unsigned port, flows, bytes;
     const char *queues;
     const char *commands[4]; /* in mid-stream, one after the other; the last one ends it all */
-    bool may_end;            /* flows that no longer come by their own queue end, and are told */
+    bool may_end;            /* flows that no longer come by their own queue end, with a reason */
 };
 
 static void run_move(const void *argument) {

@@ -160,7 +160,7 @@ bool trial_says(const struct program *p, const char *line, unsigned seconds) {
         va_end(arguments_);                                                                        \
     } while (0)
 
-/* What is told when senders fail. */
+/* What is printed when senders fail. */
 static struct program last_server;
 
 void trial_launch(struct program *p, const char *format, ...) {
