@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Sizes of the planner's structs, so that the Python binding of the tests can
- * tell that it lays them out as the compiler does.
+ * check that it lays them out as the compiler does.
  */
 #include "storage/plan.h"
 

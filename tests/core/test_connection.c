@@ -27,7 +27,7 @@ static struct {
     uint8_t stopped_for;   /* ... and why, the last one */
     bool is_elsewhere;     /* connections accepted belong to another worker */
     int handed_away;       /* ... which has this one now */
-    uint32_t denied, told; /* connections denied, events that told of them */
+    uint32_t denied, told; /* connections denied, events that report them */
     int denial;            /* and why, the last one */
     struct event accept_event;
 } stage;
@@ -363,7 +363,7 @@ static void a_session_too_many_may_come_back(void) {
     close_stage();
 }
 
-/* One line a second tells of a flood. */
+/* One event a second reports a flood. */
 static void a_flood_of_one_peer_is_one_event(void) {
     open_stage();
     limit_peers(1);

@@ -69,7 +69,7 @@ static void waiting_is_first_come_first_served(void) {
     flow_table_destroy(&t);
 }
 
-/* Who had its turn and got nothing goes on waiting at its place. */
+/* A flow that had its turn and got nothing keeps its place. */
 static void waiting_goes_on_at_the_same_place(void) {
     struct flow_table t;
     flow_table_init(&t, CAPACITY);

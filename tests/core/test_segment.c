@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Placing batches in a segment, and the footer that tells of them.
+ * Placing batches in a segment, and the footer that lists them.
  */
 #include "format/segment.h"
 

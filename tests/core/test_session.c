@@ -243,7 +243,7 @@ static void python_hears_of_an_end_once(void) {
 static const uint32_t terms[] = {0, RESPONSE_LENGTH_KNOWN, RESPONSE_TRAILER,
                                  RESPONSE_LENGTH_KNOWN | RESPONSE_TRAILER};
 
-/* Most senders are well, and go on. */
+/* Most senders cause no trouble, and continue. */
 static bool is_trouble(const struct session *s, enum session_input_kind kind) {
     return kind == SESSION_STREAM_FAILED || kind == SESSION_STOPPED || kind == SESSION_TIMED_OUT ||
            (kind == SESSION_STREAM_ENDED && s->step == SESSION_HELLO);

@@ -188,7 +188,7 @@ static void ingest_slow_writes_and_few_chunks(void) {
 
 /* --- A table of fragments that is too small for what comes --------------------------- */
 
-/* Slow writes, many small fragments: some flow's next one finds no place. It may not go on
+/* Slow writes, many small fragments: some flow's next one finds no place. It may not continue
  * receiving, and it may not be sealed; with those that had room all is well. */
 static void lost_fragments(bool ingest, enum stage_kind kind) {
     const struct stage_shape shape = {.ingest = ingest,
@@ -217,7 +217,7 @@ static void lost_fragments(bool ingest, enum stage_kind kind) {
         lost_count++;
         CHECK_EQUAL(s->error, ENOBUFS);
         CHECK(s->handed < s->payload_bytes);
-        /* It is cancelled at once; what has come by then is let go. */
+        /* It is cancelled at once; what was received by then is released. */
         CHECK(s->delivered - s->head_bytes - s->handed < 100 * KIB);
     }
     CHECK(lost_count > 0);

@@ -182,7 +182,7 @@ static void complete(struct flow *f, int result, uint32_t flags, uint64_t offset
     stage_submit();
 }
 
-/* Told at some time, also when the receive has ended and another one is armed. */
+/* Reported at some time, also when the receive has ended and another one is armed. */
 static void tell_missed_cancel(struct flow *f) {
     const struct io_uring_cqe c = {.res = -ENOENT};
     stage.senders[f->index].cancel_missed = false;

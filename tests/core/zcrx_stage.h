@@ -71,7 +71,7 @@ struct stage_fragment {
 
 struct stage_sender {
     uint64_t laid;      /* bytes that the NIC has received for the flow */
-    uint64_t delivered; /* ... that completions told of */
+    uint64_t delivered; /* ... that completions reported */
     uint64_t handed;    /* ... that batches took */
     struct stage_fragment queued[STAGE_QUEUED_MAX];
     uint32_t first, count; /* a ring */

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nobody is let in with the id of a flow that came by protocol `raw`, however soon they ask."""
+"""No request with the id of a flow of protocol `raw` is admitted, however early."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_silent_hellos_are_ended(serve: Serve) -> None:
 
 
 def test_strangers_cost_nothing_but_a_line(serve: Serve, key_file: str) -> None:
-    """Each is told and counted; the log tells of some, and how many more there were."""
+    """Each gets a line and is counted; the log has some, and the number of the others."""
     hello_timeout_s = 60
     daemon = serve(key_file=key_file, hello_timeout_s=hello_timeout_s)
     silent = [Ingest(daemon.address) for _ in range(STRANGERS_COUNT // 10)]
@@ -281,7 +281,7 @@ def test_only_some_networks_are_let_in(
     denied = wait_for_event(daemon, "connection_denied")
     assert denied[0]["listener"] == "default"
     assert denied[0]["peer"].startswith("127.0.0.1:")
-    assert 1 <= sum(line["count"] for line in denied) <= 5  # one line a second tells of all
+    assert 1 <= sum(line["count"] for line in denied) <= 5  # one line a second counts all
 
 
 @pytest.mark.parametrize(("protocol", "told"), [("raw", "limit"), ("ingest", "busy")])
@@ -302,7 +302,7 @@ def test_one_peer_has_no_more_connections_than_it_may(
         return socket.create_connection(daemon.address, WAIT_S, source_address=(host, 0))
 
     def is_let_in(sender: socket.socket) -> bool:
-        """Tell from the answer to an end without a byte."""
+        """Return whether an end without a byte is answered as by a listener that admits."""
         sender.shutdown(socket.SHUT_WR)
         with sender, sender.makefile("rb") as lines:
             last = json.loads(lines.readlines()[-1])

@@ -37,7 +37,7 @@ COUNTERS = ("received", "kernel_copied", "durable", "written", "padding", "heade
 
 
 class _Load:
-    """Threads that send until told to end, or until the store has had its share."""
+    """Threads that send until they are to end, or until the store has had its share."""
 
     def __init__(self, daemon: Daemon, seed: int) -> None:
         self.sealed: list[Sent] = []
@@ -69,7 +69,7 @@ class _Load:
 
 
 def _check_counters(daemon: Daemon, before: dict[str, float]) -> dict[str, float]:
-    """Counters only grow, and at no time tell of more that is durable than was received."""
+    """Counters only grow, and at no time count more durable bytes than received ones."""
     shot = scrape(daemon)
     now = {name: shot.total(f"ingestd_{name}_bytes_total") for name in COUNTERS}
     assert all(now[name] >= before[name] for name in COUNTERS), (before, now)

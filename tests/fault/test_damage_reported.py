@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Damage of what a daemon stored is told by `ls`, `cat` and `verify`, whatever else they find."""
+"""Damage in what a daemon stored is shown by `ls`, `cat` and `verify`, whatever else they find."""
 
 from __future__ import annotations
 

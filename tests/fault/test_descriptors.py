@@ -40,7 +40,7 @@ def test_emfile(store_path: Path, start_daemon: StartDaemon, seed: int) -> None:
     assert "EMFILE" in event["error"]
     assert "LimitNOFILE" in event["hint"]
     assert _descriptor_count(daemon) == DESCRIPTORS_MAX
-    # A flow that was accepted before goes on to its end.
+    # A flow that was accepted before continues to its end.
     early.write(payload.data()[1000:])
     sent = [Sent(payload, early.finish())]
     # Those that wait in the backlog are served as others leave.

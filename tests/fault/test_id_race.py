@@ -24,7 +24,7 @@ TRIES = 400
 def test_the_id_is_refused_while_the_log_is_stuck(
     start_daemon: Callable[..., Daemon], tmp_path: Path, seed: int
 ) -> None:
-    """Nothing that tells of the flow comes out of the daemon meanwhile."""
+    """The daemon reports nothing of the flow meanwhile."""
     config = both_protocols_config(tmp_path / "c.toml")
     with stuck_log(tmp_path) as log:
         store = format_store(tmp_path / "store.img")

@@ -86,7 +86,7 @@ def test_a_look_up_whose_device_hangs_holds_up_no_shutdown(
     start_daemon: Callable[..., Daemon], tmp_path: Path, seed: int
 ) -> None:
     config = both_protocols_config(tmp_path / "c.toml", daemon={"drain_timeout_s": DRAIN_S})
-    # Of a flow whose id tells nothing, only the store can say what it has.
+    # Of a flow whose id says nothing, only the store can say what it has.
     builder = StoreBuilder()
     segment = builder.segment(0)
     segment.batch(Open(STRANGE), Extent(STRANGE, data_of(seed, DATA_BYTES)), Close(STRANGE))

@@ -174,7 +174,7 @@ def test_silent_sender_is_refused_after_the_idle_time(
 def test_sender_that_never_half_closes(
     store_path: Path, start_daemon: StartDaemon, tmp_path: Path, seed: int
 ) -> None:
-    """After the idle time it is told what is durable; others do not notice."""
+    """After the idle time it gets its durable offset; others do not notice."""
     daemon = _start(start_daemon, store_path, tmp_path, idle_timeout_s=3.0)
     payload = Payload(seed, 123_457)
     sender = SocketSender(daemon.address)

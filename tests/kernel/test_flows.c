@@ -204,7 +204,7 @@ static void run_few_held(const void *argument) {
     net_join(sender);
 }
 
-/* Keeps fragments until no more come, and tells how many bytes that were. */
+/* Keeps fragments until no more come, and returns how many bytes that were. */
 static uint64_t hoard(struct zcrx *zcrx, int socket, struct fragment *kept, uint32_t *kept_count) {
     struct completion completion;
     uint64_t bytes = 0;

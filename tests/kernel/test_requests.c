@@ -121,7 +121,7 @@ static void run_bogus_refill(const void *argument) {
     for (size_t index = 0; index < sizeof(offsets) / sizeof(offsets[0]); index++)
         CHECK(zcrx_give_back_once(&zcrx, (struct fragment){offsets[index], 1}), "a full ring");
     /* Nobody holds the first: it is passed over. The second names an area that is not there: the
-     * flush stops behind it, says nothing, and the next one goes on. */
+     * flush stops behind it, says nothing, and the next one continues. */
     CHECK_ERROR(zcrx_flush(&zcrx), 0, "a flush over bogus entries");
     CHECK(*zcrx.refill_head == 2, "the flush took %u entries", *zcrx.refill_head);
     CHECK_ERROR(zcrx_flush(&zcrx), 0, "another flush");

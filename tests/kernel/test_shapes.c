@@ -126,7 +126,7 @@ static void verify_bytes_only(const struct shape_case *wanted, const struct shap
 static void verify_linear(const struct shape_case *wanted, const struct shape *seen,
                           const struct zcrx *zcrx) {
     /* The head of every packet is copied into a chunk of its own, and the kernel's counter of
-     * copies does not tell: proof of zero copy is what the NIC counts. */
+     * copies does not count it: proof of zero copy is what the NIC counts. */
     CHECK(at_length(seen, wanted->linear_bytes) * 3 > seen->fragments,
           "only %llu of %llu fragments are heads",
           (unsigned long long)at_length(seen, wanted->linear_bytes),

@@ -190,7 +190,7 @@ def test_power_fails_while_flows_go(
 
 
 def _crash(removal: Removal, choose: random.Random) -> int:
-    """Fail at one point, look, open, look, go on with the removal; return how many were hidden."""
+    """Fail at one point, look, open, look, resume the removal; return how many were hidden."""
     store, writes = removal.store, removal.writes
     # Now and then behind all of it, when the command has said that it is done.
     end = choose.choice((choose.randrange(len(writes.done) + 1), len(writes.done)))
@@ -214,7 +214,7 @@ def _crash(removal: Removal, choose: random.Random) -> int:
     with open_for_serving(str(store.path)):
         pass
     assert bytes(store.bytes[layout.SEGMENTS_OFFSET :]) == again
-    # What was cut off is gone on with: nothing is left that need not be.
+    # What was cut off is resumed: nothing is left that need not be.
     left = removal.wanted & set(shown)
     if removal.expires:
         _expire(store, removal.wanted)

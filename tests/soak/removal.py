@@ -41,6 +41,6 @@ def remove(ledger: Ledger, store: Path, flows: Sequence[str]) -> int:
     assert set(removed) <= set(flows), done
     assert bool(done.returncode) == bool(others), done
     ledger.note_removal(removed, "done")
-    if len(others) == 1 and done.returncode in AS_IT_WAS:  # of several, it tells of the first
+    if len(others) == 1 and done.returncode in AS_IT_WAS:  # of several, it reports the first
         ledger.note_removal(others, "")
     return len(removed)

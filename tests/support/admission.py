@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An admission with made-up workers, who ask what they are told to ask."""
+"""An admission with made-up workers, whose requests are those of the test."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class FakeStore:
 
 
 class FakeWorker:
-    """Asks what it is told to ask, and keeps the answers by connection."""
+    """Sends the test's requests, and keeps the responses by connection."""
 
     store_name = "data"
 
@@ -65,7 +65,7 @@ class FakeWorker:
         self.store = FakeStore(path)
         self.asked: list[Any] = []
         self.answers: dict[tuple[int, int], tuple[str, dict[str, Any]]] = {}
-        self.ended: list[tuple[int, int]] = []  # told to end
+        self.ended: list[tuple[int, int]] = []  # commanded to end
         self.is_box_full = False
         self.park_count = 64  # how many more it lets wait
         self.parked: list[tuple[int, int]] = []

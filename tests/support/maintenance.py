@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A keeper on a small store, and who asks it for something."""
+"""A maintenance thread on a small store, and who requests something of it."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class Stage:
 
 @contextmanager
 def staged(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
-    """A stage whose keeper never waits; it counts how often the store is read."""
+    """A stage whose maintenance thread never waits; it counts how often the store is read."""
     made = Stage(path)
     scan = Sweeper.scan
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A service manager's end of sd_notify(3): what the daemon tells it, in order."""
+"""A service manager's end of sd_notify(3): what the daemon reports to it, in order."""
 
 from __future__ import annotations
 

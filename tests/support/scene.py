@@ -140,8 +140,8 @@ def _told_so_far(path: Path, told: list[str]) -> list[str]:
 def service_manager(path: Path) -> Iterator[Callable[[], list[str]]]:
     """Stand in for systemd at a socket.
 
-    Yields a function that returns what was told so far, one message an item,
-    with its newlines as spaces; nothing that was told before it is called is missing.
+    Yields a function that returns what was notified so far, one message an item,
+    with its newlines as spaces; nothing that was sent before it is called is missing.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(path))
@@ -151,7 +151,7 @@ def service_manager(path: Path) -> Iterator[Callable[[], list[str]]]:
             while message := sock.recv(4096):
                 told.append(message.decode().replace("\n", " "))
 
-        # A thread of its own: the daemon blocks when nobody reads what it tells.
+        # A thread of its own: the daemon blocks when nobody reads what it sends.
         reader = threading.Thread(target=read)
         reader.start()
         yield lambda: _told_so_far(path, told)

@@ -40,7 +40,7 @@ class FlowModel:
 
 @dataclass(frozen=True)
 class Open:
-    """An OPEN record to come; the flow goes on where its model ends."""
+    """An OPEN record to come; the flow resumes where its model ends."""
 
     flow: bytes
     peer: tuple[int, bytes, int] = (4, bytes([192, 0, 2, 1]), 4000)
@@ -135,7 +135,7 @@ class StoreBuilder:
             self.used.append((offset, offset + len(data)))
 
     def now_ns(self) -> int:
-        """A clock that goes on by a second whenever it is asked."""
+        """A clock that advances by a second with each reading."""
         self.clock_ns += SECOND_NS
         return self.clock_ns
 

@@ -89,7 +89,7 @@ def flow_id(number: int) -> bytes:
 
 
 def _contents(number: int, offset: int, size: int) -> bytes:
-    """Bytes that tell which flow and which offset they are of."""
+    """Bytes that say which flow and which offset they are of."""
     unit = b"%d@%d;" % (number, offset)
     return (unit * (size // len(unit) + 1))[:size]
 
@@ -106,7 +106,7 @@ def histories(
     """A store of up to SEGMENTS_MAX segments.
 
     `checksum` None: by chance, per segment. `intact`: nothing was lost.
-    `stale`: its bytes may be those of an earlier life, of this store or another.
+    `stale`: its bytes may be those of a previous use, of this store or another.
     """
     builder = StoreBuilder(segment_count=SEGMENTS_MAX, block_bytes=block_bytes)
     if stale and draw(st.booleans()):

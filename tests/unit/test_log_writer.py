@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The queue before the log: nobody waits for who reads it, and what is missing is told."""
+"""The queue before the log: nobody waits for who reads it, and a line counts what is missing."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_a_pipe_that_somebody_made_non_blocking() -> None:
 
 @pytest.mark.fault("log")
 def test_a_journal_that_hangs(tmp_path: Path) -> None:
-    """Nobody reads its socket: whoever logs goes on, and so does every other thread."""
+    """Nobody reads its socket: whoever logs continues, and so does every other thread."""
     path = str(tmp_path / "journal")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.bind(path)

@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Words: in code and documents those of the field, which operators and implementers search for.
 
-ARCHITECTURE.md has the glossary. CHANGELOG.md is history and keeps its words; so do tests. In the
-C core the rule holds for comments, texts and names alike.
+ARCHITECTURE.md has the glossary. CHANGELOG.md is history and keeps its words. In the package the
+rule holds for comments, texts and names alike, in tests for comments and docstrings.
 """
 
 from __future__ import annotations
 
 import ast
+import io
 import re
+import tokenize
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -48,6 +51,15 @@ CORE = [
     path
     for path in FILES
     if path.suffix in {".c", ".h", ".pyx", ".pxd"} and PACKAGE in path.parents
+]
+# Not yet those of the simulator.
+TESTS = [
+    path
+    for path in FILES
+    if path.suffix in {".c", ".h", ".py"}
+    and ROOT / "tests" in path.parents
+    and ROOT / "tests" / "sim" not in path.parents
+    and path.name != Path(__file__).name
 ]
 # Lines of the protocol for a sender's log, as they have always been.
 SENT = {"the receiver could not go on with", "a newer connection goes on with"}
@@ -96,6 +108,42 @@ def test_words_of_the_core_are_those_of_the_field() -> None:
             f"{path.relative_to(ROOT)}:{line}: '{match[0]}': {_remedy(match[0])}"
             for path, line, match in found
             if (path, line) not in sent
+        ]
+    )
+
+
+def _comments(path: Path) -> Iterator[tuple[str, int]]:
+    """Comments of a file in C or Python, each with its line."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        for match in re.finditer(r"/\*.*?\*/", text, re.DOTALL):
+            yield match[0], text.count("\n", 0, match.start()) + 1
+        return
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            yield token.string, token.start[0]
+
+
+def test_comments_are_found(tmp_path: Path) -> None:
+    c, python = tmp_path / "a.c", tmp_path / "a.py"
+    c.write_text("int a; /* one\n * two */\n/* three */\n")
+    python.write_text('A = "# none"  # one\n')
+    assert list(_comments(c)) == [("/* one\n * two */", 1), ("/* three */", 3)]
+    assert list(_comments(python)) == [("# one", 1)]
+
+
+def test_words_of_tests_are_those_of_the_field() -> None:
+    """Names in backticks are what code calls something."""
+    assert len(TESTS) > 200
+    _fail_if_any(
+        [
+            f"{path.relative_to(ROOT)}:{line}: '{match[0]}': {_remedy(match[0])}"
+            for path in TESTS
+            for text, line in [
+                *_comments(path),
+                *(_docstrings(path) if path.suffix == ".py" else []),
+            ]
+            for match in PATTERN.finditer(re.sub(r"`[^`]*`", "", text))
         ]
     )
 

@@ -242,7 +242,7 @@ def test_progress_shows_what_is_durable(tmp_path: Path) -> None:
             while True:
                 try:
                     piece = os.read(ours, 65536)
-                except OSError:  # how a terminal tells its end
+                except OSError:  # how a terminal reports its end
                     break
                 shown += piece
             assert process.wait(WAIT_S) == 0

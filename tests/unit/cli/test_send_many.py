@@ -46,7 +46,7 @@ def test_receipts_come_at_once_and_ctrl_c_tells_what_is_durable(
         assert note.startswith(begin)
         if b"are durable: resume with --resume" in note:
             break
-        # Ctrl-C was faster than the line that told so.
+        # Ctrl-C was faster than the line that says so.
         assert note.endswith(b"nothing of it is durable")
     else:
         pytest.fail("what is durable was never told")
@@ -358,7 +358,7 @@ def test_buffer_that_cannot_be_had(capsys: Capture, monkeypatch: pytest.MonkeyPa
 
 # --- memory ----------------------------------------------------------------------
 
-# Runs a command, and tells the most memory that it had, in KiB.
+# Runs a command, and prints the most memory that it had, in KiB.
 MEASURED = """
 import sys
 from pathlib import Path

@@ -68,7 +68,7 @@ def test_buffer_without_checksum() -> None:
 
 @given(st.lists(st.integers(0, 3 * READ_BYTES_MAX + 7), max_size=6), st.booleans())
 def test_file_is_read_again_and_counted_once(offsets: list[int], has_checksum: bool) -> None:
-    """Each offset is where a connection goes on, and half of what is left is sent over it."""
+    """Each offset is where a connection resumes, and half of what is left is sent over it."""
     payload = Payload(3, 3 * READ_BYTES_MAX + 7)
     data = payload.data()
     with tempfile.TemporaryFile() as file:

@@ -56,7 +56,7 @@ def test_second_run_goes_on(tmp_path: Path) -> None:
         second = _run("127.0.0.1", str(server.port), str(tmp_path / "f"), FLOW)
         assert (first.returncode, second.returncode) == (0, 0), (first.stderr, second.stderr)
         assert bytes(server.only_flow().data) == payload.data()
-        assert server.counts["sealed"] == 1  # which is all that the second run is told
+        assert server.counts["sealed"] == 1  # which is all that the second run learns
 
 
 def test_refusal_is_told(tmp_path: Path) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One connection of protocol `ingest`: connecting, waiting, and what is told before its end."""
+"""One connection of protocol `ingest`: connecting, waiting, and what is received before its end."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What FlowWriter takes from its callers, and what it tells them when it cannot."""
+"""FlowWriter: what it takes from its callers, and the errors that it raises."""
 
 from __future__ import annotations
 

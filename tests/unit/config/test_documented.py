@@ -96,7 +96,7 @@ def test_documented_file_says_what_sighup_applies() -> None:
 
 
 def test_documented_limits_are_those_of_the_models() -> None:
-    """Where the comment of a number tells a range, it is the right one."""
+    """Where the comment of a number gives a range, it is the right one."""
     text, told = DOCUMENTED.read_text(encoding="utf-8"), 0
     for _, model in _sections():
         for name, field in model.model_fields.items():

@@ -158,7 +158,7 @@ def test_open_flows_get_their_time_and_a_second_signal_takes_it(scene: Scene) ->
 
 
 def test_a_connection_goes_to_the_worker_it_belongs_to(scene: Scene) -> None:
-    """Workers are told apart by store and index; what nobody takes is closed."""
+    """Workers are distinguished by store and index; what nobody takes is closed."""
     scene.configure(
         {
             "store": {
@@ -191,7 +191,7 @@ def test_events_are_told_until_the_end(scene: Scene) -> None:
     def scenario() -> None:
         scene.core.workers[0].emit(FlowSealed(7), listener_index=0)
         wait_for(lambda: "flow_sealed" in scene.log.names())
-        # The drain's last words come when the loop has nothing to wait for any more.
+        # The drain's last events come when the loop has nothing to wait for any more.
         scene.core.workers[0].emit(FlowInterrupted(3))
 
     assert scene.play(scenario) == 0
@@ -284,7 +284,7 @@ def test_reload_applies_what_can_change(scene: Scene, manager: Callable[[], list
         assert scene.commands("set_idle_timeout") == [(0, 7_000_000_000)]
         scene.core.workers[0].emit(SegmentOpened(1))
         wait_for(lambda: "segment_opened" in scene.log.names(), "debug events")
-        _reload(scene)  # nothing new: what awaits a restart is told again
+        _reload(scene)  # nothing new: what awaits a restart is logged again
 
     assert scene.play(scenario) == 0
     first, second = scene.log.fields("config_reloaded")
@@ -322,7 +322,7 @@ def test_a_bad_configuration_changes_nothing(
 
 
 def test_reload_with_a_section_gone(scene: Scene) -> None:
-    """What serves goes on as it was; the restart that would change it is told."""
+    """What serves continues as it was; the restart that would change it is logged."""
 
     def scenario() -> None:
         scene.configure(

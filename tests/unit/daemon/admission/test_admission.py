@@ -115,7 +115,7 @@ def test_resume_needs_an_id(gate: Gate) -> None:
     ("resume", "code"), [(False, "exists"), (True, "unknown_flow"), ("auto", "unknown_flow")]
 )
 def test_the_id_of_a_raw_flow_is_never_given_again(gate: Gate, resume: object, code: str) -> None:
-    """Though nobody has told of the flow yet, and none of its bytes may be in the store."""
+    """Though the flow was not reported yet, and none of its bytes may be in the store."""
     assert gate.code(flow=str(RAW_FLOW), resume=resume) == code
 
 
@@ -238,7 +238,7 @@ def test_a_door_has_the_keys_of_its_file(tmp_path: Path) -> None:
 
 
 class AnyOrder(RuleBasedStateMachine):
-    """Connections come and end in any order; a model says what each must be told."""
+    """Connections come and end in any order; a model says the response that each must get."""
 
     def __init__(self) -> None:
         super().__init__()

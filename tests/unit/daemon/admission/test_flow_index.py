@@ -94,7 +94,7 @@ def test_after_a_start_the_flows_used_last_are_known_and_interrupted_ones_first(
         a_flow(number, state="sealed" if number % 2 else "interrupted", spans=(a_span(number),))
         for number in range(40)
     ]
-    flows[0] = a_flow(0, spans=(a_span(1), a_span(99)))  # begun first, and gone on with last
+    flows[0] = a_flow(0, spans=(a_span(1), a_span(99)))  # begun first, and resumed last
     index = FlowIndex(STORE_UUID, flows, details_max=25)
     kept = {number for number in range(40) if index.find(an_id(number))}
     assert kept == {*range(0, 40, 2), 39, 37, 35, 33, 31}
@@ -108,7 +108,7 @@ def test_sealed_flows_go_before_those_that_can_be_gone_on_with() -> None:
     for number in range(4, 50):
         index.note(an_id(number), Known(True, 1, 0, True))
     assert all(index.find(an_id(number)) for number in range(4))
-    index.note(an_id(0), Known(True, 2, 0, True))  # it was gone on with, and is complete
+    index.note(an_id(0), Known(True, 2, 0, True))  # it was resumed, and is complete
     index.note(an_id(50), Known(False, 1, 0, True))
     assert index.find(an_id(0)) is None
     assert index.must_ask(an_id(0))

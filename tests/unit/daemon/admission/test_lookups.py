@@ -204,7 +204,7 @@ def test_who_takes_over_and_finds_no_place_waits_all_the_same(gate: AskedGate) -
 
 @pytest.mark.fault("look_ups")
 def test_the_end_waits_for_no_reading(gate: AskedGate) -> None:
-    """It is told to end, and nobody is woken afterwards, whenever the device answers."""
+    """It is to end, and nobody is woken afterwards, whenever the device answers."""
     gate.come(FLOW)
     wait_for(gate.is_read.is_set, "the reading")
     reader = gate.admission._readers["data"]

@@ -59,7 +59,7 @@ def test_locked_memory_limit(
 
 
 def test_locked_memory_is_told_in_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 0)  # whom a way out of root's is told
+    monkeypatch.setattr("os.geteuid", lambda: 0)  # who gets a remedy that only root has
     monkeypatch.setattr(limits, "locked_memory_limit", lambda: None)
     needs = [LockedNeed("a", 2, 4 * MIB), LockedNeed("b", 1, 2 * MIB)]
     check_locked_memory(needs, None)

@@ -15,7 +15,7 @@ from support.fake_store import FakeStore
 
 
 class Told:
-    """A log that keeps what it is told."""
+    """A log that keeps what is logged."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[LogEvent, dict[str, Any]]] = []

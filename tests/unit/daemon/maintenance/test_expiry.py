@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keeper and retention: what is past its term, by which clock, and what came meanwhile."""
+"""Maintenance and retention: what is past its term, by which clock, and what came meanwhile."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The keeper when the device refuses, and when it is to end."""
+"""The maintenance thread when the device refuses, and when it is to end."""
 
 from __future__ import annotations
 

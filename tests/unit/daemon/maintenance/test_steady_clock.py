@@ -34,7 +34,7 @@ class Machine:
         return self.boot_ns + self.offset_ns
 
     def run(self, clock: SteadyClock, seconds: int) -> None:
-        """Time passes, and the keeper looks now and then."""
+        """Time passes, and the maintenance thread looks now and then."""
         for _ in range(10):
             self.boot_ns += seconds * S // 10
             clock.look()

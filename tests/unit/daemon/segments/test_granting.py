@@ -47,7 +47,7 @@ class Asking:
 
 
 class Overwriting(FakeStore):
-    """A full store that gives up a segment when it is asked to, and hangs when told to."""
+    """A full store that reclaims a segment on request, and hangs when it is to."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -113,7 +113,7 @@ def test_a_store_whose_device_hangs_holds_up_no_other(
 def test_what_is_free_is_granted_while_the_device_hangs(
     stores: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The pump of the very store does no I/O: what was given up ahead is there."""
+    """The pump of the very store does no I/O: what was reclaimed ahead is there."""
     monkeypatch.setattr(overwriter, "LOOK_INTERVAL_S", 0.01)
     a = Asking("a", stores["a"])
     granting = _granting({"a": stores["a"]}, [a])

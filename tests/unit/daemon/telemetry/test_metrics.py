@@ -191,7 +191,7 @@ def test_every_counter_of_the_core_is_exported(
 
     workers[0].counters = lambda: Noting(workers[0].values)
     list(collector.collect())
-    # The size of the area is the sum of its parts; turns are told by their age.
+    # The size of the area is the sum of its parts; turns are reported by their age.
     unexported = {"loop_turns", "loop_beat_ns", "segments_used", "segments_wanted"}
     assert set(counter_names()) - read <= unexported
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections between two workers: each arrives, waits for room, or is told why it ends."""
+"""Connections between two workers: each arrives, waits for room, or gets the reason why it ends."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class Scene:
         return fd
 
     def said(self) -> bytes:
-        """Return all that the last sender is told before its connection ends."""
+        """Return all that the last sender receives before its connection ends."""
         parts = []
         while part := self.senders[-1].recv(4096):
             parts.append(part)

@@ -390,7 +390,7 @@ def test_loop_age(bench: Bench) -> None:
 def test_faults_have_a_class_and_a_remedy(
     code: int, call: str, error: type[IngestdError], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("os.geteuid", lambda: 0)  # whom a way out of root's is told
+    monkeypatch.setattr("os.geteuid", lambda: 0)  # who gets a remedy that only root has
     monkeypatch.setattr("ingestd.daemon.machine.limits.locked_memory_limit", lambda: None)
     made = fault_to_error(CoreFault(code, call, "this object"), "worker data-0", 2 * MIB, "eth7")
     assert type(made) is error

@@ -30,7 +30,7 @@ FLOW = b"\xab" * 16
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A file of 10 blocks and 100 bytes that tells each of its bytes apart from its neighbours."""
+    """A file of 10 blocks and 100 bytes each of whose bytes differs from its neighbours."""
     file = tmp_path / "file"
     file.write_bytes(bytes(index * 7 % 251 for index in range(41060)))
     return file
@@ -197,7 +197,7 @@ def test_a_block_device_is_served_exclusively(loop: str, monkeypatch: pytest.Mon
 
 @pytest.mark.needs_root
 def test_a_block_device_that_is_given_up_meanwhile_is_served(loop: str) -> None:
-    """Told once, and not before it is clear that no reader holds it."""
+    """Reported once, and not before it is clear that no reader holds it."""
     holder = os.open(loop, os.O_RDONLY | os.O_EXCL)
     timer = threading.Timer(0.3, os.close, [holder])
     told: list[float] = []

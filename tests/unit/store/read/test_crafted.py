@@ -29,7 +29,7 @@ def closed_segment(segment_bytes: int = MIB) -> StoreBuilder:
 def test_a_footer_that_states_a_whole_segment_is_not_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its records would be read, and held, before their checksum could tell."""
+    """Its records would be read, and held, before their checksum could be compared."""
     builder = closed_segment(64 * MIB)
     end = SEGMENTS_OFFSET + 64 * MIB
     row = SEGMENT_FOOTER.unpack(bytes(builder.image[end - 4096 :][: SEGMENT_FOOTER.size_bytes]))

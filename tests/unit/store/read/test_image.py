@@ -213,7 +213,7 @@ def test_bytes_behind_a_hole_are_not_shown(path: Path) -> None:
 
 
 def test_what_lay_behind_a_hole_never_comes_back(path: Path) -> None:
-    """The next generation's sender goes on at the hole; the old tail must not be joined to it."""
+    """The next generation's sender resumes at the hole; the old tail must not be joined to it."""
     builder = StoreBuilder()
     first = builder.segment(0)
     first.batch(Open(FLOW), Extent(FLOW, b"a" * 1000))
@@ -260,7 +260,7 @@ def test_a_later_life_may_take_the_place_of_a_tail(path: Path) -> None:
     with image_of(builder, path) as image:
         assert bytes_of(image, FLOW) == b"a" * 1000 + b"OLD" * 100 + b"new" * 200
         flow = image.find(ID)
-        # The CRC32C at the place where it goes on was not kept: there is none of the whole.
+        # The CRC32C at the place where it resumes was not kept: there is none of the whole.
         assert (flow.state, flow.bytes, flow.checksum) == ("sealed", 1900, None)
         assert image.anomalies == []
 
@@ -360,7 +360,7 @@ def test_both_superblocks_damaged(path: Path) -> None:
 
 
 def test_more_segments_than_there_is_device(path: Path) -> None:
-    """However many a superblock tells of, looking at the store ends, and soon."""
+    """However many a superblock claims, looking at the store ends, and soon."""
     builder = StoreBuilder()
     builder.segment_count = layout.SEGMENT_COUNT_MAX
     builder.store_bytes = layout.SEGMENTS_OFFSET + builder.segment_count * builder.segment_bytes

@@ -61,7 +61,7 @@ def test_a_sound_store(path: Path) -> None:
 
 
 def test_a_connection_without_bytes_behind_those_of_another_segment(path: Path) -> None:
-    """A flow goes on by another worker, and ends by the first one again."""
+    """A flow continues by another worker, and ends by the first one again."""
     builder = StoreBuilder()
     first, other = builder.segment(0), builder.segment(1)
     interrupted = Close(FLOW, layout.FLOW_STATE_INTERRUPTED)
@@ -110,7 +110,7 @@ def test_unused_bytes_do_not_count(path: Path) -> None:
 
 
 def test_a_footer_that_lies(path: Path) -> None:
-    """Every checksum is right, but the footer tells of another flow than the batches."""
+    """Every checksum is right, but the footer lists another flow than the batches."""
     builder = sound()
     at = END0 - 8192
     size = layout.SEGMENT_FOOTER.unpack(builder.image, END0 - 4096).record_bytes

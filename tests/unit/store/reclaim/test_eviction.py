@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Giving up the oldest segments: which, what is left of their flows, and every crash."""
+"""Evicting the oldest segments: which, what is left of their flows, and every crash."""
 
 from __future__ import annotations
 
@@ -359,7 +359,7 @@ def test_ahead_of_time_granting_waits_for_no_device(
 def test_what_another_gave_up_is_not_given_up_again(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The keeper may free what the device refused to give up; a worker has it then."""
+    """Maintenance may free what the device refused to evict; a worker has it then."""
     full().save(path)
     clock = [0.0]
     with open_for_serving(str(path)) as store:

@@ -69,7 +69,7 @@ def damage(path: Path, *, header: bool) -> bytes:
         if header:
             file.seek(base + 12)
             file.write(b"\xff" * 200)
-        else:  # its first batch and the footer, of which a mark tells
+        else:  # its first batch and the footer, which a mark lists
             file.seek(base + MIB - 4096 + 8)
             file.write(b"\xff" * 4)
             file.seek(base + SEGMENT_DATA_BLOCK * 4096)

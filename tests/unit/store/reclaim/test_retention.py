@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which flows need not be kept: terms, sizes, and what is never let go."""
+"""Which flows need not be kept: terms, sizes, and which are never released."""
 
 from __future__ import annotations
 

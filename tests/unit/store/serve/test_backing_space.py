@@ -59,7 +59,7 @@ def test_what_is_allocated_is_counted_and_never_what_is_missing(tmp_path: Path) 
 
 
 def allocated_bytes_are_told(fd: int) -> bool:
-    """Tell whether the file system has FIEMAP."""
+    """Return whether the file system has FIEMAP."""
     os.posix_fallocate(fd, 63 * MIB, 4096)
     told = allocated_bytes(fd, 63 * MIB, MIB) > 0
     os.ftruncate(fd, 63 * MIB)

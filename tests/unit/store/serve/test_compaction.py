@@ -185,7 +185,7 @@ def test_every_power_failure(path: Path, checksum: bool, tmp_path: Path) -> None
     """Whenever the power fails while segments are put together, each flow is shown once, whole."""
     builder = restarted(checksum=checksum)
     chance = random.Random(20261126)
-    for index in (5, 6, 7):  # free, but what an earlier life left there is not all zeros
+    for index in (5, 6, 7):  # free, but what a previous use left there is not all zeros
         base = layout.SEGMENTS_OFFSET + index * builder.segment_bytes
         builder.image[base + 512 : base + 32768] = chance.randbytes(32768 - 512)
     start = bytes(builder.image)
