@@ -312,9 +312,9 @@ static void run_elsewhere(const void *argument) {
 
     net_reset();
     s.disk = trial_disk("faults");
-    s.before = trial_nic();
     trial_serve(&s.server, "-f %s -i zc0 -q 2,3 -p %d %s", trial_device(s.disk), OTHER_PORT,
                 options);
+    s.before = trial_nic();
     trial_send(&s.sender, s.disk, NET_ADDRESS, "-p %d -n %u -b 20001 -l -S %u", OTHER_PORT, flows,
                fresh_seed());
     trial_join(&s.sender);
