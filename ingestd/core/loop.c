@@ -11,8 +11,13 @@
 
 #define BACKPRESSURE_REPORT_NS 1000000000ull
 
-/* Takes storage's news, and hands each to the connection or the engine that it concerns. */
-static void loop_take_news(struct worker *w) {
+static inline void loop_take_reports(struct worker *w) {
+    if (engine_has_report(&w->receiver))
+        connection_take_reports(&w->connections);
+}
+
+/* Hands each of storage's news to the connection or the engine that it concerns. */
+static void loop_tell_news(struct worker *w) {
     struct storage_news n;
     while (storage_next_news(&w->storage, &n)) {
         switch (n.kind) {
@@ -36,7 +41,12 @@ static void loop_take_news(struct worker *w) {
             break;
         }
     }
-    connection_take_reports(&w->connections); /* of those that were interrupted */
+    loop_take_reports(w); /* of those that were interrupted */
+}
+
+static inline void loop_take_news(struct worker *w) {
+    if (storage_may_have_news(&w->storage))
+        loop_tell_news(w);
 }
 
 static void loop_arm_command(struct worker *w) {
@@ -144,7 +154,7 @@ static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
         loop_flow_complete(w, tag, index, cqe);
         break;
     }
-    connection_take_reports(&w->connections);
+    loop_take_reports(w);
 }
 
 static uint64_t loop_drain(struct worker *w) {
@@ -205,18 +215,18 @@ static uint64_t loop_turn(struct worker *w) {
     storage_place(&w->storage); /* what was full may have its place now, and flows wait behind it */
     connection_serve_blocked(&w->connections);
     uint64_t next_ns = w->engine->turn(&w->receiver);
-    connection_take_reports(&w->connections);
+    loop_take_reports(w);
     next_ns = time_min(next_ns, connection_turn(&w->connections));
     handover_turn(&w->connections);
     next_ns = time_min(next_ns, listeners_turn(&w->connections));
     next_ns = time_min(next_ns, loop_drain(w));
-    connection_take_reports(&w->connections); /* of those that were stopped */
+    loop_take_reports(w); /* of those that were stopped */
     uint32_t flows = w->flows.count;
     next_ns = time_min(next_ns, storage_turn(&w->storage));
     loop_take_news(w);
     next_ns = time_min(next_ns,
                        ingest_turn(&w->connections)); /* last: it sends what has become durable */
-    connection_take_reports(&w->connections);
+    loop_take_reports(w);
     if (w->connections.draining && flows > 0 && w->flows.count == 0)
         return w->reactor.now_ns; /* the last one has gone: the store is to be closed */
     return next_ns;

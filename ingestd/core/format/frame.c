@@ -45,11 +45,6 @@ void frame_begin(struct frame *f, uint8_t *buffer, uint32_t capacity) {
     f->last_extent = NULL;
 }
 
-bool frame_has_room(const struct frame *f, uint32_t record_bytes) {
-    assert(f->used <= f->capacity);
-    return record_bytes <= f->capacity - f->used;
-}
-
 /* Reserves a record and fills in its head; NULL when it does not fit. */
 static void *frame_add_record(struct frame *f, uint16_t kind, uint32_t record_bytes, uint32_t flags,
                               const uint8_t flow[FORMAT_UUID_BYTES]) {

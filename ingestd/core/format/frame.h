@@ -11,6 +11,7 @@
 #ifndef INGESTD_FORMAT_FRAME_H
 #define INGESTD_FORMAT_FRAME_H
 
+#include <assert.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -66,7 +67,10 @@ struct frame_batch {
 uint32_t frame_crc32c(uint32_t crc, const void *data, uint64_t bytes);
 
 void frame_begin(struct frame *f, uint8_t *buffer, uint32_t capacity);
-bool frame_has_room(const struct frame *f, uint32_t record_bytes);
+static inline bool frame_has_room(const struct frame *f, uint32_t record_bytes) {
+    assert(f->used <= f->capacity);
+    return record_bytes <= f->capacity - f->used;
+}
 uint32_t frame_open_bytes(const struct frame_open *o);
 
 /* Each of these returns 0, or -ENOSPC when the record does not fit. */

@@ -101,6 +101,10 @@ void receiver_init(struct receiver *r, struct reactor *reactor, struct area *are
                    struct storage *storage, struct flow_table *flows);
 /* The oldest report; false: there is none. */
 bool engine_next_report(struct receiver *r, struct engine_report *out);
+/* Cheap: it is asked behind each completion, and mostly there is none. */
+static inline bool engine_has_report(const struct receiver *r) {
+    return r->report_head != FLOW_NONE;
+}
 
 /* --- Shared by the engines ---------------------------------------------------------- */
 

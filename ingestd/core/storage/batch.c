@@ -102,17 +102,11 @@ static bool batch_add_open(struct batch *b, struct storage_stream *t) {
 }
 
 bool batch_has_room(struct batch_pool *p, struct storage_stream *t, uint32_t bytes) {
-    struct batch *b = p->open;
-    /* A fragment may make three extents (head, body, tail), and a CLOSE may follow. */
-    uint32_t records = 3 * sizeof(struct record_extent) + sizeof(struct record_close);
-    if (!t->opened) /* its texts may be long: what they leave must do for the rest */
-        records += frame_open_bytes(t->open);
-    if (b->full || b->touch_count >= BATCH_TOUCHES_MAX - 1 || b->hold_count >= p->holds_max ||
-        b->plan.iov_count + PLAN_IOVECS_MIN > b->plan.iov_capacity)
-        return false;
-    if (!plan_is_empty(&b->plan) && bytes > 0 && b->plan.payload_end + bytes > p->payload_bytes_max)
-        return false;
-    return frame_has_room(&b->plan.frame, records) && (t->opened || batch_add_open(b, t));
+    uint32_t record_bytes = BATCH_PIECE_RECORD_BYTES;
+    if (t->opened)
+        return batch_has_space(p, bytes, record_bytes);
+    record_bytes += frame_open_bytes(t->open); /* its texts may be long */
+    return batch_has_space(p, bytes, record_bytes) && batch_add_open(p->open, t);
 }
 
 /* The planner counts bytes as direct that were copied before they were appended. */

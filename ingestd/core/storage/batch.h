@@ -23,6 +23,8 @@
 #define BATCH_HOLDS_MAX 1024u
 #define BATCH_TOUCHES_MAX 1024u
 #define BATCH_NONE UINT32_MAX
+/* A fragment may make three extents (head, body, tail), and a CLOSE may follow. */
+#define BATCH_PIECE_RECORD_BYTES (3 * sizeof(struct record_extent) + sizeof(struct record_close))
 
 /* A run of a stream's bytes that is handed over: it lies in the area until its hold comes back. */
 struct batch_piece {
@@ -90,6 +92,17 @@ struct batch *batch_open(struct batch_pool *p, uint64_t now_ns, bool uses_reserv
 /* It is written, or dropped, and its holds are released. */
 void batch_give(struct batch_pool *p, struct batch *b);
 
+/* Whether the open batch takes so many bytes, and records of that many. */
+static inline bool batch_has_space(const struct batch_pool *p, uint32_t bytes,
+                                   uint32_t record_bytes) {
+    const struct batch *b = p->open;
+    if (b->full || b->touch_count >= BATCH_TOUCHES_MAX - 1 || b->hold_count >= p->holds_max ||
+        b->plan.iov_count + PLAN_IOVECS_MIN > b->plan.iov_capacity)
+        return false;
+    if (!plan_is_empty(&b->plan) && bytes > 0 && b->plan.payload_end + bytes > p->payload_bytes_max)
+        return false;
+    return frame_has_room(&b->plan.frame, record_bytes);
+}
 /* Whether the open batch takes so many bytes of the stream: then its OPEN record is in it. */
 bool batch_has_room(struct batch_pool *p, struct storage_stream *t, uint32_t bytes);
 

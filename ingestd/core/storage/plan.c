@@ -342,10 +342,6 @@ bool plan_has_record_room(const struct plan_batch *b, const struct plan_profile 
     return header_bytes + round_up(b->payload_end, end_mask(p)) <= p->batch_bytes_max;
 }
 
-bool plan_is_empty(const struct plan_batch *b) {
-    return b->frame.record_count == 0;
-}
-
 uint64_t plan_bytes(const struct plan_batch *b, const struct plan_profile *p) {
     return frame_header_bytes(&b->frame, header_unit(p)) + round_up(b->payload_end, end_mask(p));
 }

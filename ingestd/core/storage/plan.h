@@ -124,7 +124,9 @@ bool plan_has_record_room(const struct plan_batch *b, const struct plan_profile 
                           uint32_t record_bytes);
 
 /* Whether there is nothing to write: no payload and no record. */
-bool plan_is_empty(const struct plan_batch *b);
+static inline bool plan_is_empty(const struct plan_batch *b) {
+    return b->frame.record_count == 0;
+}
 
 /* Header + payload + padding if the batch were closed now. */
 uint64_t plan_bytes(const struct plan_batch *b, const struct plan_profile *p);

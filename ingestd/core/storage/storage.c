@@ -141,7 +141,11 @@ static struct batch *storage_batch_for(struct storage *s, struct storage_stream 
 uint32_t storage_append(struct storage *s, struct storage_stream *t,
                         const struct batch_piece *piece) {
     struct batch_pool *p = &s->batches;
-    struct batch *b = storage_batch_for(s, t, piece->bytes, false);
+    struct batch *b = p->open;
+    /* Of a flow's fragments nearly all find the open batch with room, and nothing else to do. */
+    if (b == NULL || b->uses_reserve || !t->opened ||
+        !batch_has_space(p, piece->bytes, BATCH_PIECE_RECORD_BYTES))
+        b = storage_batch_for(s, t, piece->bytes, false);
     if (b == NULL)
         return 0;
     uint32_t taken = batch_add(p, t, piece);

@@ -127,6 +127,10 @@ void storage_place(struct storage *s);
 uint64_t storage_turn(struct storage *s);
 /* What has happened, oldest first; false: no more. Holds stay readable until the next call. */
 bool storage_next_news(struct storage *s, struct storage_news *out);
+/* Cheap: it is asked behind each completion of storage's, and mostly there is none. */
+static inline bool storage_may_have_news(const struct storage *s) {
+    return s->done_head != BATCH_NONE || s->lost || s->gave_up || writer_may_have_ack(&s->writer);
+}
 
 /* Everything taken is committed, every segment is closed. */
 bool storage_is_finished(const struct storage *s);

@@ -96,6 +96,10 @@ void writer_commit(struct storage *s);
 /* Once a turn: flush, footers. Returns when to call again at the latest. */
 uint64_t writer_turn(struct storage *s);
 
+/* Whether there may be an acknowledgement to take: not once all of the last commit's were. */
+static inline bool writer_may_have_ack(const struct writer *x) {
+    return !x->commit_reported;
+}
 /* Takes the oldest acknowledgement, if its item is committed. */
 bool writer_take_ack(struct storage *s, struct ack *out);
 /* Nothing that waits for a commit will get one. */
