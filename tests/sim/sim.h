@@ -29,7 +29,7 @@
 #define BLOCK 4096u /* a hello, and a trailer */
 #define SEGMENT_BYTES (1u << 20)
 #define SEGMENTS_OFFSET_BYTES (1u << 20)
-#define SEGMENTS_COUNT_MAX 16u
+#define SEGMENTS_COUNT_MAX 80u
 #define SOCKETS_MAX 256u
 #define STREAMS_MAX 96u
 #define SAFE_AHEAD_MAX 128u
@@ -49,6 +49,7 @@ struct shape {
     uint64_t crash_step; /* power fails here; NEVER: the life ends by a drain */
     uint32_t engine, interface_index;
     bool checksum, is_file, is_crowd, keeps_bounds, small_packets;
+    bool is_plain; /* for make bench-core: nothing rare happens */
     uint32_t mem_align, write_align, virt_mask, iovecs_max, block_bytes;
     uint64_t area_bytes;
     uint32_t write_bytes_max, writes_in_flight_max, flows_max;
@@ -76,6 +77,7 @@ struct sim {
     uint8_t uuid[16];
     uint32_t segments[SEGMENTS_COUNT_MAX], segments_count, segments_granted;
     uint32_t store_segments;
+    uint64_t receives_count, received_bytes; /* of receives that brought bytes */
     bool store_failed; /* the worker was given a reason to give its store up */
 };
 extern struct sim sim;
@@ -83,7 +85,7 @@ extern struct sim sim;
 /* --- sim_trace.c --- */
 uint64_t sim_random(void);
 uint32_t sim_below(uint32_t limit);
-bool sim_one_of(uint32_t count); /* true once in so many; never for 0 */
+bool sim_one_of(uint32_t count); /* true once in so many; never for 0, or if is_plain */
 uint64_t sim_time_below(uint64_t limit_ns);
 void sim_log(const char *format, ...) __attribute__((format(printf, 1, 2)));
 noreturn void sim_fail(const char *format, ...) __attribute__((format(printf, 1, 2)));

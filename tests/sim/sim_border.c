@@ -347,7 +347,9 @@ void border_drain(void) {
 
 /* Nothing new comes: all that has begun must end now, in its time. */
 static void check_progress(void) {
-    if (!sim.calm && sim.step >= sim.shape.steps_max) {
+    bool is_sent =
+        sim.shape.is_plain && streams_count == sim.shape.senders_max && senders_are_over();
+    if (!sim.calm && (is_sent || sim.step >= sim.shape.steps_max)) {
         sim.calm = true;
         sim.calm_step = sim.step;
         sim.calm_ns = sim.now_ns;

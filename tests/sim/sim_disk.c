@@ -79,6 +79,8 @@ static void check_shape(const struct disk_write *d) {
 
 static uint64_t latency_ns(void) {
     uint64_t most = sim_one_of(sim.shape.slow_disk_of) ? 400 * MS : 2 * MS;
+    if (sim.shape.is_plain)
+        most = 200 * US;
     return 10 * US + sim_time_below(sim.calm ? MS : most);
 }
 

@@ -169,6 +169,8 @@ static enum ready complete_receive(struct operation *o) {
     if (o->progress > 0 && (whole || !waits_for_all || over || o->is_cancelled)) {
         if (over && s->has_reset && sim_below(2))
             s->reset_told = true; /* cleared, and told to nobody */
+        sim.receives_count++;
+        sim.received_bytes += o->progress;
         return done(o, (int)o->progress);
     }
     if (o->progress > 0 || (!over && !o->is_cancelled))

@@ -106,7 +106,7 @@ void nic_step(void) {
     if (!nic.is_open)
         return;
     look_at_entries();
-    if (!nic.by_copy && (sim.calm || sim_one_of(3)))
+    if (!nic.by_copy && (sim.calm || sim.shape.is_plain || sim_one_of(3)))
         take_entries(1 + sim_below(64));
 }
 
@@ -272,6 +272,8 @@ static enum ready bring(struct operation *o, bool is_last) {
     s->read += bytes;
     if (o->bound != UINT64_MAX)
         o->bound -= bytes < o->bound ? bytes : o->bound;
+    sim.receives_count++;
+    sim.received_bytes += bytes;
     sim_post(o->user_data, (int)bytes, is_last ? 0 : IORING_CQE_F_MORE, TOKEN | offset);
     return is_last ? READY_DONE : READY_MORE;
 }

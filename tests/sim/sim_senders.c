@@ -295,6 +295,8 @@ static struct stream *new_stream(bool is_ingest) {
     s->payload_bytes = sim_one_of(8) ? sim_below(3) : sim_below(most + 1);
     if (sim_one_of(6))
         s->payload_bytes = s->payload_bytes / BLOCK * BLOCK;
+    if (sim.shape.is_plain)
+        s->payload_bytes = sim.shape.payload_max;
     s->is_resumable = s->base_crc_known = true;
     if (is_ingest) {
         for (int i = 0; i < 16; i++)
@@ -315,8 +317,9 @@ static struct stream *stream_to_feed(bool is_ingest) {
 }
 
 static void connect_one(void) {
-    bool is_ingest = sim_below(2) != 0;
-    if (senders_count == CONNECTIONS_MAX)
+    bool is_ingest = !sim.shape.is_plain && sim_below(2) != 0;
+    uint32_t most = sim.shape.is_plain ? sim.shape.senders_max : CONNECTIONS_MAX;
+    if (senders_count == most)
         return;
     struct stream *stream = stream_to_feed(is_ingest);
     if (stream == NULL)

@@ -30,7 +30,7 @@ uint32_t sim_below(uint32_t limit) {
 }
 
 bool sim_one_of(uint32_t count) {
-    return count != 0 && sim_below(count) == 0;
+    return !sim.shape.is_plain && count != 0 && sim_below(count) == 0;
 }
 
 uint64_t sim_time_below(uint64_t limit_ns) {
