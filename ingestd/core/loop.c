@@ -17,7 +17,7 @@ static inline void loop_take_reports(struct worker *w) {
 }
 
 /* Hands each of storage's news to the connection or the engine that it concerns. */
-static void loop_tell_news(struct worker *w) {
+static void loop_report_news(struct worker *w) {
     struct storage_news n;
     while (storage_next_news(&w->storage, &n)) {
         switch (n.kind) {
@@ -46,7 +46,7 @@ static void loop_tell_news(struct worker *w) {
 
 static inline void loop_take_news(struct worker *w) {
     if (storage_may_have_news(&w->storage))
-        loop_tell_news(w);
+        loop_report_news(w);
 }
 
 static void loop_arm_command(struct worker *w) {
