@@ -19,6 +19,7 @@
 #include <time.h>
 
 #define KILLED_FIRST_OF 8u /* driver.py tells the documents */
+#define IMAGES_MAX 4u
 
 struct sim sim;
 static char unflushed_path[512];
@@ -123,7 +124,7 @@ static void choose_times(struct shape *p) {
     p->late_answer_of = ONE_OF(0, 8, 3);
     p->late_grant_of = ONE_OF(0, 3, 20);
     p->command_of = ONE_OF(0, 200, 40);
-    p->check_of = ONE_OF(100, 400, 1000);
+    p->check_of = ONE_OF(20, 60, 400);
 }
 
 /* Many short flows at once, on a device that is behind: batches gather what they can. */
@@ -192,14 +193,16 @@ static void report(const char *what, const char *why) {
         sim_fail("the store that is left at this moment is not what was promised");
 }
 
+/* Of one moment several images: what power failing leaves is one or the other. */
 void sim_check_point(const char *why) {
-    if (sim_one_of(KILLED_FIRST_OF)) {
-        disk_dump(unflushed_path);
-        report("check", "kill");
-        return;
+    for (uint32_t count = 1 + sim_below(IMAGES_MAX); count > 0; count--) {
+        bool is_kill = sim_one_of(KILLED_FIRST_OF);
+        if (is_kill)
+            disk_dump(unflushed_path);
+        else
+            disk_lose_power();
+        report("check", is_kill ? "kill" : why);
     }
-    disk_lose_power();
-    report("check", why);
 }
 
 static void read_life(void) {

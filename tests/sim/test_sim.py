@@ -17,7 +17,7 @@ from sim.driver import fresh_seed, simulate
 from ingestd.store.read import image
 from support.crash_store import Serial
 
-POINTS = 300
+POINTS = 3000
 SECONDS = float(os.environ.get("SIM_SECONDS", "0"))
 STEPS = 1500
 
@@ -27,7 +27,7 @@ def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image, "ThreadPoolExecutor", Serial)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_fresh_seeds() -> None:
     ends_s = time.monotonic() + SECONDS
     points = 0
@@ -37,7 +37,7 @@ def test_fresh_seeds() -> None:
         points += simulate(program_of(seed), seed, STEPS).points
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_a_seed_repeats_to_the_byte_and_is_clean_under_sanitizers() -> None:
     seed = fresh_seed()
     print(f"simulator: make sim SEED={seed} STEPS={STEPS} SANITIZE=1")
