@@ -91,6 +91,18 @@ MUTANTS: Final = (
           r" \1->iov[--\1->iov_count].iov_len;"),),
     ),
     Mutant(
+        "an allow list that is not looked at",
+        ((r"(bool in) = networks_hold\([^;]*\);", r"\1 = true;"),),
+    ),
+    Mutant(
+        "a peer's connections are not counted down",
+        ((r"(\s)peers_remove\(&\w+->peers, [^;]*\);", r"\1(void)peers_remove;"),),
+    ),
+    Mutant(
+        "a store's file that is gone goes unseen",
+        ((r"(int code) = device_lost\(s\);", r"\1 = 0;"),),
+    ),
+    Mutant(
         "a footer for what was not flushed",
         ((r"bool committed = l->segment\.committed_batches == l->segment\.batch_count &&\s+"
           r"(\S*commit)\.committed_upto > l->header_item;",

@@ -35,6 +35,7 @@
 #define SAFE_AHEAD_MAX 128u
 #define OPERATIONS_MAX 16384u
 #define LISTENERS_COUNT 2u /* one raw, one of protocol ingest */
+#define HOSTS_COUNT 5u     /* senders come from 10.0.0.1 and those behind it */
 
 /* Descriptors, all played. */
 #define FD_STORE 900
@@ -43,11 +44,15 @@
 #define FD_LISTENER 920
 #define FD_SOCKET 1000
 
+/* Of rx queues: the worker's, and another one. */
+#define NAPI_OWN 5u
+#define NAPI_OTHER 7u
+
 /* What this life is like. */
 struct shape {
     uint64_t steps_max;
     uint64_t crash_step; /* power fails here; NEVER: the life ends by a drain */
-    uint32_t engine, interface_index;
+    uint32_t engine, interface_index, rx_buf_len, chunk_bytes;
     bool checksum, is_file, is_crowd, keeps_bounds, small_packets;
     bool is_plain; /* for make bench-core: nothing rare happens */
     uint32_t mem_align, write_align, virt_mask, iovecs_max, block_bytes;
@@ -62,7 +67,9 @@ struct shape {
     uint32_t write_trouble_of, flush_failure_of, slow_disk_of, reset_of, pause_of, wall_jump_of;
     uint32_t refused_submit_of, accept_failure_of, receive_end_of, late_answer_of, late_grant_of;
     uint32_t command_of, check_of;
-    bool disk_dies;
+    bool disk_dies, file_goes, is_queue_owned;
+    uint32_t allow[LISTENERS_COUNT];    /* which of sim_border.c's allow lists */
+    uint32_t per_peer[LISTENERS_COUNT]; /* connections of one peer; 0: no limit */
 };
 
 struct sim {
@@ -159,6 +166,8 @@ struct socket_ {
     uint32_t chunk; /* being filled by the NIC; UINT32_MAX: none */
     uint32_t chunk_used;
     bool is_other_queue; /* its packets come by another rx queue, and are copied */
+    bool is_served;      /* something was received of it, or asked for */
+    uint8_t host;        /* last byte of its peer's address */
 };
 struct socket_ *socket_connect(uint32_t listener);
 uint64_t socket_deliver(struct socket_ *s, uint64_t bytes); /* returns what arrived */
@@ -168,6 +177,7 @@ struct socket_ *socket_of(int fd);
 enum ready network_complete(struct operation *o);
 bool network_has(const struct socket_ *s);
 int socket_hand_over(struct socket_ *s); /* accepted by another worker: its descriptor */
+void socket_served(struct socket_ *s);   /* the worker wants its bytes: it has let it in */
 
 /* --- sim_nic.c --- */
 int nic_register(uint32_t operation, void *argument);
@@ -230,9 +240,11 @@ void border_step(void);
 void border_sleep(void); /* the worker waits for something, or for the time */
 void border_wake(void);  /* time has passed while the worker sleeps */
 void border_drain(void);
+int sim_close(int fd);
 void border_close(void);
 bool border_has_ended_well(void);
 int border_adopt(int fd, uint32_t listener);
+bool border_allows(uint32_t listener, uint8_t host);
 
 /* --- sim_accounts.c: what needs the worker's inner fields --- */
 void accounts_check(const void *worker);

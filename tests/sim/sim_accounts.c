@@ -25,7 +25,7 @@ static uint64_t held_by_zcrx(const struct worker *w, const struct flow *f) {
 
 static bool is_fed(const struct flow *f) {
     return f->phase == FLOW_POLLING || f->phase == FLOW_RECEIVING || f->phase == FLOW_STARVED ||
-           f->phase == FLOW_BLOCKED;
+           f->phase == FLOW_BLOCKED || f->phase == FLOW_TAIL;
 }
 
 static void check_flow(const struct worker *w, const struct flow *f) {
@@ -91,6 +91,7 @@ bool accounts_are_empty(const void *worker) {
     bool nothing_lent = w->settings.engine == ENGINE_ZCRX
                             ? w->receiver.zcrx.refill.fragments_lent == 0
                             : w->area.slots.free_bytes == w->area.slots_bytes;
-    return w->flows.count == 0 && w->storage.batches.open == NULL && nothing_lent &&
+    return w->flows.count == 0 && w->connections.peers.connections == 0 &&
+           w->storage.batches.open == NULL && nothing_lent &&
            w->storage.batches.free_count == w->storage.batches.count;
 }

@@ -48,6 +48,23 @@ int border_adopt(int fd, uint32_t listener) {
     return 0;
 }
 
+/* --- Who is let in -------------------------------------------------------------------- */
+
+static const struct {
+    uint32_t hosts; /* a bit for each that is let in, 10.0.0.1's first */
+    uint32_t count;
+    struct network networks[2];
+} allow_lists[] = {
+    {0x1f, 0, {{0}}},
+    {0x01, 1, {{4, 32, {10, 0, 0, 1}}}},
+    {0x16, 2, {{4, 31, {10, 0, 0, 3}}, {4, 32, {10, 0, 0, 5}}}},
+    {0x18, 1, {{4, 30, {10, 0, 0, 4}}}},
+};
+
+bool border_allows(uint32_t listener, uint8_t host) {
+    return (allow_lists[sim.shape.allow[listener]].hosts >> (host - 1) & 1) != 0;
+}
+
 /* --- Opening -------------------------------------------------------------------------- */
 
 static struct worker_settings settings(void) {
@@ -73,10 +90,20 @@ static struct worker_settings settings(void) {
         .checksum = p->checksum,
         .engine = p->engine,
         .interface_index = p->interface_index,
+        .rx_buf_len = p->rx_buf_len,
         .refill_entries = p->refill_entries,
     };
     memcpy(s.store_uuid, sim.uuid, sizeof s.store_uuid);
     return s;
+}
+
+/* By which rx queue connections come, other workers' and nobody's. */
+static void set_queues(void) {
+    struct zcrx *z = &w->receiver.zcrx;
+    z->napi_own = NAPI_OWN;
+    z->napi_others[0] = NAPI_OTHER;
+    z->napi_owners[0] = 1;
+    z->napi_other_count = sim.shape.is_queue_owned;
 }
 
 void border_open(void) {
@@ -84,6 +111,8 @@ void border_open(void) {
     w = worker_create(&s);
     if (w == NULL || worker_setup(w) < 0)
         sim_fail("no worker: %s for %s", w ? FAULT.call : "", w ? FAULT.object : "");
+    if (sim.shape.engine == ENGINE_ZCRX && sim.shape.interface_index != 0)
+        set_queues();
     for (uint32_t i = 0; i < LISTENERS_COUNT; i++) {
         struct listener_settings l = {
             .fd = FD_LISTENER + (int)i,
@@ -91,10 +120,13 @@ void border_open(void) {
             .protocol = i == 0 ? PROTOCOL_RAW : PROTOCOL_INGEST,
             .idle_timeout_ns = sim.shape.idle_timeout_ns,
             .flows_max = sim.shape.flows_max,
+            .flows_per_peer_max = sim.shape.per_peer[i],
+            .allow_count = allow_lists[sim.shape.allow[i]].count,
             .hello_timeout_ns = sim.shape.hello_timeout_ns,
             .ack_interval_ns = sim.shape.ack_interval_ns,
             .name = "sim",
         };
+        memcpy(l.allow, allow_lists[sim.shape.allow[i]].networks, sizeof allow_lists->networks);
         if (worker_add_listener(w, &l) < 0)
             sim_fail("no listener");
     }
@@ -314,7 +346,9 @@ static void read_events(void) {
     struct event e;
     while (mailbox_read(MAILBOX, &e)) {
         sim_log("event %u", e.detail.kind);
-        if (e.detail.kind == EVENT_FLOW_ELSEWHERE) /* its worker gives it back */
+        if (e.detail.kind == EVENT_FLOW_ELSEWHERE && sim_one_of(3))
+            sim_close(e.detail.elsewhere.fd);           /* the other worker has done with it */
+        else if (e.detail.kind == EVENT_FLOW_ELSEWHERE) /* ... or gives it back */
             border_adopt(e.detail.elsewhere.fd, (uint32_t)e.listener_index);
         if (e.detail.kind == EVENT_STORE_FAILED)
             sim.store_failed = true;

@@ -34,6 +34,9 @@ static uint32_t writes_count;
 static uint8_t *safe, *image;
 static uint64_t store_bytes;
 static bool is_dead;
+/* The store's file, with all that was not safe, is gone and takes writes all the same: deleted,
+ * cut off, or not to be asked any more. */
+static enum { FILE_IS_THERE, FILE_DELETED, FILE_CUT, FILE_UNKNOWN } file;
 
 void disk_open(const char *path) {
     struct stat s;
@@ -176,8 +179,8 @@ enum ready disk_complete(struct operation *o) {
     d->is_short = result >= 0 && !whole;
     if (d->is_short)
         records_safe(d->data, d->whole_bytes, false);
-    d->is_forsaken = result < 0;    /* whatever is there now, nobody vouches for it */
-    if (d->is_stable && result > 0) /* also what is there of a short one */
+    d->is_forsaken = result < 0; /* whatever is there now, nobody vouches for it */
+    if (d->is_stable && result > 0 && file == FILE_IS_THERE) /* also what is there of a short one */
         keep(index_of(d));
     else if (leaves_nothing)
         drop(index_of(d));
@@ -215,7 +218,12 @@ static void flush_covered(bool is_good) {
 enum ready disk_flush_complete(struct operation *o) {
     bool is_good = !is_dead && (sim.calm || !sim_one_of(sim.shape.flush_failure_of));
     sim.store_failed = sim.store_failed || !is_good;
-    flush_covered(is_good);
+    if (sim.shape.file_goes && !sim.calm && file == FILE_IS_THERE && sim_one_of(20)) {
+        file = FILE_DELETED + sim_below(3);
+        sim.store_failed = true;
+        sim_log("the file is gone: %u", file);
+    }
+    flush_covered(is_good && file == FILE_IS_THERE);
     sim_post(o->user_data, is_good ? 0 : -EIO, 0, 0);
     return READY_DONE;
 }
@@ -225,7 +233,7 @@ int sim_fdatasync(int fd) {
         sim_fail("fdatasync of descriptor %d", fd);
     for (uint32_t i = 0; i < writes_count; i++)
         writes[i]->is_covered = writes[i]->is_done;
-    flush_covered(!is_dead);
+    flush_covered(!is_dead && file == FILE_IS_THERE);
     errno = EIO;
     return is_dead ? -1 : 0;
 }
@@ -233,9 +241,13 @@ int sim_fdatasync(int fd) {
 int sim_fstat(int fd, struct stat *s) {
     if (fd != FD_STORE)
         sim_fail("fstat of descriptor %d", fd);
-    *s = (struct stat){.st_mode = sim.shape.is_file ? S_IFREG : S_IFBLK, .st_nlink = 1};
-    s->st_size = sim.shape.is_file ? (off_t)store_bytes : 0;
-    return 0;
+    *s = (struct stat){.st_mode = sim.shape.is_file ? S_IFREG : S_IFBLK,
+                       .st_nlink = file != FILE_DELETED};
+    s->st_size = !sim.shape.is_file ? 0
+                 : file == FILE_CUT ? SEGMENTS_OFFSET_BYTES
+                                    : (off_t)store_bytes;
+    errno = EIO;
+    return file == FILE_UNKNOWN ? -1 : 0;
 }
 
 void disk_check_free(const uint8_t *at, uint64_t bytes, const char *what) {
@@ -282,13 +294,18 @@ static uint8_t *content(const struct disk_write *d) {
     return data;
 }
 
+/* Of the writes, those of which something may be left. */
+static uint32_t left_count(void) {
+    return file == FILE_IS_THERE ? writes_count : 0;
+}
+
 void disk_lose_power(void) {
     /* Of 100 writes, how many are kept whole and how many torn; the rest is lost. */
     static const uint8_t fates[][2] = {{100, 0}, {0, 0},   {0, 0},  {50, 0}, {95, 0},
                                        {5, 0},   {30, 40}, {5, 90}, {80, 10}};
     const uint8_t *fate = fates[sim_below(sizeof fates / sizeof *fates)];
     memcpy(image, safe, store_bytes);
-    for (uint32_t i = 0; i < writes_count; i++) {
+    for (uint32_t i = 0; i < left_count(); i++) {
         uint32_t lot = sim_below(100);
         uint8_t *data = content(writes[i]);
         if (lot < fate[0])
@@ -308,7 +325,7 @@ void disk_dump(const char *path) {
     if (out == NULL)
         sim_fail("%s cannot be written", path);
     memcpy(image, safe, store_bytes);
-    for (uint32_t i = 0; i < writes_count; i++) {
+    for (uint32_t i = 0; i < left_count(); i++) {
         uint64_t head[3] = {writes[i]->offset, writes[i]->bytes, writes[i]->is_done};
         uint8_t *data = content(writes[i]);
         fwrite(head, sizeof head, 1, out);
@@ -320,7 +337,7 @@ void disk_dump(const char *path) {
 
 void disk_show(void) {
     memcpy(image, safe, store_bytes);
-    for (uint32_t i = 0; i < writes_count; i++)
+    for (uint32_t i = 0; i < left_count(); i++)
         if (writes[i]->is_done && !writes[i]->is_forsaken)
             memcpy(image + writes[i]->offset, writes[i]->data, writes[i]->bytes);
 }

@@ -183,6 +183,9 @@ static void begin_socket(struct operation *o, const struct io_uring_sqe *sqe) {
     }
     o->socket = socket_of(sqe->fd);
     o->socket->operations++;
+    if (sqe->opcode == IORING_OP_RECV || sqe->opcode == IORING_OP_POLL_ADD ||
+        sqe->opcode == OP_RECV_ZC)
+        socket_served(o->socket);
     if (sqe->opcode == IORING_OP_RECV && o->memory != NULL)
         disk_check_free(o->memory, o->bytes, "a receive");
     if (sqe->opcode == OP_RECV_ZC)

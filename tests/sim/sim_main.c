@@ -92,12 +92,18 @@ static void choose_device(struct shape *p) {
     p->flush_failure_of = ONE_OF(0, 0, 0, 0, 40);
     p->slow_disk_of = ONE_OF(0, 20, 3);
     p->disk_dies = sim_one_of(20);
+    p->file_goes = p->is_file && sim_one_of(4);
 }
 
 static void choose_memory(struct shape *p) {
     p->engine = sim_below(2);
     p->interface_index = sim_below(2);
     p->area_bytes = (uint64_t)ONE_OF(4, 8, 16, 32) * 131072;
+    p->rx_buf_len = p->engine == 1 ? ONE_OF(0, 0, 4096, 16384, 65536) : 0;
+    /* A NIC, or a kernel, that has no large buffers gives small ones. */
+    p->chunk_bytes = p->rx_buf_len > 4096 && sim_below(4) ? p->rx_buf_len : 4096;
+    p->area_bytes *= p->chunk_bytes / 4096;
+    p->is_queue_owned = sim_below(2) != 0;
     p->flows_max = ONE_OF(4, 8, 24);
     p->sq_entries = ONE_OF(8, 64, 4096);
     p->cq_entries = ONE_OF(64, 256, 8192);
@@ -124,6 +130,10 @@ static void choose_times(struct shape *p) {
     p->late_answer_of = ONE_OF(0, 8, 3);
     p->late_grant_of = ONE_OF(0, 3, 20);
     p->command_of = ONE_OF(0, 200, 40);
+    for (uint32_t i = 0; i < LISTENERS_COUNT; i++) {
+        p->allow[i] = ONE_OF(0, 0, 0, 1, 2, 3);
+        p->per_peer[i] = ONE_OF(0, 0, 1, 3);
+    }
     p->check_of = ONE_OF(20, 60, 400);
 }
 

@@ -48,6 +48,7 @@ struct socket_ *socket_connect(uint32_t listener) {
     s->chunk = UINT32_MAX;
     s->last_data_ns = sim.now_ns;
     s->is_other_queue = sim_one_of(8);
+    s->host = (uint8_t)(1 + s->port % HOSTS_COUNT);
     return s;
 }
 
@@ -63,6 +64,21 @@ static int give_descriptor(struct socket_ *s) {
 
 int socket_hand_over(struct socket_ *s) {
     return give_descriptor(s);
+}
+
+/* Whom the listener does not let in, or who has as many as he may, is not received from. */
+void socket_served(struct socket_ *s) {
+    uint32_t count = 0, most = sim.shape.per_peer[s->listener];
+    if (s->is_served)
+        return;
+    s->is_served = true;
+    if (!border_allows(s->listener, s->host))
+        sim_fail("10.0.0.%u is let in by listener %u", s->host, s->listener);
+    for (uint32_t i = 0; i < SOCKETS_MAX; i++)
+        count += sockets[i].is_used && sockets[i].is_open && sockets[i].is_served &&
+                 sockets[i].listener == s->listener && sockets[i].host == s->host;
+    if (most != 0 && count > most)
+        sim_fail("10.0.0.%u has %u connections with listener %u", s->host, count, s->listener);
 }
 
 void socket_settle(struct socket_ *s) {
@@ -112,7 +128,7 @@ static enum ready done(const struct operation *o, int result) {
 
 static void fill_peer(const struct socket_ *s, void *out, socklen_t *bytes) {
     struct sockaddr_in in = {.sin_family = AF_INET, .sin_port = htons(s->port)};
-    in.sin_addr.s_addr = htonl(0x0a000001u + s->port % 5u);
+    in.sin_addr.s_addr = htonl(0x0a000000u + s->host);
     memcpy(out, &in, sizeof in);
     *bytes = sizeof in;
 }
@@ -251,7 +267,7 @@ int sim_getsockopt(int fd, int level, int option, void *value, socklen_t *bytes)
         return 0;
     }
     if (level == SOL_SOCKET && option == SO_INCOMING_NAPI_ID) {
-        unsigned napi = s->is_other_queue ? 7 : 5;
+        unsigned napi = s->is_other_queue ? NAPI_OTHER : NAPI_OWN;
         memcpy(value, &napi, sizeof napi);
         return 0;
     }

@@ -22,7 +22,7 @@
 #include "receive/zcrx/uapi.h"
 
 #define CHUNKS_MAX 4096u
-#define CHUNK_BYTES 4096u
+#define PAGE_BYTES 4096u
 #define PACKET_BYTES_MAX 1448u
 #define REGION_HEADER_BYTES 128u
 #define IFQ_ID 3u
@@ -52,7 +52,7 @@ static uint32_t *refill_tail(void) {
 }
 
 static void post_chunk(uint32_t chunk) {
-    memset(nic.area + (uint64_t)chunk * CHUNK_BYTES, 0xdd, CHUNK_BYTES);
+    memset(nic.area + (uint64_t)chunk * sim.shape.chunk_bytes, 0xdd, sim.shape.chunk_bytes);
     nic.free[nic.free_count++] = chunk;
 }
 
@@ -68,7 +68,7 @@ static uint32_t chunk_of_entry(uint32_t at) {
     const struct abi_zcrx_refill_entry *e = &entries[at % nic.entries];
     if ((e->offset & ~ABI_ZCRX_OFFSET_MASK) != TOKEN)
         sim_fail("a refill entry does not name the area");
-    return (uint32_t)((e->offset & ABI_ZCRX_OFFSET_MASK) / CHUNK_BYTES);
+    return (uint32_t)((e->offset & ABI_ZCRX_OFFSET_MASK) / sim.shape.chunk_bytes);
 }
 
 /* Entries are looked at as soon as they are shown: the kernel may read them any time. */
@@ -81,7 +81,8 @@ static void look_at_entries(void) {
         if (chunk >= nic.chunk_count || nic.lent[chunk] == 0)
             sim_fail("a fragment of chunk %u is given back that is not out", chunk);
         if (--nic.lent[chunk] == 0)
-            disk_check_free(nic.area + (uint64_t)chunk * CHUNK_BYTES, CHUNK_BYTES, "the kernel");
+            disk_check_free(nic.area + (uint64_t)chunk * sim.shape.chunk_bytes,
+                            sim.shape.chunk_bytes, "the kernel");
     }
 }
 
@@ -148,10 +149,11 @@ static uint32_t lay_packet(struct socket_ *s, uint32_t bytes) {
     uint32_t laid = 0;
     if (s->count + 2 >= FRAGMENTS_MAX)
         return 0;
-    if (!sim.shape.small_packets || sim_one_of(4))
+    bool is_large = sim.shape.chunk_bytes > PAGE_BYTES; /* several packets share a large one */
+    if (sim_one_of(is_large ? 16 : sim.shape.small_packets ? 4 : 1))
         leave_chunk(s);
     while (laid < bytes) {
-        if (s->chunk == UINT32_MAX || s->chunk_used == CHUNK_BYTES) {
+        if (s->chunk == UINT32_MAX || s->chunk_used == sim.shape.chunk_bytes) {
             leave_chunk(s);
             if (!take_chunk(&s->chunk)) {
                 s->chunk = UINT32_MAX;
@@ -161,9 +163,9 @@ static uint32_t lay_packet(struct socket_ *s, uint32_t bytes) {
             nic.references[s->chunk]++;
             s->chunk_used = 0;
         }
-        uint32_t part = CHUNK_BYTES - s->chunk_used;
+        uint32_t part = sim.shape.chunk_bytes - s->chunk_used;
         part = part < bytes - laid ? part : bytes - laid;
-        uint64_t offset = (uint64_t)s->chunk * CHUNK_BYTES + s->chunk_used;
+        uint64_t offset = (uint64_t)s->chunk * sim.shape.chunk_bytes + s->chunk_used;
         sender_wire(s, s->arrived + laid, nic.area + offset, part);
         struct fragment *last = last_of(s);
         bool joins = s->count > 0 && s->chunk_used > 0 && last->offset + last->bytes == offset &&
@@ -219,7 +221,7 @@ void nic_consume(struct socket_ *s, uint64_t bytes) {
         uint32_t part = f.bytes < bytes ? f.bytes : (uint32_t)bytes;
         pop(s, part);
         if (part == f.bytes && !f.is_copied)
-            drop_reference((uint32_t)(f.offset / CHUNK_BYTES));
+            drop_reference((uint32_t)(f.offset / sim.shape.chunk_bytes));
         bytes -= part;
     }
 }
@@ -242,8 +244,8 @@ static int copy(struct socket_ *s, uint32_t bytes, uint64_t *offset) {
         return -ENOMEM;
     nic.references[chunk]++;
     nic.lent[chunk]++;
-    *offset = (uint64_t)chunk * CHUNK_BYTES;
-    bytes = bytes < CHUNK_BYTES ? bytes : CHUNK_BYTES;
+    *offset = (uint64_t)chunk * sim.shape.chunk_bytes;
+    bytes = bytes < sim.shape.chunk_bytes ? bytes : sim.shape.chunk_bytes;
     sender_wire(s, s->read, nic.area + *offset, bytes);
     nic.stats->copy_bytes += bytes;
     nic.stats->copy_count++;
@@ -264,7 +266,7 @@ static enum ready bring(struct operation *o, bool is_last) {
             return ends(o, got);
         bytes = (uint32_t)got;
     } else {
-        uint32_t chunk = (uint32_t)(offset / CHUNK_BYTES);
+        uint32_t chunk = (uint32_t)(offset / sim.shape.chunk_bytes);
         nic.lent[chunk]++;
         nic.references[chunk] += bytes < f.bytes; /* the rest stays on it */
     }
@@ -307,11 +309,11 @@ static int open_queue(struct abi_zcrx_ifq *q) {
     struct abi_zcrx_area *area = (void *)(uintptr_t)q->area;
     struct abi_region *region = (void *)(uintptr_t)q->region;
     const struct abi_zcrx_event *event = (const void *)(uintptr_t)q->event;
-    if (q->rx_buf_len != 0 && q->rx_buf_len != CHUNK_BYTES)
-        return -EINVAL;
+    if ((q->rx_buf_len != 0 ? q->rx_buf_len : PAGE_BYTES) != sim.shape.chunk_bytes)
+        return -EINVAL; /* it is asked for another size then */
     nic.by_copy = (q->flags & ABI_ZCRX_NODEV) != 0;
     nic.area = (void *)(uintptr_t)area->address;
-    nic.chunk_count = (uint32_t)(area->bytes / CHUNK_BYTES);
+    nic.chunk_count = (uint32_t)(area->bytes / sim.shape.chunk_bytes);
     nic.entries = q->refill_entries;
     nic.region_bytes = region->bytes;
     nic.region = aligned_alloc(4096, region->bytes);
@@ -326,7 +328,7 @@ static int open_queue(struct abi_zcrx_ifq *q) {
     area->token = TOKEN;
     q->offsets = (struct abi_zcrx_offsets){.head = 0, .tail = 4, .entries = REGION_HEADER_BYTES};
     q->id = IFQ_ID;
-    q->rx_buf_len = CHUNK_BYTES;
+    q->rx_buf_len = sim.shape.chunk_bytes;
     for (uint32_t i = 0; i < nic.chunk_count; i++)
         post_chunk(i);
     return 0;

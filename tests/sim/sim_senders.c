@@ -349,7 +349,8 @@ static void connect_one(void) {
             stream->number, (unsigned long long)stream->payload_bytes,
             is_ingest ? " ingest" : " raw", s->states_length ? " stated" : "",
             s->has_trailer ? " trailer" : "");
-    if (sim_one_of(12) && !sim.calm && !sim.draining)
+    bool is_in = border_allows(is_ingest ? 1 : 0, s->socket->host); /* as the other worker saw */
+    if (is_in && sim_one_of(12) && !sim.calm && !sim.draining)
         border_adopt(socket_hand_over(s->socket), is_ingest ? 1 : 0);
 }
 
