@@ -159,6 +159,7 @@ struct socket_ {
     uint16_t port;
     uint64_t arrived, read; /* of the sender's bytes */
     uint64_t last_data_ns;
+    uint64_t buffer_bytes;            /* SO_RCVBUF; 0: what its listener has, or the kernel's own */
     uint32_t inbox_bytes, inbox_room; /* of what the worker sends: nobody has read it yet */
     char inbox[8192];
     struct fragment fragments[FRAGMENTS_MAX];
@@ -174,6 +175,7 @@ uint64_t socket_deliver(struct socket_ *s, uint64_t bytes); /* returns what arri
 void socket_end(struct socket_ *s, bool reset);
 void socket_settle(struct socket_ *s); /* one that nobody has any more is gone */
 struct socket_ *socket_of(int fd);
+uint64_t socket_buffer_bytes(const struct socket_ *s);
 enum ready network_complete(struct operation *o);
 bool network_has(const struct socket_ *s);
 int socket_hand_over(struct socket_ *s); /* accepted by another worker: its descriptor */

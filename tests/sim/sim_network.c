@@ -22,6 +22,7 @@
 #define FIRST_PORT 2000u
 
 static struct socket_ sockets[SOCKETS_MAX];
+static uint64_t listener_buffer_bytes[LISTENERS_COUNT];
 static uint32_t by_descriptor[SOCKETS_MAX]; /* index + 1; 0: nobody's */
 static uint16_t ports_given;
 
@@ -96,10 +97,17 @@ static void close_descriptor(int fd) {
     socket_settle(s);
 }
 
+uint64_t socket_buffer_bytes(const struct socket_ *s) {
+    if (s->buffer_bytes != 0)
+        return s->buffer_bytes;
+    uint64_t bytes = listener_buffer_bytes[s->listener];
+    return bytes != 0 ? bytes : sim.shape.receive_buffer_bytes;
+}
+
 uint64_t socket_deliver(struct socket_ *s, uint64_t bytes) {
     uint64_t waits = s->arrived - s->read;
-    uint64_t room =
-        waits < sim.shape.receive_buffer_bytes ? sim.shape.receive_buffer_bytes - waits : 0;
+    uint64_t buffer_bytes = socket_buffer_bytes(s);
+    uint64_t room = waits < buffer_bytes ? buffer_bytes - waits : 0;
     bytes = bytes < room ? bytes : room;
     if (bytes > 0 && nic_is_open())
         bytes = nic_lay(s, (uint32_t)bytes);
@@ -275,9 +283,14 @@ int sim_getsockopt(int fd, int level, int option, void *value, socklen_t *bytes)
 }
 
 int sim_setsockopt(int fd, int level, int option, const void *value, socklen_t bytes) {
-    (void)level, (void)option, (void)value, (void)bytes;
-    if (fd < FD_LISTENER || fd >= FD_LISTENER + (int)LISTENERS_COUNT)
-        socket_of(fd);
+    bool is_listener = fd >= FD_LISTENER && fd < FD_LISTENER + (int)LISTENERS_COUNT;
+    uint64_t *buffer_bytes =
+        is_listener ? &listener_buffer_bytes[fd - FD_LISTENER] : &socket_of(fd)->buffer_bytes;
+    int half = 0;
+    if (level == SOL_SOCKET && option == SO_RCVBUFFORCE && bytes == sizeof half) {
+        memcpy(&half, value, sizeof half);
+        *buffer_bytes = 2 * (uint64_t)half;
+    }
     return 0;
 }
 

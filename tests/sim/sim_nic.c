@@ -184,7 +184,8 @@ static uint32_t lay_packet(struct socket_ *s, uint32_t bytes) {
 
 uint32_t nic_lay(struct socket_ *s, uint32_t bytes) {
     uint32_t laid = 0;
-    while (laid < bytes) {
+    /* Each fragment that waits counts as a chunk, as the kernel's truesize has it. */
+    while (laid < bytes && (uint64_t)s->count * PAGE_BYTES < socket_buffer_bytes(s)) {
         uint32_t packet = PACKET_BYTES_MAX;
         if (sim.shape.small_packets)
             packet = 1 + sim_below(sim_below(8) ? 200 : PACKET_BYTES_MAX);
