@@ -398,7 +398,8 @@ static uint64_t serve_starved(struct worker *w) {
     return flow_first(&w->flows, QUEUE_STARVED) != NULL ? z->probe_ns : TIME_NEVER;
 }
 
-/* What is being received finds no room in the table: every receive pauses, until there is room. */
+/* What is being received finds no room in the table: every receive pauses, until there is room.
+ * There may have been some between two turns that found it low: what was armed then pauses too. */
 static void keep_table(struct worker *w) {
     bool low = table_is_low(w);
     if (w->zcrx.table_low && !low) {

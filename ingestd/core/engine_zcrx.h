@@ -6,7 +6,7 @@
  *  - Every fragment that the kernel delivered is with a batch, in a flow's
  *    list of pending ones, or given back.
  *  - Receives pause before the table of fragments is used up: all that the completion
- *    queue can bring in a turn finds a place.
+ *    queue can bring in two turns finds a place, as a pause takes effect behind the second.
  *  - Receive buffers of flows add up to half of the area at most; a connection that
  *    waits to be accepted has two packets' worth.
  *  - Batches hold at most half of the chunks, so that the NIC is never starved
