@@ -1,17 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 #
-# make run    builds ingestd, starts it, sends a file through it and reads it back
-# make test   builds ingestd, runs `make check` and every test: `make vm`, two minutes of `make soak`
-# make check  formatters, linters, type checkers and the house rules
-# make compilers  compiles the core with every gcc and clang found, warnings as errors
-# make wheel  makes a wheel below build/wheel that installs without a compiler
-# make format lays the sources out as `make check` wants them
-# make soak   twenty minutes of random flows, kills and full stores; SOAK_S names other seconds
-# make bench  measures ingestd beside other receivers (not part of the tests)
-# make faults  tries every fault of docs/reliability.md's second table, N times in random order
-# make vm     boots a machine with a virtual network card and runs the tests that need one
-# make fresh  builds, checks and tests a clone on minimal systems of Debian 12 and 13
-# make clean  removes what was built; var/ (the demo's store) stays
+# `make help` names every target; each says behind `##` what it does.
 #
 # Everything that is built lies below build/. The package is installed into a
 # venv of its own, not as editable: the tests run what a user would get.
@@ -23,9 +12,9 @@ BIN := $(VENV)/bin
 
 PACKAGE_FILES := $(shell find ingestd -type f -not -name '*.pyc' -not -name '*.so')
 DATA_FILES := $(wildcard config/* systemd/*)
-C_FILES := $(wildcard ingestd/core/*.c)
-CLANG_FORMAT_FILES := $(C_FILES) $(wildcard ingestd/core/*.h) \
-	$(shell find tests -name '*.[ch]' -not -path 'tests/vm/nic/*') # those are in the kernel's style
+C_FILES := $(shell find ingestd/core -name '*.c')
+CLANG_FORMAT_FILES := $(C_FILES) $(shell find ingestd/core -name '*.h') \
+	$(shell find tests bench -name '*.[ch]' -not -path 'tests/vm/nic/*') # those are in the kernel's style
 
 # `ingestd` of the source tree has no compiled core and must not hide the
 # installed one: no directory is put before site-packages.
@@ -34,15 +23,15 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
 .PHONY: help setup setup-check build compilers wheel run test check check-python check-c check-tree format pytest
-.PHONY: soak vm-and-soak clean
+.PHONY: test-unit test-one asan soak vm-and-soak clean
 
-help:
-	@sed -n 's/^# make/make/p' Makefile
+help: ## names every target
+	@awk -f scripts/make_help.awk $(MAKEFILE_LIST)
 
-setup:
+setup: ## installs the Debian packages that a build needs, or prints the line that does
 	@PYTHON=$(PYTHON) scripts/setup-debian.sh
 
-setup-check:
+setup-check: ## does the same for what the checks and tests need
 	@PYTHON=$(PYTHON) scripts/setup-debian.sh check
 
 # The venv: made anew when the dependencies change, not whenever pyproject.toml does.
@@ -64,37 +53,47 @@ $(BUILD)/package.stamp: $(BUILD)/venv.stamp meson.build README.md LICENSE $(PACK
 		--config-settings=setup-args=-Dwerror=true .
 	touch $@
 
-build: setup
+build: setup ## builds ingestd and installs it into build/venv
 	@$(MAKE) -q --no-print-directory $(BUILD)/package.stamp || \
 		$(MAKE) --no-print-directory $(BUILD)/package.stamp
 
-compilers:
+compilers: ## compiles the core with every gcc and clang found, warnings as errors
 	@scripts/compilers.sh
 
-wheel: build
+wheel: build ## makes a wheel below build/wheel that installs without a compiler
 	@$(BIN)/python scripts/build_wheel.py $(BUILD)/wheel
 
-run: build
+run: build ## sends a file through ingestd and reads it back (FILE=path, KEEP=1)
 	@$(BIN)/python scripts/run_demo.py $(if $(FILE),--file "$(FILE)") $(if $(KEEP),--keep)
 
-test: setup-check build
+test: setup-check build ## does `make check` and runs every test, with `make vm` and two minutes of `make soak`
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory -j2 -Oline pytest vm-and-soak # neither keeps two CPUs busy
 
-pytest: setup-check build
+pytest: setup-check build ## runs every test but the soak and the virtual machines (PYTEST_ARGS=...)
 	@$(BIN)/pytest --ignore=tests/soak $(PYTEST_ARGS)
 
+test-unit: setup-check build ## runs tests/unit, in a few minutes (PYTEST_ARGS=...)
+	@$(BIN)/pytest -q tests/unit $(PYTEST_ARGS)
+
+test-one: setup-check build ## runs one test, file or folder: T=tests/unit/test_sizes.py
+	$(if $(T),,$(error test-one needs T=..., such as T=tests/unit/test_sizes.py))
+	@$(BIN)/pytest "$(T)" $(PYTEST_ARGS)
+
+asan: setup-check build ## runs the C tests of the core under AddressSanitizer and UBSan
+	@$(BIN)/pytest -q tests/core/test_c_core.py $(PYTEST_ARGS)
+
 # Beside the other tests, behind the virtual machine: both together take less time than those.
-vm-and-soak: vm
+vm-and-soak: vm ## does `make vm`, then two minutes of `make soak`
 	@SOAK_S=120 $(MAKE) --no-print-directory soak
 
-soak: build
+soak: build ## runs twenty minutes of random flows, kills and full stores (SOAK_S=seconds)
 	@SOAK_S=$${SOAK_S:-1200} $(BIN)/pytest -s tests/soak
 
-check: setup-check build
+check: setup-check build ## runs formatters, linters, type checkers and the house rules
 	@$(MAKE) --no-print-directory check-python check-c check-tree
 
-check-python:
+check-python: ## does the part of `make check` that reads Python
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -102,25 +101,27 @@ check-python:
 	MYPYPATH=tests:tests/vm:tests/fresh $(BIN)/mypy $(wildcard tests/fresh/*.py)
 	MYPYPATH=tests $(BIN)/mypy -p soak
 
-check-c:
+check-c: ## does the part of `make check` that reads C
 	$(BIN)/clang-format --dry-run -Werror $(CLANG_FORMAT_FILES)
 	$(BIN)/cppcheck --quiet --std=c11 --language=c --error-exitcode=1 --inline-suppr \
 		--enable=warning,performance,portability --suppress=missingIncludeSystem \
 		--suppress=normalCheckLevelMaxBranches -D__BYTE_ORDER__=1234 \
 		-D__ORDER_LITTLE_ENDIAN__=1234 -I ingestd/core $(C_FILES)
 
-format: setup-check build
+format: setup-check build ## lays the sources out as `make check` wants them
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CLANG_FORMAT_FILES)
 
-check-tree:
-	$(BIN)/pytest -q tests/unit/test_tidy.py tests/unit/test_tidy_names.py
+check-tree: ## tests the house rules: sizes, layers, names, files
+	$(BIN)/pytest -q tests/unit/test_tidy.py tests/unit/test_tidy_names.py tests/unit/test_tidy_words.py \
+		tests/unit/test_rooms.py tests/unit/test_core_rooms.py tests/unit/test_newcomers.py tests/unit/test_decisions.py
 
-clean:
+clean: ## removes what was built; var/ (the demo's store) stays
 	rm -rf $(BUILD) .ruff_cache .mypy_cache .pytest_cache
 
-include tests/bench/bench.mk
+include bench/bench.mk
 include tests/fault/faults.mk
 include tests/fresh/fresh.mk
+include tests/sim/sim.mk
 include tests/vm/vm.mk

@@ -1,11 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""Send a file to a listener of protocol `ingest`, and go on after a lost connection.
+"""Send a file to a listener of protocol `ingest`, and resume after a lost connection.
 
     python3 send.py HOST PORT FILE [FLOW]
 
 Plain Python, nothing of ingestd: docs/protocol.md in its shortest form. FLOW is the
-id that an earlier run printed; with it, the file is gone on with where that run ended.
+id that an earlier run printed; with it, the file is resumed where that run ended.
 Where the listener asks for a key, INGEST_KEY is NAME:SECRET, in hexadecimal digits.
 """
 
@@ -40,7 +40,7 @@ def hello_block(flow: str, path: pathlib.Path, greeting: dict) -> bytes:
 
 
 def await_line(lines, *types: str) -> dict:
-    """Return the next line of one of these types; others are news that may be passed over."""
+    """Return the next line of one of these types; others may be ignored."""
     while text := lines.readline(BLOCK_BYTES):
         line = json.loads(text)
         if line["type"] == "error" and line["code"] in PASSING:
@@ -83,7 +83,7 @@ def main(host: str, port: str, file: str, flow: str) -> None:
             sys.exit(f"the flow has {receipt['bytes']} bytes: that is not this file")
         print(json.dumps(receipt))
         return
-    sys.exit(f"gave up: go on later with flow {flow}")
+    sys.exit(f"gave up: resume later with flow {flow}")
 
 
 if __name__ == "__main__":

@@ -64,7 +64,7 @@ def _parse_host(host: str, text: str) -> str:
 
 
 def same_listening_address(one: Address, other: Address) -> bool:
-    """Tell whether two listeners could not both bind; a host name only equals itself."""
+    """Return whether two listeners could not both bind; a host name only equals itself."""
     if one.port != other.port or one.port == 0:
         return False
     if one.host == other.host or ANY_HOST in (one.host, other.host):

@@ -21,7 +21,7 @@ Exception tree (exit code)::
     └── FlowInUseError (16)       a flow cannot be removed while it is received
 
 A message is one sentence that names the object and, behind a colon or in a
-second clause, the way out. Bugs are not in this tree: they are assertions.
+second clause, the remedy. Bugs are not in this tree: they are assertions.
 """
 
 from __future__ import annotations

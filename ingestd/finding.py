@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A finding: one thing that was looked at, what is to be thought of it, and the way out.
+"""A finding: one thing that was looked at, the verdict on it, and the remedy.
 
-Invariants: a finding that is not "ok" names a way out, if possible a command
+Invariants: a finding that is not "ok" names a remedy, if possible a command
 that can be run as it stands. Plain data; any thread.
 """
 
@@ -19,12 +19,12 @@ class Finding(NamedTuple):
     subject: str
     verdict: Verdict
     text: str
-    way_out: str = ""
+    remedy: str = ""
 
     @property
     def sentence(self) -> str:
-        """What is the case and the way out, as an error tells it."""
-        return f"{self.text}: {self.way_out}" if self.way_out else self.text
+        """The fact and the remedy, as the text of an error."""
+        return f"{self.text}: {self.remedy}" if self.remedy else self.text
 
 
 def failures(findings: Iterable[Finding]) -> list[Finding]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a path stands for, so that two names of one thing are told to be one.
+"""The identity of what a path leads to, so that two names of one thing are known to be one.
 
 Invariant: asks the file system, changes nothing. No state; any thread may call.
 """

@@ -7,7 +7,7 @@ held, a journal or a disk that hangs. Only this thread waits for it then.
 Invariants:
  - put() never waits for the target, as long as the thread lives or is stuck.
  - At most RECORDS_MAX records, and BYTES_MAX bytes of text, wait; what finds no
-   room is counted, and told of by on_gap() once there is room again.
+   room is counted, and reported by on_gap() once there is room again.
  - Records are written in the order in which they were put.
  - In a forked child, and once close() has ended the thread, put() writes itself.
 
@@ -36,7 +36,7 @@ class LogWriter:
     """Calls write() with each record that was put; start() to close().
 
     `write` may wait for as long as it likes; that it raises OSError or ValueError
-    is nothing that could be told anywhere. `on_gap` is called, by who puts or by the
+    is nothing that could be reported anywhere. `on_gap` is called, by who puts or by the
     thread, with the number of records that were dropped; it may put, and no lock of
     this object is held.
     """
@@ -100,7 +100,7 @@ class LogWriter:
         return not self._thread.is_alive()
 
     def _has_room(self, size: int) -> bool:
-        """Whether one more may wait; a queue that is empty takes a record of any size."""
+        """Return whether one more may wait; a queue that is empty takes a record of any size."""
         if not self._queue:
             return True
         return len(self._queue) < self._records_max and self._queue_bytes + size <= self._bytes_max
@@ -145,7 +145,7 @@ class QueuedStream(io.TextIOBase):
         return len(text)
 
     def isatty(self) -> bool:
-        """Whether the lines come to a terminal in the end."""
+        """Return whether the lines come to a terminal in the end."""
         return self._is_terminal
 
 

@@ -37,7 +37,7 @@ _PRIORITY_UNKNOWN: Final = 5  # notice
 
 
 def notify(*assignments: str) -> bool:
-    """Send assignments such as "READY=1" to the service manager; tell whether one took them."""
+    """Send assignments such as "READY=1" to the service manager; return whether one took them."""
     assert all("=" in item and "\n" not in item for item in assignments), assignments
     path = os.environ.get("NOTIFY_SOCKET", "")
     if path[:1] not in ("/", "@"):
@@ -47,12 +47,12 @@ def notify(*assignments: str) -> bool:
         sock.setblocking(False)
         sock.sendto("\n".join(assignments).encode(errors="replace"), address)
         return True
-    # The manager or its socket is gone, or it does not read: nobody is left to be told.
+    # The manager or its socket is gone, or it does not read: nobody is left to notify.
     return False
 
 
 def notify_ready(status: str) -> bool:
-    """Tell that everything is in place, or that a reload is over."""
+    """Notify that everything is in place, or that a reload is over."""
     return notify("READY=1", _status(status))
 
 
@@ -62,17 +62,17 @@ def notify_status(status: str) -> bool:
 
 
 def notify_reloading() -> bool:
-    """Tell that a reload begins; notify_ready() ends it."""
+    """Notify that a reload begins; notify_ready() ends it."""
     return notify("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
 
 def notify_stopping(status: str, time_needed_s: float) -> bool:
-    """Tell that the process ends, and for how long the manager should wait for it."""
+    """Notify that the process ends, and for how long the manager should wait for it."""
     return notify("STOPPING=1", _status(status), f"EXTEND_TIMEOUT_USEC={int(time_needed_s * 1e6)}")
 
 
 def notify_watchdog() -> bool:
-    """Tell that the process is alive."""
+    """Notify that the process is alive."""
     return notify("WATCHDOG=1")
 
 
@@ -86,7 +86,7 @@ def watchdog_timeout_s() -> float | None:
 
 
 def notify_starting(status: str, time_needed_s: float) -> bool:
-    """Tell how far the start is, and for how long the manager should wait for more."""
+    """Notify how far the start is, and for how long the manager should wait for more."""
     return notify(_status(status), f"EXTEND_TIMEOUT_USEC={int(time_needed_s * 1e6)}")
 
 

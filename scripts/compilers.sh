@@ -6,7 +6,7 @@
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
-flags=(-std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -fno-strict-aliasing -pthread -c -o /dev/null)
+flags=(-std=c11 -D_GNU_SOURCE -O2 -Wall -Wextra -Werror -fno-strict-aliasing -pthread -I ingestd/core -c -o /dev/null)
 if [ -n "${LIBURING_INCLUDE:-}" ]; then
     flags+=(-I "$LIBURING_INCLUDE")
 fi
@@ -16,7 +16,7 @@ for compiler in gcc gcc-{16..10} clang clang-{25..11}; do
     if ! command -v "$compiler" >/dev/null 2>&1; then
         continue
     fi
-    for source in ingestd/core/*.c; do
+    for source in $(find ingestd/core -name '*.c' | sort); do
         if ! "$compiler" "${flags[@]}" "$source"; then
             echo "compilers: $source does not compile with $compiler" >&2
             exit 1

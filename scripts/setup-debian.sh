@@ -26,6 +26,10 @@ want_module() { # pkg-config module, least version, package
     fi
 }
 
+want_header() { # header, package
+    printf '#include <%s>\n' "$1" | gcc -E -x c - >/dev/null 2>&1 || missing+=("$2")
+}
+
 want_python() {
     if ! command -v "$python" >/dev/null 2>&1; then
         missing+=(python3 python3-dev python3-venv)
@@ -56,9 +60,10 @@ want_program gcc gcc
 want_program pkg-config pkg-config
 want_module liburing 2.3 liburing-dev
 want_module libisal 2.30 libisal-dev
-printf '#include <stdlib.h>\n' | gcc -E -x c - >/dev/null 2>&1 || missing+=(libc6-dev)
+want_header stdlib.h libc6-dev
 want_python
 if [ "${1:-}" = check ]; then
+    want_header sys/sdt.h systemtap-sdt-dev
     want_program ethtool ethtool
     want_program faketime faketime
     want_program ip iproute2

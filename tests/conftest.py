@@ -13,6 +13,7 @@ import signal
 import sys
 from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack
+from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,10 @@ except ModuleNotFoundError:
 from support import tally  # noqa: E402
 from support.daemon import Daemon, format_store  # noqa: E402
 from support.stores import StoreMaker  # noqa: E402
+
+# `bench` lies beside `tests`; the root, which has the uncompiled ingestd, stays off the path.
+if (bench := spec_from_file_location("bench", ROOT / "bench" / "__init__.py")) is not None:
+    sys.modules["bench"] = module_from_spec(bench)
 
 # A shell has jobs in the background ignore the interrupt, and their children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -85,7 +90,7 @@ def pytest_terminal_summary(
 
 
 def _is_ci() -> bool:
-    """Whether nobody would see that a test was skipped."""
+    """Return whether nobody would see that a test was skipped."""
     return os.environ.get("CI") == "true"
 
 

@@ -22,8 +22,8 @@ from ingestd.errors import SystemCallError, UsageError
 from ingestd.sizes import full_size
 
 if TYPE_CHECKING:
-    from ingestd.store.flows import Flow
-    from ingestd.store.layers import Layer
+    from ingestd.store.device.stacking import Layer
+    from ingestd.store.read.flows import Flow
 
 PROGRESS_BYTES_MIN: Final = 64 * 1024 * 1024
 
@@ -35,8 +35,8 @@ class _Output(NamedTuple):
 
 def run_cat(arguments: Namespace) -> int:
     """Write the bytes [offset, offset + length) of a flow, as far as they are there."""
-    from ingestd.store.image import read_image
-    from ingestd.store.reader import read_flow
+    from ingestd.store.read.image import read_image
+    from ingestd.store.read.reader import read_flow
 
     with read_image(arguments.store) as image:
         flow = image.find(arguments.flow)
@@ -58,14 +58,14 @@ def run_cat(arguments: Namespace) -> int:
 
 
 def _length(flow: Flow, offset: int, length_max: int | None) -> int:
-    """How many bytes there will be."""
+    """The number of bytes there will be."""
     ahead = flow.bytes - offset
     return ahead if length_max is None else min(ahead, length_max)
 
 
 @contextmanager
 def _open_output(arguments: Namespace, layers: Sequence[Layer]) -> Iterator[_Output]:
-    """What standard output is, or the file of -o, which is whole and durable behind this.
+    """Standard output, or the file of -o, which is whole and durable behind this.
 
     The file gets its name last, so that no failure leaves half of a flow, nor less than
     there was. Raises UsageError if it is the store, or part of what the store lies on.
@@ -101,8 +101,8 @@ def _open_output(arguments: Namespace, layers: Sequence[Layer]) -> Iterator[_Out
 
 def _refuse_store(path: str, layers: Sequence[Layer]) -> None:
     """Look at what is there without opening it for more than that."""
-    from ingestd.store.layout import SUPERBLOCK_MAGIC
-    from ingestd.store.streams import is_output_of
+    from ingestd.store.device.output_guard import is_output_of
+    from ingestd.store.format.layout import SUPERBLOCK_MAGIC
 
     fd = _open(path, os.O_PATH | os.O_CLOEXEC)
     try:

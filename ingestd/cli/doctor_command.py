@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 
 def run_doctor(arguments: Namespace) -> int:
-    """Look at everything and tell."""
-    from ingestd.daemon.worker import load_core
+    """Examine everything and report."""
+    from ingestd.daemon.workers.worker import load_core
     from ingestd.doctor.examine import examine
 
     report = examine(_settings(arguments), load_core())
@@ -34,7 +34,8 @@ def run_doctor(arguments: Namespace) -> int:
 
 
 def _settings(arguments: Namespace) -> Settings:
-    from ingestd.config.settings import Settings, load
+    from ingestd.config.loading import load
+    from ingestd.config.settings import Settings
 
     by_flags = arguments.store or arguments.interface
     if arguments.config and by_flags:

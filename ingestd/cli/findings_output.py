@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How commands show findings. Invariant: what is wrong stands out without colours."""
+"""Findings as commands show them. Invariant: what is wrong stands out without colours."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def print_findings(sections: Mapping[str, Sequence[Finding]]) -> None:
         for finding in findings:
             verdict = _SHOWN[finding.verdict]
             print(f"  {verdict:4}  {safe(finding.subject):{width}}  {safe(finding.text)}")
-            if finding.way_out:
-                print(f"  {'':4}  {'':{width}}  -> {safe(finding.way_out)}")
+            if finding.remedy:
+                print(f"  {'':4}  {'':{width}}  -> {safe(finding.remedy)}")
 
 
 def findings_json(findings: Sequence[Finding]) -> list[dict[str, str]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What commands read: files, and standard input by the name of STANDARD_INPUT.
+"""Input of commands: files, and standard input by the name of STANDARD_INPUT.
 
 Invariant: nothing is read ahead. No state; any thread may call.
 """
@@ -22,7 +22,7 @@ STANDARD_INPUT: Final = "-"
 def open_input(path: str, *, is_file: bool = False) -> AbstractContextManager[BinaryIO]:
     """Open a file, or what STANDARD_INPUT stands for; is_file: it must be a regular one.
 
-    A file that standard output goes to would grow by what is told of sending it.
+    A file that standard output goes to would grow by the reports of sending it.
 
     Raises UsageError, or ResourceError if descriptors run out.
     """

@@ -20,6 +20,7 @@ from ingestd import __version__
 from ingestd.address import PORT_MAX, Address, parse_address
 from ingestd.cli.cat_command import run_cat
 from ingestd.cli.doctor_command import run_doctor
+from ingestd.cli.inspect_command import run_inspect
 from ingestd.cli.nic_commands import run_nic_apply, run_nic_check, run_nic_undo
 from ingestd.cli.rm_command import run_rm
 from ingestd.cli.run_commands import run_check_config, run_serve
@@ -39,7 +40,7 @@ _INVALID_CHOICE: Final = re.compile(r"invalid choice: '[\w-]+' \(choose from .*\
 
 
 class _Parser(argparse.ArgumentParser):
-    """Tells errors like everything else does."""
+    """Reports errors like everything else does."""
 
     def error(self, message: str) -> NoReturn:
         self.print_usage(sys.stderr)
@@ -47,7 +48,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _hint(message: str) -> str:
-    """What to add to a message of argparse, which knows no way out."""
+    """The remedy to add to a message of argparse, which knows none."""
     if message.endswith("required: COMMAND"):
         return "; ingestd --help lists the commands"
     if (found := _INVALID_CHOICE.search(message)) is None:
@@ -65,16 +66,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
         return code
     except IngestdError as error:
-        return _tell(error)
+        return _report(error)
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         return EXIT_BROKEN_PIPE
     except MemoryError:
-        return _tell(ResourceError("memory ran out: free some, or configure smaller areas"))
+        return _report(ResourceError("memory ran out: free some, or configure smaller areas"))
     except OSError as error:
         where = error.filename if isinstance(error.filename, str) else "a system call"
-        return _tell(SystemCallError(f"{where}: {error.strerror or error}"))
+        return _report(SystemCallError(f"{where}: {error.strerror or error}"))
     finally:
         _close_stdout()
 
@@ -89,7 +90,7 @@ def _run(argv: Sequence[str] | None) -> int:
     return command(arguments)
 
 
-def _tell(error: IngestdError) -> int:
+def _report(error: IngestdError) -> int:
     for sentence in str(error).split("\n"):
         print(f"ingestd: error: {sentence}", file=sys.stderr)
     return error.exit_code
@@ -112,7 +113,7 @@ def exit_codes() -> dict[int, str]:
         **dict(sorted(_error_codes(IngestdError))),
         IngestdError.exit_code: "any other error",
         EXIT_INTERRUPTED: "interrupted from the keyboard",
-        EXIT_BROKEN_PIPE: "whoever read the output went away",
+        EXIT_BROKEN_PIPE: "the reader of the output went away",
     }
 
 
@@ -137,6 +138,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_format(commands)
     _add_serve(commands)
     _add_readers(commands)
+    _add_inspect(commands)
     _add_cat(commands)
     _add_rm(commands)
     _add_send(commands)
@@ -207,6 +209,24 @@ def _add_readers(commands: _Commands[_Parser]) -> None:
         parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
+def _add_inspect(commands: _Commands[_Parser]) -> None:
+    parser = _add(
+        commands,
+        "inspect",
+        "print the bytes' meaning at one place of a store, damaged or not",
+        run_inspect,
+    )
+    parser.add_argument("store", metavar="STORE", help="block device or file")
+    parser.add_argument(
+        "place",
+        metavar="PLACE",
+        nargs="*",
+        help="superblock, segment N, or batch N.M: batch M of segment N (default: all places, a"
+        " line each)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+
+
 def _add_cat(commands: _Commands[_Parser]) -> None:
     parser = _add(commands, "cat", "write out the bytes of a flow", run_cat)
     parser.add_argument("store", metavar="STORE", help="block device or file")
@@ -221,7 +241,7 @@ def _add_cat(commands: _Commands[_Parser]) -> None:
 
 
 def _add_rm(commands: _Commands[_Parser]) -> None:
-    parser = _add(commands, "rm", "remove flows, for good, and give their room back", run_rm)
+    parser = _add(commands, "rm", "remove flows for good, and reclaim their segments", run_rm)
     parser.add_argument("store", metavar="STORE", help="block device or file")
     parser.add_argument("flows", metavar="FLOW", nargs="+", help="flow id, or its first characters")
 
@@ -267,7 +287,7 @@ def _add_send(commands: _Commands[_Parser]) -> None:
     )
     group = parser.add_argument_group("only with protocol ingest")
     group.add_argument(
-        "--resume", metavar="FLOW", help="go on with a flow; standard input: from its first byte"
+        "--resume", metavar="FLOW", help="resume a flow; standard input: from its first byte"
     )
     group.add_argument(
         "--new",
@@ -305,7 +325,7 @@ def _add_doctor(commands: _Commands[_Parser]) -> None:
     parser = _add(
         commands,
         "doctor",
-        "tell whether zero-copy receive would run here, and what is in its way",
+        "check whether zero-copy receive would run here, and report obstacles",
         run_doctor,
     )
     parser.add_argument("-c", "--config", metavar="FILE", help="configuration in TOML")
@@ -324,7 +344,11 @@ def _add_nic(commands: _Commands[_Parser]) -> None:
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     for name, what, run in (
-        ("check", "tell whether an interface is ready, and what apply would do", run_nic_check),
+        (
+            "check",
+            "check an interface, and list what apply would change",
+            run_nic_check,
+        ),
         ("apply", "prepare an interface; what is changed is written down first", run_nic_apply),
         ("undo", "take back what apply, or a daemon that crashed, changed", run_nic_undo),
     ):

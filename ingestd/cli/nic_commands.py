@@ -23,7 +23,7 @@ UNDO_RETRY_S = 5.0
 
 
 def run_nic_check(arguments: Namespace) -> int:
-    """Tell whether an interface is ready, and what apply would do."""
+    """Return whether an interface is ready, and what apply would do."""
     from ingestd.nic.findings import nic_findings
     from ingestd.nic.journal import journal_path
     from ingestd.nic.placement import placement_findings

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How commands show things: tables, key-value lists, JSON, times, progress.
+"""Output of commands: tables, key-value lists, JSON, times, progress.
 
 Invariants: results go to standard output, notes and progress to standard error;
 a progress bar is drawn only on a terminal; text out of a store cannot steer one.
@@ -66,17 +66,17 @@ def show_json(value: object) -> None:
 
 
 def note(text: str) -> None:
-    """Tell something beside the result; a progress bar makes room for it."""
+    """Print something beside the result; a progress bar makes room for it."""
     _write_line(f"ingestd: note: {safe(text)}", sys.stderr)
 
 
-def tell_error(text: str) -> None:
-    """Tell an error that does not end the command, as main() tells those that do."""
+def report_error(text: str) -> None:
+    """Report an error that does not end the command, as main() reports those that do."""
     _write_line(f"ingestd: error: {safe(text)}", sys.stderr)
 
 
 def _write_line(line: str, stream: TextIO) -> None:
-    """By one call, as several threads tell things; tqdm's, where it may draw."""
+    """By one call, as several threads print things; tqdm's, where it may draw."""
     if "tqdm" not in sys.modules:
         stream.write(f"{line}\n")
         return
@@ -153,7 +153,7 @@ def sending_progress_bar(
 
 
 def is_terminal(stream: TextIO | None) -> bool:
-    """Tell whether somebody looks on."""
+    """Return whether somebody looks on."""
     return stream is not None and stream.isatty()
 
 

@@ -16,7 +16,7 @@ from ingestd.sizes import full_size
 
 def run_rm(arguments: Namespace) -> int:
     """Remove each flow; raise what kept the first of them, in sentences about all."""
-    from ingestd.store.removing import remove_flows
+    from ingestd.store.reclaim.deletion import remove_flows
 
     if not arguments.flows:  # of "-- --" argparse leaves nothing
         raise UsageError("no flow is named: ingestd ls shows their ids")

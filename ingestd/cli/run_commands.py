@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 def run_serve(arguments: Namespace) -> int:
     """Serve until SIGTERM or SIGINT."""
-    from ingestd.config.settings import Overrides, load
+    from ingestd.config.loading import load
+    from ingestd.config.settings import Overrides
 
     overrides = Overrides(
         store=arguments.store,
@@ -28,7 +29,7 @@ def run_serve(arguments: Namespace) -> int:
     )
     settings = load(arguments.config, overrides)
     from ingestd.daemon.main import serve
-    from ingestd.store.streams import refuse_streams_to
+    from ingestd.store.device.output_guard import refuse_streams_to
 
     # Before the log has its first line.
     for store in settings.store.values():
@@ -42,7 +43,7 @@ def run_check_config(arguments: Namespace) -> int:
 
     Raises ConfigError, also where a key file cannot be used.
     """
-    from ingestd.config.settings import effective_toml, load
+    from ingestd.config.loading import effective_toml, load
 
     settings = load(arguments.config)
     _check_keys(settings, arguments.config)

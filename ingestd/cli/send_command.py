@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command that sends: files, directories or standard input, each file a flow.
 
-Invariants: what cannot be meant is told before a byte is sent; each flow's receipt,
-or why there is none, is told as soon as it is known; the command succeeds only if
+Invariants: what cannot be meant is reported before a byte is sent; each flow's receipt,
+or why there is none, is reported as soon as it is known; the command succeeds only if
 there is a receipt for each flow. Owned by the main thread.
 """
 
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 from ingestd.address import ANY_HOST, Address
 from ingestd.cli.inputs import STANDARD_INPUT, standard_input
-from ingestd.cli.output import note, safe, sending_progress_bar, show_json, show_line, tell_error
+from ingestd.cli.output import note, report_error, safe, sending_progress_bar, show_json, show_line
 from ingestd.errors import SystemCallError, UsageError
 from ingestd.sizes import full_size, short_size
 
@@ -40,16 +40,16 @@ def run_send(arguments: Namespace) -> int:
     check_inputs(arguments.files)
     is_one = len(arguments.files) == 1 and not Path(arguments.files[0]).is_dir()
     options = _options(arguments, address)
-    told = _Told(arguments, options, is_one=is_one)
+    results = _Results(arguments, options, is_one=is_one)
     sending = Sending(inputs(arguments.files), FlowSender(options), arguments.parallel or 1)
     what = arguments.files[0] if len(arguments.files) == 1 else f"{len(arguments.files)} files"
     try:
         with sending_progress_bar(what, _total_bytes(arguments.files)) as show:
-            sending.run(told.tell, show)
+            sending.run(results.report, show)
     finally:
         if options.state is not None:
             options.state.close()
-    return told.exit_code()
+    return results.exit_code()
 
 
 def _receiver(address: Address) -> Address:
@@ -138,8 +138,8 @@ def _total_bytes(files: list[str]) -> int | None:
     return total_bytes
 
 
-class _Told:
-    """What has been told of the flows that are finished, and what the exit code will be."""
+class _Results:
+    """The results of finished flows, as printed, and the exit code that they lead to."""
 
     def __init__(self, arguments: Namespace, options: Options, *, is_one: bool) -> None:
         self._arguments = arguments
@@ -160,8 +160,8 @@ class _Told:
             raise UsageError(f"{self._arguments.files[0]}: has no file to send")
         return self._exit_code
 
-    def tell(self, job: Job, was_stopped: bool) -> None:
-        """Tell what became of a flow. BrokenPipeError passes, as nobody listens."""
+    def report(self, job: Job, was_stopped: bool) -> None:
+        """Report the result of a flow. BrokenPipeError passes, as nobody listens."""
         self._finished_count += 1
         if job.receipt is not None:
             state = self._options.state
@@ -169,20 +169,20 @@ class _Told:
                 state.add(job.state_key, job.path, job.receipt)
             self._show(job, job.receipt)
             return
-        _tell_durable(job, was_stopped and not self._is_one)
+        _report_durable(job, was_stopped and not self._is_one)
         if job.error is not None and not was_stopped:
             self._exit_code = self._exit_code or job.error.exit_code
             path = "" if self._is_one or str(job.error).startswith(job.path) else f"{job.path}: "
-            tell_error(f"{path}{job.error}")
+            report_error(f"{path}{job.error}")
 
     def _show(self, job: Job, receipt: Receipt) -> None:
         if self._output_error is not None:
             return
         try:
             if self._arguments.json:
-                told = {} if self._is_one else {"file": job.path}
+                prefix = {} if self._is_one else {"file": job.path}
                 there = {"already_there": True} if job.was_there else {}
-                show_json({**told, **receipt.as_dict(), **there})
+                show_json({**prefix, **receipt.as_dict(), **there})
             else:
                 file = "" if self._is_one else f"{safe(job.path)}: "
                 show_line(file + _receipt_text(receipt, self._options.address, job))
@@ -192,18 +192,18 @@ class _Told:
             self._output_error = error
 
 
-def _tell_durable(job: Job, is_one_of_many: bool) -> None:
-    """Tell how much of a flow is durable, and how to go on, where not all of it is.
+def _report_durable(job: Job, is_one_of_many: bool) -> None:
+    """Report how much of a flow is durable, and how to resume it, where not all of it is.
 
     is_one_of_many: that were stopped, so that nothing else says that it was under way.
     """
     _, durable_bytes = job.progress()
     if durable_bytes > 0:
-        note(f"{job.path}: {full_size(durable_bytes)} are durable: go on with --resume {job.flow}")
+        note(f"{job.path}: {full_size(durable_bytes)} are durable: resume with --resume {job.flow}")
     elif is_one_of_many and job.raw_sent_bytes is not None:
         note(
             f"{job.path}: {full_size(job.raw_sent_bytes)} were sent by protocol raw, without a"
-            " receipt: how much of it is durable, ingestd ls tells on the receiving side"
+            " receipt; ingestd ls on the receiving side shows how much of it is durable"
         )
     elif is_one_of_many:
         note(f"{job.path}: nothing of it is durable")

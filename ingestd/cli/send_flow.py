@@ -99,8 +99,8 @@ class FlowSender:
         if self._is_unreachable:
             retry_s = 0.0
         try:
-            is_told = self._options.retry_s is not None or is_terminal(sys.stderr)
-            notify = note if is_told else None  # else the error tells it soon
+            is_shown = self._options.retry_s is not None or is_terminal(sys.stderr)
+            notify = note if is_shown else None  # else the error reports it soon
             connection = open_connection(self._options.address, retry_s, stop, notify)
         except SenderError:
             self._is_unreachable = True
@@ -227,7 +227,7 @@ class FlowSender:
 
 
 def _can_be_read_again(reader: BinaryIO) -> bool:
-    """Whether it is a plain file from its start on; made-up files, as in procfs, say 0 bytes."""
+    """Return whether it is a plain file from its start on; those of procfs say 0 bytes."""
     fd = reader.fileno()
     status = os.fstat(fd)
     if not stat.S_ISREG(status.st_mode) or reader.tell() != 0:

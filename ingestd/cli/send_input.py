@@ -2,7 +2,7 @@
 """The files that a command is to send, one after the other.
 
 Invariants: memory does not grow with the number of files; what cannot be sent is
-told by an item of its own and does not stop the others. A directory's entries come
+reported by an item of its own and does not stop the others. A directory's entries come
 in the order of their names, SORTED_COUNT at a time.
 
 Owned by whoever iterates; one thread at a time.

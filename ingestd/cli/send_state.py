@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sender was told is durable, in a file: it is not sent again, by any protocol.
+"""The bytes acknowledged to a sender, in a file: they are not sent again, by any protocol.
 
 Invariants:
  - A line is written and on stable media before the receipt is shown.
@@ -34,7 +34,7 @@ class SendState:
         self._path = path
         self._address = address
         self._lock = threading.Lock()
-        self._offsets: dict[bytes, int] = {}  # of lines, by the key of what they tell of
+        self._offsets: dict[bytes, int] = {}  # of lines, by the key that they have
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
         try:
             self._fd = os.open(path, flags, 0o644)
@@ -50,7 +50,7 @@ class SendState:
         os.close(self._fd)
 
     def is_itself(self, status: os.stat_result) -> bool:
-        """Tell whether a file is this one, which changes with each receipt."""
+        """Return whether a file is this one, which changes with each receipt."""
         here = os.fstat(self._fd)
         return (here.st_dev, here.st_ino) == (status.st_dev, status.st_ino)
 
@@ -70,8 +70,8 @@ class SendState:
 
     def add(self, key: bytes, path: str, receipt: Receipt) -> None:
         """Write down a receipt. Raises SystemCallError: then it may not be there."""
-        told = {"key": key.hex(), "file": path, "to": str(self._address)}
-        line = json.dumps({**told, "receipt": receipt.as_dict()}).encode() + b"\n"
+        row = {"key": key.hex(), "file": path, "to": str(self._address)}
+        line = json.dumps({**row, "receipt": receipt.as_dict()}).encode() + b"\n"
         with self._lock:
             try:
                 offset = os.lseek(self._fd, 0, os.SEEK_END) + self._is_cut
@@ -89,7 +89,7 @@ class SendState:
             self._offsets[key] = offset
 
     def _load(self) -> bool:
-        """Read all lines; tell whether the last one was cut off."""
+        """Read all lines; return whether the last one was cut off."""
         offset, line = 0, b""
         with open(self._fd, "rb", closefd=False) as reader:
             for number, line in enumerate(reader, 1):
@@ -100,8 +100,8 @@ class SendState:
 
     def _note(self, line: bytes, offset: int, number: int) -> None:
         try:
-            told = json.loads(line)
-            self._offsets[bytes.fromhex(told["key"])] = offset
+            row = json.loads(line)
+            self._offsets[bytes.fromhex(row["key"])] = offset
         except (ValueError, KeyError, TypeError):
             if not line.startswith(b"{"):  # else it was cut off, and more was written later
                 raise UsageError(

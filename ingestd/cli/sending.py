@@ -65,14 +65,14 @@ class Job:
 
 
 class Options(NamedTuple):
-    """What all flows of a command have in common."""
+    """The terms that all flows of a command have in common."""
 
     address: Address
     protocol: Literal["raw", "ingest"] | None  # None: find out
     labels: Mapping[str, str]
     key: Key | None
     name: str | None  # of the only flow; None: the file's
-    resume: str | None  # the flow to go on with
+    resume: str | None  # the flow to resume
     is_new: bool  # make new flows, whatever the store has
     buffer_bytes_max: int
     retry_s: float | None
@@ -84,13 +84,13 @@ SendFn = Callable[[Job, Stop], Receipt]
 
 @dataclass
 class _Shared:
-    """What the threads share; `changed` guards all of it."""
+    """The state that the threads share; `changed` guards all of it."""
 
     changed: threading.Condition = field(default_factory=threading.Condition)
     returned: deque[Job] = field(default_factory=deque)  # given back for want of resources
     active: list[Job] = field(default_factory=list)
     running_count: int = 0  # threads
-    is_short_told: bool = False
+    is_short_reported: bool = False
     finished_bytes: tuple[int, int] = (0, 0)
 
 
@@ -132,7 +132,7 @@ class Sending:
                     shared.running_count -= 1
                 if number == 0:
                     raise ResourceError(f"cannot begin: {error}") from None
-                self._tell_short(str(error))
+                self._report_short(str(error))
                 return
 
     def _is_running(self) -> bool:
@@ -247,17 +247,17 @@ class Sending:
         if is_only:
             time.sleep(LOOK_INTERVAL_S)
             return False
-        self._tell_short(str(error))
+        self._report_short(str(error))
         return True
 
-    def _tell_short(self, why: str) -> None:
+    def _report_short(self, why: str) -> None:
         with self._shared.changed:
-            was_told, self._shared.is_short_told = self._shared.is_short_told, True
-        if not was_told:
+            was_reported, self._shared.is_short_reported = self._shared.is_short_reported, True
+        if not was_reported:
             note(f"{why}: fewer flows than --parallel says are sent at once")
 
     def _end(self, job: Job) -> None:
-        """Let go of what the job holds; hand it over."""
+        """Release what the job holds; hand it over."""
         shared = self._shared
         with shared.changed:
             sent, durable = job.progress()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands that make a store and tell of one: format, ls, info.
+"""The commands that make a store and describe one: format, ls, info.
 
 Invariant: each imports what it needs when it runs, and none needs the daemon.
 Owned by the main thread.
@@ -25,10 +25,10 @@ from ingestd.cli.output import (
 from ingestd.sizes import full_size, short_size
 
 if TYPE_CHECKING:
-    from ingestd.daemon.direct_io import DirectProfile
-    from ingestd.store.flows import Flow
-    from ingestd.store.image import StoreImage
-    from ingestd.store.superblock import Superblock
+    from ingestd.daemon.machine.direct_io import DirectProfile
+    from ingestd.store.metadata.superblock import Superblock
+    from ingestd.store.read.flows import Flow
+    from ingestd.store.read.image import StoreImage
 
 _COLUMNS: Final = ("FLOW", "STATE", "SIZE", "BYTES", "STARTED", "NAME", "PEER")
 _SEGMENTS_SHOWN_MAX: Final = 10
@@ -37,7 +37,7 @@ _FLUSH_RIGHT: Final = frozenset({"SIZE", "BYTES"})
 
 def run_format(arguments: Namespace) -> int:
     """Make a store; print its UUID and geometry."""
-    from ingestd.store.formatting import format_store
+    from ingestd.store.create.formatting import format_store
 
     superblock = format_store(
         arguments.path,
@@ -64,11 +64,11 @@ def _geometry(superblock: Superblock) -> list[tuple[str, object]]:
 
 def run_ls(arguments: Namespace) -> int:
     """List the flows, oldest first."""
-    from ingestd.store.dating import floor_ns, is_misdated
-    from ingestd.store.image import read_image
+    from ingestd.store.read.flow_age import floor_ns, is_misdated
+    from ingestd.store.read.image import read_image
 
     with read_image(arguments.store) as image:
-        _tell_warnings(image.warnings)
+        _report_warnings(image.warnings)
         now_ns = time.time_ns()
         floor = floor_ns(image.superblock, now_ns)
         shown = [(flow, is_misdated(flow, floor, now_ns)) for flow in image.flows]
@@ -102,19 +102,19 @@ def _bytes_text(flow: Flow) -> str:
     return f"{flow.first_offset}..{flow.bytes}" if flow.first_offset else str(flow.bytes)
 
 
-def _tell_warnings(warnings: Iterable[str]) -> None:
+def _report_warnings(warnings: Iterable[str]) -> None:
     for text in warnings:
         note(text)
 
 
 def run_info(arguments: Namespace) -> int:
     """Show identity, geometry, use and device of a store."""
-    from ingestd.store.image import read_image
+    from ingestd.store.read.image import read_image
 
     with read_image(arguments.store) as image:
-        _tell_warnings(image.warnings)
+        _report_warnings(image.warnings)
         # The profile is the core's knowledge, and reading a store needs no core.
-        from ingestd.daemon.worker import device_profile
+        from ingestd.daemon.workers.worker import device_profile
 
         profile = device_profile(image.path)
         if arguments.json:
@@ -126,9 +126,9 @@ def run_info(arguments: Namespace) -> int:
 
 
 def _info_object(image: StoreImage, profile: DirectProfile) -> dict[str, Any]:
-    from ingestd.store.flows import utc_text
-    from ingestd.store.presence import damaged_indexes
-    from ingestd.store.removals import FLOWS_MAX
+    from ingestd.store.metadata.tombstones import FLOWS_MAX
+    from ingestd.store.read.flows import utc_text
+    from ingestd.store.reclaim.presence import damaged_indexes
 
     superblock = image.superblock
     return {
@@ -157,26 +157,26 @@ def _info_object(image: StoreImage, profile: DirectProfile) -> dict[str, Any]:
 
 
 def _flow_counts(image: StoreImage) -> dict[str, int]:
-    from ingestd.store.flows import STATES
+    from ingestd.store.read.flows import STATES
 
     counts = Counter(flow.state for flow in image.flows)
     return {state: counts[state] for state in STATES}
 
 
 def _info_pairs(image: StoreImage, profile: DirectProfile) -> list[tuple[str, object]]:
-    told = _info_object(image, profile)
-    free_bytes = told["segments"]["free"] * image.superblock.segment_bytes
+    info = _info_object(image, profile)
+    free_bytes = info["segments"]["free"] * image.superblock.segment_bytes
     return [
         *_geometry(image.superblock),
-        ("created", told["created"]),
+        ("created", info["created"]),
         ("generation", image.superblock.generation),
         ("served", "yes, by a daemon that runs now" if image.served else "no"),
-        ("in use", f"{counted(told['segments'])} segments"),
+        ("in use", f"{counted(info['segments'])} segments"),
         ("free", full_size(free_bytes)),
-        ("flows", counted(told["flows"])),
-        ("removed", _removed_text(told["removed"])),
-        ("damaged", _damaged_text(told["damaged"], told["removed"])),
-        ("payload", full_size(told["payload_bytes"])),
+        ("flows", counted(info["flows"])),
+        ("removed", _removed_text(info["removed"])),
+        ("damaged", _damaged_text(info["damaged"], info["removed"])),
+        ("payload", full_size(info["payload_bytes"])),
         ("direct I/O", _profile_text(profile)),
     ]
 
@@ -184,7 +184,7 @@ def _info_pairs(image: StoreImage, profile: DirectProfile) -> list[tuple[str, ob
 def _removed_text(removed: dict[str, int]) -> str | None:
     if not removed["flows"]:
         return None
-    return f"{removed['flows']} flows, {full_size(removed['bytes'])} of them not given back yet"
+    return f"{removed['flows']} flows, {full_size(removed['bytes'])} of them not reclaimed yet"
 
 
 def _damaged_text(indexes: Sequence[int], removed: Mapping[str, int]) -> str | None:

@@ -69,7 +69,7 @@ def secure_standard_streams() -> None:
 
 
 def is_stdout_closed() -> bool:
-    """Tell whether nobody gave this process a standard output that can be written."""
+    """Return whether nobody gave this process a standard output that can be written."""
     return fcntl.fcntl(STDOUT, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
 
 

@@ -15,12 +15,12 @@ from ingestd.errors import StoreDamagedError
 from ingestd.sizes import full_size
 
 if TYPE_CHECKING:
-    from ingestd.store.verify import VerifyReport
+    from ingestd.store.read.verify import VerifyReport
 
 
 def run_verify(arguments: Namespace) -> int:
     """Print findings and what was looked at; raise StoreDamagedError if there is damage."""
-    from ingestd.store.verify import DAMAGE, verify_store
+    from ingestd.store.read.verify import DAMAGE, verify_store
 
     with total_progress_bar(arguments.store) as progress:
         report = verify_store(arguments.store, progress)

@@ -8,7 +8,7 @@
             flow.write(block)
     print(flow.receipt)
 
-connect() speaks protocol `ingest`: the flow goes on by itself after a lost
+connect() speaks protocol `ingest`: the flow resumes by itself after a lost
 connection. send_stream() speaks `raw`: one connection, and one line back.
 """
 
@@ -43,7 +43,7 @@ __all__ = [
 
 BUFFER_BYTES_MAX: Final = 64 * 1024 * 1024
 RETRY_S: Final = 300.0
-CONNECT_RETRY_S: Final = 10.0  # a mistyped address is told soon, a daemon that restarts is awaited
+CONNECT_RETRY_S: Final = 10.0  # reports a mistyped address soon, awaits a daemon that restarts
 STALL_TIMEOUT_S: Final = 120.0
 
 
@@ -65,11 +65,11 @@ def connect(
     notify: NotifyFn | None = None,
     wait: bool = True,
 ) -> FlowWriter:
-    """Begin a flow, or go on with one, at a listener of protocol `ingest`.
+    """Begin a flow, or resume one, at a listener of protocol `ingest`.
 
-    address: "HOST:PORT". flow: its UUID; None makes one, FlowWriter.flow tells it.
+    address: "HOST:PORT". flow: its UUID; None makes one, which FlowWriter.flow has.
     resume: True: the flow must exist; False: it must not; "auto": either. Where it
-    goes on, FlowWriter.start_offset tells: the next byte written is that byte of the
+    resumes, FlowWriter.start_offset has: the next byte written is that byte of the
     flow. With from_start the flow is written from its byte 0 all the same, and what
     is durable already only counts into the checksum.
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of a flow may have to be sent again: kept in a bounded buffer, or read again.
+"""The bytes of a flow that may have to be sent again: kept in a bounded buffer, or read again.
 
 Invariants:
  - Bytes from the durable offset to the end can always be had; a buffer that is
@@ -35,7 +35,7 @@ class Backlog(Protocol):
     crc_offset: int
 
     def start(self, offset: int) -> None:
-        """Begin, or go on after a connection was lost, at what the daemon has."""
+        """Begin, or resume after a connection was lost, at what the daemon has."""
 
     def view(self, offset: int) -> memoryview:
         """Return some bytes from there on; none at the end."""

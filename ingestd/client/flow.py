@@ -34,15 +34,15 @@ from ingestd.protocol.lines import (
     Auth,
     Code,
     Durable,
+    ErrorLine,
     Greeting,
     Line,
-    Refusal,
     Sealed,
 )
 from ingestd.protocol.receipt import Receipt, ReceiptState
 
 HANDSHAKE_TIMEOUT_S: Final = 10.0
-QUIET_S: Final = 1.0  # a listener that has not greeted by then may speak raw, which is told
+QUIET_S: Final = 1.0  # a listener that has not greeted by then may speak raw, which is reported
 PUT_BYTES_MAX: Final = 1024 * 1024  # under the lock
 RETRY_DELAY_S: Final = 0.1  # at most, before the second attempt; doubled for each further one
 RETRY_DELAY_S_MAX: Final = 10.0
@@ -95,7 +95,7 @@ class FlowWriter:
 
     @property
     def start_offset(self) -> int:
-        """Where in the flow this writer began; not 0 if the flow was resumed."""
+        """The offset in the flow at which this writer began; not 0 if the flow was resumed."""
         return self._start_offset or 0
 
     @property
@@ -110,7 +110,7 @@ class FlowWriter:
 
     @property
     def was_sealed(self) -> bool:
-        """Whether the store had the whole flow, sealed, before this writer sent anything."""
+        """Return whether the store had the whole flow, sealed, before this writer sent anything."""
         return self._was_sealed
 
     @property
@@ -144,7 +144,7 @@ class FlowWriter:
         data: any object with a buffer, of any shape and element; also an empty one. It
         may be changed once write() returns. Gaps between elements are not sent.
 
-        Raises SenderError as soon as the flow cannot go on, also with no data; UsageError
+        Raises SenderError as soon as the flow cannot be resumed, also with no data; UsageError
         behind close(), where the flow has a source, and for what has no buffer.
         """
         backlog = self._backlog
@@ -245,7 +245,7 @@ class FlowWriter:
             receipt = self._send_all()
         except _Aborted:
             return
-        except BaseException as error:  # whatever it is, whoever waits must be told
+        except BaseException as error:  # whatever it is, whoever waits must get it
             with self._changed:
                 self._error = in_the_tree(error)
                 self._changed.notify_all()
@@ -273,7 +273,7 @@ class FlowWriter:
         retry_s = terms.connect_retry_s if is_first else terms.retry_s
         begun_s = self._outage_begun_s or (self._begun_s if is_first else now_s)
         if now_s - begun_s >= retry_s:
-            raise SenderError(f"{terms.address}: {self._why_given_up(lost, is_first)}")
+            raise SenderError(f"{terms.address}: {self._why_ended(lost, is_first)}")
         if self._outage_begun_s is None:
             self._outage_begun_s = begun_s
             self._attempts_count = 0
@@ -288,7 +288,7 @@ class FlowWriter:
                 self._outage_begun_s = time.monotonic()
         self._raise_if_aborted()
 
-    def _why_given_up(self, lost: LinkLost, is_first: bool) -> str:
+    def _why_ended(self, lost: LinkLost, is_first: bool) -> str:
         terms = self._terms
         if not is_first:
             return (
@@ -311,7 +311,7 @@ class FlowWriter:
         if not link.wait(wants_to_send=False, timeout_s=QUIET_S) and self._start_offset is None:
             self._terms.notify(f"{address}: has not greeted so far{_ASK_RAW}")
         greeting = link.next_line("hello of protocol ingest", HANDSHAKE_TIMEOUT_S)
-        if isinstance(greeting, Refusal):
+        if isinstance(greeting, ErrorLine):
             return self._heed_refusal(greeting)
         if not isinstance(greeting, Greeting) or VERSION not in greeting.versions:
             raise SenderError(f"{address}: does not speak version {VERSION} of protocol ingest")
@@ -319,7 +319,7 @@ class FlowWriter:
         if link.send(block) != len(block):  # the first bytes of a connection: there is room
             raise LinkLost("the hello could not be sent")
         answer = link.next_line("answer to the hello", HANDSHAKE_TIMEOUT_S)
-        if isinstance(answer, Refusal):
+        if isinstance(answer, ErrorLine):
             return self._heed_refusal(answer)
         if not isinstance(answer, Accepted) or answer.flow != self._terms.flow:
             raise SenderError(f"{address}: answered the hello with something else: {answer}")
@@ -331,9 +331,9 @@ class FlowWriter:
         if greeting.auth not in (Auth.NONE, Auth.HMAC_SHA256):
             raise SenderError(f"{terms.address}: asks for a proof that is not known here")
         if (greeting.auth == Auth.NONE) != (key is None):
-            way_out = "give one" if key is None else "leave yours away, or ask who answers there"
+            remedy = "give one" if key is None else "leave yours away, or ask who answers there"
             verb = "asks" if key is None else "does not ask"
-            raise SenderError(f"{terms.address}: {verb} for a key: {way_out}")
+            raise SenderError(f"{terms.address}: {verb} for a key: {remedy}")
         hello = Hello(
             flow=terms.flow,
             resume=self._resume(),
@@ -346,7 +346,7 @@ class FlowWriter:
         return format_hello(hello, None if key is None else key.secret, greeting.challenge)
 
     def _resume(self) -> Resume:
-        """Go on if anything was acknowledged; what nothing was, the daemon may not know at all."""
+        """Resume if anything was acknowledged; what nothing was, the daemon may not know at all."""
         if self._start_offset is None:
             return self._terms.resume
         return True if self._durable_offset else "auto"
@@ -373,7 +373,7 @@ class FlowWriter:
             if self._start_offset is None:
                 self._start_offset = offset
             elif self._outage_begun_s is not None:
-                self._terms.notify(f"flow {self.flow}: goes on at byte {offset}")
+                self._terms.notify(f"flow {self.flow}: resumes at byte {offset}")
             self._sent_offset = offset
             self._advance(offset)
             if not self._has_work():
@@ -435,7 +435,7 @@ class FlowWriter:
                 return self._judge(
                     line.flow, line.bytes, line.durable, line.checksum, line.sender_checksum
                 )
-            case Refusal():
+            case ErrorLine():
                 return self._heed_refusal(line)
             case _:
                 raise SenderError(f"{self._terms.address}: said something out of turn: {line}")
@@ -447,7 +447,7 @@ class FlowWriter:
             self._outage_begun_s = None
             self._backlog.release(offset)
 
-    def _heed_refusal(self, refusal: Refusal) -> Receipt | None:
+    def _heed_refusal(self, refusal: ErrorLine) -> Receipt | None:
         """Raise what the code asks for; but a flow that is sealed as it should be is a receipt."""
         address, text = self._terms.address, plain(f"{refusal.code}: {refusal.text}")
         if refusal.code in PASSING_CODES:
@@ -470,7 +470,7 @@ class FlowWriter:
         )
 
     def _length(self) -> int | None:
-        """How long the whole flow is, as far as that is settled."""
+        """The length of the whole flow, as far as that is settled."""
         return self._backlog.end if self._is_closing or self._backlog.is_whole else None
 
     def _judge(

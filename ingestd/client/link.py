@@ -98,7 +98,7 @@ class Link:
         return self._poll(self._socket, wanted, timeout_s)
 
     def send(self, data: memoryview) -> int:
-        """Return how many bytes were taken; 0: no room now, or line() will tell why."""
+        """Return how many bytes were taken; 0: no room now, or line() will say why."""
         try:
             return self._socket.send(data)
         except BlockingIOError:
@@ -108,7 +108,7 @@ class Link:
             return 0
 
     def half_close(self) -> None:
-        """Tell the daemon that this was all."""
+        """Signal the end of the flow to the daemon."""
         try:
             self._socket.shutdown(socket.SHUT_WR)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_OFF)

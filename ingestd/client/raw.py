@@ -7,7 +7,7 @@ Invariants:
    connection, so that the daemon keeps the flow as interrupted.
  - send_stream() returns only if the daemon acknowledged every byte sent.
  - The daemon is listened to while sending: an early answer ends the sending
-   and is told, rather than the broken pipe that follows it.
+   and is reported, rather than the broken pipe that follows it.
 
 One call owns its socket; calls on several threads do not meet, but in a Stop.
 """
@@ -29,13 +29,13 @@ from ingestd.client.raw_source import Source, source_of
 from ingestd.client.terms import NotifyFn
 from ingestd.errors import ResourceError, SenderError, SystemCallError
 from ingestd.protocol.fields import LINE_BYTES_MAX
-from ingestd.protocol.lines import Greeting, Refusal, parse_line
+from ingestd.protocol.lines import ErrorLine, Greeting, parse_line
 from ingestd.protocol.receipt import Receipt, ReceiptState, parse_receipt
 from ingestd.sizes import full_size
 
 CONNECT_TIMEOUT_S: Final = 10.0
 RECEIPT_TIMEOUT_S: Final = 600.0
-CONNECT_RETRY_S: Final = 10.0  # a mistyped address is told soon, a daemon that restarts is awaited
+CONNECT_RETRY_S: Final = 10.0  # reports a mistyped address soon, awaits a daemon that restarts
 RETRY_DELAY_S: Final = 0.1  # before the second attempt; doubled for each further one
 RETRY_DELAY_S_MAX: Final = 2.0
 
@@ -90,7 +90,7 @@ def send_stream(
 
     A reader with a file descriptor is read through that, so nothing of a pipe may
     have been read ahead. progress is called with the bytes of each step. Connecting is
-    tried again for retry_s; what broke later is not, as `raw` cannot go on.
+    tried again for retry_s; what broke later is not, as `raw` cannot resume.
 
     Raises SenderError when not everything was acknowledged, SystemCallError when
     the reader cannot be read or became shorter, ResourceError if descriptors run out.
@@ -136,7 +136,7 @@ def open_connection(
 ) -> socket.socket:
     """Connect, trying again for retry_s. Closing what comes back resets the connection.
 
-    notify is told once that it is tried again. Raises SenderError, ResourceError.
+    notify is called once, with the fact that it is tried again. Raises SenderError, ResourceError.
     """
     deadline_s, delay_s = time.monotonic() + retry_s, RETRY_DELAY_S
     while True:
@@ -147,8 +147,8 @@ def open_connection(
         except SenderError as error:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
-                given_up = f": gave up after {retry_s:g} s" if retry_s else ""
-                raise SenderError(f"{error}{given_up}") from None
+                after = f": gave up after {retry_s:g} s" if retry_s else ""
+                raise SenderError(f"{error}{after}") from None
             if notify is not None:
                 notify(f"{error}: trying again for {retry_s:g} s")
                 notify = None
@@ -176,9 +176,9 @@ def hears_greeting(sock: socket.socket, wait_s: float, stop: Stop | None = None)
 
 
 def is_greeting(line: bytes) -> bool:
-    """Tell whether a line is one that a listener of protocol `ingest` begins with."""
+    """Return whether a line is one that a listener of protocol `ingest` begins with."""
     try:
-        return isinstance(parse_line(line), Greeting | Refusal)
+        return isinstance(parse_line(line), Greeting | ErrorLine)
     except ValueError:
         return False
 
@@ -291,7 +291,7 @@ def _judge(line: bytes, address: Address, sent_bytes: int, is_complete: bool) ->
     if not line:
         raise SenderError(
             f"{address}: the connection was lost after {full_size(sent_bytes)}"
-            " without a receipt: how much of it is durable, ingestd ls tells on the receiving side"
+            " without a receipt; ingestd ls on the receiving side shows how much of it is durable"
         )
     try:
         receipt = parse_receipt(line)

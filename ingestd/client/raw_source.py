@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a raw sender's bytes come from: files, pipes, objects in memory.
+"""Sources of a raw sender's bytes: files, pipes, objects in memory.
 
 Invariants: a source ends only where its reader does; a file that became shorter than
 it was at the begin is an error. Nothing of a pipe is read that is not sent or kept.
@@ -26,7 +26,7 @@ _SENDFILE_UNFIT: Final = (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
 
 
 class Source(Protocol):
-    """Where the bytes come from."""
+    """The source of the bytes."""
 
     input_fd: int | None  # to wait for before the next push(), None: push at once
 
@@ -34,7 +34,7 @@ class Source(Protocol):
         """Hand bytes to the socket; return how many, 0 at the end of the source."""
 
     def head(self) -> bytes | None:
-        """What is to be sent before what the reader still has, to begin again; None: not kept."""
+        """The bytes to send again before those that the reader still has; None: not kept."""
 
 
 class _FileSource:
@@ -147,5 +147,5 @@ def _takes_sendfile(fd: int, offset: int) -> bool:
         try:
             os.sendfile(one.fileno(), fd, offset, 1)
         except OSError as error:
-            return error.errno not in _SENDFILE_UNFIT  # others show again, and are told then
+            return error.errno not in _SENDFILE_UNFIT  # others show again, and are reported then
     return True

@@ -4,7 +4,7 @@
 Invariants: the same name, labels, size and time of change make the same id on any
 machine and in any version; another one of these makes another id. Pure; any thread.
 
-docs/protocol.md tells the same for people who write senders.
+docs/protocol.md says the same for people who write senders.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ def file_flow_id(
 
     name: as it is in the flow; size in bytes; mtime_ns: time of last change, ns since 1970.
     """
-    told = [name, sorted((labels or {}).items()), size, mtime_ns]
+    terms = [name, sorted((labels or {}).items()), size, mtime_ns]
     # JSON in ASCII, as a name may have bytes that are no text
-    return str(uuid.uuid5(NAMESPACE, json.dumps(told)))
+    return str(uuid.uuid5(NAMESPACE, json.dumps(terms)))
 
 
 def next_flow_id(flow: str, checksum: str | None) -> str:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a flow is sent under, and the texts and bytes that callers and daemons hand in.
+"""Terms that a flow is sent under, and the texts and bytes that callers and daemons hand in.
 
 Invariant: nothing here waits or owns anything. No state; any thread may call.
 """
@@ -19,7 +19,7 @@ NotifyFn = Callable[[str], None]
 
 
 class Terms(NamedTuple):
-    """What the caller asked for; connect() documents it."""
+    """The caller's request; connect() documents it."""
 
     address: Address
     flow: str
@@ -59,7 +59,7 @@ def plain(text: str) -> str:
 
 
 def in_the_tree(error: BaseException) -> BaseException:
-    """What callers are told instead of an error that no IngestdError describes."""
+    """The error that callers get instead of one that no IngestdError describes."""
     if isinstance(error, MemoryError):
         return ResourceError("memory ran out: free some, or ask for smaller buffers")
     if isinstance(error, OSError):

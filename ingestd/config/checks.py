@@ -9,18 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import combinations
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from ingestd.address import Address, same_listening_address
 from ingestd.config.problems import Problem
+from ingestd.config.settings import Settings
+from ingestd.core_limits import LISTENERS_MAX
 from ingestd.identity import identity
 from ingestd.sizes import exact_size
 
-if TYPE_CHECKING:
-    from ingestd.config.settings import Settings
-
 RETAIN_S_MIN: Final = 1.0
-LISTENERS_PER_STORE_MAX: Final = 16  # LISTENERS_MAX of core/intake.h
 INGEST_KEYS: Final = ("hello_timeout_s", "ack_interval_s", "flow_bytes_max", "key_file")
 WRITES_PER_AREA_MIN: Final = 4  # one fills, one is written, one is flushed, one to spare
 
@@ -64,10 +62,8 @@ def _check_store_names(settings: Settings) -> Iterator[Problem]:
 def _check_listener_counts(settings: Settings) -> Iterator[Problem]:
     for name in settings.store:
         count = sum(listener.store == name for listener in settings.listener.values())
-        if count > LISTENERS_PER_STORE_MAX:
-            yield Problem(
-                f"store.{name}", f"has {count} listeners, at most {LISTENERS_PER_STORE_MAX} can be"
-            )
+        if count > LISTENERS_MAX:
+            yield Problem(f"store.{name}", f"has {count} listeners, at most {LISTENERS_MAX} can be")
 
 
 def _check_cpus(settings: Settings, cpus_online: frozenset[int]) -> Iterator[Problem]:
@@ -112,7 +108,7 @@ def _check_addresses(settings: Settings) -> Iterator[Problem]:
 
 
 def _check_protocols(settings: Settings) -> Iterator[Problem]:
-    """What only protocol ingest has is not silently without effect elsewhere."""
+    """Keys that only protocol ingest has are errors elsewhere, not silently without effect."""
     for name, listener in settings.listener.items():
         defaults = type(listener).model_fields
         for key in INGEST_KEYS if listener.protocol != "ingest" else ():
@@ -124,7 +120,7 @@ def _check_protocols(settings: Settings) -> Iterator[Problem]:
 
 
 def _check_retention(settings: Settings) -> Iterator[Problem]:
-    """A term that no flow could outlive would let go of all at once."""
+    """A term that no flow could outlive would expire all at once."""
     for name, listener in settings.listener.items():
         if 0 < listener.retain_for_s < RETAIN_S_MIN:
             yield Problem(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Turns what pydantic finds wrong into sentences that name key, fault and way out.
+"""Turns what pydantic finds wrong into sentences that name key, fault and remedy.
 
 Invariants: one Problem per fault, in the order of the file; values are shown
 shortened. Pure; any thread may call.

@@ -1,24 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: language_level=3
-"""What _core.pyx uses of the core's headers; Cython reads it by itself.
+"""Declarations of the core's headers for _core.pyx; Cython reads this file by itself.
 
 Invariant: names and types are those of the headers, which the C compiler checks.
 """
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 
-cdef extern from "fault.h" nogil:
+cdef extern from "base/fault.h" nogil:
     struct fault:
         int code
         char call[40]
         char object[88]
 
-cdef extern from "stats.h" nogil:
+cdef extern from "base/stats.h" nogil:
     int HISTOGRAM_BUCKETS_COUNT
     struct histogram:
         uint64_t counts[21]
 
-cdef extern from "mailbox.h" nogil:
+cdef extern from "base/mailbox.h" nogil:
     enum:
         _GRANT_SEGMENT "COMMAND_GRANT_SEGMENT"
         _STORE_FULL "COMMAND_STORE_FULL"
@@ -45,16 +45,68 @@ cdef extern from "mailbox.h" nogil:
         _FLOW_ELSEWHERE "EVENT_FLOW_ELSEWHERE"
         _HELLO_FAILED "EVENT_HELLO_FAILED"
         _FLOW_DENIED "EVENT_FLOW_DENIED"
+    struct command_segment:
+        uint32_t index
+        uint64_t sequence
+    struct command_idle_timeout:
+        uint32_t listener_index
+        uint64_t timeout_ns
+    struct command_adopt:
+        int fd
+        uint32_t listener_index
+    struct command_connection:
+        uint32_t flow_index
+        uint64_t serial
     struct command:
         uint32_t kind
-        uint64_t a
-        uint64_t b
-    struct event:
+        command_segment segment
+        uint64_t timeout_ns
+        uint64_t interval_ns
+        command_idle_timeout idle_timeout
+        command_adopt adopt
+        command_connection connection
+        int error
+    struct event_end:
+        uint32_t reason
+        int error
+        uint64_t durable_bytes
+    struct event_store_failure:
+        int error
+        uint32_t what
+        uint64_t store_offset
+    struct event_retry:
+        int error
+        uint32_t tries
+        uint64_t store_offset
+    struct event_segment:
+        uint32_t index
+        uint64_t sequence
+    struct event_elsewhere:
+        uint32_t worker_index
+        int fd
+    struct event_hello:
+        uint32_t error
+        uint32_t reason
+    struct event_denial:
+        uint32_t why
+        uint32_t count
+    struct event_detail:
         uint32_t kind
-        int32_t code
-        int32_t detail
+        uint64_t base_bytes
+        uint64_t durable_bytes
+        event_end end
+        int accept_error
+        event_store_failure store_failure
+        event_retry retry
+        event_segment segment
+        uint32_t backpressure
+        uint32_t napi_id
+        event_elsewhere elsewhere
+        event_hello hello
+        event_denial denial
+    struct event:
+        event_detail detail
         int32_t listener_index
-        uint64_t bytes_count
         uint64_t time_ns
         uint8_t flow[16]
         char peer[64]
@@ -64,22 +116,31 @@ cdef extern from "mailbox.h" nogil:
     bint mailbox_read(mailbox *m, event *out)
     uint32_t mailbox_grants_wanted(mailbox *m)
 
-cdef extern from "admission.h" nogil:
+cdef extern from "base/reactor.h" nogil:
+    struct reactor:
+        fault fault
+        mailbox mailbox
+        histogram write_latency
+        histogram flush_latency
+        histogram ack_latency
+        histogram commit_bytes
+
+cdef extern from "connection/ingest/admission.h" nogil:
     enum:
-        _QUESTION_HELLO "QUESTION_HELLO"
-        _QUESTION_TRAILER "QUESTION_TRAILER"
+        _REQUEST_HELLO "REQUEST_HELLO"
+        _REQUEST_TRAILER "REQUEST_TRAILER"
         _NOTE_ENDED "NOTE_ENDED"
-        _QUESTION_HAS_CRC "QUESTION_HAS_CRC"
-        _QUESTION_WHOLE "QUESTION_WHOLE"
-        _QUESTION_STORED "QUESTION_STORED"
-        _QUESTION_SEALED "QUESTION_SEALED"
-        _ADMIT "ANSWER_ADMIT"
-        _REFUSE "ANSWER_REFUSE"
-        _SEAL "ANSWER_SEAL"
-        _ANSWER_HAS_CRC "ANSWER_HAS_CRC"
-        _ANSWER_STATED "ANSWER_STATED"
-        _ANSWER_TRAILER "ANSWER_TRAILER"
-    struct question:
+        _REQUEST_HAS_CRC "REQUEST_HAS_CRC"
+        _REQUEST_WHOLE "REQUEST_WHOLE"
+        _REQUEST_STORED "REQUEST_STORED"
+        _REQUEST_SEALED "REQUEST_SEALED"
+        _ADMIT "RESPONSE_ADMIT"
+        _REFUSE "RESPONSE_REFUSE"
+        _SEAL "RESPONSE_SEAL"
+        _RESPONSE_HAS_CRC "RESPONSE_HAS_CRC"
+        _RESPONSE_LENGTH_KNOWN "RESPONSE_LENGTH_KNOWN"
+        _RESPONSE_TRAILER "RESPONSE_TRAILER"
+    struct admission_request:
         uint32_t kind
         uint32_t flow_index
         uint64_t serial
@@ -91,7 +152,7 @@ cdef extern from "admission.h" nogil:
         char peer[64]
         uint8_t challenge[32]
         uint8_t block[4096]
-    struct answer:
+    struct admission_response:
         uint32_t kind
         uint32_t flow_index
         uint64_t serial
@@ -108,9 +169,24 @@ cdef extern from "admission.h" nogil:
         char text[1024]
     struct admission:
         pass
-    bint admission_take_question(admission *a, question *out)
+    bint admission_take_request(admission *a, admission_request *out)
 
-cdef extern from "network.h" nogil:
+cdef extern from "connection/ingest/session.h" nogil:
+    enum:
+        _HELLO_TIMEOUT "SESSION_ERROR_HELLO_TIMEOUT"
+
+cdef extern from "connection/listener.h" nogil:
+    enum:
+        _DENIED_NETWORK "DENIED_NETWORK"
+        _DENIED_PEER "DENIED_PEER"
+
+cdef extern from "storage/writer.h" nogil:
+    enum:
+        _FAILED_WRITE "FAILED_WRITE"
+        _FAILED_FLUSH "FAILED_FLUSH"
+        _FAILED_LOST "FAILED_LOST"
+
+cdef extern from "connection/network.h" nogil:
     int NETWORKS_MAX
     struct network:
         uint8_t family
@@ -131,7 +207,7 @@ cdef extern from "worker.h" nogil:
         char name[64]
         uint32_t allow_count
         network allow[64]
-    void worker_answer(worker *w, const answer *a)
+    void worker_respond(worker *w, const admission_response *a)
     bint worker_park(worker *w, uint64_t serial)
     enum:
         _ENGINE_RECV "ENGINE_RECV"
@@ -163,15 +239,14 @@ cdef extern from "worker.h" nogil:
         uint32_t napi_others[64]
         uint32_t napi_owners[64]
         uint32_t napi_other_count
-    struct worker:
-        fault fault
+    struct receiver:
         zcrx zcrx
-        mailbox mailbox
+    struct connections:
         admission admission
-        histogram write_latency
-        histogram flush_latency
-        histogram ack_latency
-        histogram commit_bytes
+    struct worker:
+        reactor reactor
+        receiver receiver
+        connections connections
     worker *worker_create(const worker_settings *s)
     void worker_destroy(worker *w)
     int worker_add_listener(worker *w, const listener_settings *s)
@@ -179,7 +254,7 @@ cdef extern from "worker.h" nogil:
     int64_t worker_locked_bytes(const worker_settings *s)
     int worker_run(worker *w)
 
-cdef extern from "probe.h" nogil:
+cdef extern from "storage/probe.h" nogil:
     struct probe_profile:
         uint32_t mem_align
         uint32_t virt_mask

@@ -1,66 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 # cython: language_level=3, embedsignature=False
-"""The core's border: see _core.pyi for what each name means.
+"""The core's border; _core.pyi documents each name.
 
 Nothing is decided here: arguments go into C structs, results come out of them.
 """
 
 import errno
-from collections import namedtuple
 
 from cpython.bytes cimport PyBytes_FromStringAndSize
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 from libc.string cimport memcpy, memset
 
-COMMAND_GRANT_SEGMENT = _GRANT_SEGMENT
-COMMAND_STORE_FULL = _STORE_FULL
-COMMAND_STOP_ACCEPTING = _STOP_ACCEPTING
-COMMAND_DRAIN = _DRAIN
-COMMAND_SET_FLUSH_INTERVAL = _SET_FLUSH_INTERVAL
-COMMAND_SET_COMMIT_INTERVAL = _SET_COMMIT_INTERVAL
-COMMAND_SET_IDLE_TIMEOUT = _SET_IDLE_TIMEOUT
-COMMAND_ADOPT = _ADOPT
-COMMAND_END_FLOW = _END_FLOW
-COMMAND_FAIL_STORE = _FAIL_STORE
-
-EVENT_FLOW_OPENED = _FLOW_OPENED
-EVENT_FLOW_SEALED = _FLOW_SEALED
-EVENT_FLOW_INTERRUPTED = _FLOW_INTERRUPTED
-EVENT_FLOW_REFUSED = _FLOW_REFUSED
-EVENT_ACCEPT_FAILED = _ACCEPT_FAILED
-EVENT_STORE_FAILED = _STORE_FAILED
-EVENT_STORE_FULL = _EVENT_STORE_FULL
-EVENT_WRITE_RETRIED = _WRITE_RETRIED
-EVENT_SEGMENT_OPENED = _SEGMENT_OPENED
-EVENT_SEGMENT_CLOSED = _SEGMENT_CLOSED
-EVENT_BACKPRESSURE = _BACKPRESSURE
-EVENT_FLOW_BY_COPY = _FLOW_BY_COPY
-EVENT_FLOW_ELSEWHERE = _FLOW_ELSEWHERE
-EVENT_HELLO_FAILED = _HELLO_FAILED
-EVENT_FLOW_DENIED = _FLOW_DENIED
-
-QUESTION_HELLO = _QUESTION_HELLO
-QUESTION_TRAILER = _QUESTION_TRAILER
-NOTE_ENDED = _NOTE_ENDED
-
-ENGINE_RECV = _ENGINE_RECV
-ENGINE_ZCRX = _ENGINE_ZCRX
+from ingestd.core.border import (
+    AcceptFailed, Backpressure, BackpressureChanged, Denial, DeviceProfile, Engine, Event,
+    FlowByCopy, FlowDenied, FlowElsewhere, FlowInterrupted, FlowOpened, FlowRefused, FlowSealed,
+    HelloFailed, ProbeResult, AdmissionRequest, RequestKind, SegmentClosed, SegmentOpened, StoreFailed,
+    StoreFailure, StoreFull, WriteRetried,
+)
 
 HISTOGRAM_BOUNDS_NS = tuple(histogram_bound_ns(i) for i in range(HISTOGRAM_BUCKETS_COUNT))
 HISTOGRAM_BOUNDS_BYTES = tuple(histogram_bound_bytes(i) for i in range(HISTOGRAM_BUCKETS_COUNT))
 
-Event = namedtuple(
-    "Event", "kind code detail bytes_count listener_index peer flow time_ns"
-)
-Question = namedtuple(
-    "Question",
-    "kind connection listener_index bytes_count crc is_crc_known is_whole is_stored is_sealed"
-    " flow peer challenge block",
-)
-DeviceProfile = namedtuple("DeviceProfile", "mem_align write_align")
-ProbeResult = namedtuple(
-    "ProbeResult", "mem_align virt_mask iovecs_max shapes_tried shapes_lied"
-)
+cdef dict KINDS = {
+    _REQUEST_HELLO: RequestKind.HELLO,
+    _REQUEST_TRAILER: RequestKind.TRAILER,
+    _NOTE_ENDED: RequestKind.NOTE_ENDED,
+}
+cdef dict FAILURES = {
+    _FAILED_WRITE: StoreFailure.WRITE,
+    _FAILED_FLUSH: StoreFailure.FLUSH,
+    _FAILED_LOST: StoreFailure.STORE,
+}
+cdef dict DENIALS = {_DENIED_NETWORK: Denial.NETWORK, _DENIED_PEER: Denial.PEER_LIMIT}
+cdef dict CAUSES = {0: Backpressure.ENDED, 1: Backpressure.AREA, 2: Backpressure.DEVICE}
 
 
 class CoreFault(OSError):
@@ -104,55 +76,78 @@ def kernel_features():
     return features
 
 
-def locked_bytes(*, segment_bytes, block_bytes, mem_align, write_align, virt_mask, iovecs_max,
-                 area_bytes, write_bytes_max, writes_in_flight_max, flows_max, engine):
+cdef put_shape(worker_settings *s, shape):
+    s.segment_bytes, s.block_bytes = shape.segment_bytes, shape.block_bytes
+    s.mem_align, s.write_align = shape.mem_align, shape.write_align
+    s.virt_mask, s.iovecs_max = shape.virt_mask, shape.iovecs_max
+    s.area_bytes, s.write_bytes_max = shape.area_bytes, shape.write_bytes_max
+    s.writes_in_flight_max, s.flows_max = shape.writes_in_flight_max, shape.flows_max
+    s.engine = _ENGINE_ZCRX if shape.engine is Engine.ZCRX else _ENGINE_RECV
+
+
+def locked_bytes(shape):
     cdef worker_settings s
     memset(&s, 0, sizeof(s))
-    s.segment_bytes, s.block_bytes, s.area_bytes = segment_bytes, block_bytes, area_bytes
-    s.mem_align, s.write_align, s.virt_mask = mem_align, write_align, virt_mask
-    s.iovecs_max, s.write_bytes_max = iovecs_max, write_bytes_max
-    s.writes_in_flight_max, s.flows_max, s.engine = writes_in_flight_max, flows_max, engine
+    put_shape(&s, shape)
     bytes_count = worker_locked_bytes(&s)
     return bytes_count if bytes_count > 0 else -1 if bytes_count == -errno.E2BIG else 0
+
+
+cdef detail_of(const event_detail *d):
+    """The typed detail of an event; its kind is the type."""
+    if d.kind == _FLOW_OPENED:
+        return FlowOpened(d.base_bytes)
+    if d.kind == _FLOW_SEALED:
+        return FlowSealed(d.durable_bytes)
+    if d.kind == _FLOW_INTERRUPTED:
+        return FlowInterrupted(d.end.reason, d.end.error, d.end.durable_bytes)
+    if d.kind == _FLOW_REFUSED:
+        return FlowRefused(d.end.reason, d.end.error)
+    if d.kind == _ACCEPT_FAILED:
+        return AcceptFailed(d.accept_error)
+    if d.kind == _STORE_FAILED:
+        return StoreFailed(d.store_failure.error, FAILURES[d.store_failure.what],
+                           d.store_failure.store_offset)
+    if d.kind == _EVENT_STORE_FULL:
+        return StoreFull()
+    if d.kind == _WRITE_RETRIED:
+        return WriteRetried(d.retry.error, d.retry.tries, d.retry.store_offset)
+    if d.kind == _SEGMENT_OPENED:
+        return SegmentOpened(d.segment.index, d.segment.sequence)
+    if d.kind == _SEGMENT_CLOSED:
+        return SegmentClosed(d.segment.index, d.segment.sequence)
+    if d.kind == _BACKPRESSURE:
+        return BackpressureChanged(CAUSES[d.backpressure])
+    if d.kind == _FLOW_BY_COPY:
+        return FlowByCopy(d.napi_id)
+    if d.kind == _FLOW_ELSEWHERE:
+        return FlowElsewhere(d.elsewhere.worker_index, d.elsewhere.fd)
+    if d.kind == _HELLO_FAILED:
+        return HelloFailed(d.hello.error == _HELLO_TIMEOUT, d.hello.reason)
+    assert d.kind == _FLOW_DENIED, d.kind
+    return FlowDenied(DENIALS[d.denial.why], d.denial.count)
 
 
 cdef class Worker:
     cdef worker *w
 
-    def __init__(self, *, int store_fd, bytes store_uuid, segments_offset,
-                 segment_bytes, block_bytes, mem_align, write_align, virt_mask, iovecs_max,
-                 worker_index, int cpu, area_bytes, write_bytes_max, writes_in_flight_max,
-                 flows_max, flush_interval_ns, commit_interval_ns, bint checksum, engine=0,
-                 interface_index=0, rx_queue=0, rx_buf_len=0, refill_entries=4096,
-                 queue_retry_ns=0, store_bytes=0):
+    def __init__(self, settings):
         cdef worker_settings s
-        if len(store_uuid) != 16 or self.w != NULL:
+        cdef bytes uuid = settings.store_uuid
+        if len(uuid) != 16 or self.w != NULL:
             raise ValueError("store_uuid has 16 bytes, and a worker is made once")
         memset(&s, 0, sizeof(s))
-        memcpy(s.store_uuid, <const char *>store_uuid, 16)
-        s.store_fd = store_fd
-        s.store_bytes, s.segments_offset = store_bytes, segments_offset
-        s.segment_bytes = segment_bytes
-        s.block_bytes = block_bytes
-        s.mem_align = mem_align
-        s.write_align = write_align
-        s.virt_mask = virt_mask
-        s.iovecs_max = iovecs_max
-        s.worker_index = worker_index
-        s.cpu = cpu
-        s.area_bytes = area_bytes
-        s.write_bytes_max = write_bytes_max
-        s.writes_in_flight_max = writes_in_flight_max
-        s.flows_max = flows_max
-        s.flush_interval_ns = flush_interval_ns
-        s.commit_interval_ns = commit_interval_ns
-        s.checksum = checksum
-        s.engine = engine
-        s.interface_index = interface_index
-        s.rx_queue = rx_queue
-        s.rx_buf_len = rx_buf_len
-        s.refill_entries = refill_entries
-        s.queue_retry_ns = queue_retry_ns
+        put_shape(&s, settings.shape)
+        memcpy(s.store_uuid, <const char *>uuid, 16)
+        s.store_fd, s.store_bytes = settings.store_fd, settings.store_bytes
+        s.segments_offset = settings.segments_offset
+        s.worker_index, s.cpu = settings.worker_index, settings.cpu
+        s.flush_interval_ns = settings.flush_interval_ns
+        s.commit_interval_ns = settings.commit_interval_ns
+        s.checksum = settings.checksum
+        s.interface_index, s.rx_queue = settings.interface_index, settings.rx_queue
+        s.rx_buf_len, s.refill_entries = settings.rx_buf_len, settings.refill_entries
+        s.queue_retry_ns = settings.queue_retry_ns
         self.w = worker_create(&s)
         if self.w == NULL:
             raise MemoryError("a worker could not be created")
@@ -196,66 +191,120 @@ cdef class Worker:
         if len(others) > ZCRX_NAPI_IDS_MAX:
             raise ValueError(f"{len(others)} NAPI ids are more than {ZCRX_NAPI_IDS_MAX}")
         for i, (napi_id, worker_index) in enumerate(others):
-            self.w.zcrx.napi_others[i] = napi_id
-            self.w.zcrx.napi_owners[i] = worker_index
-        self.w.zcrx.napi_other_count = len(others)
-        self.w.zcrx.napi_own = own
+            self.w.receiver.zcrx.napi_others[i] = napi_id
+            self.w.receiver.zcrx.napi_owners[i] = worker_index
+        self.w.receiver.zcrx.napi_other_count = len(others)
+        self.w.receiver.zcrx.napi_own = own
 
     def setup(self):
         cdef int code
         with nogil:
             code = worker_setup(self.w)
         if code < 0:
-            raise_fault(&self.w.fault)
+            raise_fault(&self.w.reactor.fault)
 
     def run(self):
         cdef int code
         with nogil:
             code = worker_run(self.w)
         if code < 0:
-            raise_fault(&self.w.fault)
+            raise_fault(&self.w.reactor.fault)
 
-    def command(self, kind, a=0, b=0):
-        cdef command c
-        c.kind = kind
-        c.a = a
-        c.b = b
-        code = mailbox_post(&self.w.mailbox, c)
+    cdef post(self, command c):
+        code = mailbox_post(&self.w.reactor.mailbox, c)
         if code < 0:
             raise CoreFault(-code, "command", "worker's mailbox")
+
+    cdef post_plain(self, uint32_t kind):
+        cdef command c
+        c.kind = kind
+        self.post(c)
+
+    cdef post_interval(self, uint32_t kind, uint64_t interval_ns):
+        cdef command c
+        c.kind = kind
+        c.interval_ns = interval_ns
+        self.post(c)
+
+    def grant_segment(self, index, sequence):
+        cdef command c
+        c.kind = _GRANT_SEGMENT
+        c.segment.index, c.segment.sequence = index, sequence
+        self.post(c)
+
+    def note_store_full(self):
+        self.post_plain(_STORE_FULL)
+
+    def stop_accepting(self):
+        self.post_plain(_STOP_ACCEPTING)
+
+    def drain(self, timeout_ns):
+        cdef command c
+        c.kind = _DRAIN
+        c.timeout_ns = timeout_ns
+        self.post(c)
+
+    def set_flush_interval(self, interval_ns):
+        self.post_interval(_SET_FLUSH_INTERVAL, interval_ns)
+
+    def set_commit_interval(self, interval_ns):
+        self.post_interval(_SET_COMMIT_INTERVAL, interval_ns)
+
+    def set_idle_timeout(self, listener_index, timeout_ns):
+        cdef command c
+        c.kind = _SET_IDLE_TIMEOUT
+        c.idle_timeout.listener_index, c.idle_timeout.timeout_ns = listener_index, timeout_ns
+        self.post(c)
+
+    def adopt(self, fd, listener_index):
+        cdef command c
+        c.kind = _ADOPT
+        c.adopt.fd, c.adopt.listener_index = fd, listener_index
+        self.post(c)
+
+    def end_flow(self, connection):
+        cdef command c
+        c.kind = _END_FLOW
+        c.connection.flow_index, c.connection.serial = connection
+        self.post(c)
+
+    def fail_store(self, error):
+        cdef command c
+        c.kind = _FAIL_STORE
+        c.error = error
+        self.post(c)
 
     def events(self):
         cdef event e
         events = []
-        while mailbox_read(&self.w.mailbox, &e):
-            events.append(Event(e.kind, e.code, e.detail, e.bytes_count, e.listener_index,
-                                (<bytes>e.peer).decode(),
+        while mailbox_read(&self.w.reactor.mailbox, &e):
+            events.append(Event(detail_of(&e.detail), e.listener_index, (<bytes>e.peer).decode(),
                                 PyBytes_FromStringAndSize(<char *>e.flow, 16), e.time_ns))
         return events
 
-    def questions(self):
-        cdef question q
-        questions = []
-        while admission_take_question(&self.w.admission, &q):
-            questions.append(Question(
-                q.kind, (q.flow_index, q.serial), q.listener_index, q.bytes_count, q.crc,
-                bool(q.flags & _QUESTION_HAS_CRC), bool(q.flags & _QUESTION_WHOLE),
-                bool(q.flags & _QUESTION_STORED), bool(q.flags & _QUESTION_SEALED),
+    def admission_requests(self):
+        cdef admission_request q
+        requests = []
+        while admission_take_request(&self.w.connections.admission, &q):
+            requests.append(AdmissionRequest(
+                KINDS[q.kind], (q.flow_index, q.serial), q.listener_index, q.bytes_count, q.crc,
+                bool(q.flags & _REQUEST_HAS_CRC), bool(q.flags & _REQUEST_WHOLE),
+                bool(q.flags & _REQUEST_STORED), bool(q.flags & _REQUEST_SEALED),
                 PyBytes_FromStringAndSize(<char *>q.flow, 16), (<bytes>q.peer).decode(),
                 PyBytes_FromStringAndSize(<char *>q.challenge, 32),
                 PyBytes_FromStringAndSize(<char *>q.block, 4096)))
-        return questions
+        return requests
 
     def admit(self, connection, bytes flow, *, base_bytes, limit_bytes, crc, bint is_crc_known,
               bint is_stated, bint has_trailer, bytes name, bytes labels):
-        cdef answer a
+        cdef admission_response a
         if len(flow) != 16 or len(name) > sizeof(a.name) or len(labels) > sizeof(a.labels):
             raise ValueError("flow, name or labels have a size that no answer can hold")
         memset(&a, 0, sizeof(a))
         a.kind = _ADMIT
         a.flow_index, a.serial = connection
-        a.flags = ((_ANSWER_HAS_CRC if is_crc_known else 0) | (_ANSWER_STATED if is_stated else 0)
-                   | (_ANSWER_TRAILER if has_trailer else 0))
+        a.flags = ((_RESPONSE_HAS_CRC if is_crc_known else 0) | (_RESPONSE_LENGTH_KNOWN if is_stated else 0)
+                   | (_RESPONSE_TRAILER if has_trailer else 0))
         a.crc = crc
         a.base_bytes = base_bytes
         a.limit_bytes = limit_bytes
@@ -264,10 +313,10 @@ cdef class Worker:
         memcpy(a.labels, <const char *>labels, len(labels))
         a.name_bytes = len(name)
         a.labels_bytes = len(labels)
-        worker_answer(self.w, &a)
+        worker_respond(self.w, &a)
 
     def refuse(self, connection, bytes line):
-        cdef answer a
+        cdef admission_response a
         if not 0 < len(line) <= sizeof(a.text):
             raise ValueError("a refusal has a size that no answer can hold")
         memset(&a, 0, sizeof(a))
@@ -275,26 +324,26 @@ cdef class Worker:
         a.flow_index, a.serial = connection
         memcpy(a.text, <const char *>line, len(line))
         a.text_bytes = len(line)
-        worker_answer(self.w, &a)
+        worker_respond(self.w, &a)
 
     def park(self, connection):
         return bool(worker_park(self.w, connection[1]))
 
     def seal(self, connection, crc):
-        cdef answer a
+        cdef admission_response a
         memset(&a, 0, sizeof(a))
         a.kind = _SEAL
         a.flow_index, a.serial = connection
-        a.flags = _ANSWER_HAS_CRC if crc is not None else 0
+        a.flags = _RESPONSE_HAS_CRC if crc is not None else 0
         a.crc = crc or 0
-        worker_answer(self.w, &a)
+        worker_respond(self.w, &a)
 
     @property
     def event_fd(self):
-        return self.w.mailbox.event_fd
+        return self.w.reactor.mailbox.event_fd
 
     def segments_wanted(self):
-        return mailbox_grants_wanted(&self.w.mailbox)
+        return mailbox_grants_wanted(&self.w.reactor.mailbox)
 
     def counters(self):
         return {stats_name(i).decode(): stats_value(self.w, i) for i in range(STATS_COUNT)}
@@ -302,8 +351,8 @@ cdef class Worker:
     def histograms(self):
         buckets = range(HISTOGRAM_BUCKETS_COUNT + 1)
         return {
-            "write_latency": tuple([histogram_count(&self.w.write_latency, i) for i in buckets]),
-            "flush_latency": tuple([histogram_count(&self.w.flush_latency, i) for i in buckets]),
-            "ack_latency": tuple([histogram_count(&self.w.ack_latency, i) for i in buckets]),
-            "commit_bytes": tuple([histogram_count(&self.w.commit_bytes, i) for i in buckets]),
+            "write_latency": tuple([histogram_count(&self.w.reactor.write_latency, i) for i in buckets]),
+            "flush_latency": tuple([histogram_count(&self.w.reactor.flush_latency, i) for i in buckets]),
+            "ack_latency": tuple([histogram_count(&self.w.reactor.ack_latency, i) for i in buckets]),
+            "commit_bytes": tuple([histogram_count(&self.w.reactor.commit_bytes, i) for i in buckets]),
         }

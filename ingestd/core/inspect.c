@@ -10,7 +10,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "zcrx_open.h"
+#include "receive/zcrx/register.h"
 
 static const char *const stats_names[] = {
 #define STATS_NAME(name, help) #name,
@@ -23,7 +23,7 @@ const char *stats_name(int index) {
 }
 
 uint64_t stats_value(const struct worker *w, int index) {
-    return __atomic_load_n((const uint64_t *)&w->stats + index, __ATOMIC_RELAXED);
+    return __atomic_load_n((const uint64_t *)&w->reactor.stats + index, __ATOMIC_RELAXED);
 }
 
 uint64_t histogram_count(const struct histogram *h, int bucket) {
@@ -58,8 +58,8 @@ static const struct feature features[FEATURES_COUNT] = {
     {"zcrx_events", 0, 0, 0, ABI_ZCRX_FEATURE_EVENT},
 };
 
-/* A kernel that cannot be asked is older than what it would be asked about. */
-static int zcrx_has(const struct feature *f) {
+/* A kernel without the query is older than any feature that it would report. */
+static int inspect_zcrx_has(const struct feature *f) {
     struct abi_query_zcrx q;
     if (zcrx_query(&q) != 0)
         return 0;
@@ -74,7 +74,7 @@ const char *feature_name(int index) {
 int feature_query(int index) {
     const struct feature *f = &features[index];
     if (f->zcrx_flags != 0 || f->zcrx_features != 0)
-        return zcrx_has(f);
+        return inspect_zcrx_has(f);
     struct io_uring ring;
     struct io_uring_params p = {.flags = f->setup_flags};
     int code = io_uring_queue_init_params(2, &ring, &p);

@@ -19,7 +19,7 @@ uint64_t histogram_count(const struct histogram *h, int bucket);
 uint64_t histogram_bound_ns(int bucket);
 uint64_t histogram_bound_bytes(int bucket);
 
-/* 1: the running kernel has it, 0: it has not, -errno: it does not let us ask. */
+/* 1: the running kernel has it, 0: it has not, -errno: the query was refused. */
 const char *feature_name(int index);
 int feature_query(int index);
 

@@ -4,22 +4,13 @@
  */
 #include "worker.h"
 
-#include <arpa/inet.h>
 #include <assert.h>
 #include <errno.h>
 #include <sched.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 #include <sys/random.h>
-
-#define RING_ENTRIES 4096u
-#define SEGMENT_BATCHES_MIN 16u
-#define RING_AREA_BYTES 512u
-#define LOCK_TRIES_MAX 50u /* 5 s, as long as a store that is held is waited for */
-#define LOCK_PAUSE_NS 100000000
-#define RING_COMPLETIONS_MAX 65536u /* IORING_MAX_CQ_ENTRIES, io_uring/io_uring.h, Linux 6.1 */
 
 static uint64_t worker_random(void) {
     uint64_t word;
@@ -28,73 +19,88 @@ static uint64_t worker_random(void) {
     return word;
 }
 
+static_assert(LISTENERS_MAX <= RECEIVER_LISTENERS_MAX, "the engine knows all listeners");
+
+static void worker_init_connections(struct worker *w) {
+    struct connections *c = &w->connections;
+    connections_init(c, &w->receiver, w->engine);
+    c->settings.worker_index = w->settings.worker_index;
+    c->settings.checksum = w->settings.checksum;
+    memcpy(c->settings.store_uuid, w->settings.store_uuid, sizeof c->settings.store_uuid);
+    c->flow_id_serial = worker_random(); /* so that a clock set back makes no id again */
+    admission_open(&c->admission);
+}
+
 struct worker *worker_create(const struct worker_settings *s) {
     struct worker *w = calloc(1, sizeof *w);
     if (w == NULL)
         return NULL;
     w->settings = *s;
+    receiver_init(&w->receiver, &w->reactor, &w->area, &w->storage, &w->flows);
+    w->receiver.settings = (struct receiver_settings){
+        .interface_index = s->interface_index,
+        .rx_queue = s->rx_queue,
+        .rx_buf_len = s->rx_buf_len,
+        .refill_entries = s->refill_entries,
+        .queue_retry_ns = s->queue_retry_ns,
+    };
     w->engine = s->engine == ENGINE_ZCRX ? &engine_zcrx : &engine_recv;
-    w->unasked = w->unasked_hellos = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
-    w->flow_id_serial = worker_random(); /* so that a clock set back makes no id again */
-    admission_open(&w->admission);
-    if (mailbox_open(&w->mailbox, &w->fault) < 0) {
+    worker_init_connections(w);
+    if (mailbox_open(&w->reactor.mailbox, &w->reactor.fault) < 0) {
         worker_destroy(w);
         return NULL;
     }
-    w->mailbox.grants_wanted = SEGMENTS_READY_MAX;
+    w->reactor.mailbox.grants_wanted = SEGMENTS_READY_MAX;
     return w;
 }
 
-/* Those of a loop that ended by a fault, and those that came too late for it. */
-static void close_connections(struct worker *w) {
+/* Those of a loop that ended by a fault, and those that arrived too late for it. */
+static void worker_close_connections(struct worker *w) {
     struct command c;
     for (uint32_t i = 0; i < w->flows.used_upto; i++) {
         const struct flow *f = &w->flows.flows[i];
         if (f->phase != FLOW_FREE && f->fd >= 0)
             close(f->fd);
     }
-    while (mailbox_take(&w->mailbox, &c))
+    while (mailbox_take(&w->reactor.mailbox, &c))
         if (c.kind == COMMAND_ADOPT)
-            close((int)c.a);
+            close(c.adopt.fd);
 }
 
 void worker_destroy(struct worker *w) {
     if (w == NULL)
         return;
-    if (w->ring_open)
-        io_uring_queue_exit(&w->ring);
-    close_connections(w);
-    w->engine->close(w);
-    for (uint32_t i = 0; i < w->listener_count; i++)
-        session_pool_close(&w->listeners[i].sessions);
-    peers_close(&w->peers);
-    admission_close(&w->admission);
-    device_close(w);
-    writer_close(w);
-    batch_pool_close(w);
+    reactor_close_ring(&w->reactor);
+    worker_close_connections(w);
+    w->engine->close(&w->receiver);
+    for (uint32_t i = 0; i < w->connections.listener_count; i++)
+        session_pool_deinit(&w->connections.listeners[i].sessions);
+    peers_close(&w->connections.peers);
+    admission_close(&w->connections.admission);
+    storage_close(&w->storage);
     flow_table_destroy(&w->flows);
     area_close(&w->area);
-    mailbox_close(&w->mailbox);
+    mailbox_close(&w->reactor.mailbox);
     free(w);
 }
 
 static int worker_count_peers(struct worker *w) {
     uint64_t secret[PEERS_SECRET_WORDS];
-    if (w->peers.places != NULL)
+    if (w->connections.peers.places != NULL)
         return 0;
     for (uint32_t i = 0; i < PEERS_SECRET_WORDS; i++)
         secret[i] = worker_random();
-    return peers_open(&w->peers, w->settings.flows_max, secret);
+    return peers_open(&w->connections.peers, w->settings.flows_max, secret);
 }
 
 int worker_add_listener(struct worker *w, const struct listener_settings *s) {
-    if (w->listener_count == LISTENERS_MAX)
+    if (w->connections.listener_count == LISTENERS_MAX)
         return -E2BIG;
-    struct listener *l = &w->listeners[w->listener_count];
+    struct listener *l = &w->connections.listeners[w->connections.listener_count];
     *l = (struct listener){
         .fd = s->fd,
         .index = s->index,
-        .protocol = s->protocol,
+        .protocol = s->protocol == PROTOCOL_INGEST ? &protocol_ingest : &protocol_raw,
         .idle_timeout_ns = s->idle_timeout_ns,
         .hello_timeout_ns = s->hello_timeout_ns,
         .ack_interval_ns = s->ack_interval_ns,
@@ -104,7 +110,7 @@ int worker_add_listener(struct worker *w, const struct listener_settings *s) {
         .allow_count = s->allow_count,
         .idle = {FLOW_NONE, FLOW_NONE, 0},
         .greeting = {FLOW_NONE, FLOW_NONE, 0},
-        .news = {FLOW_NONE, FLOW_NONE, 0},
+        .acks_pending = {FLOW_NONE, FLOW_NONE, 0},
     };
     memcpy(l->name, s->name, sizeof l->name);
     memcpy(l->allow, s->allow, sizeof l->allow);
@@ -113,9 +119,10 @@ int worker_add_listener(struct worker *w, const struct listener_settings *s) {
     uint32_t sessions_max = (uint32_t)time_min(own_max, w->settings.flows_max);
     if (s->flows_per_peer_max > 0 && worker_count_peers(w) < 0)
         return -ENOMEM;
-    if (s->protocol == PROTOCOL_INGEST && session_pool_open(&l->sessions, sessions_max) < 0)
+    if (s->protocol == PROTOCOL_INGEST && session_pool_init(&l->sessions, sessions_max) < 0)
         return -ENOMEM;
-    w->listener_count++;
+    w->receiver.listener_fds[w->connections.listener_count++] = s->fd;
+    w->receiver.listener_count = w->connections.listener_count;
     return 0;
 }
 
@@ -128,160 +135,78 @@ static int worker_pin(struct worker *w) {
     CPU_SET((size_t)w->settings.cpu, &set);
     snprintf(object, sizeof object, "CPU %d", w->settings.cpu);
     if (sched_setaffinity(0, sizeof set, &set) != 0)
-        return fault_set(&w->fault, errno, "sched_setaffinity", object);
+        return fault_set(&w->reactor.fault, errno, "sched_setaffinity", object);
     return 0;
 }
 
-static uint32_t power_of_two_below(uint64_t value) {
+static uint32_t worker_power_of_two_below(uint64_t value) {
     uint32_t power = 1;
     while (power * 2ull <= value)
         power *= 2;
     return power;
 }
 
-static uint32_t ring_completions(const struct worker_settings *s) {
-    /* What is under way is bounded by the flows, and by the memory for their bytes. */
-    uint64_t by_flows = 4ull * s->flows_max + 2 * RING_ENTRIES;
-    uint64_t by_area = s->area_bytes / RING_AREA_BYTES + 2 * RING_ENTRIES;
-    uint64_t count = time_min(time_min(by_flows, by_area), RING_COMPLETIONS_MAX);
-    return power_of_two_below(count);
-}
-
-/* What the ring itself locks: newer kernels count it like registered memory (Linux 6.14,
- * io_uring/memmap.c). Both queues with their heads, and the entries for submission. */
-static uint64_t ring_bytes(const struct worker_settings *s) {
-    uint64_t completion = s->engine == ENGINE_ZCRX ? 32 : 16;
-    uint64_t heads = 2 * AREA_PAGE_BYTES + RING_ENTRIES * sizeof(uint32_t);
-    return heads + ring_completions(s) * completion + RING_ENTRIES * sizeof(struct io_uring_sqe);
-}
-
-/* The kernel gives back what a process had locked some time after that process is gone
- * (io_ring_exit_work, a work queue): its successor, which has the store already, asks again. */
-static bool lock_again(int code, uint32_t *tries) {
-    struct timespec pause = {.tv_nsec = LOCK_PAUSE_NS};
-    if (code != -ENOMEM || ++*tries > LOCK_TRIES_MAX)
-        return false;
-    nanosleep(&pause, NULL);
-    return true;
-}
-
-static int create_ring(struct worker *w) {
-    struct io_uring_params p = {
-        .flags = IORING_SETUP_SINGLE_ISSUER | IORING_SETUP_DEFER_TASKRUN | IORING_SETUP_CQSIZE |
-                 IORING_SETUP_SUBMIT_ALL,
-    };
-    if (w->settings.engine == ENGINE_ZCRX)
-        p.flags |= IORING_SETUP_CQE32;
-    p.cq_entries = ring_completions(&w->settings);
-    return io_uring_queue_init_params(RING_ENTRIES, &w->ring, &p);
-}
-
-static int open_ring(struct worker *w) {
-    uint32_t tries = 0;
-    int code = create_ring(w);
-    while (lock_again(code, &tries))
-        code = create_ring(w);
-    if (code < 0)
-        return fault_set(&w->fault, -code, "io_uring_setup", "worker's ring");
-    w->ring_open = true;
-    return 0;
-}
-
-static int register_memory(struct worker *w) {
-    char object[64];
-    struct iovec all = {w->area.base, w->area.mapping_bytes};
-    snprintf(object, sizeof object, "area of %llu bytes",
-             (unsigned long long)w->area.mapping_bytes);
-    uint32_t tries = 0;
-    int code = io_uring_register_buffers(&w->ring, &all, 1);
-    while (lock_again(code, &tries))
-        code = io_uring_register_buffers(&w->ring, &all, 1);
-    if (code < 0)
-        return fault_set(&w->fault, -code, "io_uring_register_buffers", object);
-    code = io_uring_register_files(&w->ring, &w->settings.store_fd, 1);
-    if (code < 0)
-        return fault_set(&w->fault, -code, "io_uring_register_files", "store");
-    return 0;
-}
-
-static uint32_t batch_count(const struct worker_settings *s) {
-    return s->writes_in_flight_max + 1; /* one is filled meanwhile */
+static uint32_t worker_ring_completions(const struct worker_settings *s) {
+    return reactor_completions(s->flows_max, s->area_bytes);
 }
 
 /* Older kernels want every iovec to be a multiple of the logical block, and `recv`
  * has nothing to gain from less: its slots are padded in place, up to an edge, which
  * is one of the virtual boundary where the device has one. */
-static uint32_t recv_mem_align(const struct worker_settings *s) {
+static uint32_t worker_recv_mem_align(const struct worker_settings *s) {
     uint32_t align = s->mem_align > s->write_align ? s->mem_align : s->write_align;
     return s->virt_mask >= align ? s->virt_mask + 1 : align;
 }
 
-static void make_profile(struct worker *w) {
+/* False: the device's profile cannot be served. */
+static bool worker_init_storage(struct worker *w) {
     const struct worker_settings *s = &w->settings;
     bool zcrx = s->engine == ENGINE_ZCRX;
-    uint64_t payload_max =
-        segment_batch_bytes_max(s->segment_bytes, s->block_bytes) - 2 * BATCH_HEADER_BYTES_MAX;
-    /* A batch is placed whole: small segments would end half empty. */
-    uint64_t share = power_of_two_below(s->segment_bytes / SEGMENT_BATCHES_MIN);
-    payload_max = time_min(payload_max, time_min(share, s->write_bytes_max));
-    if (zcrx) /* several batches must fit into the area, and leave the NIC its part */
-        payload_max = time_min(payload_max, s->area_bytes / 8 / AREA_PAGE_BYTES * AREA_PAGE_BYTES);
-    w->batches.payload_bytes_max = payload_max;
-    w->batches.header_bytes_max = segment_header_bytes_max(s->segment_bytes, s->block_bytes);
-    w->batches.holds_max = BATCH_HOLDS_MAX;
-    w->batches.profile = (struct plan_profile){
-        .mem_align = zcrx ? s->mem_align : recv_mem_align(s),
+    struct storage_settings out = {
+        .store_fd = s->store_fd,
+        .store_bytes = s->store_bytes,
+        .segments_offset = s->segments_offset,
+        .segment_bytes = s->segment_bytes,
         .block_bytes = s->block_bytes,
+        .worker_index = s->worker_index,
+        .mem_align = zcrx ? s->mem_align : worker_recv_mem_align(s),
+        .write_align = s->write_align,
         .virt_mask = s->virt_mask,
         .iovecs_max = s->iovecs_max,
-        .batch_bytes_max = (uint32_t)payload_max + 2 * BATCH_HEADER_BYTES_MAX,
-        .copy_below = zcrx ? PLAN_GATHER_BYTES_MIN : 0,
+        .any_address = zcrx,
+        .payload_bytes_max = s->write_bytes_max,
+        .writes_in_flight_max = s->writes_in_flight_max,
+        .flush_interval_ns = s->flush_interval_ns,
+        .commit_interval_ns = s->commit_interval_ns,
+        .checksum = s->checksum,
     };
-}
-
-static int check_profile(struct worker *w) {
-    const struct plan_profile *p = &w->batches.profile;
-    bool usable = plan_profile_is_usable(p, w->batches.header_bytes_max, BATCH_IOVECS_MAX) &&
-                  p->iovecs_max >= BATCH_IOVECS_MIN;
-    return usable ? 0 : fault_set(&w->fault, EINVAL, "profile", "device's direct-I/O profile");
-}
-
-/* Slots of `recv` end on a boundary of their own and are padded in place.
- * Fragments of `zcrx` bounce a head and a tail each, or everything where the
- * device has a virtual boundary that they do not respect. */
-static uint32_t bounce_bytes(const struct worker *w) {
-    const struct plan_profile *p = &w->batches.profile;
-    uint64_t least = plan_bounce_bytes_min(p);
-    if (w->settings.engine != ENGINE_ZCRX)
-        return (uint32_t)least;
-    uint64_t edges = 2ull * (p->mem_align + PLAN_GATHER_BYTES_MIN) * BATCH_HOLDS_MAX;
-    uint64_t most = p->virt_mask != 0 ? w->batches.payload_bytes_max
-                                      : time_min(edges, w->batches.payload_bytes_max);
-    return (uint32_t)((least + most + AREA_PAGE_BYTES - 1) / AREA_PAGE_BYTES * AREA_PAGE_BYTES);
+    memcpy(out.store_uuid, s->store_uuid, sizeof out.store_uuid);
+    if (zcrx) /* several batches must fit into the area, and leave the NIC its part */
+        out.payload_bytes_max =
+            time_min(s->write_bytes_max, s->area_bytes / 8 / AREA_PAGE_BYTES * AREA_PAGE_BYTES);
+    return storage_init(&w->storage, &out);
 }
 
 /* What the area comes to: slots, and behind them the worker's own part. */
-static int area_parts(struct worker *w, struct area_parts *out) {
+static int worker_area_parts(struct worker *w, struct area_parts *out) {
     const struct worker_settings *s = &w->settings;
-    w->batches.bounce_bytes = bounce_bytes(w);
-    out->slot_bytes_max = power_of_two_below(w->batches.payload_bytes_max);
+    out->slot_bytes_max = worker_power_of_two_below(w->storage.batches.payload_bytes_max);
     if (out->slot_bytes_max < SLOT_BYTES_MIN || s->area_bytes < 2 * out->slot_bytes_max)
-        return fault_set(&w->fault, EINVAL, "area", "area too small for write_bytes_max");
+        return fault_set(&w->reactor.fault, EINVAL, "area", "area too small for write_bytes_max");
     out->slots_bytes = s->area_bytes / out->slot_bytes_max * out->slot_bytes_max;
-    out->own_bytes = batch_pool_own_bytes(batch_count(s), w->batches.bounce_bytes) +
-                     writer_own_bytes(s->segment_bytes, s->block_bytes);
+    out->own_bytes = storage_own_bytes(&w->storage);
     if (s->engine == ENGINE_ZCRX)
         out->own_bytes += zcrx_relief_bytes(out->slots_bytes);
     return 0;
 }
 
-static int open_area(struct worker *w) {
+static int worker_open_area(struct worker *w) {
     struct area_parts parts;
-    int code = area_parts(w, &parts);
-    code = code < 0 ? code : area_open(&w->area, &parts, &w->fault);
-    STAT_SET(w, area_bytes, w->area.slots_bytes);
-    STAT_SET(w, area_free_bytes, w->area.slots_bytes);
-    STAT_SET(w, area_hugepage_bytes, w->area.hugepage_bytes);
+    int code = worker_area_parts(w, &parts);
+    code = code < 0 ? code : area_open(&w->area, &parts, &w->reactor.fault);
+    STAT_SET(&w->reactor, area_bytes, w->area.slots_bytes);
+    STAT_SET(&w->reactor, area_free_bytes, w->area.slots_bytes);
+    STAT_SET(&w->reactor, area_hugepage_bytes, w->area.hugepage_bytes);
     return code;
 }
 
@@ -291,91 +216,46 @@ int64_t worker_locked_bytes(const struct worker_settings *s) {
     if (w == NULL)
         return -ENOMEM;
     w->settings = *s;
-    make_profile(w);
-    int64_t bytes = area_parts(w, &parts);
+    worker_init_storage(w);
+    int64_t bytes = worker_area_parts(w, &parts);
     if (bytes == 0 && area_mapping_bytes(&parts) > AREA_MAPPING_BYTES_MAX)
         bytes = -E2BIG;
     if (bytes == 0)
-        bytes = (int64_t)(area_mapping_bytes(&parts) + ring_bytes(s) +
-                          (s->engine == ENGINE_ZCRX ? parts.slots_bytes : 0));
+        bytes =
+            (int64_t)(area_mapping_bytes(&parts) +
+                      reactor_locked_bytes(worker_ring_completions(s), s->engine == ENGINE_ZCRX) +
+                      (s->engine == ENGINE_ZCRX ? parts.slots_bytes : 0));
     free(w);
     return bytes;
 }
 
 int worker_setup(struct worker *w) {
-    uint32_t count = batch_count(&w->settings);
     int code = worker_pin(w);
-    make_profile(w);
-    code = code < 0 ? code : check_profile(w);
-    code = code < 0 ? code : open_area(w);
-    code = code < 0 ? code : open_ring(w);
-    code = code < 0 ? code : register_memory(w);
-    code = code < 0 ? code : batch_pool_open(w, count);
-    code = code < 0 ? code : device_open(w, count + 3 * SEGMENTS_LIVE_MAX);
-    code = code < 0 ? code : writer_open(w);
-    w->flows_at_once_max = w->settings.flows_max;
-    code = code < 0 ? code : w->engine->open(w);
+    if (!worker_init_storage(w) && code == 0)
+        code = fault_set(&w->reactor.fault, EINVAL, "profile", "device's direct-I/O profile");
+    code = code < 0 ? code : worker_open_area(w);
+    code = code < 0 ? code
+                    : reactor_open_ring(&w->reactor, worker_ring_completions(&w->settings),
+                                        w->settings.engine == ENGINE_ZCRX);
+    code = code < 0 ? code
+                    : reactor_register(&w->reactor, w->area.base, w->area.mapping_bytes,
+                                       w->settings.store_fd);
+    code = code < 0 ? code : storage_open(&w->storage, &w->reactor, &w->area);
+    w->receiver.flows_at_once_max = w->settings.flows_max;
+    code = code < 0 ? code : w->engine->open(&w->receiver);
     if (code == 0 && flow_table_init(&w->flows, w->settings.flows_max) < 0)
-        code = fault_set(&w->fault, ENOMEM, "calloc", "flow table");
+        code = fault_set(&w->reactor.fault, ENOMEM, "calloc", "flow table");
     return code;
 }
 
-void worker_format_peer(const struct flow *f, char *out, size_t capacity) {
-    char address[INET6_ADDRSTRLEN];
-    if (f->peer_family == 0)
-        return;
-    inet_ntop(f->peer_family == 4 ? AF_INET : AF_INET6, f->peer_address, address, sizeof address);
-    snprintf(out, capacity, f->peer_family == 4 ? "%s:%u" : "[%s]:%u", address, f->peer_port);
-}
-
-bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
-                  int detail, uint64_t bytes_count) {
-    struct event *e = mailbox_event(&w->mailbox);
-    if (e == NULL) {
-        STAT_ADD(w, events_dropped, 1);
-        return false;
-    }
-    e->kind = kind;
-    e->code = code;
-    e->detail = detail;
-    e->bytes_count = bytes_count;
-    e->time_ns = worker_unix_ns(w);
-    if (f != NULL) {
-        e->listener_index = (int32_t)w->listeners[f->listener].index;
-        memcpy(e->flow, f->id, sizeof e->flow);
-        worker_format_peer(f, e->peer, sizeof e->peer);
-    }
-    mailbox_publish(&w->mailbox, kind == EVENT_SEGMENT_OPENED || kind == EVENT_SEGMENT_CLOSED);
-    return true;
-}
-
-void worker_answer(struct worker *w, const struct answer *a) {
-    admission_answer(&w->admission, a);
-    mailbox_wake_worker(&w->mailbox);
+void worker_respond(struct worker *w, const struct admission_response *a) {
+    admission_respond(&w->connections.admission, a);
+    mailbox_wake_worker(&w->reactor.mailbox);
 }
 
 bool worker_park(struct worker *w, uint64_t serial) {
-    bool parked = admission_park(&w->admission, serial);
+    bool parked = admission_park(&w->connections.admission, serial);
     if (parked)
-        mailbox_wake_worker(&w->mailbox); /* somebody may wait for the place */
+        mailbox_wake_worker(&w->reactor.mailbox); /* somebody may wait for the place */
     return parked;
-}
-
-static void count_in(struct histogram *h, uint32_t bucket) {
-    __atomic_store_n(&h->counts[bucket], h->counts[bucket] + 1, __ATOMIC_RELAXED);
-}
-
-void histogram_add(struct histogram *h, uint64_t value_ns) {
-    static const uint64_t bounds[HISTOGRAM_BUCKETS_COUNT] = {HISTOGRAM_BOUNDS_NS_LIST};
-    uint32_t bucket = 0;
-    while (bucket < HISTOGRAM_BUCKETS_COUNT && value_ns > bounds[bucket])
-        bucket++;
-    count_in(h, bucket);
-}
-
-void histogram_add_bytes(struct histogram *h, uint64_t bytes_count) {
-    uint32_t bucket = 0;
-    while (bucket < HISTOGRAM_BUCKETS_COUNT && bytes_count > HISTOGRAM_BYTES_MIN << bucket)
-        bucket++;
-    count_in(h, bucket);
 }

@@ -4,31 +4,16 @@
  *
  * Workers share nothing. setup and run are called on the worker's own thread;
  * post, read events and read counters from any. Invariants:
- *  - The ring is entered by one thread only (IORING_SETUP_SINGLE_ISSUER).
  *  - All memory is taken in setup; run allocates nothing.
  */
 #ifndef INGESTD_WORKER_H
 #define INGESTD_WORKER_H
 
-#include "admission.h"
-#include "area.h"
-#include "batch.h"
-#include "device.h"
-#include "engine.h"
-#include "engine_zcrx.h"
-#include "fault.h"
-#include "flow.h"
-#include "handover.h"
-#include "intake.h"
-#include "mailbox.h"
-#include "peers.h"
-#include "session.h"
-#include "stats.h"
-#include "uring.h"
-#include "writer.h"
-
-#define WORKER_TURN_NS_MAX 1000000000ull /* the loop shows that it lives once a second */
-#define TIME_NEVER UINT64_MAX
+#include "memory/area.h"
+#include "receive/engine.h"
+#include "base/reactor.h"
+#include "connection/connections.h"
+#include "storage/storage.h"
 
 enum worker_engine { ENGINE_RECV = 0, ENGINE_ZCRX = 1 };
 
@@ -55,81 +40,41 @@ struct worker_settings {
     uint32_t engine;          /* enum worker_engine */
     uint32_t interface_index; /* zcrx; 0: the kernel's device-less mode */
     uint32_t rx_queue;
-    uint32_t rx_buf_len;     /* asked for; 0: a page */
+    uint32_t rx_buf_len;     /* requested; 0: a page */
     uint32_t refill_entries; /* a power of two */
-    uint64_t queue_retry_ns; /* how long a queue that is still held is asked for again */
+    uint64_t queue_retry_ns; /* how long registering a queue in use is retried */
 };
 
 struct worker {
     struct worker_settings settings;
-    struct fault fault;
-    struct io_uring ring;
-    bool ring_open;
-    bool draining;
+    struct reactor reactor;
     uint64_t drain_deadline_ns;
-    uint64_t now_ns;           /* CLOCK_MONOTONIC, once a turn */
-    uint64_t awake_ns;         /* the same less all time for which the loop stood still */
-    uint64_t paused_ns;        /* that time */
-    uint64_t refused_ns;       /* since when the kernel takes no requests; 0: it does */
-    struct io_uring_sqe lost;  /* what finds no room is written here, and the loop ends */
-    int64_t realtime_delta_ns; /* add to now_ns for Unix time */
-    uint32_t backpressure;     /* 0 none, 1 area, 2 device */
+    uint32_t backpressure; /* 0 none, 1 area, 2 device */
     uint64_t backpressure_since_ns;
-    bool backpressure_told;
+    bool backpressure_reported;
     uint64_t command_buffer; /* the eventfd is read into it */
 
     struct area area;
     struct flow_table flows;
-    uint32_t flows_at_once_max; /* what the engine can bear; accepts wait beyond it */
-    struct batch_pool batches;
-    struct device device;
-    struct writer writer;
+    struct storage storage;
     const struct engine *engine;
-    struct zcrx zcrx;
-    struct listener listeners[LISTENERS_MAX];
-    uint32_t listener_count;
-    struct handover handover;
-    struct peers peers; /* open from the first listener with a limit on */
-    struct mailbox mailbox;
-    struct admission admission;
-    /* Sessions whose question found no room, oldest first; hellos come behind all others. */
-    struct flow_list unasked, unasked_hellos;
-    uint64_t session_serial; /* of the session begun last */
-    struct stats stats;
-    struct histogram write_latency, flush_latency, ack_latency, commit_bytes;
-    uint64_t flow_id_serial; /* of the id made next */
+    struct receiver receiver;
+    struct connections connections;
 };
 
 struct worker *worker_create(const struct worker_settings *s);
 void worker_destroy(struct worker *w);
 int worker_add_listener(struct worker *w, const struct listener_settings *s);
-int worker_setup(struct worker *w); /* 0 or -errno with w->fault */
+int worker_setup(struct worker *w); /* 0 or -errno with the reactor's fault */
 /* What a worker of these settings registers with its ring, and thus locks; -EINVAL where
  * the area is too small for them, -E2BIG where it is too large to be registered. Any thread;
  * nothing is taken. */
 int64_t worker_locked_bytes(const struct worker_settings *s);
-int worker_run(struct worker *w); /* 0 after a drain, or -errno with w->fault */
+int worker_run(struct worker *w); /* 0 after a drain, or -errno with the reactor's fault */
 
-/* A submission entry; makes room by submitting when the queue is full. */
-struct io_uring_sqe *worker_sqe(struct worker *w);
-uint64_t worker_unix_ns(const struct worker *w);
-/* Any thread, one at a time: answers a question, and wakes the worker. */
-void worker_answer(struct worker *w, const struct answer *a);
-/* So too: the question's answer takes long; false: too many have such. */
+/* Any thread, one at a time: takes a response, and wakes the worker. */
+void worker_respond(struct worker *w, const struct admission_response *a);
+/* Any thread, one at a time: the response to a request takes long; false: too many are parked. */
 bool worker_park(struct worker *w, uint64_t serial);
-void worker_format_peer(const struct flow *f, char *out, size_t capacity);
-bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
-                  int detail, uint64_t bytes_count);
-void histogram_add(struct histogram *h, uint64_t value_ns);
-void histogram_add_bytes(struct histogram *h, uint64_t bytes_count);
-
-#define STAT_ADD(w, name, amount)                                                                  \
-    __atomic_store_n(&(w)->stats.name, (w)->stats.name + (uint64_t)(amount), __ATOMIC_RELAXED)
-#define STAT_SET(w, name, value)                                                                   \
-    __atomic_store_n(&(w)->stats.name, (uint64_t)(value), __ATOMIC_RELAXED)
-
-static inline uint64_t time_min(uint64_t a, uint64_t b) {
-    return a < b ? a : b;
-}
 
 #endif

@@ -13,12 +13,14 @@ import traceback
 from typing import TYPE_CHECKING, TextIO, cast
 
 from ingestd import systemd
-from ingestd.config.settings import log_target
-from ingestd.daemon.closing import LOG_TIME_S, leave
-from ingestd.daemon.run import EXIT_CODE_BUG, Daemon
-from ingestd.daemon.worker import load_core
+from ingestd.config.loading import log_target
+from ingestd.daemon.exit_code import EXIT_CODE_BUG
+from ingestd.daemon.run import Daemon
+from ingestd.daemon.shutdown import LOG_TIME_S, leave
+from ingestd.daemon.workers.worker import load_core
 from ingestd.errors import IngestdError
-from ingestd.log import LogEvent, open_log
+from ingestd.log import open_log
+from ingestd.log_events import LogEvent
 from ingestd.log_writer import LogWriter, QueuedStream, descriptor_writer
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ def serve(settings: Settings) -> int:
 
     Where a thread hangs, this ends the process instead of returning or raising.
     """
-    from ingestd.store.serving import open_for_serving
+    from ingestd.store.serve.served_store import open_for_serving
 
     target = log_target(settings.log)
     writer = LogWriter(systemd.journal_sink() if target == "journald" else descriptor_writer(2))
@@ -38,7 +40,7 @@ def serve(settings: Settings) -> int:
     log = open_log(settings.log.level, target, journal_sink=writer.put, stream=stream)
     writer.on_gap = lambda count: log.emit(LogEvent.LOG_DROPPED, count=count)
     writer.start()
-    exit_code, last_words = EXIT_CODE_BUG, ""
+    exit_code, message = EXIT_CODE_BUG, ""
     try:
         daemon = Daemon(
             settings,
@@ -49,12 +51,12 @@ def serve(settings: Settings) -> int:
         )
         exit_code = daemon.run()
     except IngestdError as error:
-        exit_code, last_words = error.exit_code, f"ingestd: error: {error}\n"
+        exit_code, message = error.exit_code, f"ingestd: error: {error}\n"
         raise
     except BaseException:
-        last_words = traceback.format_exc()
+        message = traceback.format_exc()
         raise
     finally:
         writer.close(LOG_TIME_S)
-        leave(exit_code, last_words)
+        leave(exit_code, message)
     return exit_code

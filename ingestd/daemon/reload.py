@@ -2,7 +2,7 @@
 """Applying a changed configuration to a daemon that serves.
 
 Invariants: a configuration that is not valid changes nothing; what needs a
-restart is told at each reload until there was one. Owned by the main thread.
+restart is logged at each reload until there was one. Owned by the main thread.
 """
 
 from __future__ import annotations
@@ -10,15 +10,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ingestd.config.settings import diff
-from ingestd.daemon.keys import reread_keys
+from ingestd.config.diff import diff
+from ingestd.config.loading import reload
+from ingestd.daemon.admission.listener_keys import reread_keys
 from ingestd.errors import ConfigError
-from ingestd.log import Log, LogEvent
+from ingestd.log import Log
+from ingestd.log_events import LogEvent
 
 if TYPE_CHECKING:
     from ingestd.config.settings import Settings
-    from ingestd.daemon.admission import Admission
-    from ingestd.daemon.worker import WorkerThread
+    from ingestd.daemon.admission.admission import Admission
+    from ingestd.daemon.workers.worker import WorkerThread
 
 
 class Reloader:
@@ -37,7 +39,7 @@ class Reloader:
     ) -> None:
         """Apply what of a changed configuration can be; a bad one changes nothing."""
         try:
-            new = self.settings.reload()
+            new = reload(self.settings)
         except ConfigError as error:
             self._log.emit(LogEvent.CONFIG_REFUSED, error=str(error))
             return

@@ -4,16 +4,16 @@
 Invariants:
  - Order: addresses (bound), stores (locked, recovered), workers (set up), listeners,
    pumps, run, metrics, READY=1. What a failed start has done is undone in reverse.
-   All locks come before the first area: the kernel lets go of a killed daemon's
+   All locks come before the first area: the kernel releases a killed daemon's
    registered memory, and so of its hugepages, before its registered file, and so
    its lock.
  - The main thread waits for no device, log, scraper or peer: recovery, granting,
-   upkeep, the log, metrics and look-ups have threads of their own, and whatever of
-   them hangs at the end is left behind (closing.py).
- - The service manager is told that the process lives only while every worker's
+   maintenance, the log, metrics and look-ups have threads of their own, and whatever of
+   them hangs at the end is left behind (shutdown.py).
+ - The service manager hears that the process lives only while every worker's
    loop turns.
- - A store that failed stays failed and the others go on; a worker that ends
-   unasked ends the process, since nothing can take its place.
+ - A store that failed stays failed and the others continue; a worker that ends
+   on its own ends the process, since nothing can take its place.
 
 Everything here runs on the main thread, but wake(), which any thread may call.
 """
@@ -24,31 +24,35 @@ import os
 import selectors
 import signal
 import time
-import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ingestd import __version__, systemd
-from ingestd.daemon import zcrx
-from ingestd.daemon.admission import Admission, door
-from ingestd.daemon.attend import Progress, StartStoppedError, attend
-from ingestd.daemon.closing import CLOSE_TIME_S, STEP_TIME_MAX_S, Closing
-from ingestd.daemon.engine import EngineChoice, fall_back
-from ingestd.daemon.eventlog import EventLog
-from ingestd.daemon.flow_index import FlowIndex
-from ingestd.daemon.granting import Granting
-from ingestd.daemon.handover import Handover
-from ingestd.daemon.housekeeping import Housekeeping
-from ingestd.daemon.listen import bind_listener
+from ingestd.core.border import FlowElsewhere, HelloFailed, StoreFailed
+from ingestd.daemon.admission.admission import Admission
+from ingestd.daemon.admission.flow_index import FlowIndex
+from ingestd.daemon.admission.listener_policy import policy_of
+from ingestd.daemon.base.listen import bind_listener
+from ingestd.daemon.base.waker import Waker
+from ingestd.daemon.exit_code import (
+    EXIT_CODE_BUG,
+    exit_code_at_end,
+    exit_code_of_ended,
+    exit_code_of_overdue,
+    log_dead,
+)
+from ingestd.daemon.interruptible import Progress, StartStoppedError, attend
+from ingestd.daemon.maintenance.coordinator import Maintenance
 from ingestd.daemon.reload import Reloader
+from ingestd.daemon.segments.granting import Granting
+from ingestd.daemon.shutdown import CLOSE_TIME_S, STEP_TIME_MAX_S, Shutdown
 from ingestd.daemon.signals import SignalInbox
 from ingestd.daemon.startup import (
     StoreOpener,
     bind_listeners,
     check_limits,
-    listeners_of,
     open_listeners,
     open_store,
     prepare_store,
@@ -57,23 +61,24 @@ from ingestd.daemon.startup import (
     stop_workers,
 )
 from ingestd.daemon.status import StatusLine
-from ingestd.daemon.waker import Waker
-from ingestd.daemon.watch import WorkerWatch
-from ingestd.daemon.worker import Core, WorkerThread, kernel_features
+from ingestd.daemon.telemetry.worker_events import EventLog
+from ingestd.daemon.telemetry.worker_health import WorkerHealth
+from ingestd.daemon.workers import zcrx
+from ingestd.daemon.workers.engine import EngineChoice, fall_back
+from ingestd.daemon.workers.handover import Handover
+from ingestd.daemon.workers.worker import Core, WorkerThread, kernel_features
 from ingestd.errors import (
     EngineError,
-    IngestdError,
     ResourceError,
-    StoreFailedError,
-    SystemCallError,
 )
-from ingestd.log import Log, LogEvent
+from ingestd.log import Log
+from ingestd.log_events import LogEvent
 
 if TYPE_CHECKING:
     from ingestd.config.settings import Settings
-    from ingestd.daemon.engine import ZcrxQueue
-    from ingestd.daemon.listen import ListenerSockets
-    from ingestd.store.serving import ServedStore
+    from ingestd.daemon.base.listen import ListenerSockets
+    from ingestd.daemon.workers.engine import ZcrxQueue
+    from ingestd.store.serve.served_store import ServedStore
 
 TICK_S: Final = 1.0
 WATCHDOG_PINGS: Final = 3  # in the time that the service manager allows for one
@@ -83,11 +88,10 @@ DRAIN_MARGIN_S: Final = 2.0
 DRAIN_MARGIN_PART: Final = 0.25
 # With less, a healthy flush would be called stuck.
 STOP_TIMEOUT_MIN_S: Final = 2.0
-EXIT_CODE_BUG: Final = 1
 
 
 def drain_time_s(drain_timeout_s: float) -> float:
-    """Return how long flows may go on after SIGTERM: the time-out less a margin."""
+    """Return how long flows may continue after SIGTERM: the time-out less a margin."""
     return drain_timeout_s - min(DRAIN_MARGIN_S, drain_timeout_s * DRAIN_MARGIN_PART)
 
 
@@ -107,7 +111,7 @@ class Daemon:
         self._settings = settings  # as started; as reloaded: the reloader has them
         self._reloader = Reloader(settings, log)
         self._log_dropped_count = log_dropped_count
-        self._closing = Closing(log)
+        self._closing = Shutdown(log)
         self._core = core
         self._open_store = open_store
         self._log = log
@@ -122,9 +126,9 @@ class Daemon:
         self._listener_names: list[str] = []
         self._granting: Granting | None = None
         self._flow_indexes: dict[str, FlowIndex] = {}
-        self._housekeeping = Housekeeping(self._flow_indexes, self._workers, log)
+        self._maintenance = Maintenance(self._flow_indexes, self._workers, log)
         self._failed_stores: set[str] = set()
-        self._watch = WorkerWatch(self._workers, self._failed_stores, log)
+        self._watch = WorkerHealth(self._workers, self._failed_stores, log)
         self._reload_wanted = False
         self._deadline_s: float | None = None  # set: stopping, and until when
         self._is_ready = False
@@ -133,7 +137,7 @@ class Daemon:
         self._next_status_s = 0.0
 
     def run(self) -> int:
-        """Bring everything up, serve until told to stop, take everything down."""
+        """Bring everything up, serve until asked to stop, take everything down."""
         with ExitStack() as undo:
             self._signals = undo.enter_context(SignalInbox())
             self._waker = Waker()
@@ -150,7 +154,7 @@ class Daemon:
                     self._closing.leave_behind(stopped.left_behind)
             finally:
                 self._begin_closing()
-        self._log.tell_suppressed(at_end=True)
+        self._log.report_suppressed(at_end=True)
         exit_code = self._final_exit_code()
         self._log.emit(LogEvent.STOPPED, exit_code=exit_code)
         return exit_code
@@ -175,7 +179,7 @@ class Daemon:
     def _bring_up(self, undo: ExitStack) -> None:
         """Do every step of the start. Raises StartStoppedError when a signal asked to stop."""
         settings = self._settings
-        self._doors = {name: door(name, item) for name, item in settings.listener.items()}
+        self._policies = {name: policy_of(name, item) for name, item in settings.listener.items()}
         self._log.emit(
             LogEvent.DAEMON_STARTING,
             version=__version__,
@@ -202,13 +206,12 @@ class Daemon:
         listening = open_listeners(settings, bound, self._workers, self._log)
         self._listener_names = [name for name, _ in listening]
         advice = zcrx.by_copy_advice(settings, listening) if engine.kind == "zcrx" else None
-        self._event_log = EventLog(self._core, self._log, self._listener_names, advice)
+        self._event_log = EventLog(self._log, self._listener_names, advice)
         self._admission = Admission(
-            self._core,
             self._log,
-            [self._doors[name] for name in self._listener_names],
+            [self._policies[name] for name in self._listener_names],
             self._flow_indexes,
-            self._housekeeping.gates,
+            self._maintenance.flow_locks,
             self.wake,
         )
         undo.callback(self._admission.close)
@@ -236,9 +239,9 @@ class Daemon:
             self._stores[name] = store
             undo.callback(self._close_store, store)
             prepare_store(settings, name, store, self._log)
-            self._housekeeping.add(name, store, settings, partial(self._is_failed, name))
+            self._maintenance.add(name, store, settings, partial(self._is_failed, name))
             flows = store.take_recovered_flows()
-            if any(listener.protocol == "ingest" for _, listener in listeners_of(settings, name)):
+            if any(listener.protocol == "ingest" for _, listener in settings.listeners_of(name)):
                 store_uuid = store.superblock.store_uuid
                 self._flow_indexes[name] = FlowIndex(store_uuid, flows)
             self._look_for_stop()
@@ -292,10 +295,10 @@ class Daemon:
             self._look_for_stop,
         )
         if nic is not None:
-            zcrx.tell_napi_ids(settings, self._workers, nic)
+            zcrx.announce_napi_ids(settings, self._workers, nic)
 
     def _is_failed(self, store_name: str) -> bool:
-        """Whether a store's device has failed. By any thread, once the workers are set up."""
+        """Return whether a store's device has failed. By any thread, once workers are set up."""
         own = (worker for worker in self._workers if worker.store_name == store_name)
         return any(worker.counters()["store_errno"] for worker in own)
 
@@ -314,9 +317,9 @@ class Daemon:
         undo.callback(self._closing.end, "granting", granting.close)
         # Once more, as draining workers may still need the pumps.
         undo.callback(stop_workers, self._workers)
-        undo.callback(self._closing.end, "upkeep", self._housekeeping.close)
+        undo.callback(self._closing.end, "maintenance", self._maintenance.close)
         granting.start()
-        self._housekeeping.start()
+        self._maintenance.start()
         for worker in self._workers:
             worker.run()
 
@@ -324,8 +327,8 @@ class Daemon:
         self, sockets: ListenerSockets, engine: EngineChoice, undo: ExitStack
     ) -> None:
         # Only now: their library is a good part of the daemon's memory.
-        from ingestd.daemon.metrics import IngestdCollector
-        from ingestd.daemon.metrics_server import start_metrics
+        from ingestd.daemon.telemetry.metrics import IngestdCollector
+        from ingestd.daemon.telemetry.metrics_server import start_metrics
 
         collector = IngestdCollector(
             self._workers,
@@ -334,7 +337,7 @@ class Daemon:
             self._core,
             self._admission.refused_counts,
             {name: store.warn_free_percent for name, store in self._settings.store.items()},
-            self._upkeep_failures,
+            self._maintenance_failures,
             self._log_dropped_count,
             self._admission.lookups_waiting_counts,
         )
@@ -343,10 +346,10 @@ class Daemon:
         for address in server.addresses:
             self._log.emit(LogEvent.LISTENING, listener="metrics", address=str(address))
 
-    def _upkeep_failures(self) -> dict[str, str]:
-        """Why removals, retention or overwriting fail now, by store. By any thread."""
+    def _maintenance_failures(self) -> dict[str, str]:
+        """The reason why maintenance fails now, by store. By any thread."""
         granting = self._granting.failures() if self._granting is not None else {}
-        return granting | self._housekeeping.failures()
+        return granting | self._maintenance.failures()
 
     # --- Loop -------------------------------------------------------------------
 
@@ -362,78 +365,59 @@ class Daemon:
             self._look_after_workers()
             if time.monotonic() >= self._next_tick_s:
                 self._tick()
-        self._tell_events()
+        self._report_events()
 
     def _has_stopped(self) -> bool:
         return self._deadline_s is not None and not any(w.alive() for w in self._workers)
 
     def _on_wake(self) -> None:
         self._waker.clear()
-        self._tell_events()
+        self._report_events()
 
-    def _tell_events(self) -> None:
+    def _report_events(self) -> None:
         self._admission.settle()
         self._handover.settle()
         for worker in self._workers:
             self._admission.serve(worker)
             for event in worker.events():
-                if event.kind == self._core.EVENT_FLOW_ELSEWHERE:
-                    self._handover.give(self._workers, worker, event)
-                elif event.kind == self._core.EVENT_HELLO_FAILED:
-                    self._admission.note_failed(worker, event)
-                elif event.kind == self._core.EVENT_STORE_FAILED:
+                if isinstance(event.detail, FlowElsewhere):
+                    self._handover.give(self._workers, worker, event, event.detail)
+                elif isinstance(event.detail, HelloFailed):
+                    self._admission.note_failed(worker, event, event.detail)
+                elif isinstance(event.detail, StoreFailed):
                     self._failed_stores.add(worker.store_name)
-                self._event_log.tell(worker, event)
+                self._event_log.report(worker, event)
 
     def _look_after_workers(self) -> None:
         """End the loop if a worker, or a pump, did what it must not."""
         failure = self._granting.error() if self._granting is not None else None
         if failure is not None:
-            self._tell_dead(*failure)
+            log_dead(*failure, self._log)
             self._exit_code = EXIT_CODE_BUG
         if self._deadline_s is None:
-            for worker in self._workers:
-                if not worker.alive():
-                    self._tell_dead(worker.name, worker.error)
-                    self._exit_code = _exit_code_of(worker.error)
+            code = exit_code_of_ended(self._workers, self._log)
         elif time.monotonic() >= self._deadline_s:
-            for worker in self._workers:
-                if worker.alive():
-                    self._log.emit(
-                        LogEvent.WORKER_FAILED,
-                        worker=worker.name,
-                        error="it did not stop within drain_timeout_s",
-                        way_out="look for a device that hangs (dmesg); acknowledged bytes are safe",
-                    )
-                    self._exit_code = SystemCallError.exit_code
-
-    def _tell_dead(self, name: str, error: BaseException | None) -> None:
-        if error is None:
-            self._log.emit(LogEvent.WORKER_FAILED, worker=name, error="it ended unasked")
-        elif isinstance(error, IngestdError):
-            self._log.emit(LogEvent.WORKER_FAILED, worker=name, error=str(error))
+            code = exit_code_of_overdue(self._workers, self._log)
         else:
-            trace = "".join(traceback.format_exception(error))
-            self._log.emit(LogEvent.WORKER_FAILED, worker=name, error=repr(error), trace=trace)
+            return
+        self._exit_code = self._exit_code if code is None else code
 
     def _final_exit_code(self) -> int:
         if self._exit_code is not None:
             return self._exit_code
-        for worker in self._workers:
-            if worker.error is not None:
-                self._tell_dead(worker.name, worker.error)
-                return _exit_code_of(worker.error)
-        return StoreFailedError.exit_code if self._failed_stores else 0
+        return exit_code_at_end(
+            self._workers, is_store_failed=bool(self._failed_stores), log=self._log
+        )
 
     # --- Once a second ----------------------------------------------------------
 
     def _tick(self) -> None:
         now_s = time.monotonic()
         self._next_tick_s = now_s + self._tick_s
-        self._log.tell_suppressed()
+        self._log.report_suppressed()
         counters = [worker.counters() for worker in self._workers]
         self._watch.look_for_lost_events(counters)
-        self._housekeeping.tick()
+        self._maintenance.tick()
         if self._granting is not None:
             self._granting.tick()
         if self._watch.loops_turn() and self._watchdog_s is not None:
@@ -473,7 +457,3 @@ class Daemon:
         systemd.notify_reloading()
         self._reloader.reload(self._workers, self._listener_names, self._admission)
         systemd.notify_ready(self._status_line())
-
-
-def _exit_code_of(error: BaseException | None) -> int:
-    return error.exit_code if isinstance(error, IngestdError) else EXIT_CODE_BUG

@@ -18,33 +18,33 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from ingestd.address import Address
-from ingestd.daemon.area import (
-    HUGE_AREA_BYTES_MIN,
-    HUGEPAGE_BYTES,
-    AreaPlan,
-    bounds_now,
-    locked_bytes_min,
-    locked_of,
-    plan_areas,
-)
-from ingestd.daemon.direct_io import stricter_profile
-from ingestd.daemon.limits import (
+from ingestd.core_limits import AREA_HUGE_BYTES_MIN, AREA_HUGEPAGE_BYTES
+from ingestd.daemon.base.listen import ListenerSockets, bind_listener
+from ingestd.daemon.machine.direct_io import stricter_profile
+from ingestd.daemon.machine.limits import (
     LockedNeed,
     check_locked_memory,
     locked_memory_limit,
     raise_descriptor_limit,
     raise_locked_limit,
 )
-from ingestd.daemon.listen import ListenerSockets, bind_listener
-from ingestd.daemon.worker import Core, WorkerThread, store_profile
-from ingestd.log import Log, LogEvent
+from ingestd.daemon.machine.memory import bounds_now
+from ingestd.daemon.workers.area import (
+    AreaPlan,
+    locked_bytes_min,
+    plan_areas,
+)
+from ingestd.daemon.workers.locked_memory import locked_of
+from ingestd.daemon.workers.worker import Core, WorkerThread, store_profile
+from ingestd.log import Log
+from ingestd.log_events import LogEvent
 from ingestd.sizes import exact_size, short_size
 
 if TYPE_CHECKING:
-    from ingestd.config.settings import ListenerSettings, Settings
-    from ingestd.daemon.direct_io import DirectProfile
-    from ingestd.daemon.engine import EngineChoice, ZcrxQueue
-    from ingestd.store.serving import RecoverySummary, ServedStore
+    from ingestd.config.settings import Settings
+    from ingestd.daemon.machine.direct_io import DirectProfile
+    from ingestd.daemon.workers.engine import EngineChoice, ZcrxQueue
+    from ingestd.store.serve.served_store import RecoverySummary, ServedStore
 
 # Descriptors of the process itself: stores, rings, event fds, log, metrics.
 DESCRIPTORS_OWN_COUNT: Final = 256
@@ -54,7 +54,7 @@ ABANDON_TIMEOUT_S: Final = 2.0
 
 
 class StoreOpener(Protocol):
-    """ingestd.store.serving.open_for_serving, or what stands in for it in a test."""
+    """ingestd.store.serve.served_store.open_for_serving, or what stands in for it in a test."""
 
     def __call__(
         self,
@@ -92,18 +92,13 @@ def check_limits(settings: Settings, log: Log, engine: EngineChoice) -> None:
             LogEvent.DESCRIPTORS_SHORT,
             limit=limit_count,
             needed=needed_count,
-            way_out="raise LimitNOFILE in the systemd unit (`ulimit -Hn` elsewhere),"
+            hint="raise LimitNOFILE in the systemd unit (`ulimit -Hn` elsewhere),"
             " or lower flows_max or connections_max",
         )
 
 
 def _connections_max(settings: Settings, store_name: str) -> int:
-    return sum(listener.connections_max for _, listener in listeners_of(settings, store_name))
-
-
-def listeners_of(settings: Settings, store_name: str) -> list[tuple[str, ListenerSettings]]:
-    """Return the listeners that feed a store, as (name, settings)."""
-    return [item for item in settings.listener.items() if item[1].store == store_name]
+    return sum(listener.connections_max for _, listener in settings.listeners_of(store_name))
 
 
 def open_store(
@@ -116,24 +111,26 @@ def open_store(
     """Lock and recover one store; to be closed by the caller, also when this fails later."""
     wanted = settings.store[name]
 
-    def tell(wait_s: float) -> None:
+    def report_held(wait_s: float) -> None:
         log.emit(LogEvent.STORE_HELD, store=name, path=wanted.path, wait_s=wait_s)
 
     def step(on_progress: Callable[[int, int], None]) -> ServedStore:
-        return opener(wanted.path, expected_uuid=wanted.uuid, on_wait=tell, on_progress=on_progress)
+        return opener(
+            wanted.path, expected_uuid=wanted.uuid, on_wait=report_held, on_progress=on_progress
+        )
 
     return attended(name, step)
 
 
 def prepare_store(settings: Settings, name: str, store: ServedStore, log: Log) -> None:
-    """Set up what is done to a store beside writing flows, and tell of it. Raises StoreError."""
+    """Set up what is done to a store beside writing flows, and log it. Raises StoreError."""
     wanted = settings.store[name]
     missing_bytes = store.missing_bytes
     if wanted.on_full == "overwrite-oldest":
         store.overwrite_oldest(wanted.workers)
     store.reserve_room()
     if wanted.discard:
-        store.upkeep.discard_freed()
+        store.sweeper.discard_freed()
     superblock = store.superblock
     log.emit(
         LogEvent.STORE_OPENED,
@@ -153,18 +150,18 @@ def prepare_store(settings: Settings, name: str, store: ServedStore, log: Log) -
 def _log_sparse(name: str, store: ServedStore, missing_bytes: int, log: Log) -> None:
     without_count = store.segments_without_room
     if without_count:
-        way_out = (
-            "make room on its file system (df), then it goes on by itself: until then these"
+        hint = (
+            "make room on its file system (df), and it resumes by itself; until then these"
             " segments are not used"
         )
     else:
-        way_out = "none is needed: all free segments have got their space"
+        hint = "none is needed: all free segments have got their space"
     log.emit(
         LogEvent.STORE_SPARSE,
         store=name,
         missing=short_size(missing_bytes),
         segments_without_room=without_count,
-        way_out=way_out,
+        hint=hint,
     )
 
 
@@ -285,12 +282,12 @@ def _log_worker(worker: WorkerThread, settings: Settings, log: Log) -> None:
         virt_mask=worker.profile.virt_mask,
         **queue,
     )
-    if hugepage_bytes == 0 and worker.area.area_bytes >= HUGE_AREA_BYTES_MIN:
+    if hugepage_bytes == 0 and worker.area.area_bytes >= AREA_HUGE_BYTES_MIN:
         log.emit(
             LogEvent.AREA_WITHOUT_HUGEPAGES,
             store=worker.store_name,
             worker=worker.index,
-            way_out=f"raise vm.nr_hugepages by {worker.area.locked_bytes // HUGEPAGE_BYTES}"
+            hint=f"raise vm.nr_hugepages by {worker.area.locked_bytes // AREA_HUGEPAGE_BYTES}"
             " for each worker, to save the kernel work",
         )
 
@@ -305,7 +302,7 @@ def stop_workers(workers: Sequence[WorkerThread]) -> None:
 
 
 def release_workers(workers: Sequence[WorkerThread]) -> None:
-    """Let go of all that workers which have ended still hold of the kernel."""
+    """Release all that workers which have ended still hold of the kernel."""
     for worker in workers:
         worker.release()
 

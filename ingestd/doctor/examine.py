@@ -13,13 +13,14 @@ from functools import partial
 from typing import Final
 
 from ingestd.config.settings import Settings
-from ingestd.daemon import zcrx
-from ingestd.daemon.area import area_bytes_at_most
-from ingestd.daemon.direct_io import DirectProfile
-from ingestd.daemon.engine import choose_engine
-from ingestd.daemon.readiness import MEMINFO_PATH, hugepage_finding
-from ingestd.daemon.worker import Core, device_profile, kernel_features
-from ingestd.doctor.room import Room, room_finding, room_of
+from ingestd.core_limits import PLAN_GATHER_BYTES_MIN
+from ingestd.daemon.machine.direct_io import DirectProfile
+from ingestd.daemon.machine.zcrx_support import MEMINFO_PATH, hugepage_finding
+from ingestd.daemon.workers import zcrx
+from ingestd.daemon.workers.area import area_bytes_at_most
+from ingestd.daemon.workers.engine import choose_engine
+from ingestd.daemon.workers.worker import Core, device_profile, kernel_features
+from ingestd.doctor.capacity import Capacity, capacity_finding, capacity_of
 from ingestd.doctor.storage import storage_findings
 from ingestd.errors import EngineError, IngestdError
 from ingestd.finding import Finding, failures
@@ -30,7 +31,6 @@ from ingestd.nic.reading import read_nic
 from ingestd.nic.shape import FAMILY_NAMES, predict
 from ingestd.nic.state import Family, NicState
 
-COPY_BELOW_BYTES: Final = 256  # PLAN_GATHER_BYTES_MIN of core/plan.h
 # Chunks that the NIC's own ring may take of an area, before little is left to work with.
 RING_PART_MAX: Final = 0.5
 READ_WITH_IRQS: Final = partial(read_nic, with_irqs=True)
@@ -38,7 +38,7 @@ READ_WITH_IRQS: Final = partial(read_nic, with_irqs=True)
 
 @dataclass
 class Report:
-    """What was found, section by section, and what it comes to."""
+    """The findings, section by section, and the verdict that they lead to."""
 
     sections: dict[str, list[Finding]] = field(default_factory=dict)
     engine: str = "none"  # that serve would run: "recv", "zcrx", or "none": it would not start
@@ -53,7 +53,7 @@ class Report:
 
     @property
     def is_ready(self) -> bool:
-        """Whether nothing stands in zero-copy receive's way."""
+        """Return whether nothing stands in zero-copy receive's way."""
         return not failures(self.findings)
 
 
@@ -62,7 +62,7 @@ def examine(
     core: Core,
     read: Callable[[str], NicState] = READ_WITH_IRQS,
     profile_of: Callable[[str], DirectProfile] = device_profile,
-    room: Callable[[str], Room] = room_of,
+    room: Callable[[str], Capacity] = capacity_of,
 ) -> Report:
     """Return the report for a configuration on this machine."""
     report = Report(is_deviceless=settings.engine.is_deviceless)
@@ -70,7 +70,7 @@ def examine(
     state = _interface(settings, read, report)
     for name, store in settings.store.items():
         profile, findings = storage_findings(store.path, profile_of)
-        report.sections[f"store {name}"] = [*findings, room_finding(store, room)]
+        report.sections[f"store {name}"] = [*findings, capacity_finding(store, room)]
         if state is not None and profile is not None:
             report.ratios |= _ratios(settings, name, state, profile)
         if profile is None:  # no engine writes without direct I/O
@@ -179,7 +179,7 @@ def _ratios(
             mem_align=profile.mem_align,
             virt_mask=profile.virt_mask,
             rx_buf_bytes=settings.engine.rx_buf,
-            copy_below=COPY_BELOW_BYTES,
+            copy_below=PLAN_GATHER_BYTES_MIN,
         )
         found[f"{store_name}, {FAMILY_NAMES[family]}"] = prediction.ratio
     return found

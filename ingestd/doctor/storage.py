@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a store's device is like for writing pieces from where they lie.
+"""The device of a store, judged as a target of scattered direct writes.
 
 Invariants: only reads: sysfs, and what direct I/O asks for. Any thread.
 """
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-from ingestd.daemon.direct_io import SYSFS_DEVICES, DirectProfile
+from ingestd.daemon.machine.direct_io import SYSFS_DEVICES, DirectProfile
 from ingestd.errors import IngestdError
 from ingestd.finding import Finding
 
@@ -60,7 +60,7 @@ def _boundary(profile: DirectProfile) -> Finding:
 
 
 def _queue_directory(path: str, sysfs: Path) -> Path | None:
-    """Where sysfs tells of the device's queue; a partition's is its disk's."""
+    """The directory of the device's queue in sysfs; a partition's is its disk's."""
     status = os.stat(path)  # noqa: PTH116 (st_rdev of what the path leads to)
     number = status.st_rdev if stat.S_ISBLK(status.st_mode) else status.st_dev
     device = (sysfs / f"{os.major(number)}:{os.minor(number)}").resolve()

@@ -4,7 +4,7 @@
 state     what an interface is like at one moment, as plain data
 netlink   asking and setting by netlink; ethtool: the same by the program
 reading   puts both together
-findings  what of a state stands in zero-copy receive's way, and the way out
+findings  what of a state stands in zero-copy receive's way, and the remedy
 changes   one change each, as data that knows its undo
 plan      state and wish -> changes (pure)
 journal   what has been changed, on file before it happens

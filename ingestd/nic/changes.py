@@ -29,7 +29,7 @@ class RingsChange(_Change):
     after: dict[RingName, int]
 
     def command(self, interface: str) -> str:
-        """What a person would type, if ethtool is new enough to know the words."""
+        """The command that a person would type, if ethtool is new enough to know the words."""
         return f"ethtool -G {interface} {_ring_words(self.after)}"
 
 
@@ -42,7 +42,7 @@ class FeatureChange(_Change):
     after: bool
 
     def command(self, interface: str) -> str:
-        """What a person would type."""
+        """The command that a person would type."""
         return f"ethtool -K {interface} {self.name} {'on' if self.after else 'off'}"
 
 
@@ -55,7 +55,7 @@ class SpreadChange(_Change):
     queue_count: int
 
     def command(self, interface: str) -> str:
-        """What a person would type."""
+        """The command that a person would type."""
         return f"ethtool -X {interface} {' '.join(self.arguments())}"
 
     def arguments(self) -> list[str]:
@@ -83,7 +83,7 @@ class ContextChange(_Change):
     made_id: int | None = None
 
     def command(self, interface: str) -> str:
-        """What a person would type."""
+        """The command that a person would type."""
         return f"ethtool -X {interface} context new {' '.join(self.arguments())}"
 
     def arguments(self) -> list[str]:
@@ -102,7 +102,7 @@ class RuleChange(_Change):
     made_id: int | None = None
 
     def command(self, interface: str) -> str:
-        """What a person would type."""
+        """The command that a person would type."""
         return f"ethtool -N {interface} {' '.join(self.arguments(None))}"
 
     def arguments(self, context: int | None) -> list[str]:
@@ -127,7 +127,7 @@ def spread_arguments(queues: Sequence[int], queue_count: int) -> list[str]:
 
 
 def is_default_spread(table: Sequence[int], queue_count: int) -> bool:
-    """Tell whether an RSS table is the one the kernel begins with: slot i to queue i mod n."""
+    """Return whether an RSS table is the one the kernel begins with: slot i to queue i mod n."""
     return all(queue == slot % queue_count for slot, queue in enumerate(table))
 
 

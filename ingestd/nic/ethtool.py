@@ -41,18 +41,18 @@ _ANY_FIELDS: Final = {
 _KNOWN_FIELDS: Final = {*_ANY_FIELDS, "Rule Type", "Dest port", "RSS Context ID", "Action"}
 
 
-class Outcome(NamedTuple):
-    """How a run of the program ended."""
+class EthtoolResult(NamedTuple):
+    """The result of a run of the program."""
 
     code: int
     out: str
     error: str
 
 
-Runner = Callable[[Sequence[str]], Outcome]
+Runner = Callable[[Sequence[str]], EthtoolResult]
 
 
-def run_ethtool(arguments: Sequence[str]) -> Outcome:
+def run_ethtool(arguments: Sequence[str]) -> EthtoolResult:
     """Run ethtool. Raises EngineError if it is missing or hangs."""
     path = shutil.which("ethtool") or shutil.which("ethtool", path=SBIN)
     if path is None:
@@ -69,7 +69,7 @@ def run_ethtool(arguments: Sequence[str]) -> Outcome:
         ) from None
     except OSError as error:
         raise EngineError(f"{path} cannot be run: {error.strerror}") from None
-    return Outcome(done.returncode, done.stdout, done.stderr)
+    return EthtoolResult(done.returncode, done.stdout, done.stderr)
 
 
 class Ethtool:
@@ -138,7 +138,7 @@ class Ethtool:
         match = pattern.search(out)
         if match is None:
             raise EngineError(
-                f"`ethtool {' '.join(arguments)}` did not tell what it made, but {out.strip()!r}:"
+                f"`ethtool {' '.join(arguments)}` did not say what it made, but {out.strip()!r}:"
                 " use a newer ethtool"
             )
         return int(match[1])

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What of an interface stands in zero-copy receive's way, and what is only worth knowing.
+"""Findings about an interface: obstacles to zero-copy receive, and what is only worth knowing.
 
 Pure. Invariants: what would make the registration fail, or would break other
 traffic, fails; what costs speed warns; what cannot be known does not fail,
-since the registration itself will tell.
+since the registration itself will show it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _driver(state: NicState) -> Finding:
         "driver",
         "warn",
         f"{name} is not among the drivers known to support zero-copy receive",
-        'start ingestd with engine.kind = "zcrx": the kernel then tells whether it does',
+        'start ingestd with engine.kind = "zcrx": the kernel then reports whether it does',
     )
 
 
@@ -225,16 +225,16 @@ def _mtu(state: NicState, families: Sequence[Family]) -> Iterator[Finding]:
         if payload and payload % PAYLOAD_BYTES_BEST == 0:
             yield Finding(subject, "ok", f"{text}, whole blocks")
         else:
-            way_out = (
+            remedy = (
                 f"ip link set {state.interface} mtu {best}, at the senders too, if the switches"
                 " allow it"
             )
             if state.mtu > best:
                 mss = mss_for_payload(PAYLOAD_BYTES_BEST)
-                way_out += f"; or keep it, and add `advmss {mss}` to the route to the senders"
+                remedy += f"; or keep it, and add `advmss {mss}` to the route to the senders"
             yield Finding(
                 subject,
                 "warn",
                 f"{text}; every device can take {PAYLOAD_BYTES_BEST} as they lie",
-                way_out,
+                remedy,
             )

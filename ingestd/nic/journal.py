@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What has been changed of an interface, on file before it happens.
+"""The journal of changes of an interface, on file before each is made.
 
 Invariants:
  - A change is in the file, and the file on disk, before it is made; so after
@@ -51,7 +51,7 @@ class Journal:
 
     @property
     def changes(self) -> list[Change]:
-        """What was changed, or was about to be, oldest first."""
+        """The changes made, or about to be, oldest first."""
         return list(self._content.changes)
 
     def add(self, change: Change) -> None:
@@ -152,7 +152,7 @@ def _read(path: Path, interface: str, index: int) -> _Content:
         content = None
     if content is None or content.version != VERSION or content.interface != interface:
         raise EngineError(
-            f"{path} does not tell what was changed of {interface}: look at"
+            f"{path} does not say what was changed of {interface}: look at"
             f" `ingestd nic check {interface}`, undo by hand what is left, and remove the file"
         )
     if (content.boot_id, content.index) != (fresh.boot_id, fresh.index):
@@ -162,5 +162,5 @@ def _read(path: Path, interface: str, index: int) -> _Content:
 
 
 def boot_id(path: Path = BOOT_ID) -> str:
-    """Return what tells this run of the kernel from any other."""
+    """Return the identity of this run of the kernel."""
     return path.read_text(encoding="ascii").strip()

@@ -108,8 +108,8 @@ class _NapiMessage(genlmsg):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class Link:
-    """What every interface has."""
+class LinkState:
+    """The attributes that every interface has."""
 
     index: int
     mtu: int
@@ -118,7 +118,7 @@ class Link:
 
 
 @contextmanager
-def _told(what: str) -> Iterator[None]:
+def _explained(what: str) -> Iterator[None]:
     """Turn what netlink raises into errors for people."""
     try:
         yield
@@ -167,9 +167,9 @@ def _header(name: str, interface: str) -> tuple[str, Any]:
     return name, {"attrs": [["ETHTOOL_A_HEADER_DEV_NAME", interface]]}
 
 
-def read_link(interface: str) -> Link:
+def read_link(interface: str) -> LinkState:
     """Return the interface's link. Raises EngineError if there is none of that name."""
-    with _told(f"interface {interface}: asking for the link"):
+    with _explained(f"interface {interface}: asking for the link"):
         try:
             index = socket.if_nametoindex(interface)
         except OSError:
@@ -180,12 +180,12 @@ def read_link(interface: str) -> Link:
             (link,) = route.get_links(index)
     xdp = link.get_attr("IFLA_XDP")
     attached = xdp.get_attr("IFLA_XDP_ATTACHED") if xdp is not None else 0
-    return Link(index, link.get_attr("IFLA_MTU"), bool(link["flags"] & IFF_UP), bool(attached))
+    return LinkState(index, link.get_attr("IFLA_MTU"), bool(link["flags"] & IFF_UP), bool(attached))
 
 
 def read_rings(interface: str) -> Rings | None:
     """Return the ring parameters, or None where the driver has none."""
-    with _told(f"interface {interface}: asking for its rings"):
+    with _explained(f"interface {interface}: asking for its rings"):
         header = _header("ETHTOOL_A_RINGS_HEADER", interface)
         found = _ask_if_known(ETHTOOL_GENL_NAME, _RingsMessage, ETHTOOL_MSG_RINGS_GET, [header])
     if not found:
@@ -197,7 +197,7 @@ def read_rings(interface: str) -> Rings | None:
 def set_rings(interface: str, values: Mapping[RingName, int]) -> None:
     """Change some of the fields of Rings. Raises EngineError with the driver's reason."""
     attributes = [(f"ETHTOOL_A_RINGS_{name.upper()}", value) for name, value in values.items()]
-    with _told(f"interface {interface}: setting its rings"):
+    with _explained(f"interface {interface}: setting its rings"):
         header = _header("ETHTOOL_A_RINGS_HEADER", interface)
         _ask(
             ETHTOOL_GENL_NAME,
@@ -209,8 +209,8 @@ def set_rings(interface: str, values: Mapping[RingName, int]) -> None:
 
 
 def read_queue_count(interface: str) -> int | None:
-    """Return how many rx queues the interface has, or None where the driver does not tell."""
-    with _told(f"interface {interface}: asking for its channels"):
+    """Return how many rx queues the interface has, or None where the driver does not say."""
+    with _explained(f"interface {interface}: asking for its channels"):
         header = _header("CHANNELS_HEADER", interface)
         found = _ask_if_known(
             ETHTOOL_GENL_NAME, _ChannelsMessage, ETHTOOL_MSG_CHANNELS_GET, [header]
@@ -223,12 +223,12 @@ def read_queue_count(interface: str) -> int | None:
 
 def read_spread(interface: str) -> dict[int, tuple[int, ...]]:
     """Return RSS context -> queue of each slot; context 0 is the interface's own."""
-    with _told(f"interface {interface}: asking for its RSS tables"):
+    with _explained(f"interface {interface}: asking for its RSS tables"):
         header = _header("RSS_HEADER", interface)
         found = _ask_if_known(
             ETHTOOL_GENL_NAME, _RssMessage, ETHTOOL_MSG_RSS_GET, [header], NLM_F_DUMP
         )
-        # Kernels that cannot list contexts still tell the interface's own.
+        # Kernels that cannot list contexts still report the interface's own.
         found = found or _ask_if_known(
             ETHTOOL_GENL_NAME, _RssMessage, ETHTOOL_MSG_RSS_GET, [header]
         )
@@ -237,8 +237,8 @@ def read_spread(interface: str) -> dict[int, tuple[int, ...]]:
 
 
 def read_irqs(interface: str, index: int) -> dict[int, int]:
-    """Return NAPI id -> IRQ, as far as the driver tells."""
-    with _told(f"interface {interface}: asking for its interrupts"):
+    """Return NAPI id -> IRQ, as far as the driver says."""
+    with _explained(f"interface {interface}: asking for its interrupts"):
         found = _ask_if_known(
             NETDEV_GENL_NAME,
             _NapiMessage,
@@ -252,7 +252,7 @@ def read_irqs(interface: str, index: int) -> dict[int, int]:
 
 def read_queues(interface: str, index: int) -> list[Queue]:
     """Return the rx queues, in order, with who holds them."""
-    with _told(f"interface {interface}: asking for its queues"):
+    with _explained(f"interface {interface}: asking for its queues"):
         found = _ask_if_known(
             NETDEV_GENL_NAME,
             _QueueMessage,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where interrupts of rx queues, and the workers that read from them, run.
+"""CPUs of the interrupts of rx queues, and of the workers that read from them.
 
 Invariants: hints only; nothing here stands in zero-copy receive's way. Only
 reads; any thread may call.
@@ -49,7 +49,7 @@ def _interrupt(
     subject = f"interrupt of queue {index}"
     napi = f"NAPI {queue.napi_id}" if queue.napi_id is not None else "NAPI unknown"
     if queue.irq is None:
-        return Finding(subject, "ok", f"{napi}; the driver does not tell its IRQ")
+        return Finding(subject, "ok", f"{napi}; the driver does not report its IRQ")
     runs_on = cpus_of_irq(queue.irq) or "unknown CPUs"
     text = f"{napi}, IRQ {queue.irq} on CPU {runs_on}"
     if runs_on.isdigit():

@@ -60,7 +60,7 @@ def plan_changes(state: NicState, wanted: Sequence[Steered], rx_ring: int = 0) -
     """Return what is to be changed, in order.
 
     rx_ring: descriptors of each rx ring; 0: as it is. Raises EngineError with
-    the way out where the interface cannot be made so.
+    the remedy where the interface cannot be made so.
     """
     taken = [queue for steered in wanted for queue in steered.queues]
     others = _other_queues(state, taken)
@@ -121,7 +121,7 @@ def _rings(state: NicState, rx_ring: int) -> Iterator[Change]:
     before: dict[RingName, int] = {}
     after: dict[RingName, int] = {}
     if rings.tcp_data_split != SPLIT_ON:
-        # A driver may tell nothing as long as nothing was asked for.
+        # A driver may say nothing as long as nothing was asked for.
         before["tcp_data_split"] = rings.tcp_data_split or SPLIT_UNKNOWN
         after["tcp_data_split"] = SPLIT_ON
     if rings.hds_thresh:

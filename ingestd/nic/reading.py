@@ -31,7 +31,7 @@ def read_nic(
 ) -> NicState:
     """Return what an interface is like. Raises EngineError if there is none of that name.
 
-    with_irqs: also tell the queues' interrupts. Only who shows them to people
+    with_irqs: also read the queues' interrupts. Only who shows them to people
     asks: some kernels warn when a driver's NAPI instances are listed that got
     new numbers.
     """
@@ -63,7 +63,7 @@ def read_nic(
 
 
 def napi_ids(interface: str, queues: Sequence[int]) -> list[int | None]:
-    """Return the NAPI id of each of the rx queues; None: the kernel does not tell.
+    """Return the NAPI id of each of the rx queues; None: the kernel does not say.
 
     netdev-genl's queue-get; a queue that is set up anew may get another id, so
     this is to be asked after zero-copy receive is registered.

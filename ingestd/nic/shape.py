@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What MTU and headers make of payload: arithmetic, and nothing asked of anyone.
+"""The payload that MTU and headers leave: arithmetic, nothing is asked of the system.
 
 TCP over Ethernet with timestamps, without IP options, extension headers or
 SACK blocks: data segments of a bulk sender look like that. Pure.
@@ -38,7 +38,7 @@ def mtu_for_payload(payload: int, family: Family) -> int:
 def mss_for_payload(payload: int) -> int:
     """Return the MSS to advertise (`ip route ... advmss`) for segments of that payload.
 
-    RFC 6691: an MSS counts options in, so the timestamps go on top.
+    RFC 6691: an MSS counts options in, so the timestamps come on top.
     """
     return payload + TIMESTAMPS_BYTES
 
@@ -68,7 +68,7 @@ def predict(
 
     A model: a fragment's whole multiples of max(mem_align, virt_mask + 1) are
     written directly unless they are fewer than copy_below bytes, what is behind
-    is copied (core/plan.h); a segment larger than a chunk is cut at its end. A
+    is copied (core/storage/plan.h); a segment larger than a chunk is cut at its end. A
     NIC that packs segments into a chunk makes fragments that begin elsewhere:
     where their alignment is below mem_align, less is direct than predicted
     here; contiguous ones are merged, and more is.

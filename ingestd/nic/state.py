@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a network interface is like at one moment.
+"""The state of a network interface at one moment.
 
 Invariants: plain data, never changed; None stands for what the kernel or the
-driver does not tell, and is not the same as "no". No state; any thread.
+driver does not say, and is not the same as "no". No state; any thread.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Rule:
 
     @property
     def target(self) -> str:
-        """Where it leads, for people."""
+        """The destination, for people."""
         if self.context is not None:
             return f"RSS context {self.context}"
         return "elsewhere" if self.queue is None else f"queue {self.queue}"
@@ -91,7 +91,7 @@ class NicState:
 
     @property
     def queue_count(self) -> int:
-        """How many rx queues there are; they are numbered from 0."""
+        """The number of rx queues; they are numbered from 0."""
         return len(self.queues)
 
     def context_over(self, queues: Iterable[int]) -> int | None:
@@ -111,7 +111,7 @@ class NicState:
         ]
 
     def leads_to(self, rule: Rule, queues: Iterable[int]) -> bool:
-        """Tell whether a rule's flows reach exactly these queues."""
+        """Return whether a rule's flows reach exactly these queues."""
         if rule.context is None:
             return {rule.queue} == set(queues)
         return set(self.contexts.get(rule.context, ())) == set(queues)

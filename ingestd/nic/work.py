@@ -34,8 +34,8 @@ RETRY_PAUSE_S: Final = 0.2
 Fate = Literal["undone", "gone", "changed since"]
 
 
-class Device(Protocol):
-    """What of an interface is read and set; see RealDevice."""
+class NicDevice(Protocol):
+    """The attributes of an interface that are read and set; see RealDevice."""
 
     interface: str
     ethtool: Ethtool
@@ -65,13 +65,13 @@ class RealDevice:
 
 
 class Undone(NamedTuple):
-    """What became of one change."""
+    """The result of one change."""
 
     change: Change
     fate: Fate
 
 
-def apply(device: Device, journal: Journal, changes: Sequence[Change]) -> None:
+def apply(device: NicDevice, journal: Journal, changes: Sequence[Change]) -> None:
     """Make changes. Raises EngineError, with everything of this call undone again."""
     count_before = len(journal.changes)
     try:
@@ -89,7 +89,7 @@ def apply(device: Device, journal: Journal, changes: Sequence[Change]) -> None:
         raise
 
 
-def undo(device: Device, journal: Journal, retry_s: float = 0.0) -> list[Undone]:
+def undo(device: NicDevice, journal: Journal, retry_s: float = 0.0) -> list[Undone]:
     """Take back everything in the journal, newest first.
 
     retry_s: for how long what the kernel refuses is tried again, since a queue
@@ -109,14 +109,14 @@ def undo(device: Device, journal: Journal, retry_s: float = 0.0) -> list[Undone]
 
 
 def _undo_changes(
-    device: Device, journal: Journal, changes: Sequence[Change], done: list[Undone]
+    device: NicDevice, journal: Journal, changes: Sequence[Change], done: list[Undone]
 ) -> None:
     for change in reversed(changes):
         done.append(Undone(change, _take_back(device, change)))
         journal.drop(change)
 
 
-def make(device: Device, change: Change) -> Change:
+def make(device: NicDevice, change: Change) -> Change:
     """Make one change; return it with what is known now."""
     ethtool = device.ethtool
     match change:
@@ -136,7 +136,7 @@ def make(device: Device, change: Change) -> Change:
     return change
 
 
-def _take_back(device: Device, change: Change) -> Fate:
+def _take_back(device: NicDevice, change: Change) -> Fate:
     state = device.read()
     match change:
         case RingsChange():
@@ -160,7 +160,7 @@ def _take_back(device: Device, change: Change) -> Fate:
             return _take_back_rule(device, state, change)
 
 
-def _take_back_rings(device: Device, state: NicState, change: RingsChange) -> Fate:
+def _take_back_rings(device: NicDevice, state: NicState, change: RingsChange) -> Fate:
     """Set back those values that are still as they were set."""
     ours = {
         name: change.before[name]
@@ -176,8 +176,8 @@ def _take_back_rings(device: Device, state: NicState, change: RingsChange) -> Fa
     return "gone" if is_back else "changed since"
 
 
-def _take_back_context(device: Device, state: NicState, change: ContextChange) -> Fate:
-    """A crash may have come before its number was written down: then its queues tell."""
+def _take_back_context(device: NicDevice, state: NicState, change: ContextChange) -> Fate:
+    """A crash may have come before its number was written down: then its queues show it."""
     ours = [
         number
         for number, table in state.contexts.items()
@@ -190,7 +190,7 @@ def _take_back_context(device: Device, state: NicState, change: ContextChange) -
     return "undone"
 
 
-def _take_back_rule(device: Device, state: NicState, change: RuleChange) -> Fate:
+def _take_back_rule(device: NicDevice, state: NicState, change: RuleChange) -> Fate:
     """The same: a rule of unknown number is known by what it says."""
     ours = [
         rule

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What goes over the wire between sender and daemon; docs/protocol.md in code. Pure.
+"""Messages between sender and daemon; docs/protocol.md in code. Pure.
 
 `raw`: one line comes back (receipt). `ingest`: blocks go up (blocks), lines
 come down (lines); fields is shared by them.

@@ -6,7 +6,7 @@ in the stream: a head, one JSON object on one line, zeros. parse_hello(
 format_hello(h)) == h, and the same for trailers. A MAC covers every byte of the
 hello's JSON text except the digits of the MAC itself. Pure; any thread.
 
-docs/protocol.md tells the same for people who write senders.
+docs/protocol.md says the same for people who write senders.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Resume = Literal[True, False, "auto"]
 
 @dataclass(frozen=True)
 class Hello:
-    """What a sender says about its flow, and about itself."""
+    """The hello: a sender's statements about its flow and itself."""
 
     flow: str | None = None  # UUID; None: the listener makes one
     resume: Resume = False
@@ -63,7 +63,7 @@ class Hello:
 
 @dataclass(frozen=True)
 class Trailer:
-    """What a sender states about the whole flow behind its last byte; None: nothing."""
+    """The trailer: a sender's statement about the whole flow, after its last byte."""
 
     bytes: int | None
     crc32c: int | None = None
@@ -123,7 +123,7 @@ def hello_mac(secret: bytes, challenge: bytes, text: bytes) -> str:
 
 
 def is_authentic(block: bytes, secret: bytes, challenge: bytes) -> bool:
-    """Tell whether a hello block that parse_hello() takes has the right MAC."""
+    """Return whether a hello block that parse_hello() takes has the right MAC."""
     mac = parse_hello(block).mac
     text = _text(block, HELLO_HEAD, "the hello")
     if mac is None or text.count(mac.encode()) != 1:
@@ -195,5 +195,5 @@ def _check_texts(name: str | None, labels: Mapping[str, Any], key: str | None) -
 
 
 def _is_plain(text: str) -> bool:
-    """Whether it is one line of UTF-8 without control characters."""
+    """Return whether it is one line of UTF-8 without control characters."""
     return not any(unicodedata.category(c) in _NOT_PLAIN for c in text)

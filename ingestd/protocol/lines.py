@@ -6,7 +6,7 @@ has at most LINE_BYTES_MAX bytes; parse_line(format_line(m)) == m. Unknown keys
 are ignored and an unknown type is None, so that a later daemon may say more.
 Pure; any thread.
 
-docs/protocol.md tells the same for people who write senders.
+docs/protocol.md says the same for people who write senders.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ _CHALLENGE: Final = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
 class Auth(StrEnum):
-    """How a listener wants senders to show who they are."""
+    """The way in which a listener has senders authenticate."""
 
     NONE = "none"
     HMAC_SHA256 = "hmac-sha256"
 
 
 class Code(StrEnum):
-    """Why a connection ended without a receipt."""
+    """The reason why a connection ended without a receipt."""
 
     BAD_HELLO = "bad_hello"  # the hello block is not one
     VERSION = "version"  # a version that the listener does not speak
@@ -65,8 +65,8 @@ class Code(StrEnum):
     TRAILER = "trailer"  # the trailer is none, or cannot be had
     TOO_LONG = "too_long"  # more bytes than stated
     TOO_SHORT = "too_short"  # fewer bytes than stated
-    REPLACED = "replaced"  # a newer connection goes on with the flow
-    INTERRUPTED = "interrupted"  # the receiver could not go on
+    REPLACED = "replaced"  # a newer connection resumed the flow
+    INTERRUPTED = "interrupted"  # the receiver could not continue
 
 
 # A sender may come back by itself after these; after all others somebody has to do something.
@@ -86,7 +86,7 @@ class Greeting:
 
 @dataclass(frozen=True)
 class Accepted:
-    """`accepted`: the sender goes on at this offset of the flow."""
+    """`accepted`: the sender resumes at this offset of the flow."""
 
     flow: str
     offset: int
@@ -112,7 +112,7 @@ class Sealed:
 
 
 @dataclass(frozen=True)
-class Refusal:
+class ErrorLine:
     """`error`: the connection ends without a receipt."""
 
     code: str  # a Code, or one of a later daemon
@@ -123,7 +123,7 @@ class Refusal:
     checksum: str | None = None  # so is this
 
 
-Line = Greeting | Accepted | Durable | Sealed | Refusal
+Line = Greeting | Accepted | Durable | Sealed | ErrorLine
 
 
 def format_line(line: Line) -> bytes:
@@ -156,7 +156,7 @@ def _fields(line: Line) -> dict[str, Any]:
                 "auth": line.auth,
                 "challenge": line.challenge.hex(),
             }
-        case Refusal():
+        case ErrorLine():
             sealed = {"bytes": line.bytes, "checksum": line.checksum}
             return {
                 "type": "error",
@@ -204,10 +204,10 @@ def _sealed(fields: Mapping[str, Any]) -> Sealed:
     )
 
 
-def _refusal(fields: Mapping[str, Any]) -> Refusal:
+def _refusal(fields: Mapping[str, Any]) -> ErrorLine:
     code = _needed_text(fields, "code")
     is_sealed = code == Code.SEALED
-    return Refusal(
+    return ErrorLine(
         code,
         text_of(fields, "text") or "",
         flow_of(fields),

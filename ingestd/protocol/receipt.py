@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a sender gets for a flow; on a raw listener it is the only line that comes back.
+"""The receipt of a flow; on a raw listener it is the only line that comes back.
 
 Invariants: a line is one JSON object in ASCII, ends with one newline and has at
 most LINE_BYTES_MAX bytes; parse_receipt(format_receipt(r)) == r. Keys that are
 not known are ignored, so that a later daemon may say more. Pure; any thread.
 
-docs/protocol.md tells the same for people who write senders.
+docs/protocol.md says the same for people who write senders.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from ingestd.protocol.fields import (
 
 
 class ReceiptState(StrEnum):
-    """What became of the flow."""
+    """The state of the flow."""
 
     SEALED = "sealed"  # complete, and durable to its last byte
     INTERRUPTED = "interrupted"  # ended early; `bytes` of it are durable
@@ -34,7 +34,7 @@ class ReceiptState(StrEnum):
 
 
 class ErrorCode(StrEnum):
-    """Why a flow was not sealed; core/answer.c writes these, and a test compares."""
+    """The reason why a flow was not sealed; connection/ingest/lines.c of the core writes these."""
 
     STORE_FULL = "store_full"  # no segment is free
     STORE_FAILED = "store_failed"  # the device failed
@@ -46,7 +46,7 @@ class ErrorCode(StrEnum):
 
 @dataclass(frozen=True)
 class Receipt:
-    """What the daemon answers for; `error` and `text` only where it is not sealed."""
+    """The statement that the daemon answers for; `error` and `text` only where it is not sealed."""
 
     flow: str | None  # UUID; None where nothing of it was stored
     bytes: int  # those that are durable
@@ -59,7 +59,7 @@ class Receipt:
 
     @property
     def is_sealed(self) -> bool:
-        """Whether everything that was sent is durable."""
+        """Return whether everything that was sent is durable."""
         return self.state is ReceiptState.SEALED and self.durable
 
     def as_dict(self) -> dict[str, Any]:

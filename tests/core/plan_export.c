@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Sizes of the planner's structs, so that the Python binding of the tests can
- * tell that it lays them out as the compiler does.
+ * check that it lays them out as the compiler does.
  */
-#include "plan.h"
+#include "storage/plan.h"
 
 extern const uint32_t plan_struct_bytes[4];
 const uint32_t plan_struct_bytes[4] = {sizeof(struct plan_profile), sizeof(struct plan_fragment),

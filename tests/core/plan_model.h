@@ -10,7 +10,7 @@
 #ifndef INGESTD_TESTS_PLAN_MODEL_H
 #define INGESTD_TESTS_PLAN_MODEL_H
 
-#include "plan.h"
+#include "storage/plan.h"
 
 #define MODEL_FLOWS_COUNT 4u
 #define MODEL_ARENA_BYTES (2u * 1024u * 1024u)

@@ -2,7 +2,7 @@
  *
  * Slots of the area: never two lent at once in one place, all back at the end.
  */
-#include "buddy.h"
+#include "memory/buddy.h"
 
 #include <string.h>
 

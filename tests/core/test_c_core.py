@@ -14,36 +14,52 @@ from support.patience import WAIT_S
 MODEL = TESTS / "core" / "plan_model.c"
 PROGRAMS = {
     "test_admission": (TESTS / "core" / "test_admission.c",),
-    "test_answer": (TESTS / "core" / "test_answer.c",),
+    "test_lines": (TESTS / "core" / "test_lines.c",),
     "test_buddy": (TESTS / "core" / "test_buddy.c",),
     "test_commit": (TESTS / "core" / "test_commit.c",),
-    "test_engine": (TESTS / "core" / "test_engine.c", CORE / "engine.c"),
+    "test_engine": (
+        TESTS / "core" / "test_engine.c",
+        CORE / "connection/progress.c",
+        CORE / "receive/engine.c",
+    ),
     "test_flow": (TESTS / "core" / "test_flow.c",),
     "test_flow_id": (TESTS / "core" / "test_flow_id.c",),
     "test_frame": (TESTS / "core" / "test_frame.c",),
     # The worker around it is played by the test.
-    "test_intake": (
-        TESTS / "core" / "test_intake.c",
-        CORE / "handover.c",
-        CORE / "intake.c",
+    "test_connection": (
+        TESTS / "core" / "test_connection.c",
+        CORE / "base/socket.c",
+        CORE / "connection/connection.c",
+        CORE / "connection/handover.c",
+        CORE / "connection/listener.c",
+        CORE / "connection/raw.c",
     ),
     # The kernel, the clock and the worker's parts are played by the test.
-    "test_loop": (TESTS / "core" / "test_loop.c", CORE / "loop.c"),
+    "test_loop": (
+        TESTS / "core" / "test_loop.c",
+        CORE / "base/mailbox.c",
+        CORE / "base/reactor.c",
+        CORE / "loop.c",
+    ),
     "test_network": (TESTS / "core" / "test_network.c",),
     "test_peers": (TESTS / "core" / "test_peers.c",),
     "test_plan": (TESTS / "core" / "test_plan.c", MODEL),
     "test_refill": (TESTS / "core" / "test_refill.c",),
+    "test_outbox": (TESTS / "core" / "test_outbox.c",),
     "test_segment": (TESTS / "core" / "test_segment.c",),
+    "test_session": (TESTS / "core" / "test_session.c",),
     # The stage plays all that this engine calls of the worker and of the kernel.
     "test_zcrx": (
         TESTS / "core" / "test_zcrx.c",
         TESTS / "core" / "zcrx_stage.c",
         TESTS / "core" / "zcrx_stage_worker.c",
-        CORE / "engine_zcrx.c",
-        CORE / "session.c",
-        CORE / "session_pool.c",
-        CORE / "zcrx_block.c",
-        CORE / "zcrx_pending.c",
+        CORE / "connection/progress.c",
+        CORE / "receive/engine.c",
+        CORE / "receive/zcrx/zcrx.c",
+        CORE / "connection/ingest/ingest.c",
+        CORE / "connection/ingest/session_pool.c",
+        CORE / "receive/zcrx/control.c",
+        CORE / "receive/zcrx/pending.c",
     ),
 }
 

@@ -2,7 +2,7 @@
  *
  * Group commit against a model that remembers what each flush covered.
  */
-#include "commit.h"
+#include "storage/commit.h"
 
 #include <string.h>
 

@@ -1,9 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Flows that found no room keep their place (engine.c), whoever tries in between.
+ * Flows that found no room keep their place (progress.c), whoever tries in between; reports are
+ * taken once, in the order in which they came (engine.c).
  *
- * What engine.c calls of the worker is played here.
+ * What the two call of the worker is played here.
  */
+#include <errno.h>
+
+#include "connection/progress.h"
 #include "harness.h"
 #include "worker.h"
 
@@ -11,39 +15,51 @@
 
 static struct worker worker;
 static uint32_t room; /* how many flows find room yet */
+static uint32_t over[FLOWS], over_count;
 
-struct io_uring_sqe *worker_sqe(struct worker *w) {
-    static struct io_uring_sqe sqe;
-    (void)w;
-    return &sqe;
+void reactor_cancel(struct reactor *r, enum uring_tag tag, uint32_t index, enum uring_tag found) {
+    (void)r, (void)tag, (void)index, (void)found;
 }
 
-bool session_goes_on(struct worker *w, struct flow *f) {
-    (void)w, (void)f;
-    return false;
-}
-
-void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason, int error) {
-    (void)w, (void)f, (void)state, (void)reason, (void)error;
-}
-
-bool intake_retry_close(struct worker *w, struct flow *f) {
+bool connection_retry_close(struct connections *c, struct flow *f) {
     if (room == 0)
         return false;
     room--;
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    flow_wait(c->flows, f, QUEUE_NONE, c->reactor->now_ns);
     return true;
 }
 
-static void test_advance(struct worker *w, struct flow *f) {
-    if (flow_is_behind(&w->flows, f, QUEUE_BLOCKED) || room == 0) {
-        f->phase = FLOW_BLOCKED;
-        flow_keep_waiting(&w->flows, f, QUEUE_BLOCKED, w->now_ns);
+static void test_resume(struct receiver *r, struct flow *f) {
+    if (flow_is_behind(r->flows, f, QUEUE_BLOCKED) || room == 0) {
+        flow_set_phase(f, FLOW_BLOCKED);
+        flow_keep_waiting(r->flows, f, QUEUE_BLOCKED, r->reactor->now_ns);
         return;
     }
     room--;
-    f->phase = FLOW_POLLING;
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
+    flow_set_phase(f, FLOW_POLLING);
+    flow_wait(r->flows, f, QUEUE_NONE, r->reactor->now_ns);
+}
+
+static void payload_over(struct connections *c, struct flow *f) {
+    (void)c;
+    over[over_count++] = f->index;
+}
+
+static void block_received(struct connections *c, struct flow *f, int result) {
+    (void)c;
+    CHECK_EQUAL(f->index, 3);
+    CHECK_EQUAL(result, -EPIPE);
+}
+
+static const struct engine engine = {.resume = test_resume};
+static const struct protocol protocol = {.payload_over = payload_over,
+                                         .block_received = block_received};
+
+static void open_worker(void) {
+    CHECK_EQUAL(flow_table_init(&worker.flows, FLOWS), 0);
+    receiver_init(&worker.receiver, &worker.reactor, &worker.area, &worker.storage, &worker.flows);
+    connections_init(&worker.connections, &worker.receiver, &engine);
+    worker.engine = &engine;
 }
 
 static void check_order(uint32_t first) {
@@ -56,32 +72,58 @@ static void check_order(uint32_t first) {
 }
 
 static void who_waits_for_a_batch_keeps_its_place(void) {
-    CHECK_EQUAL(flow_table_init(&worker.flows, FLOWS), 0);
+    open_worker();
     room = 0;
-    for (uint32_t i = 0; i < FLOWS; i++)
-        test_advance(&worker, flow_take(&worker.flows));
-    worker.flows.flows[1].phase = FLOW_CLOSING;
+    for (uint32_t i = 0; i < FLOWS; i++) {
+        struct flow *f = flow_take(&worker.flows);
+        flow_set_phase(f, FLOW_POLLING);
+        test_resume(&worker.receiver, f);
+    }
+    flow_set_phase(&worker.flows.flows[1], FLOW_CLOSING);
     for (int turn = 0; turn < 3; turn++) {
-        engine_serve_blocked(&worker, test_advance);
+        connection_serve_blocked(&worker.connections);
         check_order(0);
     }
     room = 1;
-    test_advance(&worker, &worker.flows.flows[3]); /* it may try, and does not overtake */
+    test_resume(&worker.receiver, &worker.flows.flows[3]); /* it may try, and does not overtake */
     check_order(0);
-    engine_serve_blocked(&worker, test_advance);
+    connection_serve_blocked(&worker.connections);
     check_order(1);
     room = 2;
-    engine_serve_blocked(&worker, test_advance);
+    connection_serve_blocked(&worker.connections);
     check_order(3);
     room = FLOWS;
-    engine_serve_blocked(&worker, test_advance);
+    connection_serve_blocked(&worker.connections);
     check_order(FLOWS);
+    flow_table_destroy(&worker.flows);
+}
+
+static void reports_are_taken_once_and_in_order(void) {
+    open_worker();
+    for (uint32_t i = 0; i < FLOWS; i++) {
+        struct flow *f = flow_take(&worker.flows);
+        f->protocol = &protocol;
+        flow_set_phase(f, i == 3 ? FLOW_HELLO : FLOW_POLLING);
+    }
+    struct flow *flows = worker.flows.flows;
+    over_count = 0;
+    engine_report(&worker.receiver, &flows[4], REPORT_OVER, 0);
+    engine_report(&worker.receiver, &flows[3], REPORT_BLOCK, -EPIPE);
+    engine_report(&worker.receiver, &flows[0], REPORT_OVER, 0);
+    engine_report(&worker.receiver, &flows[4], REPORT_OVER, 0); /* says the same again */
+    for (int i = 0; i < 2; i++) {
+        connection_take_reports(&worker.connections);
+        CHECK_EQUAL(over_count, 2);
+        CHECK_EQUAL(over[0], 4);
+        CHECK_EQUAL(over[1], 0);
+    }
     flow_table_destroy(&worker.flows);
 }
 
 int main(void) {
     static const struct harness_test tests[] = {
         TEST(who_waits_for_a_batch_keeps_its_place),
+        TEST(reports_are_taken_once_and_in_order),
     };
     return harness_run(tests, sizeof tests / sizeof tests[0]);
 }

@@ -2,7 +2,7 @@
  *
  * Ids that the daemon makes: where each part lies, and that none is made twice.
  */
-#include "flow_id.h"
+#include "format/flow_id.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +11,7 @@
 
 static const uint8_t STORE[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-/* tests/unit/test_flow_ids.py has the same two, and takes them for marked. */
+/* tests/unit/daemon/admission/test_marked_ids.py has the same two, and takes them for marked. */
 static void the_layout_is_fixed(void) {
     static const uint8_t low[16] = {0x01, 0x93, 0x68, 0xf4, 0x2c, 0x00, 0x70, 0x00,
                                     0x80, 0x00, 0x00, 0x00, 0x52, 0xf7, 0x36, 0x50};

@@ -2,7 +2,7 @@
  *
  * Framing: records, headers, marks and CRCs, byte by byte.
  */
-#include "frame.h"
+#include "format/frame.h"
 
 #include <errno.h>
 #include <stdlib.h>

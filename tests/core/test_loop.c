@@ -97,59 +97,70 @@ int io_uring_submit_and_wait_timeout(struct io_uring *ring, struct io_uring_cqe 
 
 /* --- The rest of the worker ----------------------------------------------------------- */
 
-static uint64_t engine_turn(struct worker *w) {
-    (void)w;
+static uint64_t engine_turn(struct receiver *r) {
+    (void)r;
     return TIME_NEVER;
 }
 
 static const struct engine engine = {.turn = engine_turn};
 
-uint64_t intake_turn(struct worker *w) {
-    if (stage.accepted > 0 && stage.accepted_in_turn == 0)
-        stage.accepted_in_turn = stage.turns;
-    w->writer.closing = ++stage.turns >= stage.turns_wanted;
+void connection_take_reports(struct connections *c) {
+    (void)c;
+}
+
+void connection_serve_blocked(struct connections *c) {
+    (void)c;
+}
+
+uint64_t connection_turn(struct connections *c) {
+    (void)c;
     return TIME_NEVER;
 }
 
-void intake_accepted(struct worker *w, uint32_t listener, int result) {
-    (void)w, (void)listener, (void)result;
+void handover_turn(struct connections *c) {
+    (void)c;
+}
+
+uint64_t listeners_turn(struct connections *c) {
+    if (stage.accepted > 0 && stage.accepted_in_turn == 0)
+        stage.accepted_in_turn = stage.turns;
+    stage.turns++;
+    (void)c;
+    return TIME_NEVER;
+}
+
+void listener_accepted(struct connections *c, uint32_t listener, int result) {
+    (void)c, (void)listener, (void)result;
     stage.accepted++;
 }
 
-bool writer_is_idle(const struct worker *w) {
-    (void)w;
-    return true;
+bool storage_is_finished(const struct storage *s) {
+    (void)s;
+    return stage.turns >= stage.turns_wanted;
 }
 
-bool mailbox_take(struct mailbox *m, struct command *out) {
-    (void)m, (void)out;
+bool storage_is_behind(const struct storage *s) {
+    (void)s;
     return false;
 }
 
-uint64_t mailbox_wake_reader(struct mailbox *m, uint64_t now_ns) {
-    (void)m, (void)now_ns;
+void storage_place(struct storage *s) {
+    (void)s;
+}
+
+uint64_t storage_turn(struct storage *s) {
+    (void)s;
     return TIME_NEVER;
 }
 
-uint64_t batch_turn(struct worker *w) {
-    (void)w;
-    return TIME_NEVER;
+bool storage_next_news(struct storage *s, struct storage_news *out) {
+    (void)s, (void)out;
+    return false;
 }
 
-uint64_t writer_turn(struct worker *w) {
-    (void)w;
+uint64_t ingest_turn(struct connections *c) {
+    (void)c;
     return TIME_NEVER;
-}
-
-uint64_t session_turn(struct worker *w) {
-    (void)w;
-    return TIME_NEVER;
-}
-
-bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
-                  int detail, uint64_t bytes_count) {
-    (void)w, (void)kind, (void)f, (void)code, (void)detail, (void)bytes_count;
-    return true;
 }
 
 /* No part of these tests: nothing that would call them completes or is commanded. */
@@ -158,24 +169,37 @@ bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, 
         abort();                                                                                   \
     }
 #define ANY __attribute__((unused))
-UNCALLED(batch_abandon, struct worker *w ANY)
-UNCALLED(device_flush_complete, struct worker *w ANY, int result ANY)
-UNCALLED(device_retry, struct worker *w ANY, uint32_t index ANY)
-UNCALLED(device_write_complete, struct worker *w ANY, uint32_t index ANY, int result ANY)
-UNCALLED(handover_take, struct worker *w ANY, uint32_t listener_index ANY, int fd ANY)
-UNCALLED(intake_complete, struct worker *w ANY, enum uring_tag tag ANY, struct flow *f ANY,
+UNCALLED(handover_take, struct connections *c ANY, uint32_t listener_index ANY, int fd ANY)
+UNCALLED(connection_discarded, struct connections *c ANY, struct flow *f ANY, int result ANY)
+UNCALLED(connection_acknowledged, struct connections *c ANY, struct flow *f ANY, bool is_closed ANY)
+UNCALLED(connection_try_free, struct connections *c ANY, struct flow *f ANY)
+UNCALLED(connection_interrupt_all, struct connections *c ANY, uint8_t reason ANY, bool drop ANY)
+UNCALLED(connection_refuse_silent, struct connections *c ANY)
+UNCALLED(handover_stop, struct connections *c ANY)
+UNCALLED(listeners_stop, struct connections *c ANY)
+UNCALLED(ingest_replace, struct connections *c ANY, uint32_t flow_index ANY, uint64_t serial ANY)
+UNCALLED(ingest_take_responses, struct connections *c ANY)
+UNCALLED(io_uring_queue_exit, struct io_uring *ring ANY)
+UNCALLED(connection_close_dropped, struct connections *c ANY, struct flow *f ANY)
+UNCALLED(storage_complete, struct storage *s ANY, enum uring_tag tag ANY, uint32_t index ANY,
          int result ANY)
-UNCALLED(intake_gone, struct worker *w ANY, struct flow *f ANY)
-UNCALLED(intake_interrupt_all, struct worker *w ANY, uint8_t reason ANY, bool drop ANY)
-UNCALLED(intake_refuse_silent, struct worker *w ANY)
-UNCALLED(intake_stop_accepting, struct worker *w ANY)
-UNCALLED(session_line_sent, struct worker *w ANY, struct flow *f ANY, int result ANY)
-UNCALLED(session_replace, struct worker *w ANY, uint32_t flow_index ANY, uint64_t serial ANY)
-UNCALLED(session_take_answers, struct worker *w ANY)
-UNCALLED(writer_fail, struct worker *w ANY, int code ANY, enum store_failure what ANY,
+UNCALLED(storage_fail, struct storage *s ANY, int code ANY, enum storage_failure what ANY,
          uint64_t offset ANY)
-UNCALLED(writer_grant, struct worker *w ANY, uint32_t index ANY, uint64_t sequence ANY)
-UNCALLED(zcrx_event, struct worker *w ANY, uint32_t type ANY)
+UNCALLED(storage_finish, struct storage *s ANY, bool wanted ANY)
+UNCALLED(storage_grant, struct storage *s ANY, uint32_t index ANY, uint64_t sequence ANY)
+UNCALLED(storage_note_full, struct storage *s ANY)
+UNCALLED(zcrx_event, struct receiver *r ANY, uint32_t type ANY)
+
+#define UNCALLED_INT(name, ...)                                                                    \
+    int name(__VA_ARGS__) {                                                                        \
+        abort();                                                                                   \
+    }
+UNCALLED_INT(io_uring_queue_init_params, unsigned entries ANY, struct io_uring *ring ANY,
+             struct io_uring_params *p ANY)
+UNCALLED_INT(io_uring_register_buffers, struct io_uring *ring ANY, const struct iovec *iovecs ANY,
+             unsigned count ANY)
+UNCALLED_INT(io_uring_register_files, struct io_uring *ring ANY, const int *files ANY,
+             unsigned count ANY)
 
 /* --- The stage ------------------------------------------------------------------------ */
 
@@ -187,7 +211,7 @@ static struct worker *open_stage(uint32_t turns_wanted) {
     memset(&stage, 0, sizeof stage);
     memset(heads, 0, sizeof heads);
     struct worker *w = stage.w = calloc(1, sizeof *w);
-    struct io_uring *ring = &w->ring;
+    struct io_uring *ring = &w->reactor.ring;
     ring->sq.khead = &heads[0];
     ring->sq.ktail = &heads[1];
     ring->cq.khead = &heads[2];
@@ -197,7 +221,7 @@ static struct worker *open_stage(uint32_t turns_wanted) {
     ring->sq.ring_entries = ring->cq.ring_entries = QUEUE_ENTRIES;
     ring->sq.ring_mask = ring->cq.ring_mask = QUEUE_ENTRIES - 1;
     w->engine = &engine;
-    w->writer.failed = EIO; /* there is no store to be flushed at the end */
+    w->storage.error = EIO; /* there is no store to be flushed at the end */
     stage.now_ns = 1000 * SECOND;
     stage.wait_ns = MS;
     stage.turns_wanted = turns_wanted;
@@ -210,7 +234,7 @@ static void close_stage(void) {
 
 static void fill_queue(struct worker *w) {
     for (uint32_t i = 0; i < QUEUE_ENTRIES; i++)
-        CHECK(worker_sqe(w) != &w->lost);
+        CHECK(reactor_sqe(&w->reactor, TAG_POLL, 0) != &w->reactor.lost);
 }
 
 /* --- A kernel without memory for requests ----------------------------------------------- */
@@ -220,8 +244,8 @@ static void a_moment_without_memory_is_waited_for(void) {
     stage.refusals = 60;
     CHECK_EQUAL(worker_run(w), 0);
     CHECK_EQUAL(stage.pauses, 60);
-    CHECK_EQUAL(w->refused_ns, 0);
-    CHECK_EQUAL(w->fault.code, 0);
+    CHECK_EQUAL(w->reactor.refused_ns, 0);
+    CHECK_EQUAL(w->reactor.fault.code, 0);
     close_stage();
 }
 
@@ -230,8 +254,8 @@ static void a_kernel_that_never_has_memory_ends_the_loop(void) {
     stage.refusals = UINT32_MAX;
     uint64_t begun_ns = stage.now_ns;
     CHECK_EQUAL(worker_run(w), -EAGAIN);
-    CHECK_EQUAL(strcmp(w->fault.call, "io_uring_enter"), 0);
-    CHECK_EQUAL(w->fault.code, EAGAIN);
+    CHECK_EQUAL(strcmp(w->reactor.fault.call, "io_uring_enter"), 0);
+    CHECK_EQUAL(w->reactor.fault.code, EAGAIN);
     CHECK(stage.now_ns - begun_ns >= 10 * SECOND && stage.now_ns - begun_ns < 11 * SECOND);
     close_stage();
 }
@@ -251,9 +275,9 @@ static void a_full_queue_waits_for_room(void) {
     struct worker *w = open_stage(1);
     fill_queue(w);
     stage.refusals = 5;
-    CHECK(worker_sqe(w) != &w->lost);
+    CHECK(reactor_sqe(&w->reactor, TAG_POLL, 0) != &w->reactor.lost);
     CHECK_EQUAL(stage.pauses, 5);
-    CHECK_EQUAL(w->fault.code, 0);
+    CHECK_EQUAL(w->reactor.fault.code, 0);
     close_stage();
 }
 
@@ -262,9 +286,9 @@ static void a_queue_that_stays_full_ends_the_loop(void) {
     struct worker *w = open_stage(TURNS_MAX);
     fill_queue(w);
     stage.refusals = UINT32_MAX;
-    CHECK(worker_sqe(w) == &w->lost);
+    CHECK(reactor_sqe(&w->reactor, TAG_POLL, 0) == &w->reactor.lost);
     uint32_t pauses = stage.pauses;
-    CHECK(worker_sqe(w) == &w->lost); /* nobody waits once more */
+    CHECK(reactor_sqe(&w->reactor, TAG_POLL, 0) == &w->reactor.lost); /* nobody waits once more */
     CHECK_EQUAL(stage.pauses, pauses);
     stage.refusals = 0;
     CHECK_EQUAL(worker_run(w), -EAGAIN);
@@ -278,10 +302,10 @@ static void a_stop_of_the_process_is_no_time_awake(void) {
     struct worker *w = open_stage(10);
     stage.stall_ns = 500 * SECOND;
     CHECK_EQUAL(worker_run(w), 0);
-    CHECK_EQUAL(w->now_ns, w->awake_ns + w->paused_ns);
+    CHECK_EQUAL(w->reactor.now_ns, w->reactor.awake_ns + w->reactor.paused_ns);
     /* A second was asked for, in which the loop may sleep. */
-    CHECK(w->paused_ns >= 498 * SECOND && w->paused_ns <= 500 * SECOND);
-    CHECK(w->now_ns - 1000 * SECOND > 500 * SECOND);
+    CHECK(w->reactor.paused_ns >= 498 * SECOND && w->reactor.paused_ns <= 500 * SECOND);
+    CHECK(w->reactor.now_ns - 1000 * SECOND > 500 * SECOND);
     close_stage();
 }
 
@@ -289,8 +313,8 @@ static void a_wait_as_long_as_asked_for_is_no_stop(void) {
     struct worker *w = open_stage(50);
     stage.wait_ns = SECOND + 50 * MS; /* a busy machine */
     CHECK_EQUAL(worker_run(w), 0);
-    CHECK_EQUAL(w->paused_ns, 0);
-    CHECK_EQUAL(w->awake_ns, w->now_ns);
+    CHECK_EQUAL(w->reactor.paused_ns, 0);
+    CHECK_EQUAL(w->reactor.awake_ns, w->reactor.now_ns);
     close_stage();
 }
 

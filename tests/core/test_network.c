@@ -2,7 +2,7 @@
  *
  * Which networks hold which addresses: every length of prefix, against counting bits.
  */
-#include "network.h"
+#include "connection/network.h"
 
 #include <string.h>
 

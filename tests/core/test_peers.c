@@ -2,7 +2,7 @@
  *
  * Connections of each peer, against counting them in a list.
  */
-#include "peers.h"
+#include "connection/peers.h"
 
 #include <string.h>
 

@@ -3,7 +3,7 @@
  * The refill ring, with the test in the kernel's part: it delivers fragments
  * from chunks that it has, several per chunk, and takes entries when it likes.
  */
-#include "refill.h"
+#include "receive/zcrx/refill.h"
 
 #include <stdlib.h>
 #include <string.h>

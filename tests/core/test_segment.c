@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Placing batches in a segment, and the footer that tells of them.
+ * Placing batches in a segment, and the footer that lists them.
  */
-#include "segment.h"
+#include "format/segment.h"
 
 #include <stdlib.h>
 #include <string.h>

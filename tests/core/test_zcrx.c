@@ -29,10 +29,11 @@ static void run(const struct stage_shape *shape) {
         if (due)
             CHECK_EQUAL(s->sealed, is_right);
     }
-    CHECK_EQUAL(stage.w->zcrx.refill.fragments_lent, 0);
-    CHECK_EQUAL(stage.w->zcrx.refill.chunks_lent, 0);
-    CHECK_EQUAL(stage.w->zcrx.fragments_pending, 0);
-    CHECK_EQUAL(stage.w->zcrx.relief.free_bytes, stage.w->zcrx.relief.total_bytes);
+    CHECK_EQUAL(stage.w->receiver.zcrx.refill.fragments_lent, 0);
+    CHECK_EQUAL(stage.w->receiver.zcrx.refill.chunks_lent, 0);
+    CHECK_EQUAL(stage.w->receiver.zcrx.fragments_pending, 0);
+    CHECK_EQUAL(stage.w->receiver.zcrx.relief.free_bytes,
+                stage.w->receiver.zcrx.relief.total_bytes);
     if (shape->trouble_of != 0)
         CHECK(stage.ended_early_count > 0);
 }
@@ -111,6 +112,13 @@ static void ingest_stopped_in_a_hello(void) {
     stage_close();
 }
 
+/* ... and cancels miss receives that are there: they are asked for again. */
+static void ingest_stopped_by_a_second_cancel(void) {
+    run(&(const struct stage_shape){INGEST, .packet_bytes = 500, .silent_at = 4000, .missed_of = 2,
+                                    .stop_of = 500});
+    stage_close();
+}
+
 /* What is held back for a trailer, by full packets: a few fragments, and nothing is copied. */
 static void held_back_where_it_lies(void) {
     run(&(const struct stage_shape){INGEST, .one_kind = true, .packet_bytes = 1448});
@@ -139,14 +147,14 @@ static void silent(uint32_t silent_at, uint32_t packet_bytes) {
     stage_open(&shape);
     stage_steps(100000);
     CHECK(stage.wrong == NULL);
-    CHECK_EQUAL(stage.w->zcrx.refill.chunks_lent, 0);
-    CHECK_EQUAL(stage.w->zcrx.fragments_pending, 0);
+    CHECK_EQUAL(stage.w->receiver.zcrx.refill.chunks_lent, 0);
+    CHECK_EQUAL(stage.w->receiver.zcrx.fragments_pending, 0);
 }
 
 static void silent_in_a_hello(void) {
     silent(SESSION_BLOCK_BYTES - 1, 1);
     for (uint32_t i = 0; i < stage.shape.flows_count; i++)
-        CHECK_EQUAL(stage.flows[i]->session->error, SESSION_HELLO_TIMEOUT);
+        CHECK_EQUAL(stage.flows[i]->session->error, SESSION_ERROR_HELLO_TIMEOUT);
     stage_close();
 }
 
@@ -155,7 +163,7 @@ static void silent_behind_payload(void) {
     for (uint32_t i = 0; i < stage.shape.flows_count; i++) {
         CHECK(!stage.senders[i].over);
         CHECK_EQUAL(stage.senders[i].handed, 10000 - SESSION_BLOCK_BYTES);
-        CHECK_EQUAL(stage.flows[i]->session->filled, SESSION_BLOCK_BYTES);
+        CHECK_EQUAL(stage.flows[i]->block->filled, SESSION_BLOCK_BYTES);
     }
     stage_close();
 }
@@ -180,7 +188,7 @@ static void ingest_slow_writes_and_few_chunks(void) {
 
 /* --- A table of fragments that is too small for what comes --------------------------- */
 
-/* Slow writes, many small fragments: some flow's next one finds no place. It may not go on
+/* Slow writes, many small fragments: some flow's next one finds no place. It may not continue
  * receiving, and it may not be sealed; with those that had room all is well. */
 static void lost_fragments(bool ingest, enum stage_kind kind) {
     const struct stage_shape shape = {.ingest = ingest,
@@ -209,12 +217,12 @@ static void lost_fragments(bool ingest, enum stage_kind kind) {
         lost_count++;
         CHECK_EQUAL(s->error, ENOBUFS);
         CHECK(s->handed < s->payload_bytes);
-        /* It is cancelled at once; what has come by then is let go. */
+        /* It is cancelled at once; what was received by then is released. */
         CHECK(s->delivered - s->head_bytes - s->handed < 100 * KIB);
     }
     CHECK(lost_count > 0);
-    CHECK_EQUAL(stage.w->zcrx.refill.fragments_lent, 0);
-    CHECK_EQUAL(stage.w->zcrx.fragments_pending, 0);
+    CHECK_EQUAL(stage.w->receiver.zcrx.refill.fragments_lent, 0);
+    CHECK_EQUAL(stage.w->receiver.zcrx.fragments_pending, 0);
     stage_close();
 }
 
@@ -231,7 +239,8 @@ static void lost_fragments_before_a_trailer(void) {
     lost_fragments(true, STAGE_HELD_TRAILER);
 }
 
-/* Where it is known how much a turn can bring, receives pause before the table is full. */
+/* Where it is known how much a turn can bring, receives pause before the table is full: most turns
+ * bring that much, and so do those in which the kernel has not seen the cancels yet. */
 static void no_fragment_is_lost(bool ingest) {
     run(&(const struct stage_shape){.ingest = ingest,
                                     .flows_count = 16,
@@ -252,6 +261,28 @@ static void no_fragment_is_lost(bool ingest) {
 static void receives_pause_for_the_table(void) {
     no_fragment_is_lost(false);
     no_fragment_is_lost(true);
+}
+
+/* There was room between two turns that found none, and a connection came: it pauses as well. */
+static void what_is_armed_meanwhile_pauses(void) {
+    const struct stage_shape shape = {
+        .flows_count = 1, .packet_bytes = 1448, .turn_completions_max = 16, .table_count = 48};
+    stage_open(&shape);
+    struct receiver *r = &stage.w->receiver;
+    r->zcrx.fragments_pending = 40;
+    engine_zcrx.turn(r);
+    CHECK(stage.senders[0].cancelled);
+    r->zcrx.fragments_pending = 0;
+    struct flow *late = stage.flows[1] = flow_take(&stage.w->flows);
+    late->idle_list = stage.flows[0]->idle_list;
+    engine_zcrx.start(r, late);
+    stage_submit();
+    CHECK(late->armed);
+    r->zcrx.fragments_pending = 40;
+    engine_zcrx.turn(r);
+    CHECK(stage.senders[1].cancelled);
+    r->zcrx.fragments_pending = 0;
+    stage_close();
 }
 
 /* --- Kernels that go beyond a receive's bound --------------------------------------- */
@@ -280,15 +311,15 @@ static void starved_flows_wait(void) {
                                       .slow_of = UINT32_MAX};
     stage_open(&shape);
     struct buddy *relief =
-        &stage.w->zcrx.relief; /* nothing is copied out: who has a chunk keeps it */
+        &stage.w->receiver.zcrx.relief; /* nothing is copied out: who has a chunk keeps it */
     while (relief->free_bytes > 0)
         buddy_take(relief, buddy_order(relief, relief->total_bytes / 4));
     stage_steps(200000);
-    uint64_t armed = stage.armed_count, since_ns = stage.w->now_ns;
+    uint64_t armed = stage.armed_count, since_ns = stage.w->reactor.now_ns;
     stage_steps(200000);
     CHECK(stage.wrong == NULL);
     CHECK(stage.w->flows.waiting[QUEUE_STARVED].count > 5);
-    uint64_t milliseconds = (stage.w->now_ns - since_ns) / 1000000;
+    uint64_t milliseconds = (stage.w->reactor.now_ns - since_ns) / 1000000;
     CHECK(stage.armed_count > armed);
     CHECK(stage.armed_count - armed <= 2 * milliseconds);
     stage_close();
@@ -325,6 +356,7 @@ int main(void) {
         TEST(ingest_memory_of_512),
         TEST(ingest_stopped_anywhere),
         TEST(ingest_stopped_in_a_hello),
+        TEST(ingest_stopped_by_a_second_cancel),
         TEST(held_back_where_it_lies),
         TEST(held_back_by_a_copy),
         TEST(silent_in_a_hello),
@@ -334,6 +366,7 @@ int main(void) {
         TEST(lost_fragments_of_a_stated_length),
         TEST(lost_fragments_before_a_trailer),
         TEST(receives_pause_for_the_table),
+        TEST(what_is_armed_meanwhile_pauses),
         TEST(beyond_the_bound),
         TEST(beyond_the_bound_large_fragments),
         TEST(beyond_the_bound_too_much),

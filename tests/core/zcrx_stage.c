@@ -147,12 +147,14 @@ static void receive_packet(uint32_t flow) {
 
 static uint32_t holders_of(uint64_t offset) {
     uint64_t chunk = offset >> stage.shape.chunk_shift;
-    return stage.w->zcrx.refill.outstanding[chunk] + stage.w->zcrx.refill.shared[chunk];
+    return stage.w->receiver.zcrx.refill.outstanding[chunk] +
+           stage.w->receiver.zcrx.refill.shared[chunk];
 }
 
 static void note_held(const struct flow *f) {
     uint32_t count = 0;
-    for (uint32_t i = f->fragment_head; i != FLOW_NONE; i = stage.w->zcrx.fragments[i].next)
+    for (uint32_t i = f->fragment_head; i != FLOW_NONE;
+         i = stage.w->receiver.zcrx.fragments[i].next)
         count++;
     if (f->phase == FLOW_RECEIVING && count > stage.held_count_max)
         stage.held_count_max = count;
@@ -167,10 +169,11 @@ static void complete(struct flow *f, int result, uint32_t flags, uint64_t offset
         f->ops_in_flight--;
         stage.senders[f->index].cancelled = false;
     }
-    bool is_fresh = f->session == NULL || f->session->came == 0;
+    bool is_fresh = f->block == NULL || f->block->chunk_bytes == 0;
     uint32_t holders = holders_of(offset);
     bool block = stage.senders[f->index].tag == TAG_BLOCK;
-    engine_zcrx.complete(stage.w, stage.senders[f->index].tag, f, &c.cqe);
+    engine_zcrx.complete(&stage.w->receiver, stage.senders[f->index].tag, f, &c.cqe);
+    connection_take_reports(&stage.w->connections);
     if (block && holders_of(offset) != holders)
         stage_wrong("a block's bytes keep a chunk");
     if (result == -ENOMEM && is_fresh && f->armed)
@@ -179,15 +182,25 @@ static void complete(struct flow *f, int result, uint32_t flags, uint64_t offset
     stage_submit();
 }
 
+/* Reported at some time, also when the receive has ended and another one is armed. */
+static void tell_missed_cancel(struct flow *f) {
+    const struct io_uring_cqe c = {.res = -ENOENT};
+    stage.senders[f->index].cancel_missed = false;
+    engine_zcrx.complete(&stage.w->receiver, TAG_CANCEL, f, &c);
+    stage_submit();
+}
+
 static void deliver(struct flow *f) {
     static const int troubles[] = {-ENOSPC, -ENOMEM, -ENOSPC, -EINTR};
     struct stage_sender *s = &stage.senders[f->index];
     const struct stage_shape *t = &stage.shape;
+    if (s->cancel_missed && !s->over && random_below(3) == 0)
+        tell_missed_cancel(f);
     if (!f->armed ||
         (t->turn_completions_max != 0 && stage.turn_completions == t->turn_completions_max))
         return;
     stage.turn_completions++;
-    bool submitted = t->turn_completions_max != 0 && s->cancelled_ns < stage.w->now_ns;
+    bool submitted = t->turn_completions_max != 0 && s->cancelled_ns < stage.w->reactor.now_ns;
     if (s->cancelled && (submitted || random_below(3) == 0)) {
         complete(f, -ECANCELED, 0, 0);
         return;
@@ -232,7 +245,7 @@ static void complete_batch(struct stage_batch *b) {
         stage_check_bytes(&b->pieces[i], "memory changed under a write");
     for (uint32_t i = 0; i < b->piece_count; i++)
         if (b->pieces[i].hold != STAGE_NO_HOLD)
-            engine_zcrx.release(stage.w, b->pieces[i].hold);
+            engine_zcrx.release(&stage.w->receiver, b->pieces[i].hold);
     b->under_way = false;
     b->piece_count = 0;
 }
@@ -260,14 +273,14 @@ static struct stage_shape completed(struct stage_shape shape) {
 }
 
 static void open_listener(struct worker *w) {
-    struct listener *l = &w->listeners[w->listener_count++];
+    struct listener *l = &w->connections.listeners[w->connections.listener_count++];
     l->fd = -1;
-    l->protocol = PROTOCOL_INGEST;
+    l->protocol = &protocol_ingest;
     l->hello_timeout_ns = stage.shape.hello_timeout_ns;
-    l->idle = l->greeting = l->news = w->unasked = w->unasked_hellos =
-        (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
-    admission_open(&w->admission);
-    if (session_pool_open(&l->sessions, STAGE_FLOWS_MAX) != 0)
+    l->idle = l->greeting = l->acks_pending = w->connections.admission_backlog =
+        w->connections.hello_backlog = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
+    admission_open(&w->connections.admission);
+    if (session_pool_init(&l->sessions, STAGE_FLOWS_MAX) != 0)
         abort();
 }
 
@@ -278,8 +291,9 @@ static void open_flow(uint32_t i) {
     f->fd = -1;
     s->current_chunk = UINT32_MAX;
     s->payload_bytes = s->sent_bytes = shape->stream_bytes + i;
-    if (!engine_zcrx.take(stage.w, f))
-        abort();
+    engine_zcrx.take(&stage.w->receiver, f);
+    f->idle_list = &stage.w->connections.listeners[0].idle;
+    f->protocol = &stage_protocol_raw;
     if (shape->ingest) {
         enum stage_kind kind = (shape->first_kind + (shape->one_kind ? 0 : i)) % STAGE_KINDS_COUNT;
         s->stated = kind == STAGE_TRAILER || kind == STAGE_STATED;
@@ -289,16 +303,17 @@ static void open_flow(uint32_t i) {
         s->tail_bytes = s->trailer ? SESSION_BLOCK_BYTES : 0;
         s->base_bytes = random_below(2) * 1000003ull;
         s->waits = random_below(2) != 0 || shape->ignores_bounds;
-        session_begin(stage.w, f);
+        f->protocol = &protocol_ingest;
+        f->protocol->begin(&stage.w->connections, f);
     } else {
-        engine_zcrx.start(stage.w, f);
+        engine_zcrx.start(&stage.w->receiver, f);
     }
     stage_submit();
 }
 
 /* The table is made for less than what comes. */
 static void cut_table(struct worker *w) {
-    struct zcrx *z = &w->zcrx;
+    struct zcrx *z = &w->receiver.zcrx;
     if (stage.shape.table_count > z->fragment_count)
         abort();
     z->fragment_count = stage.shape.table_count;
@@ -319,14 +334,16 @@ void stage_open(const struct stage_shape *wanted) {
     w->area.base = pages(w->area.slots_bytes);
     w->area.own_bytes = zcrx_relief_bytes(w->area.slots_bytes);
     w->area.own = pages(w->area.own_bytes);
-    w->settings.writes_in_flight_max = STAGE_BATCHES;
-    w->settings.interface_index = 1;
-    w->settings.flush_interval_ns = shape->flush_interval_ns;
-    w->batches.payload_bytes_max = STAGE_PAYLOAD_BYTES_MAX;
+    w->storage.settings.writes_in_flight_max = STAGE_BATCHES;
+    w->receiver.settings.interface_index = 1;
+    w->storage.settings.flush_interval_ns = shape->flush_interval_ns;
+    w->storage.batches.payload_bytes_max = STAGE_PAYLOAD_BYTES_MAX;
     w->engine = &engine_zcrx;
-    w->now_ns = w->awake_ns = 1;
-    w->ring.cq.ring_entries = shape->turn_completions_max;
-    if (flow_table_init(&w->flows, STAGE_FLOWS_MAX) != 0 || engine_zcrx.open(w) != 0)
+    receiver_init(&w->receiver, &w->reactor, &w->area, &w->storage, &w->flows);
+    connections_init(&w->connections, &w->receiver, &engine_zcrx);
+    w->reactor.now_ns = w->reactor.awake_ns = 1;
+    w->reactor.ring.cq.ring_entries = shape->turn_completions_max;
+    if (flow_table_init(&w->flows, STAGE_FLOWS_MAX) != 0 || engine_zcrx.open(&w->receiver) != 0)
         abort();
     if (shape->table_count != 0)
         cut_table(w);
@@ -355,21 +372,26 @@ static void end_some_flow(uint32_t i) {
         return;
     stage.senders[i].stopped = true;
     struct flow *f = stage.flows[i];
-    intake_interrupt(stage.w, f, CLOSE_REASON_SHUTDOWN, random_below(2) != 0);
-    if (!f->ended && !stage.senders[i].cancelled && f->phase != FLOW_BLOCKED)
+    connection_interrupt(&stage.w->connections, f, CLOSE_REASON_SHUTDOWN, random_below(2) != 0);
+    connection_take_reports(&stage.w->connections);
+    bool is_cancelled = stage.senders[i].cancelled || stage.senders[i].cancel_missed;
+    if (!f->ended && !is_cancelled && f->phase != FLOW_BLOCKED)
         stage_wrong("a flow that is to end waits for nothing");
     stage_submit();
 }
 
 static void turn(void) {
-    stage.w->awake_ns = stage.w->now_ns += TURN_NS;
+    stage.w->reactor.awake_ns = stage.w->reactor.now_ns += TURN_NS;
     stage.turn_completions = 0;
-    engine_zcrx.turn(stage.w);
-    stage.table_low_count += stage.w->zcrx.table_low;
+    connection_serve_blocked(&stage.w->connections);
+    engine_zcrx.turn(&stage.w->receiver);
+    connection_take_reports(&stage.w->connections);
+    stage.table_low_count += stage.w->receiver.zcrx.table_low;
     stage_submit();
     if (stage.shape.ingest && random_below(4) == 0)
         stage_answer();
-    session_turn(stage.w);
+    ingest_turn(&stage.w->connections);
+    connection_take_reports(&stage.w->connections);
     stage_submit();
 }
 
@@ -405,7 +427,7 @@ bool stage_steps(uint32_t steps) {
         if (random_below(stage.shape.turn_of) == 0)
             turn();
         if (random_below(50) == 0)
-            batch_hurry(stage.w); /* the open batch is old */
+            storage_request_flush(&stage.w->storage); /* the open batch is old */
         if (step % 16 == 0 && is_over())
             return true;
     }
@@ -417,10 +439,10 @@ bool stage_run(void) {
 }
 
 void stage_close(void) {
-    engine_zcrx.close(stage.w);
+    engine_zcrx.close(&stage.w->receiver);
     flow_table_destroy(&stage.w->flows);
-    session_pool_close(&stage.w->listeners[0].sessions);
-    admission_close(&stage.w->admission);
+    session_pool_deinit(&stage.w->connections.listeners[0].sessions);
+    admission_close(&stage.w->connections.admission);
     free(stage.w->area.base);
     free(stage.w->area.own);
     for (uint32_t i = 0; i < STAGE_BATCHES; i++) {

@@ -45,18 +45,19 @@ struct stage_shape {
     bool in_order;         /* chunks are used again in the order they came back */
     uint32_t trouble_of;   /* one completion of so many ends its receive; 0: none */
     uint32_t slow_of;      /* one step of so many completes a batch (20) */
-    uint32_t turn_of;      /* one step of so many is followed by a turn (4) */
     uint32_t mem_align, block_bytes; /* (4, 4096) */
     bool ingest;                     /* flow i is of stage_kind i % STAGE_KINDS_COUNT ... */
     enum stage_kind first_kind;      /* ... counted from here */
     bool one_kind;                   /* ... or all are of it */
     int32_t excess_bytes;            /* sent beyond the length stated; less than 0: missing */
+    uint32_t missed_of;              /* one cancel of so many finds nothing; 0: none */
     uint32_t stop_of;                /* one step of so many ends a flow; 0: none */
     uint32_t silent_at;              /* so many bytes are sent and no more; 0: all */
     uint64_t hello_timeout_ns;       /* (a day) */
     uint64_t flush_interval_ns;      /* (a day) */
     uint32_t table_count;            /* fragments that the engine has room for (as it likes) */
     uint32_t turn_completions_max;   /* what one turn brings at most (whatever it is) */
+    uint32_t turn_of;                /* one step of so many is followed by a turn (4) */
     bool ignores_bounds;             /* payload comes in whole fragments, as before Linux 7.3.3;
                                       * no sender sends it before it is accepted */
     bool by_copy;                    /* chunks come from the free list: of the refill ring nothing
@@ -70,12 +71,13 @@ struct stage_fragment {
 
 struct stage_sender {
     uint64_t laid;      /* bytes that the NIC has received for the flow */
-    uint64_t delivered; /* ... that completions told of */
+    uint64_t delivered; /* ... that completions reported */
     uint64_t handed;    /* ... that batches took */
     struct stage_fragment queued[STAGE_QUEUED_MAX];
     uint32_t first, count; /* a ring */
     bool cancelled;        /* its receive is to end with -ECANCELED ... */
     uint64_t cancelled_ns; /* ... since then; where turns are bounded, it brings no more behind */
+    bool cancel_missed;    /* a cancel's completion is to say that it found nothing */
     bool over;             /* the engine ended the flow */
     bool sealed, stopped;  /* how; stopped: the stage wanted it */
     int error;             /* the engine's own, by which it ended */
@@ -130,6 +132,7 @@ struct stage {
 };
 
 extern struct stage stage;
+extern const struct protocol stage_protocol_raw;
 
 uint8_t stage_pattern(uint32_t flow, uint64_t offset);
 void stage_wrong(const char *what);

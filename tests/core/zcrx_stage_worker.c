@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "random.h"
-#include "zcrx_open.h"
+#include "receive/zcrx/register.h"
 
 void stage_submit(void) {
     const struct io_uring_sqe *sqe = &stage.sqe;
@@ -24,54 +24,79 @@ void stage_submit(void) {
     stage.armed_count++;
 }
 
-struct io_uring_sqe *worker_sqe(struct worker *w) {
-    (void)w;
+struct io_uring_sqe *reactor_sqe(struct reactor *r, enum uring_tag tag, uint32_t index) {
+    (void)r;
     stage_submit();
     memset(&stage.sqe, 0, sizeof stage.sqe);
+    stage.sqe.user_data = uring_tag(tag, index);
     stage.sqe_is_new = true;
     return &stage.sqe;
 }
 
-bool worker_event(struct worker *w, enum event_kind kind, const struct flow *f, int code,
-                  int detail, uint64_t bytes_count) {
-    (void)w, (void)kind, (void)f, (void)code, (void)detail, (void)bytes_count;
+void flow_event_end(struct connections *c, const struct flow *f, enum event_kind kind) {
+    (void)c, (void)f, (void)kind;
+}
+
+bool flow_event(struct connections *c, const struct flow *f, struct event_detail detail) {
+    (void)c, (void)f, (void)detail;
     return true;
 }
 
-void intake_received(struct worker *w, struct flow *f, uint32_t bytes) {
-    (void)w;
-    f->received_bytes += bytes;
-}
-
-bool intake_hand_away(struct worker *w, struct flow *f, uint32_t owner) {
-    (void)w, (void)f, (void)owner;
-    abort();
-}
-
-int engine_end_of_stream(const struct flow *f) {
-    (void)f;
+int socket_end_of_stream(int fd) {
+    (void)fd;
     return 0;
 }
 
-void engine_cancel(struct worker *w, struct flow *f, enum uring_tag tag) {
-    if (!f->armed || tag != stage.senders[f->index].tag)
+uint32_t socket_napi_id(int fd) {
+    (void)fd;
+    return 0;
+}
+
+void socket_set_receive_buffer(int fd, uint64_t bytes) {
+    (void)fd, (void)bytes;
+}
+
+void socket_unlock_receive_buffer(int fd) {
+    (void)fd;
+}
+
+void socket_unbind_window(int fd) {
+    (void)fd;
+}
+
+void reactor_cancel(struct reactor *r, enum uring_tag tag, uint32_t index, enum uring_tag found) {
+    (void)found;
+    if (!stage.flows[index]->armed || tag != stage.senders[index].tag)
         stage_wrong("a receive is cancelled that is not there");
-    stage.senders[f->index].cancelled = true;
-    stage.senders[f->index].cancelled_ns = w->now_ns;
+    if (stage.shape.missed_of != 0 && random_below(stage.shape.missed_of) == 0) {
+        stage.senders[index].cancel_missed = true;
+        return;
+    }
+    stage.senders[index].cancelled = true;
+    stage.senders[index].cancelled_ns = r->now_ns;
 }
 
-void engine_finish(struct worker *w, struct flow *f) {
+static void raw_payload_over(struct connections *c, struct flow *f) {
     if (f->stop || f->error)
-        intake_end(w, f, FLOW_STATE_INTERRUPTED, f->reason, f->error);
-    else if (f->session == NULL || !session_goes_on(w, f))
-        intake_end(w, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+        connection_end(c, f, FLOW_STATE_INTERRUPTED, f->reason, f->error);
+    else
+        connection_end(c, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
 }
 
-void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason, int error) {
+const struct protocol stage_protocol_raw = {.payload_over = raw_payload_over};
+
+/* No CLOSE record is made here. */
+bool connection_retry_close(struct connections *c, struct flow *f) {
+    (void)c, (void)f;
+    abort();
+}
+
+void connection_end(struct connections *c, struct flow *f, uint8_t state, uint8_t reason,
+                    int error) {
     struct stage_sender *s = &stage.senders[f->index];
     (void)reason;
-    flow_wait(&w->flows, f, QUEUE_NONE, w->now_ns);
-    flow_idle_remove(&w->flows, &w->listeners[0].idle, f);
+    flow_wait(c->flows, f, QUEUE_NONE, c->reactor->now_ns);
+    flow_idle_remove(c->flows, &c->listeners[0].idle, f);
     s->over = f->ended = true;
     s->sealed = state == FLOW_STATE_SEALED;
     s->error = error;
@@ -79,36 +104,36 @@ void intake_end(struct worker *w, struct flow *f, uint8_t state, uint8_t reason,
         stage_wrong("a flow ended with an error, or in the middle");
     if (s->sealed && s->handed != s->payload_bytes)
         stage_wrong("a flow was sealed without all of its bytes");
-    f->phase = FLOW_CLOSING;
+    flow_set_phase(f, FLOW_CLOSING);
 }
 
-void intake_interrupt(struct worker *w, struct flow *f, uint8_t reason, bool drop) {
+void connection_interrupt(struct connections *c, struct flow *f, uint8_t reason, bool drop) {
     if (f->ended || f->stop)
         return;
     f->stop = true;
     f->drop = drop;
     f->reason = reason;
-    if (f->session == NULL || !session_stop(w, f))
-        engine_zcrx.stop(w, f);
+    if (f->session == NULL || !f->protocol->stop(c, f))
+        engine_zcrx.stop(c->receiver, f);
 }
 
-void intake_answered(struct worker *w, struct flow *f, int result) {
-    (void)w, (void)f, (void)result;
+void connection_answered(struct connections *c, struct flow *f, int result) {
+    (void)c, (void)f, (void)result;
     abort(); /* no line is ever complete here */
 }
 
-void intake_gone(struct worker *w, struct flow *f) {
-    (void)w, (void)f;
+void connection_try_free(struct connections *c, struct flow *f) {
+    (void)c, (void)f;
     abort();
 }
 
-void worker_format_peer(const struct flow *f, char *out, size_t capacity) {
+void flow_format_peer(const struct flow *f, char *out, size_t capacity) {
     (void)f, (void)capacity;
     *out = 0;
 }
 
 /* Python's side: what the worker asks must be the block as it was laid. */
-static void check_block(const struct question *q, uint64_t laid_at) {
+static void check_block(const struct admission_request *q, uint64_t laid_at) {
     for (uint32_t i = 0; i < SESSION_BLOCK_BYTES; i++)
         if (q->block[i] != stage_pattern(q->flow_index, laid_at + i)) {
             stage_wrong("a block has other bytes than were laid");
@@ -116,45 +141,36 @@ static void check_block(const struct question *q, uint64_t laid_at) {
         }
 }
 
-static void answer(const struct question *q) {
+static void answer(const struct admission_request *q) {
     struct stage_sender *s = &stage.senders[q->flow_index];
-    struct answer a = {.flow_index = q->flow_index, .serial = q->serial};
-    if (q->kind == QUESTION_HELLO) {
+    struct admission_response a = {.flow_index = q->flow_index, .serial = q->serial};
+    if (q->kind == REQUEST_HELLO) {
         check_block(q, 0);
         s->accepted = true;
-        a.kind = ANSWER_ADMIT;
+        a.kind = RESPONSE_ADMIT;
         a.flow[0] = (uint8_t)(1 + q->flow_index);
         a.base_bytes = s->base_bytes;
         a.limit_bytes = s->stated ? s->base_bytes + s->payload_bytes : UINT64_MAX;
-        a.flags = (s->stated ? ANSWER_STATED : 0) | (s->trailer ? ANSWER_TRAILER : 0);
+        a.flags = (s->stated ? RESPONSE_LENGTH_KNOWN : 0) | (s->trailer ? RESPONSE_TRAILER : 0);
     } else {
         check_block(q, s->head_bytes + s->payload_bytes);
         if (q->bytes_count != s->base_bytes + s->payload_bytes)
             stage_wrong("the trailer was told with another length");
-        a.kind = ANSWER_SEAL;
+        a.kind = RESPONSE_SEAL;
     }
-    admission_answer(&stage.w->admission, &a);
+    admission_respond(&stage.w->connections.admission, &a);
 }
 
 void stage_answer(void) {
-    static struct question q;
-    while (admission_take_question(&stage.w->admission, &q))
+    static struct admission_request q;
+    while (admission_take_request(&stage.w->connections.admission, &q))
         answer(&q);
-    session_take_answers(stage.w);
+    ingest_take_responses(&stage.w->connections);
     stage_submit();
 }
 
-void engine_serve_blocked(struct worker *w, void (*advance)(struct worker *w, struct flow *f)) {
-    struct flow *f;
-    while ((f = flow_first(&w->flows, QUEUE_BLOCKED)) != NULL) {
-        advance(w, f);
-        if (f->queue == QUEUE_BLOCKED)
-            return;
-    }
-}
-
-int zcrx_open_queue(struct worker *w) {
-    struct zcrx *z = &w->zcrx;
+int zcrx_open_queue(struct receiver *r) {
+    struct zcrx *z = &r->zcrx;
     z->rx_buf_len = 1u << stage.shape.chunk_shift;
     z->chunk_count = stage.shape.chunk_count;
     z->refill.head = &stage.head;
@@ -169,15 +185,15 @@ uint32_t zcrx_chunk_shift(const struct zcrx *z) {
     return stage.shape.chunk_shift;
 }
 
-int zcrx_flush_refill(struct worker *w) {
-    (void)w;
+int zcrx_flush_refill(struct receiver *r) {
+    (void)r;
     if (stage.shape.by_copy)
         stage_take_refill_entries(UINT32_MAX);
     return 0;
 }
 
-int zcrx_arm_event(struct worker *w, uint32_t type) {
-    (void)w, (void)type;
+int zcrx_arm_event(struct receiver *r, uint32_t type) {
+    (void)r, (void)type;
     return 0;
 }
 
@@ -189,12 +205,17 @@ uint8_t *area_own(struct area *a, uint64_t bytes) {
     return memory;
 }
 
-void batch_hurry(struct worker *w) {
-    (void)w;
+void storage_request_flush(struct storage *s) {
+    (void)s;
     if (stage.open != NULL && stage.open->piece_count > 0) {
         stage.open->under_way = true;
         stage.open = NULL;
     }
+}
+
+void storage_bound(struct storage *s, uint32_t holds_max, uint32_t writes_in_flight_max) {
+    (void)writes_in_flight_max;
+    s->batches.holds_max = holds_max;
 }
 
 static bool open_batch(void) {
@@ -220,16 +241,18 @@ void stage_check_bytes(const struct stage_piece *piece, const char *what) {
 }
 
 /* What was taken is the flow's next, and lies as it was laid. */
-static void note_taken(struct flow *f, const uint8_t *data, uint32_t bytes, uint64_t hold) {
-    struct stage_sender *s = &stage.senders[f->index];
+static void note_taken(struct storage_stream *f, const uint8_t *data, uint32_t bytes,
+                       uint64_t hold) {
+    struct stage_sender *s = &stage.senders[f->owner];
     struct stage_batch *b = stage.open;
-    b->pieces[b->piece_count++] = (struct stage_piece){data, s->handed, hold, bytes, f->index};
+    b->pieces[b->piece_count++] = (struct stage_piece){data, s->handed, hold, bytes, f->owner};
     stage_check_bytes(&b->pieces[b->piece_count - 1], "other bytes are handed over than were laid");
     s->handed += bytes;
     f->stored_bytes += bytes;
 }
 
-bool batch_copy(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes) {
+bool storage_append_copy(struct storage *s, struct storage_stream *f, uint8_t *data,
+                         uint32_t bytes) {
     for (uint32_t i = 0; i < 2; i++) {
         if (!open_batch()) {
             stage.blocked_count++;
@@ -245,14 +268,14 @@ bool batch_copy(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes)
             note_taken(f, copy, bytes, STAGE_NO_HOLD);
             return true;
         }
-        batch_hurry(w);
+        storage_request_flush(s);
     }
     stage_wrong("an empty batch takes no block");
     return false;
 }
 
-uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t bytes, uint32_t slack,
-                   uint64_t hold) {
+uint32_t storage_append(struct storage *s, struct storage_stream *f,
+                        const struct batch_piece *piece) {
     if (!open_batch()) {
         stage.blocked_count++;
         return 0;
@@ -261,22 +284,22 @@ uint32_t batch_add(struct worker *w, struct flow *f, uint8_t *data, uint32_t byt
     struct plan_fragment fragment = {
         .flow = f->id,
         .stream_offset = f->stored_bytes,
-        .data = data,
-        .bytes = bytes,
-        .slack = slack,
+        .data = piece->data,
+        .bytes = piece->bytes,
+        .slack = piece->slack,
     };
-    bool whole = (hold & BATCH_HOLD_COPIED) != 0;
+    bool whole = (piece->hold & ZCRX_HOLD_COPIED) != 0;
     uint32_t taken = 0;
-    if (b->piece_count < w->batches.holds_max && b->piece_count < STAGE_PIECES_MAX &&
-        (!whole || b->plan.payload_end + bytes <= STAGE_PAYLOAD_BYTES_MAX))
+    if (b->piece_count < s->batches.holds_max && b->piece_count < STAGE_PIECES_MAX &&
+        (!whole || b->plan.payload_end + piece->bytes <= STAGE_PAYLOAD_BYTES_MAX))
         taken = plan_add(&b->plan, &stage.profile, &fragment);
     if (taken == 0) {
         if (b->piece_count == 0)
             stage_wrong("an empty batch takes nothing");
-        batch_hurry(w);
-        return batch_add(w, f, data, bytes, slack, hold);
+        storage_request_flush(s);
+        return storage_append(s, f, piece);
     }
     stage.pressure_bytes += whole ? taken : 0;
-    note_taken(f, data, taken, hold);
+    note_taken(f, piece->data, taken, piece->hold);
     return taken;
 }

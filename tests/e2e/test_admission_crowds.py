@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
 from support.daemon import Daemon, format_store
 from support.ingest import Ingest, data_of, trailer_block
 from support.observe import assert_clean, scrape
@@ -20,7 +20,7 @@ from support.payload import Payload
 from support.senders import assert_sealed, send
 from support.store_builder import MIB as BUILDER_MIB
 from support.store_builder import Close, Extent, Item, Open, StoreBuilder
-from support.stores import write_config
+from support.stores import both_protocols_config
 
 StartDaemon = Callable[..., Daemon]
 CROWD_COUNT = 94
@@ -35,15 +35,7 @@ SEGMENT_BYTES = 4 * BUILDER_MIB
 
 @pytest.fixture
 def config(tmp_path: Path) -> Path:
-    return write_config(
-        tmp_path / "c.toml",
-        store={"default": {"area": "8MiB", "write_bytes_max": "64KiB"}},
-        listener={
-            "default": {"address": "127.0.0.1:0"},
-            "ingest": {"address": "127.0.0.1:0", "protocol": "ingest"},
-        },
-        log={"level": "debug"},
-    )
+    return both_protocols_config(tmp_path / "c.toml", log={"level": "debug"})
 
 
 @pytest.mark.parametrize("of", ["raw", "unknown"])

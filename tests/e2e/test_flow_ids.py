@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nobody is let in with the id of a flow that came by protocol `raw`, however soon they ask."""
+"""No request with the id of a flow of protocol `raw` is admitted, however early."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.daemon.flow_ids import is_raw_id
-from ingestd.store.image import read_image
+from ingestd.daemon.admission.marked_ids import is_raw_id
+from ingestd.store.read.image import read_image
 from support import tally
 from support.daemon import Daemon, format_store
 from support.ingest import Ingest
 from support.observe import assert_clean
 from support.payload import Payload
 from support.senders import assert_sealed, send
-from support.stores import write_config
+from support.stores import both_protocols_config
 
 StartDaemon = Callable[..., Daemon]
 TRIES = 60
@@ -37,14 +37,7 @@ def test_the_id_in_a_receipt_is_taken(
     start_daemon: StartDaemon, tmp_path: Path, seed: int, workers: int
 ) -> None:
     """At once, when the daemon may not have looked at what workers did; and after a restart."""
-    config = write_config(
-        tmp_path / "c.toml",
-        store={"default": {"area": "8MiB", "write_bytes_max": "64KiB", "workers": workers}},
-        listener={
-            "default": {"address": "127.0.0.1:0"},
-            "ingest": {"address": "127.0.0.1:0", "protocol": "ingest"},
-        },
-    )
+    config = both_protocols_config(tmp_path / "c.toml", workers=workers)
     daemon = start_daemon(format_store(tmp_path / "store.img"), config=config)
     flows = []
     tally.tried(TRIES)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Protocol ingest, whole: begin, be told what is durable, lose the connection, go on.
+"""Protocol ingest, whole: begin, receive durable offsets, lose the connection, resume.
 
 The sender is a plain socket (support.ingest). Every byte that the daemon said
 to be durable must be in the store, in its place, whatever happened meanwhile.
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.store.image import read_image
+from ingestd.store.read.image import read_image
 from support.daemon import Daemon, format_store, run_ingestd
 from support.ingest import Ingest, checksum, data_of, stored, trailer_block, wait_for_event
 from support.observe import assert_clean, scrape
@@ -161,7 +161,7 @@ def test_a_newer_connection_replaces_an_older_one(serve: Serve, seed: int) -> No
 
 
 def test_many_replace_each_other(serve: Serve, seed: int) -> None:
-    """All at once for one flow: one goes on, the others are told why not."""
+    """All at once for one flow: one resumes it, the others get the reason."""
     daemon, data = serve(), data_of(seed, MIB)
     flow = str(uuid.uuid4())
 
@@ -230,7 +230,7 @@ def test_64_flows_are_told_what_is_durable(serve: Serve, seed: int) -> None:
 
 
 def test_a_sender_that_does_not_read(serve: Serve, seed: int) -> None:
-    """Its flow goes on, and so do all others; what it reads in the end is whole."""
+    """Its flow continues, and so do all others; what it reads in the end is whole."""
     daemon = serve(ack_interval_s=0.01)
     data = data_of(seed, 200_000)
     with Ingest(daemon.address, receive_buffer_bytes=1) as deaf:
@@ -266,7 +266,7 @@ def test_ipv6(serve: Serve, seed: int) -> None:
 
 @pytest.mark.needs_root  # several workers lock more memory than an ordinary user may
 def test_resume_with_several_workers(start_daemon: StartDaemon, tmp_path: Path, seed: int) -> None:
-    """Connections land on any worker; each goes on where the one before it ended."""
+    """Connections land on any worker; each resumes where the one before it ended."""
     store = format_store(tmp_path / "store.img", size="128MiB")
     config = write_config(
         tmp_path / "ingestd.toml",

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from ingestd.errors import ConfigError
-from ingestd.store.image import read_image
+from ingestd.store.read.image import read_image
 from support.daemon import Daemon
 from support.ingest import (
     Ingest,
@@ -138,7 +138,7 @@ def test_silent_hellos_are_ended(serve: Serve) -> None:
 
 
 def test_strangers_cost_nothing_but_a_line(serve: Serve, key_file: str) -> None:
-    """Each is told and counted; the log tells of some, and how many more there were."""
+    """Each gets a line and is counted; the log has some, and the number of the others."""
     hello_timeout_s = 60
     daemon = serve(key_file=key_file, hello_timeout_s=hello_timeout_s)
     silent = [Ingest(daemon.address) for _ in range(STRANGERS_COUNT // 10)]
@@ -151,7 +151,7 @@ def test_strangers_cost_nothing_but_a_line(serve: Serve, key_file: str) -> None:
         assert time.monotonic() - begun_s < hello_timeout_s
     shot = scrape(daemon)
     assert shot.total("ingestd_refused_total", reason="unauthorised") == STRANGERS_COUNT
-    assert shot.total("ingestd_flows", state="greeting") == len(silent)
+    assert shot.total("ingestd_connections", state="greeting") == len(silent)
     for state in ("receiving", "writing"):
         assert shot.total("ingestd_area_bytes", state=state) == 0
     assert shot.total("ingestd_written_bytes_total") == 0
@@ -281,7 +281,7 @@ def test_only_some_networks_are_let_in(
     denied = wait_for_event(daemon, "connection_denied")
     assert denied[0]["listener"] == "default"
     assert denied[0]["peer"].startswith("127.0.0.1:")
-    assert 1 <= sum(line["count"] for line in denied) <= 5  # one line a second tells of all
+    assert 1 <= sum(line["count"] for line in denied) <= 5  # one line a second counts all
 
 
 @pytest.mark.parametrize(("protocol", "told"), [("raw", "limit"), ("ingest", "busy")])
@@ -302,7 +302,7 @@ def test_one_peer_has_no_more_connections_than_it_may(
         return socket.create_connection(daemon.address, WAIT_S, source_address=(host, 0))
 
     def is_let_in(sender: socket.socket) -> bool:
-        """Tell from the answer to an end without a byte."""
+        """Return whether an end without a byte is answered as by a listener that admits."""
         sender.shutdown(socket.SHUT_WR)
         with sender, sender.makefile("rb") as lines:
             last = json.loads(lines.readlines()[-1])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Protocol ingest on stores with a fault or another setting: what was told stays true."""
+"""Protocol ingest on stores with a fault or another setting: what was reported stays true."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RECEIPT_S_MAX = 30.0  # on a busy machine, and less than the longest interval by
 def test_checksums_switched_on_and_off_between_connections(
     start_daemon: StartDaemon, tmp_path: Path, seed: int
 ) -> None:
-    """A checksum is told where it is that of all bytes, and nowhere else."""
+    """A checksum is reported where it is that of all bytes, and nowhere else."""
     store, data = format_store(tmp_path / "store.img", size="256MiB"), data_of(seed, MIB)
     for order in (["none", "crc32c"], ["crc32c", "none"], ["crc32c", "crc32c"], ["none", "none"]):
         flow, half = str(uuid.uuid4()), len(data) // 2
@@ -146,7 +146,7 @@ def test_flows_in_every_phase_end_with_the_daemon(
     config = write_config(
         tmp_path / "ingestd.toml",
         listener={"default": {"protocol": "ingest"}},
-        # A fifth of it is left for the flows' last words, on a busy machine too.
+        # A fifth of it is left for the flows' CLOSE records, on a busy machine too.
         daemon={"drain_timeout_s": 10},
     )
     daemon = start_daemon(store, config=config)

@@ -61,7 +61,7 @@ def test_service_manager_is_told(
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether all of a process is stopped by a signal: state T of proc_pid_stat(5)."""
+    """Return whether all of a process is stopped by a signal: state T of proc_pid_stat(5)."""
     threads = Path(f"/proc/{pid}/task").glob("*/stat")
     return all(stat.read_text().rpartition(")")[2].split()[0] == "T" for stat in threads)
 
@@ -126,7 +126,7 @@ def test_port_in_use(store_path: Path) -> None:
         assert f"127.0.0.1:{port} is in use" in sentence
         sentence = serve_refusal(ListenError, store_path, "--metrics", f"127.0.0.1:{port}")
         assert f"127.0.0.1:{port}" in sentence
-    # The store was given up again, and serves another.
+    # The store was released again, and serves another.
     with Daemon(store_path) as daemon:
         assert_sealed(send(daemon.address, Payload(1, 10)))
 
@@ -147,7 +147,7 @@ def test_address_that_is_not_ours(store_path: Path) -> None:
     assert "no address of this machine" in sentence
 
 
-@pytest.mark.needs_root  # others are told of the missing capability first
+@pytest.mark.needs_root  # others get the missing capability reported first
 def test_engine_that_cannot_be_had(
     store_path: Path, start_daemon: StartDaemon, tmp_path: Path
 ) -> None:

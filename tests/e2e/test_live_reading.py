@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import random
 import threading
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ingestd.store.read.inspection import DOES_NOT_COUNT
 from support.daemon import Daemon, run_ingestd
 from support.observe import (
     assert_clean,
@@ -35,7 +37,7 @@ COUNTERS = ("received", "kernel_copied", "durable", "written", "padding", "heade
 
 
 class _Load:
-    """Threads that send until told to end, or until the store has had its share."""
+    """Threads that send until they are to end, or until the store has had its share."""
 
     def __init__(self, daemon: Daemon, seed: int) -> None:
         self.sealed: list[Sent] = []
@@ -67,13 +69,31 @@ class _Load:
 
 
 def _check_counters(daemon: Daemon, before: dict[str, float]) -> dict[str, float]:
-    """Counters only grow, and at no time tell of more that is durable than was received."""
+    """Counters only grow, and at no time count more durable bytes than received ones."""
     shot = scrape(daemon)
     now = {name: shot.total(f"ingestd_{name}_bytes_total") for name in COUNTERS}
     assert all(now[name] >= before[name] for name in COUNTERS), (before, now)
     assert now["durable"] <= now["received"], now
     assert now["durable"] <= now["written"], now
     return now
+
+
+def _inspect(store: Path, chance: random.Random) -> None:
+    """No place of a store that is being written looks damaged."""
+    told = json.loads(run_ingestd("inspect", store, "--json").stdout)
+    assert told["served"] is True
+    assert [copy["verdict"] for copy in told["superblocks"]] == ["whole", "whole"]
+    # The newest ones are being written.
+    newest = sorted(told["segments"], key=lambda segment: segment["sequence"])[-3:]
+    for segment in newest:
+        words = ("segment", str(segment["index"]))
+        told = json.loads(run_ingestd("inspect", store, *words, "--json").stdout)
+        place = f"{segment['index']}.{chance.randrange(len(told['batches']) or 1)}"
+        if told["batches"]:
+            found = json.loads(run_ingestd("inspect", store, "batch", place, "--json").stdout)
+            # Of one that does not count yet, the payload may be on its way.
+            if found["counts"] != DOES_NOT_COUNT:
+                assert all(extent["whole"] is not False for extent in found["extents"])
 
 
 @pytest.mark.parametrize("checksum", ["crc32c", "none"])
@@ -108,6 +128,7 @@ def test_readers_under_load(
             assert cat_sha256(store, sent.flow) == sent.payload.sha256()
         assert verify(store)["findings"] == []
         run_ingestd("info", store)
+        _inspect(store, random.Random(seed + number))
         counters = _check_counters(daemon, counters)
     (entry,) = [entry for entry in list_flows(store) if entry["peer"] == slow_peer]
     assert entry["state"] == "open"

@@ -66,7 +66,7 @@ def test_ten_thousand_connections(start_daemon: StartDaemon, tmp_path: Path, see
             senders.append(SocketSender(daemon.address, source))
             stack.callback(senders[-1].close)
         wait_until(
-            lambda: scrape(daemon).total("ingestd_flows", state="open") == CONNECTIONS_COUNT,
+            lambda: scrape(daemon).total("ingestd_connections", state="open") == CONNECTIONS_COUNT,
             "all are accepted",
             60,
         )

@@ -46,7 +46,7 @@ def _serve(start_daemon: StartDaemon, tmp_path: Path, checksum: str, **store: ob
 
 
 def _assert_tail(store: Path, sent: Sent, size: int) -> bool:
-    """Whatever is left of a flow is its end, byte for byte; tell whether anything is."""
+    """Whatever is left of a flow is its end, byte for byte; return whether anything is."""
     entries = {entry["flow"]: entry for entry in list_flows(store)}
     entry = entries.get(sent.flow)
     if entry is None:
@@ -128,7 +128,7 @@ def test_one_flow_longer_than_the_store(
 
 
 def test_killed_while_it_overwrites(start_daemon: StartDaemon, tmp_path: Path, seed: int) -> None:
-    """A flow runs all the time; whatever the kill hits, nothing is damaged, and it goes on."""
+    """A flow runs all the time; whatever the kill hits, nothing is damaged, and it continues."""
     daemon = _serve(start_daemon, tmp_path, "crc32c")
     for number in range(2):
         stop = threading.Event()

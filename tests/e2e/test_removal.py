@@ -160,7 +160,7 @@ def test_a_full_store_gets_room_and_a_sender_goes_on(
 
 
 class Resumer:
-    """Feeds one flow over and over, a connection for each piece, until it is told off."""
+    """Feeds one flow over and over, a connection for each piece, until it is stopped."""
 
     def __init__(self, daemon: Daemon, seed: int) -> None:
         self.flow = str(uuid.uuid4())
@@ -239,7 +239,7 @@ def test_removals_race_with_senders_that_come_back(serve: Callable[..., Daemon],
 
 
 def test_a_daemon_that_comes_and_goes_meanwhile(serve: Callable[..., Daemon], seed: int) -> None:
-    """The command goes on with whoever holds the store; what it reports holds."""
+    """The command continues with whoever holds the store; what it reports holds."""
     daemon = serve()
     sent = [send(daemon.address, Payload(seed + n, 100_000)) for n in range(4)]
     choose = random.Random(seed)

@@ -20,7 +20,7 @@ StartDaemon = Callable[..., Daemon]
 def serve(
     start_daemon: StartDaemon, tmp_path: Path, listener: dict[str, Any], **store: Any
 ) -> Daemon:
-    """A store of 31 segments, with one listener that lets go and one that does not."""
+    """A store of 31 segments, with one listener whose flows expire and one whose do not."""
     path = format_store(tmp_path / "store.img", "--segment-size", "1MiB", size="32MiB")
     config = write_config(
         tmp_path / "c.toml",

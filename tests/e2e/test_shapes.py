@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.store.image import read_image
+from ingestd.store.read.image import read_image
 from support.daemon import PROGRAM, Daemon, format_store, free_port, run_ingestd
 from support.observe import (
     assert_adds_up,

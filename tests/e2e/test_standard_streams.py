@@ -37,7 +37,7 @@ def _bytes(daemon: Daemon) -> int:
 def test_cat_gives_the_flow_s_bytes_alone(
     start_daemon: Callable[..., Daemon], tmp_path: Path
 ) -> None:
-    """It has a note to tell of an interrupted flow, and nowhere to tell it."""
+    """It has a note about an interrupted flow to print, and nowhere to print it."""
     daemon, data = start_daemon(format_store(tmp_path / "store")), b"A" * 100_000
     flow = _interrupted_flow(daemon, data)
     assert daemon.stop() == 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs the tests of faults in rounds, in random order, and tells what was acknowledged and lost.
+"""Runs the tests of faults in rounds, in random order, and reports what was acknowledged and lost.
 
     make faults [N=rounds] [FAULTS_ARGS="--seed S --no-docs"]
 
@@ -87,7 +87,7 @@ def insert(text: str) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the rounds, tell, and write the document."""
+    """Run the rounds, report, and write the document."""
     parser = argparse.ArgumentParser(description="Try every fault, several times.")
     parser.add_argument("--rounds", type=int, metavar="N", default=1)
     parser.add_argument("--seed", type=int, default=secrets.randbits(31))

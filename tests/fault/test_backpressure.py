@@ -146,7 +146,8 @@ def test_nothing_is_acknowledged_while_the_device_hangs(
         with pytest.raises(TimeoutError):
             sender.sock.recv(1)
         wait_until(
-            lambda: scrape(daemon).total("ingestd_flows", state="closing") == 1, "its end is seen"
+            lambda: scrape(daemon).total("ingestd_connections", state="closing") == 1,
+            "its end is seen",
         )
     sender.sock.settimeout(WAIT_S)
     assert sender.answer()["bytes"] == 11

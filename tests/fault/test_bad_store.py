@@ -20,7 +20,7 @@ from ingestd.errors import (
     StoreDamagedError,
     StoreError,
 )
-from ingestd.store.layout import SUPERBLOCK, sealed
+from ingestd.store.format.layout import SUPERBLOCK, sealed
 from support.daemon import Daemon, format_store, run_ingestd
 from support.observe import assert_clean, assert_stored, list_flows
 from support.patience import WAIT_S
@@ -83,7 +83,7 @@ def test_neither_file_nor_device(path: str) -> None:
 
 
 def test_another_version(store_path: Path) -> None:
-    """A whole superblock of a version that is not ours is told from damage."""
+    """A whole superblock of a version that is not ours is distinguished from damage."""
     block = bytearray(store_path.read_bytes()[: SUPERBLOCK.size_bytes])
     struct.pack_into("<I", block, VERSION_OFFSET, 99)
     for offset in (SUPERBLOCK_A, SUPERBLOCK_B):

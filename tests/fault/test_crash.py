@@ -38,7 +38,7 @@ CRASHES = 2
 
 @dataclass
 class Load:
-    """Threads that send flow after flow until the daemon goes away or they are told to end."""
+    """Threads that send flow after flow until the daemon goes away or they are to end."""
 
     daemon: Daemon
     seed: int
@@ -202,7 +202,7 @@ def test_sigterm_in_the_middle_of_64_flows(
 def test_sigterm_under_full_load(
     make_store: StoreMaker, start_daemon: StartDaemon, tmp_path: Path, seed: int
 ) -> None:
-    """64 senders that never pause: what they were told holds, nothing more is promised."""
+    """64 senders that never pause: what was reported to them holds, nothing more is promised."""
     store = make_store(512 * MIB)
     config = write_config(
         tmp_path / "c.toml",

@@ -32,13 +32,15 @@ def test_emfile(store_path: Path, start_daemon: StartDaemon, seed: int) -> None:
     early = SocketSender(daemon.address)
     payload = Payload(seed, 1_000_003)
     early.write(payload.data()[:1000])
-    wait_until(lambda: scrape(daemon).total("ingestd_flows", state="open") == 1, "it is accepted")
+    wait_until(
+        lambda: scrape(daemon).total("ingestd_connections", state="open") == 1, "it is accepted"
+    )
     others = [SocketSender(daemon.address) for _ in range(CONNECTIONS_COUNT)]
     (event, *_) = wait_until(lambda: daemon.events("accept_failed"), "the log tells")
     assert "EMFILE" in event["error"]
-    assert "LimitNOFILE" in event["way_out"]
+    assert "LimitNOFILE" in event["hint"]
     assert _descriptor_count(daemon) == DESCRIPTORS_MAX
-    # A flow that was accepted before goes on to its end.
+    # A flow that was accepted before continues to its end.
     early.write(payload.data()[1000:])
     sent = [Sent(payload, early.finish())]
     # Those that wait in the backlog are served as others leave.
@@ -75,7 +77,7 @@ def test_descriptors_do_not_leak(daemon: Daemon, seed: int) -> None:
 
 def _settled_count(daemon: Daemon) -> int:
     shot = scrape(daemon)
-    active = shot.total("ingestd_flows", state="open") + shot.total(
-        "ingestd_flows", state="closing"
+    active = shot.total("ingestd_connections", state="open") + shot.total(
+        "ingestd_connections", state="closing"
     )
     return _descriptor_count(daemon) if active == 0 else 0

@@ -21,7 +21,7 @@ from support.observe import assert_clean, assert_stored, scrape
 from support.patience import WAIT_S
 from support.payload import Payload
 from support.senders import Sent, SocketSender, assert_sealed, send
-from support.stores import write_config
+from support.stores import both_protocols_config
 from support.stuck_log import stuck_log
 
 StartDaemon = Callable[..., Daemon]
@@ -35,15 +35,7 @@ WATCHED_S: Final = 2.0
 @pytest.mark.fault("log")
 def test_nobody_reads_the_log(start_daemon: StartDaemon, tmp_path: Path, seed: int) -> None:
     """Flows of both protocols are sealed, and the daemon ends when it is asked to."""
-    config = write_config(
-        tmp_path / "c.toml",
-        store={"default": {"area": "8MiB", "write_bytes_max": "64KiB"}},
-        listener={
-            "default": {"address": "127.0.0.1:0"},
-            "ingest": {"address": "127.0.0.1:0", "protocol": "ingest"},
-        },
-        log={"level": "debug"},
-    )
+    config = both_protocols_config(tmp_path / "c.toml", log={"level": "debug"})
     with stuck_log(tmp_path) as log:
         store = format_store(tmp_path / "store.img")
         daemon = start_daemon(store, config=config, wrapper=log.wrapper, log=log.log)

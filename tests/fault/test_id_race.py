@@ -14,7 +14,7 @@ from support.ingest import Ingest
 from support.observe import assert_clean, assert_stored
 from support.payload import Payload
 from support.senders import assert_sealed, send
-from support.stores import write_config
+from support.stores import both_protocols_config
 from support.stuck_log import stuck_log
 
 TRIES = 400
@@ -24,15 +24,8 @@ TRIES = 400
 def test_the_id_is_refused_while_the_log_is_stuck(
     start_daemon: Callable[..., Daemon], tmp_path: Path, seed: int
 ) -> None:
-    """Nothing that tells of the flow comes out of the daemon meanwhile."""
-    config = write_config(
-        tmp_path / "c.toml",
-        store={"default": {"area": "8MiB", "write_bytes_max": "64KiB"}},
-        listener={
-            "default": {"address": "127.0.0.1:0"},
-            "ingest": {"address": "127.0.0.1:0", "protocol": "ingest"},
-        },
-    )
+    """The daemon reports nothing of the flow meanwhile."""
+    config = both_protocols_config(tmp_path / "c.toml")
     with stuck_log(tmp_path) as log:
         store = format_store(tmp_path / "store.img")
         daemon = start_daemon(store, config=config, wrapper=log.wrapper, log=log.log)

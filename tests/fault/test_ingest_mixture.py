@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Many senders of protocol ingest that lose their connections, and a daemon that is killed.
 
-Each sender does at random what senders do, and goes on until its flow is sealed.
-What it was told stays true over every reset, restart and kill.
+Each sender does at random what senders do, and continues until its flow is sealed.
+What was reported to it stays true over every reset, restart and kill.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ class Sender:
             if chance < 0.04 and not self.stated and not self.trailer:
                 time.sleep(0.01)
             elif chance < 0.06 and self.stated and offset < len(self.data):
-                link.half_close()  # too early, and told so
+                link.half_close()  # too early, which is reported
                 self.heed(link, "sealed")
                 return
         link.send(trailer_block(self.data) if self.trailer else b"")

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.store.device import open_device
-from ingestd.store.flows import Flow
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
+from ingestd.store.device.claim import is_claimed
+from ingestd.store.device.opening import open_device
+from ingestd.store.read.flows import Flow
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
 from support.daemon import format_store
 from support.forked import ForkedDaemon
 from support.observe import assert_clean, wait_until
@@ -70,7 +71,7 @@ class Senders:
                 self.receipts[receipt["flow"]] = (payload, receipt)
 
     def may_be(self, flow: Flow, data: bytes) -> bool:
-        """Whether the bytes are the first ones of a flow without a receipt."""
+        """Return whether the bytes are the first ones of a flow without a receipt."""
         if len(data) >= HEAD_BYTES:
             payload = self.unanswered.get(int.from_bytes(data[:8], "little"))
             sent = [payload] if payload else []
@@ -119,7 +120,7 @@ def test_kill_9_at_random_moments(tmp_path: Path, seed: int, checksum: str) -> N
 
 def _is_served(store: Path) -> bool:
     with open_device(str(store)) as device:
-        return device.is_served()
+        return is_claimed(device)
 
 
 def _check(store: Path, senders: Senders) -> None:

@@ -12,7 +12,7 @@ from typing import Final
 
 import pytest
 
-from ingestd.daemon.closing import CLOSE_TIME_S
+from ingestd.daemon.shutdown import CLOSE_TIME_S
 from support import tally
 from support.daemon import Daemon, format_store
 from support.ingest import Ingest, data_of, stored, trailer_block
@@ -22,7 +22,7 @@ from support.patience import WAIT_S
 from support.payload import Payload
 from support.senders import assert_sealed, send
 from support.store_builder import Close, Extent, Open, StoreBuilder
-from support.stores import write_config
+from support.stores import both_protocols_config
 
 HELLOS_COUNT: Final = 94
 TRAILERS_COUNT: Final = 30
@@ -39,14 +39,7 @@ def test_a_crowd_that_claims_raw_flows(
     start_daemon: Callable[..., Daemon], tmp_path: Path, seed: int, is_restarted: bool
 ) -> None:
     """Beside it a new flow begins, flows with trailers are sealed; the end comes in the crowd."""
-    config = write_config(
-        tmp_path / "c.toml",
-        store={"default": {"area": "8MiB", "write_bytes_max": "64KiB"}},
-        listener={
-            "default": {"address": "127.0.0.1:0"},
-            "ingest": {"address": "127.0.0.1:0", "protocol": "ingest"},
-        },
-    )
+    config = both_protocols_config(tmp_path / "c.toml")
     daemon = start_daemon(format_store(tmp_path / "store.img"), config=config)
     raw = [send(daemon.address, Payload(seed + n, 100 + n)) for n in range(HELLOS_COUNT)]
     for one in raw:
@@ -92,16 +85,8 @@ def test_a_crowd_that_claims_raw_flows(
 def test_a_look_up_whose_device_hangs_holds_up_no_shutdown(
     start_daemon: Callable[..., Daemon], tmp_path: Path, seed: int
 ) -> None:
-    config = write_config(
-        tmp_path / "c.toml",
-        store={"default": {"area": "8MiB", "write_bytes_max": "64KiB"}},
-        daemon={"drain_timeout_s": DRAIN_S},
-        listener={
-            "default": {"address": "127.0.0.1:0"},
-            "ingest": {"address": "127.0.0.1:0", "protocol": "ingest"},
-        },
-    )
-    # Of a flow whose id tells nothing, only the store can say what it has.
+    config = both_protocols_config(tmp_path / "c.toml", daemon={"drain_timeout_s": DRAIN_S})
+    # Of a flow whose id says nothing, only the store can say what it has.
     builder = StoreBuilder()
     segment = builder.segment(0)
     segment.batch(Open(STRANGE), Extent(STRANGE, data_of(seed, DATA_BYTES)), Close(STRANGE))

@@ -97,7 +97,9 @@ def test_reset_right_behind_the_data(
 
     def have_ended() -> bool:
         shot = scrape(daemon)
-        return all(shot.total("ingestd_flows", state=state) == 0 for state in ("open", "closing"))
+        return all(
+            shot.total("ingestd_connections", state=state) == 0 for state in ("open", "closing")
+        )
 
     wait_until(have_ended, "all flows have ended")
     assert daemon.stop() == 0
@@ -143,13 +145,13 @@ def test_sender_that_connects_and_sends_nothing(daemon: Daemon, seed: int) -> No
     assert_sealed(sent)
     assert [entry["flow"] for entry in list_flows(daemon.store)] == [sent.flow]
     wait_until(
-        lambda: scrape(daemon).total("ingestd_flows", state="open") == len(silent),
+        lambda: scrape(daemon).total("ingestd_connections", state="open") == len(silent),
         "the silent ones are counted",
     )
     for sender in silent:
         sender.reset()
     wait_until(
-        lambda: scrape(daemon).total("ingestd_flows", state="open") == 0, "all are gone again"
+        lambda: scrape(daemon).total("ingestd_connections", state="open") == 0, "all are gone again"
     )
     assert len(list_flows(daemon.store)) == 1
     assert scrape(daemon).total("ingestd_flows_total", outcome="interrupted") == 0
@@ -172,7 +174,7 @@ def test_silent_sender_is_refused_after_the_idle_time(
 def test_sender_that_never_half_closes(
     store_path: Path, start_daemon: StartDaemon, tmp_path: Path, seed: int
 ) -> None:
-    """After the idle time it is told what is durable; others do not notice."""
+    """After the idle time it gets its durable offset; others do not notice."""
     daemon = _start(start_daemon, store_path, tmp_path, idle_timeout_s=3.0)
     payload = Payload(seed, 123_457)
     sender = SocketSender(daemon.address)
@@ -229,7 +231,7 @@ def test_sender_that_does_not_read_its_receipt(daemon: Daemon, seed: int) -> Non
     sender.close()  # a FIN: the receipt meets a closed socket
     wait_until(lambda: _state(daemon.store, peer) == "sealed", "the flow is sealed")
     wait_until(
-        lambda: scrape(daemon).total("ingestd_flows", state="closing") == 0, "nothing is left"
+        lambda: scrape(daemon).total("ingestd_connections", state="closing") == 0, "nothing is left"
     )
     assert_adds_up(daemon, payload.size)
 
@@ -256,14 +258,15 @@ def test_more_connections_than_the_listener_takes(
     daemon = _start(start_daemon, store_path, tmp_path, connections_max=4)
     first = [SocketSender(daemon.address) for _ in range(4)]
     wait_until(
-        lambda: scrape(daemon).total("ingestd_flows", state="open") == 4, "four flows are open"
+        lambda: scrape(daemon).total("ingestd_connections", state="open") == 4,
+        "four flows are open",
     )
     fifth = SocketSender(daemon.address)
     fifth.write(b"x")
     fifth.sock.settimeout(0.5)
     with pytest.raises(TimeoutError):
         fifth.sock.recv(1)
-    assert scrape(daemon).total("ingestd_flows", state="open") == 4
+    assert scrape(daemon).total("ingestd_connections", state="open") == 4
     assert scrape(daemon).total("ingestd_flows_total", outcome="opened") == 4
     first[0].reset()
     fifth.sock.settimeout(WAIT_S)

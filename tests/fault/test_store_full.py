@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A full store: senders are told, what was acknowledged stays, everything else goes on."""
+"""A full store: senders get the reason, what was acknowledged stays, all else continues."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def _check_left(daemon: Daemon, before: list[Sent], big: Payload, receipt: Recei
 def test_many_flows_into_a_store_too_small(
     start_daemon: StartDaemon, tmp_path: Path, seed: int
 ) -> None:
-    """Every one of 32 is either sealed and whole, or told store_full with what is durable."""
+    """Each of 32 is either sealed and whole, or refused as store_full with its durable offset."""
     store = format_store(tmp_path / "s.img", *SMALL, size="16MiB")
     config = write_config(
         tmp_path / "c.toml",

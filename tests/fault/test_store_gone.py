@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ingestd.errors import StoreFailedError
-from ingestd.store.holder import HOLDER_OFFSET
+from ingestd.store.device.holder import HOLDER_OFFSET
 from support import tally
 from support.aliases import loop_over
 from support.daemon import Daemon, format_store, run_ingestd
@@ -66,7 +66,7 @@ def test_nothing_is_acknowledged_once_the_file_is_gone(
         assert not (receipt["durable"] and receipt["bytes"])
     (event, *_) = wait_until(lambda: _store_failed(daemon), "the log says so")
     assert event["failed"] == "store"
-    assert "store" in str(event["way_out"])
+    assert "store" in str(event["hint"])
     assert scrape(daemon).total("ingestd_store_failed", store="default") == 1
     assert daemon.stop() == StoreFailedError.exit_code
 
@@ -137,7 +137,7 @@ def test_a_sparse_store_on_a_full_file_system_goes_on_once_there_is_room(
             daemon = start_daemon(store, log=tmp_path / "log")
             (sparse,) = daemon.events("store_sparse")
             assert sparse["segments_without_room"] > 0
-            assert "room" in str(sparse["way_out"])
+            assert "room" in str(sparse["hint"])
             refused = send(daemon.address, Payload(seed, 30 * MIB)).receipt
             assert refused["error"] == "store_full"
             (directory / "fill").unlink()

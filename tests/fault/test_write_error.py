@@ -3,7 +3,7 @@
 
 Ways without any special kernel: a limit on the size of files (EFBIG), a loop
 device whose backing file takes no more writes (EIO), one that ends early, and
-another store beside the failing one, which has to go on.
+another store beside the failing one, which has to continue.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _check_failed(daemon: Daemon, sealed: list[Sent], receipt: Receipt) -> None:
     shot = scrape(daemon)
     assert shot.total("ingestd_store_failed", store="default") == 1
     assert shot.total("ingestd_flows_total", outcome="sealed") == len(sealed)
-    # A second sender is told at once.
+    # A second sender gets the reason at once.
     later = SocketSender(daemon.address)
     assert later.answer()["error"] == "store_failed"
     assert_stored(daemon.store, sealed)
@@ -96,7 +96,7 @@ def test_file_size_limit(
     _check_failed(daemon, sealed, receipt)
     assert daemon.stop() == StoreFailedError.exit_code
     assert_stored(store, sealed)
-    # The device is well again: the next daemon goes on behind what is there.
+    # The device is well again: the next daemon continues behind what is there.
     daemon.start()
     assert_stored(store, sealed)
     sealed.append(send(daemon.address, Payload(seed + 100, 3_000_000)))
@@ -253,7 +253,7 @@ def test_sessions_on_a_device_that_is_gone_go_on_when_it_is_back(
 
 
 def test_other_stores_go_on(start_daemon: StartDaemon, tmp_path: Path, seed: int) -> None:
-    """The failed store's listener answers, the other one's takes flows; the exit code tells."""
+    """The failed store's listener answers, the other one's takes flows; the exit code says it."""
     failing = format_store(tmp_path / "failing.img", *SMALL, size="64MiB")
     sound = format_store(tmp_path / "sound.img", *SMALL, size="8MiB")
     config = write_config(

@@ -57,7 +57,7 @@ def send_some(daemon: Daemon, seed: int, size: int) -> list[Sent]:
 def test_a_clock_that_is_set_right_is_nobodys_age(
     start_daemon: StartDaemon, tmp_path: Path, seed: int, clock: str
 ) -> None:
-    """What came minutes ago stays for its hour; later flows let the keeper look several times."""
+    """What came minutes ago stays for its hour; later flows let maintenance look several times."""
     daemon = serve(start_daemon, tmp_path, clock, retain_for_s=3600.0)
     sent = send_some(daemon, seed, 100_000)
     daemon.stop()

@@ -8,5 +8,5 @@
 # kept in INGESTD_FRESH_CACHE, or in ingestd-fresh below the user's cache directory.
 
 .PHONY: fresh
-fresh: $(BUILD)/venv.stamp
+fresh: $(BUILD)/venv.stamp ## builds, checks and tests a clone on minimal systems of Debian 12 and 13
 	@$(BIN)/python tests/fresh/run_fresh.py $(FRESH)

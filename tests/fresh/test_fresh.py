@@ -230,7 +230,7 @@ COPY package package
 RUN first \\
  && second
 FROM debian:12-slim
-COPY --from=build /usr/src /lib/src
+COPY --from=build /usr/src /usr/share/src
 USER somebody
 CMD ["serve"]
 """
@@ -240,7 +240,7 @@ def test_what_a_dockerfile_says_is_done(tmp_path: Path) -> None:
     code, made = _build(tmp_path, DOCKERFILE)
     assert code == 0
     assert made["build"].commands == ["cd /usr/src && first   && second"]
-    for place in (tmp_path / "root-build/usr/src", tmp_path / "root-1/lib/src"):
+    for place in (tmp_path / "root-build/usr/src", tmp_path / "root-1/usr/share/src"):
         assert (place / "one").read_text(encoding="ascii") == "1"
         assert (place / "package/module").read_text(encoding="ascii") == "m"
     (trial,) = made["1"].commands

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fuzz target: whatever a sender's blocks are, the daemon reads them or refuses them.
 
-The input is a block itself, or tells which values of a real hello or trailer to
+The input is a block itself, or says which values of a real hello or trailer to
 replace, and where to break it. What is taken keeps its limits, and no MAC but
 the right one is ever valid.
 """
@@ -13,8 +13,8 @@ from typing import Final
 
 import atheris
 
-with atheris.instrument_imports(include=["ingestd.protocol", "ingestd.daemon.hello"]):
-    from ingestd.daemon.hello import (
+with atheris.instrument_imports(include=["ingestd.protocol", "ingestd.daemon.admission.hello"]):
+    from ingestd.daemon.admission.hello import (
         Refusal,
         authenticate,
         flow_id,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Fuzz target: whatever a daemon answers, parse_receipt returns a Receipt or raises ValueError.
 
-The input is the line itself, or tells which values of a real one to replace, and
+The input is the line itself, or says which values of a real one to replace, and
 where to cut it. What was understood, written again and read again, says the same.
 """
 

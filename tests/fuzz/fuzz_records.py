@@ -13,15 +13,15 @@ import atheris
 
 with atheris.instrument_imports(include=["ingestd.store"]):
     from ingestd.errors import NotAStoreError, StoreDamagedError
-    from ingestd.store import layout
-    from ingestd.store.records import (
+    from ingestd.store.format import layout
+    from ingestd.store.format.records import (
         STREAM_BYTES_MAX,
         Batch,
         Place,
         Records,
         decode_records,
     )
-    from ingestd.store.superblock import COPIES, read_superblock
+    from ingestd.store.metadata.superblock import COPIES, read_superblock
 
 from support.fuzzing import edits, fields_of, fields_of_records, maybe_sealed, run
 from support.store_builder import MIB, Close, Extent, Open, StoreBuilder

@@ -2,8 +2,8 @@
 """Fuzz target: a whole store, some of its structs edited, through image, reader, check, recovery.
 
 The store in the file is built anew for each input from one image: a segment of
-an earlier life, one closed and one open with checksums, one open without, one
-opened and never used. Every flow's bytes tell which flow and which offset they
+a previous use, one closed and one open with checksums, one open without, one
+opened and never used. Every flow's bytes say which flow and which offset they
 are of.
 
 What must hold for every input: only errors of ingestd.errors come out; a flow
@@ -26,14 +26,14 @@ from crc32c import crc32c
 
 with atheris.instrument_imports(include=["ingestd.store"]):
     from ingestd.errors import StoreDamagedError, StoreError
-    from ingestd.store import image as image_module
-    from ingestd.store import layout
-    from ingestd.store.device import Device
-    from ingestd.store.flows import Flow
-    from ingestd.store.image import StoreImage, read_image
-    from ingestd.store.reader import read_flow
-    from ingestd.store.serving import ServedStore, open_for_serving
-    from ingestd.store.verify import verify_store
+    from ingestd.store.device.device import Device
+    from ingestd.store.format import layout
+    from ingestd.store.read import image as image_module
+    from ingestd.store.read.flows import Flow
+    from ingestd.store.read.image import StoreImage, read_image
+    from ingestd.store.read.reader import read_flow
+    from ingestd.store.read.verify import verify_store
+    from ingestd.store.serve.served_store import ServedStore, open_for_serving
 
 from support.fuzzing import Field, edits, fields_of, fields_of_records, run
 from support.store_builder import Close, Extent, Open, SegmentWriter, StoreBuilder
@@ -70,7 +70,7 @@ class Struct:
 
 
 def _sent(flow: bytes, at: int, size: int) -> bytes:
-    """Bytes that tell which flow and which offset they are of."""
+    """Bytes that say which flow and which offset they are of."""
     unit = 16
     first, last = at // unit, (at + size) // unit + 1
     text = b"".join(b"%02x at %09d;" % (flow[0], number * unit) for number in range(first, last))
@@ -96,7 +96,7 @@ class _Base(StoreBuilder):
         return Extent(flow, _sent(flow, len(self.model(flow).data), size))
 
     def _stale(self) -> None:
-        """A segment of an earlier life, freed since."""
+        """A segment of a previous use, freed since."""
         segment = self.segment(STALE)
         segment.batch(Open(ORPHAN), self._extent(ORPHAN, 9000), Close(ORPHAN))
         segment.mark(1)
@@ -299,7 +299,7 @@ def _odd(shown: bytes, sent: bytes) -> bytes:
 
 
 def _check_served(case: Case, store: _StoreFile, served: ServedStore) -> None:
-    """A daemon that begins is told the truth, and so is who reads meanwhile."""
+    """A daemon that begins reads the truth, and so is who reads meanwhile."""
     with read_image(store.path) as image:
         assert image.served
         assert image.segment_counts()["free"] == served.recovery.segments_free

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What plan.h promises, told a second time: slow, in Python, from its text alone.
+"""The promises of plan.h, implemented again: slow, in Python, from its text alone.
 
 `expect` says of one fragment's bytes which are direct and which are copied for
 which reason; `read_batch` takes a batch apart by the record format.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Stores that the core's write path wrote, then damaged, or written over an earlier store.
+"""Stores that the whole worker wrote, in the simulator, then damaged, or written over another one.
 
 tests/property/test_store_recovery.py damages stores of every shape that a model
 makes; here the bytes are the core's own, and the damage is many and large.
@@ -13,24 +13,27 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 import pytest
+from sim.build import build
+from sim.driver import Run, Stream, stream_data
 
 from ingestd.errors import StoreDamagedError
-from ingestd.store import image, layout
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
-from ingestd.store.records import UNIT_BYTES
-from ingestd.store.serving import open_for_serving
-from ingestd.store.verify import verify_store
-from support.crash_disk import Disk
-from support.crash_life import FLUSHED, WRITE, Event, Promises, happen, play
-from support.crash_store import SEGMENT_COUNT, STORE_BYTES, Serial, Store, store_in_memory
+from ingestd.store.format import layout
+from ingestd.store.format.records import UNIT_BYTES
+from ingestd.store.read import image
+from ingestd.store.read.flows import Flow
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
+from ingestd.store.read.verify import verify_store
+from ingestd.store.serve.served_store import open_for_serving
+from support.crash_store import STORE_BYTES, Serial, Store, store_in_memory
 from support.store_builder import MIB
 
 STORES = 12
 DAMAGES_OF_STORE = 50
 SUCCESSIONS = 10
-POINTS_OF_SUCCESSION = 12
+STEPS = 1200
 OVERWRITTEN_BYTES_MAX = 100_000
+USED_MIN = 10  # ranges of a store that is worth to be damaged
 Range = tuple[int, int]
 
 
@@ -44,52 +47,39 @@ class Lived:
     """A life that ended in good order: what is in use of its bytes, and what was sent."""
 
     bytes: bytes
-    promises: Promises
+    starts: dict[bytes, int]  # of each flow, in the simulator's common bytes
     used: list[Range]
     lone: list[Range]  # used structs without which a segment looks free, or not yet closed
 
 
-def _life(store: Store, seed: int, generation: int = 1) -> list[Event]:
-    return play(
-        seed,
-        generation=generation,
-        checksum=store.checksum,
-        block_bytes=store.block_bytes,
-        store_uuid=store.store_uuid,
-        segments=list(range(SEGMENT_COUNT)),
-    )
+def _starts(streams: list[Stream]) -> dict[bytes, int]:
+    return {stream.flow_id: stream.start for stream in streams}
 
 
 def _lived(store: Store, choose: random.Random) -> Lived:
-    """Let a store live to a good end; lives in which the device fails do not count."""
+    """Let a store live to a good end; lives in which power or the device fails do not count."""
     while True:
         store.set_up(choose.randbytes(16), 1, None)
-        events = _life(store, choose.getrandbits(63))
-        disk, promises = Disk(bytearray(store.bytes)), Promises()
-        for event in events:
-            happen(disk, event)
-            promises.note(event)
-        if promises.has_ended and not any(e.kind == FLUSHED and e.a for e in events):
+        run = Run(build(), choose.getrandbits(63), STEPS)
+        run.live(store)
+        used, lone = _in_use(store)
+        if run.ended == "drain" and len(used) > USED_MIN:
             break
-    store.bytes[:] = disk.image
+    return Lived(bytes(store.bytes), _starts(run.streams), used, lone)
+
+
+def _in_use(store: Store) -> tuple[list[Range], list[Range]]:
+    """What a checksum covers, and which of it is a struct of which there is but one."""
     used: list[Range] = [(at, at + 4096) for at in (0, layout.SUPERBLOCK_B_OFFSET)]
     lone: list[Range] = []
-    for event in events:
-        if event.kind == WRITE:
-            ranges, is_lone = _ranges_in_use(event)
-            used += ranges
-            lone += ranges if is_lone else []
-    return Lived(bytes(store.bytes), promises, used, lone)
-
-
-def _ranges_in_use(event: Event) -> tuple[list[Range], bool]:
-    """What a checksum covers of a write; whether it is a struct of which there is but one."""
-    at, data = event.a, event.data
-    if data.startswith(layout.SEGMENT_MAGIC):
-        return [(at, at + layout.SEGMENT_HEADER.size_bytes)], True
-    if data.startswith(layout.BATCH_MAGIC):
-        return [(at + first, at + end) for first, end in _batch_ranges(data)], False
-    return [], False
+    for at in range(layout.SEGMENTS_OFFSET, STORE_BYTES, 4096):
+        magic = bytes(store.bytes[at : at + len(layout.BATCH_MAGIC)])
+        if magic == layout.SEGMENT_MAGIC:
+            lone.append((at, at + layout.SEGMENT_HEADER.size_bytes))
+        elif magic == layout.BATCH_MAGIC:
+            data = bytes(store.bytes[at : at + MIB])
+            used += [(at + first, at + end) for first, end in _batch_ranges(data)]
+    return used + lone, lone
 
 
 def _batch_ranges(data: bytes) -> Iterator[Range]:
@@ -163,13 +153,13 @@ def _check_damaged(store: Store, lived: Lived, hit: str) -> None:
     except StoreDamagedError:
         return  # both superblocks, or superblocks that belong to different stores
     assert report.findings or not hit, hit
-    _check_prefixes(store, lived.promises)
+    _check_prefixes(store, lived.starts)
     with suppress(StoreDamagedError), open_for_serving(str(store.path)):
         pass
-    _check_prefixes(store, lived.promises)
+    _check_prefixes(store, lived.starts)
 
 
-def _check_prefixes(store: Store, promises: Promises) -> None:
+def _check_prefixes(store: Store, starts: dict[bytes, int]) -> None:
     """Whatever is shown of a flow are its first bytes."""
     with read_image(str(store.path)) as found:
         for flow in found.flows:
@@ -177,8 +167,25 @@ def _check_prefixes(store: Store, promises: Promises) -> None:
             with suppress(StoreDamagedError):
                 for piece in read_flow(found, flow):
                     shown += piece
-            assert flow.flow_id in promises.flows, flow
-            assert shown == promises.flows[flow.flow_id].data(len(shown)), flow
+            assert flow.flow_id in starts, flow
+            assert shown == stream_data(starts[flow.flow_id], len(shown)), flow
+
+
+@dataclass
+class Succession(Run):
+    """A life on what an earlier one has left: how much of that lies there yet is counted."""
+
+    base: bytes = b""
+    stale_batches: int = 0
+
+    def look(self, store: Store, streams: list[Stream], *, is_end: bool, why: str) -> list[Flow]:
+        """Count, and look as ever: whatever is shown is this life's."""
+        for at in range(layout.SEGMENTS_OFFSET, STORE_BYTES, 4096):
+            is_batch = self.base.startswith(layout.BATCH_MAGIC, at)
+            self.stale_batches += (
+                is_batch and store.bytes[at : at + 128] == self.base[at : at + 128]
+            )
+        return super().look(store, streams, is_end=is_end, why=why)
 
 
 @pytest.mark.timeout(300)
@@ -194,35 +201,15 @@ def test_stale_batches_are_never_taken_for_new_ones(
         with store_in_memory(checksum, 4096) as store:
             store.set_up(choose.randbytes(16), 1, None)
             life_seed = choose.getrandbits(63)
-            old = Disk(bytearray(store.bytes))
-            for event in _life(store, life_seed):
-                happen(old, event)
+            Run(build(), life_seed, STEPS).live(store)
             uuid = store.store_uuid if same_store else choose.randbytes(16)
             # Formatted anew, a store has the same generations again, and the same sequences.
-            generation = 1 + same_store
-            store.set_up(uuid, generation, bytes(old.image))
+            with open_for_serving(str(store.path)) as served:
+                generation = served.superblock.generation if same_store else 1
+            store.set_up(uuid, generation, bytes(store.bytes))
             if same_store:
                 store.free_all()
-            events = _life(store, life_seed, generation)
-            base = bytes(store.bytes)
-            for _ in range(POINTS_OF_SUCCESSION):
-                stale_batches += _crash(
-                    store, base, events[: choose.randrange(len(events))], choose
-                )
+            run = Succession(build(), life_seed, STEPS, base=bytes(store.bytes))
+            run.live(store)
+            stale_batches += run.stale_batches
     assert stale_batches > SUCCESSIONS
-
-
-def _crash(store: Store, base: bytes, events: list[Event], choose: random.Random) -> int:
-    """Lose power behind these events; returns how many of their batches still are stale ones."""
-    disk, promises = Disk(bytearray(base)), Promises()
-    for event in events:
-        happen(disk, event)
-        promises.note(event)
-    disk.lose_power(choose, store.bytes)
-    _check_prefixes(store, promises)
-    with open_for_serving(str(store.path)) as served:
-        assert served.recovery.segments_damaged == 0
-    _check_prefixes(store, promises)
-    batches = [e.a for e in events if e.kind == WRITE and e.data.startswith(layout.BATCH_MAGIC)]
-    stale = [at for at in batches if bytes(store.bytes[at : at + 128]) == base[at : at + 128]]
-    return sum(base.startswith(layout.BATCH_MAGIC, at) for at in stale)

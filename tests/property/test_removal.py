@@ -15,16 +15,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingestd.store import image, layout
-from ingestd.store.freeing import REASON_REMOVED, flows_gone, plan_freeing
-from ingestd.store.image import read_image
-from ingestd.store.presence import flows_of
-from ingestd.store.reader import read_flow
-from ingestd.store.removals import RemovalTable
-from ingestd.store.removing import remove_flows
-from ingestd.store.segment import SegmentImage, SegmentState, Span
-from ingestd.store.serving import open_for_serving
-from ingestd.store.verify import DAMAGE, verify_store
+from ingestd.store.format import layout
+from ingestd.store.format.segment import SegmentImage, SegmentState, Span
+from ingestd.store.metadata.tombstones import Tombstones
+from ingestd.store.read import image
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
+from ingestd.store.read.verify import DAMAGE, verify_store
+from ingestd.store.reclaim.candidates import REASON_REMOVED, flows_gone, plan_reclaim
+from ingestd.store.reclaim.deletion import remove_flows
+from ingestd.store.reclaim.presence import flows_of
+from ingestd.store.serve.served_store import open_for_serving
 from support.crash_disk import Disk
 from support.crash_store import Serial, Store, store_in_memory
 from support.recorded_writes import RecordedWrites
@@ -51,7 +52,7 @@ SEGMENTS = st.lists(st.tuples(STATES, SETS), max_size=8).map(
 def test_what_may_go(
     segments: list[SegmentImage], removed: set[bytes], expired: set[bytes], room: int
 ) -> None:
-    plan = plan_freeing(segments, removed=removed, expired=expired, room_count=room)
+    plan = plan_reclaim(segments, removed=removed, expired=expired, room_count=room)
     assert len(plan.removals) <= room
     assert not set(plan.removals) & removed
     assert set(plan.removals) <= expired
@@ -66,7 +67,7 @@ def test_what_may_go(
     order = [item.segment.sequence for item in plan.segments]
     assert order == sorted(order)
     # With room for all, whatever may go goes.
-    all_of_it = plan_freeing(segments, removed=removed, expired=expired, room_count=len(FLOWS))
+    all_of_it = plan_reclaim(segments, removed=removed, expired=expired, room_count=len(FLOWS))
     assert {item.segment.index for item in all_of_it.segments} == {
         s.index
         for s in segments
@@ -151,8 +152,8 @@ def _expire(store: Store, flows: set[bytes], writes: RecordedWrites | None = Non
         open_for_serving(str(store.path)) as served,
         nullcontext() if writes is None else (writes.recorded()),
     ):
-        swept = served.upkeep.sweep(served.upkeep.scan(), frozenset(flows))
-        served.upkeep.drop(swept.gone)
+        swept = served.sweeper.sweep(served.sweeper.scan(), frozenset(flows))
+        served.sweeper.drop(swept.gone)
 
 
 @pytest.mark.parametrize("checksum", ["crc32c", "none"])
@@ -162,7 +163,7 @@ def test_power_fails_while_flows_go(
 ) -> None:
     """Without room in the table all flows are past their term, and go at once."""
     if not has_room:
-        monkeypatch.setattr(RemovalTable, "room_count", 0)
+        monkeypatch.setattr(Tombstones, "room_count", 0)
     monkeypatch.setattr(image, "ThreadPoolExecutor", Serial)
     choose = random.Random(f"{seed} {checksum} {expires} {has_room}")
     hidden_count = 0
@@ -189,7 +190,7 @@ def test_power_fails_while_flows_go(
 
 
 def _crash(removal: Removal, choose: random.Random) -> int:
-    """Fail at one point, look, open, look, go on with the removal; return how many were hidden."""
+    """Fail at one point, look, open, look, resume the removal; return how many were hidden."""
     store, writes = removal.store, removal.writes
     # Now and then behind all of it, when the command has said that it is done.
     end = choose.choice((choose.randrange(len(writes.done) + 1), len(writes.done)))
@@ -213,7 +214,7 @@ def _crash(removal: Removal, choose: random.Random) -> int:
     with open_for_serving(str(store.path)):
         pass
     assert bytes(store.bytes[layout.SEGMENTS_OFFSET :]) == again
-    # What was cut off is gone on with: nothing is left that need not be.
+    # What was cut off is resumed: nothing is left that need not be.
     left = removal.wanted & set(shown)
     if removal.expires:
         _expire(store, removal.wanted)
@@ -237,9 +238,9 @@ def _crash(removal: Removal, choose: random.Random) -> int:
 def _sweep(store: Store) -> None:
     """Do what a daemon does when it has started, no flow being removed any more."""
     with open_for_serving(str(store.path)) as served:
-        upkeep = served.upkeep
-        found = upkeep.scan()
+        sweeper = served.sweeper
+        found = sweeper.scan()
         free_count = served.segments_free_count
-        swept = upkeep.sweep(found)
+        swept = sweeper.sweep(found)
         assert served.segments_free_count == free_count + len(swept.freed)
-        upkeep.drop(swept.gone)
+        sweeper.drop(swept.gone)

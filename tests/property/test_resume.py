@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Flows of many connections: over workers, lives of the daemon and crashes.
 
-A model follows each flow: what was told to be durable must stay, what is shown
-is a prefix of what was sent last, and a connection that goes on does so at the
+A model follows each flow: what was reported as durable must stay, what is shown
+is a prefix of what was sent last, and a connection that resumes it does so at the
 end of what recovery shows, or before, and then takes the place of the rest.
 """
 
@@ -18,13 +18,13 @@ from crc32c import crc32c
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from ingestd.daemon.flow_index import Known, known_of
-from ingestd.store import layout
-from ingestd.store.device import Device
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
-from ingestd.store.serving import open_for_serving
-from ingestd.store.verify import DAMAGE, verify_store
+from ingestd.daemon.admission.flow_index import Known, known_of
+from ingestd.store.device.device import Device
+from ingestd.store.format import layout
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
+from ingestd.store.read.verify import DAMAGE, verify_store
+from ingestd.store.serve.served_store import open_for_serving
 from support.store_builder import Close, Extent, Item, Lost, Open, SegmentWriter, StoreBuilder
 
 FLOWS = [bytes([0xF0 + number]) * 16 for number in range(3)]
@@ -47,7 +47,7 @@ def _no_flush() -> Iterator[None]:
 class Truth:
     """What is known of a flow besides the builder's model of its bytes."""
 
-    durable: int = 0  # told to the sender
+    durable: int = 0  # reported to the sender
     sealed: bool = False
     live: bool = False
     worker: int = 0
@@ -139,7 +139,7 @@ class Lives:
             truth.live = False
 
     def restart(self) -> None:
-        """Recover, compare with the model, and let the flows go on where they are to."""
+        """Recover, compare with the model, and resume the flows where they are to be."""
         self.builder.save(self.path)
         with open_for_serving(str(self.path)) as store:
             assert store.recovery.segments_damaged == 0
@@ -154,7 +154,7 @@ class Lives:
                 continue
             base, crc, has_crc = found.bytes_count, found.crc, found.is_crc_known
             if base and self.data.draw(st.integers(0, 4)) == 0:
-                # A daemon that knows less may let a flow go on earlier.
+                # A daemon that knows less may let a flow resume earlier.
                 base = self.data.draw(st.integers(0, base - 1))
                 crc, has_crc = 0, base == 0
                 truth.durable = min(truth.durable, base)
@@ -180,7 +180,7 @@ class Lives:
         assert damages == []
 
     def is_right(self, flow: bytes, found: bytes, sent: bytes) -> bool:
-        """What is shown are the first bytes sent; or, where a connection that went on
+        """What is shown are the first bytes sent; or, where a connection that resumed
         earlier has left nothing, still those that it was to replace."""
         is_right = found in (sent[: len(found)], self.shown.get(flow))
         self.shown[flow] = found

@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from ingestd.errors import StoreDamagedError, StoreError
-from ingestd.store import layout
-from ingestd.store.device import Device
-from ingestd.store.image import StoreImage, read_image
-from ingestd.store.reader import read_flow
-from ingestd.store.serving import open_for_serving
-from ingestd.store.verify import DAMAGE, verify_store
+from ingestd.store.device.device import Device
+from ingestd.store.format import layout
+from ingestd.store.read.image import StoreImage, read_image
+from ingestd.store.read.reader import read_flow
+from ingestd.store.read.verify import DAMAGE, verify_store
+from ingestd.store.serve.served_store import open_for_serving
 from support.store_builder import StoreBuilder
 from support.store_histories import History, histories, is_prefix
 

@@ -53,5 +53,5 @@ class Content:
 
 
 def seed_of(data: bytes) -> int:
-    """The seed that the head of a cell tells; of fewer bytes, whatever they come to."""
+    """The seed that the head of a cell has; of fewer bytes, whatever they come to."""
     return int.from_bytes(data[:8], "little")

@@ -5,7 +5,7 @@ The first and the last life are long and without kills, so that memory can be
 seen to be flat; those between are short, and most end by `kill -9`. What the
 driver does is drawn from the seed; what the processes make of it is up to the
 machine, so that a seed repeats a soak in kind, not to the byte. One thread
-drives; each process of senders has one that reads what it tells.
+drives; each process of senders has one that reads its reports.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Final
 
-from ingestd.store.device import open_device
-from ingestd.store.image import read_image
+from ingestd.store.device.claim import is_claimed
+from ingestd.store.device.opening import open_device
+from ingestd.store.read.image import read_image
 from soak import removal
 from soak.ledger import Ledger
 from soak.memory import LIFE_S_MIN, Sampler, assert_flat, look
@@ -56,7 +57,7 @@ REMOVED_AT_ONCE_MAX: Final = 6
 
 
 class Senders:
-    """The processes of senders, and what they tell."""
+    """The processes of senders, and their reports."""
 
     def __init__(self, seed: int, ledger: Ledger, addresses: Any) -> None:
         self._seed = seed
@@ -74,7 +75,7 @@ class Senders:
             self.start(number)
 
     def start(self, number: int) -> None:
-        """Start one process, which goes on with some of the flows that are not finished."""
+        """Start one process, which resumes some of the flows that are not finished."""
         self._started_count += 1
         process = SenderProcess(
             f"{self._seed} {self._started_count}",
@@ -119,7 +120,7 @@ class Senders:
         self._processes[number].join()
 
     def close(self) -> None:
-        """End all; what they had told is known when this returns."""
+        """End all; all their reports are known when this returns."""
         for number in range(PROCESSES_COUNT):
             if self._processes[number] is not None:
                 self.kill(number)
@@ -129,9 +130,9 @@ class Senders:
 
 
 def _is_served(store: Path) -> bool:
-    """Whether a process holds a store; the kernel lets go of one some time after its end."""
+    """Return whether a process holds a store; the kernel releases one some time after its end."""
     with open_device(str(store)) as device:
-        return device.is_served()
+        return is_claimed(device)
 
 
 class Soak:
@@ -313,7 +314,7 @@ class Soak:
         if removal.is_there() and self._random.random() < 0.7:
             self._remove(REJECTING, len(self.ledger.removable(REJECTING)) // 2)
             return
-        # A sender that is stopped may still have to tell what it heard of the old store.
+        # A sender that is stopped may still have to report what it heard of the old store.
         self._senders.close()
         format_anew(path, REJECTING)
         self.ledger.forget(REJECTING)

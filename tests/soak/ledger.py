@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What senders were told, kept apart from the daemon and compared with what its stores show.
+"""Acknowledgements to senders, kept apart from the daemon and compared with what its stores show.
 
 Invariants: a flow's bytes are known from its seed alone. What was acknowledged
 is there, whole and right; it may be missing only where somebody removed the flow,
@@ -17,16 +17,16 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from ingestd.errors import StoreError
-from ingestd.store.flows import Flow
-from ingestd.store.freed import read_freed
-from ingestd.store.image import StoreImage
-from ingestd.store.reader import read_flow
-from ingestd.store.segment import SegmentState, Span
+from ingestd.store.format.segment import SegmentState, Span
+from ingestd.store.metadata.freed_record import read_freed
+from ingestd.store.read.flows import Flow
+from ingestd.store.read.image import StoreImage
+from ingestd.store.read.reader import read_flow
 from soak.content import HEAD_BYTES, Content, seed_of
 from soak.sender import Begun
 from support.observe import wait_until
 
-# Of each worker: segments that it may be filling or have in reserve while others are given up.
+# Of each worker: segments that it may be filling or have in reserve while others are reclaimed.
 HELD_BY_WORKER_MAX: Final = 8
 NEWS_TIMEOUT_S: Final = 20.0
 
@@ -63,10 +63,10 @@ class Ledger:
         self._raw_peers: dict[str, list[Record]] = {}
         self._floors: dict[str, int] = {}
 
-    # --- What senders tell -----------------------------------------------------------
+    # --- Reports of senders ----------------------------------------------------------
 
     def note(self, kind: str, *what: Any) -> None:
-        """Take one thing that a sender told."""
+        """Take one report of a sender."""
         with self._mutex:
             getattr(self, f"_note_{kind}")(*what)
 
@@ -111,13 +111,13 @@ class Ledger:
             self.complaints.append(f"{flow} was refused as {code}: {record}")
 
     def _may_be_gone(self, record: Record) -> bool:
-        """What only a look at the store can tell more of, which a sender does not have."""
+        """Whether only a look at the store, which a sender does not have, can say more."""
         return bool(record.removal) or record.store in self._overwriting
 
     # --- What the driver does --------------------------------------------------------
 
     def unfinished(self, count: int) -> list[Begun]:
-        """Flows of protocol ingest, the latest first, that somebody may go on with."""
+        """Flows of protocol ingest, the latest first, that somebody may resume."""
         with self._mutex:
             found = []
             for record in reversed(self._flows.values()):
@@ -212,12 +212,12 @@ class Ledger:
                 wanted = Content(record.seed).get(flow.first_offset, flow.bytes)
                 if record.store == name and wanted == data and flow.bytes <= record.size:
                     return record
-            # Too little is left of it to tell whose it was.
+            # Too little is left of it to know whose it was.
             is_rest = flow.first_offset > 0 and name in self._overwriting
             return _rest(name, flow, self._raw.values(), data) if is_rest else None
 
     def _note_places(self, name: str, image: StoreImage, shown: dict[str, Flow]) -> None:
-        """Remember where bytes lie, to tell later whether they were among the oldest."""
+        """Remember where bytes lie, to know later whether they were among the oldest."""
         if name not in self._overwriting:
             return
         filling = [s.sequence for s in image.segments if s.state is SegmentState.OPEN]

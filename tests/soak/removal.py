@@ -20,7 +20,7 @@ AS_IT_WAS: Final = {16, 10}
 
 @functools.cache
 def is_there() -> bool:
-    """Whether `ingestd rm` exists."""
+    """Return whether `ingestd rm` exists."""
     return subprocess.run([PROGRAM, "rm", "--help"], capture_output=True).returncode == 0
 
 
@@ -41,6 +41,6 @@ def remove(ledger: Ledger, store: Path, flows: Sequence[str]) -> int:
     assert set(removed) <= set(flows), done
     assert bool(done.returncode) == bool(others), done
     ledger.note_removal(removed, "done")
-    if len(others) == 1 and done.returncode in AS_IT_WAS:  # of several, it tells of the first
+    if len(others) == 1 and done.returncode in AS_IT_WAS:  # of several, it reports the first
         ledger.note_removal(others, "")
     return len(removed)

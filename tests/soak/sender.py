@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A process of senders, each a thread that does at random what senders do.
 
-It tells the driver of each thing that the ledger has to know, in the order in
+It reports to the driver each thing that the ledger has to know, in the order in
 which it happened: what is about to be sent before a byte of it is, and what was
 acknowledged after. It can be stopped, continued and killed at any moment.
 """
@@ -27,14 +27,14 @@ from support.senders import SocketSender
 
 MIB: Final = 1024 * 1024
 RETRY_S_MAX: Final = 0.3
-FULL_S: Final = 1.0  # how long a sender waits that was told that the store is full
+FULL_S: Final = 1.0  # how long a sender waits after an answer that the store is full
 STALL_S_MAX: Final = 1.5
 IDLE_S_MAX: Final = 8.0
 PIECE_BYTES: Final = (1, 700, 4096, 30_000, 200_000)
 PACES: Final = (96 * 1024, MIB, 8 * MIB, 8 * MIB)  # bytes per second
 # After these a sender comes again.
 PASSING: Final = {"shutdown", "idle_timeout", "hello_timeout", "replaced", "too_short", "busy"}
-# After these it cannot go on; the ledger knows whether that may be.
+# After these it cannot continue; the ledger knows whether that may be.
 LOST: Final = {"unknown_flow", "removed"}
 
 Addresses = Mapping[tuple[str, str], tuple[str, int]]  # of (store, protocol)
@@ -42,7 +42,7 @@ Tell = Callable[..., None]
 
 
 class Begun(NamedTuple):
-    """A flow of protocol ingest, as whoever goes on with it must know it."""
+    """A flow of protocol ingest, as whoever resumes it must know it."""
 
     store: str
     flow: str
@@ -78,7 +78,7 @@ class IngestSender:
         self.is_over = False
 
     def run(self) -> None:
-        """Come again until the flow is sealed, given up, or beyond help."""
+        """Come again until the flow is sealed, abandoned, or beyond help."""
         while not self.is_over:
             try:
                 with Ingest(self.address) as link:
@@ -235,7 +235,7 @@ def be_idle(address: tuple[str, int], tell: Tell, store: str, choose: random.Ran
 
 
 def _reset_when_dead(sock: socket.socket) -> None:
-    """Where nothing else tells a flow's end from its sender's, only shutdown() is an end."""
+    """Where nothing else distinguishes a flow's end from its sender's, only shutdown() ends it."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
 
 
@@ -315,7 +315,7 @@ class SenderProcess:
 
 
 def _is_lost_connection(text: str) -> bool:
-    """Whether a complaint is only that the daemon went away."""
+    """Return whether a complaint is only that the daemon went away."""
     return any(part in text for part in ("the connection ended", "half a line", "no whole line"))
 
 

@@ -13,7 +13,7 @@ from support.daemon import PROGRAM, READY_EVENT, Daemon, format_store
 from support.stores import write_config
 
 WORKERS_COUNT: Final = 2
-OLDEST: Final = "oldest"  # gives up its oldest bytes
+OLDEST: Final = "oldest"  # evicts its oldest bytes
 REJECTING: Final = "rejecting"
 ON_FULL: Final = {OLDEST: "overwrite-oldest", REJECTING: "reject"}
 SEGMENT_SIZE: Final = "1MiB"

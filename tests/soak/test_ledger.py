@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ingestd.store.image import read_image
+from ingestd.store.read.image import read_image
 from soak.content import CELL_BYTES, Content
 from soak.ledger import Ledger
 from soak.memory import MIB, Life, Sample, assert_flat

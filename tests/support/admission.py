@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An admission with made-up workers, who ask what they are told to ask."""
+"""An admission with made-up workers, whose requests are those of the test."""
 
 from __future__ import annotations
 
@@ -10,13 +10,15 @@ from collections.abc import Callable, Set
 from types import SimpleNamespace
 from typing import Any
 
-from ingestd.daemon.admission import Admission, Door
-from ingestd.daemon.flow_gate import FlowGate
-from ingestd.daemon.flow_index import FlowIndex
+from ingestd.core.border import RequestKind
+from ingestd.daemon.admission.admission import Admission
+from ingestd.daemon.admission.flow_index import FlowIndex
+from ingestd.daemon.admission.flow_lock import FlowLock
+from ingestd.daemon.admission.listener_policy import ListenerPolicy
 from ingestd.log import Log
-from ingestd.store.device import open_device
-from ingestd.store.lookup import Found, find_flows
-from ingestd.store.superblock import read_superblock
+from ingestd.store.device.opening import open_device
+from ingestd.store.metadata.superblock import read_superblock
+from ingestd.store.read.point_query import Found, find_flows
 from support.fake_core import FakeCore
 from support.fake_log import Recorder
 from support.ingest import hello_block
@@ -29,10 +31,10 @@ SECRET = bytes(range(16))
 CHALLENGE = bytes(range(32))
 CORE = FakeCore
 DOORS = [
-    Door("open", None, 0, True),
-    Door("small", None, 1000, True),
-    Door("closed", {"ours": SECRET, "other": bytes(16)}, 0, True),
-    Door("raw", None, 0, False),
+    ListenerPolicy("open", None, 0, True),
+    ListenerPolicy("small", None, 1000, True),
+    ListenerPolicy("closed", {"ours": SECRET, "other": bytes(16)}, 0, True),
+    ListenerPolicy("raw", None, 0, False),
 ]
 
 
@@ -53,7 +55,7 @@ class FakeStore:
 
 
 class FakeWorker:
-    """Asks what it is told to ask, and keeps the answers by connection."""
+    """Sends the test's requests, and keeps the responses by connection."""
 
     store_name = "data"
 
@@ -63,18 +65,18 @@ class FakeWorker:
         self.store = FakeStore(path)
         self.asked: list[Any] = []
         self.answers: dict[tuple[int, int], tuple[str, dict[str, Any]]] = {}
-        self.ended: list[tuple[int, int]] = []  # told to end
+        self.ended: list[tuple[int, int]] = []  # commanded to end
         self.is_box_full = False
         self.park_count = 64  # how many more it lets wait
         self.parked: list[tuple[int, int]] = []
         self._serial = itertools.count(1)
 
-    def questions(self) -> list[Any]:
+    def admission_requests(self) -> list[Any]:
         asked, self.asked = self.asked, []
         return asked
 
     def _answer(self, connection: tuple[int, int], kind: str, terms: dict[str, Any]) -> None:
-        assert connection not in self.answers, "a question is answered once"
+        assert connection not in self.answers, "a request is answered once"
         self.answers[connection] = kind, terms
 
     def admit(self, connection: tuple[int, int], flow: bytes, **terms: Any) -> None:
@@ -106,7 +108,7 @@ class FakeWorker:
         return 0, next(self._serial)
 
 
-def question(kind: int, connection: tuple[int, int], **fields: Any) -> Any:
+def request(kind: RequestKind, connection: tuple[int, int], **fields: Any) -> Any:
     return SimpleNamespace(
         **{
             "kind": kind,
@@ -132,12 +134,11 @@ class Gate:
 
     def __init__(self, path: str = "") -> None:
         self.index = FlowIndex(STORE_UUID)
-        self.gate = FlowGate()
+        self.gate = FlowLock()
         self.log = Recorder()
         self.woken = 0
         self.workers = [FakeWorker(0, path), FakeWorker(1, path)]
         self.admission = Admission(
-            CORE(),
             Log(self.log, "debug"),
             DOORS,
             {"data": self.index},
@@ -148,9 +149,11 @@ class Gate:
     def wake(self) -> None:
         self.woken += 1
 
-    def ask(self, kind: int, connection: tuple[int, int], worker: int = 0, **fields: Any) -> Any:
+    def ask(
+        self, kind: RequestKind, connection: tuple[int, int], worker: int = 0, **fields: Any
+    ) -> Any:
         asker: Any = self.workers[worker]
-        asker.asked.append(question(kind, connection, **fields))
+        asker.asked.append(request(kind, connection, **fields))
         self.admission.serve(asker)
         return asker.answers.get(connection)
 
@@ -160,7 +163,7 @@ class Gate:
         made = hello_block(CHALLENGE.hex(), secret=secret, **fields)
         connection = self.workers[worker].connect()
         answer = self.ask(
-            CORE.QUESTION_HELLO, connection, worker, block=made, listener_index=listener
+            RequestKind.HELLO, connection, worker, block=made, listener_index=listener
         )
         return connection, answer
 
@@ -171,4 +174,4 @@ class Gate:
         return str(terms["code"]) if kind == "refuse" else str(kind)
 
     def end(self, connection: tuple[int, int], worker: int = 0, **fields: Any) -> None:
-        self.ask(CORE.NOTE_ENDED, connection, worker, **fields)
+        self.ask(RequestKind.NOTE_ENDED, connection, worker, **fields)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ingestd.store import layout
+from ingestd.store.format import layout
 from support.store_builder import MIB, StoreBuilder
 
 SEGMENT_COUNT: Final = 3

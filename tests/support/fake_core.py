@@ -15,28 +15,20 @@ import re
 import threading
 import time
 from collections import deque
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-STATS_H: Final = Path(__file__).resolve().parents[2] / "ingestd" / "core" / "stats.h"
+from ingestd.core.border import (
+    DeviceProfile,
+    Event,
+    EventDetail,
+    WorkerSettings,
+    WorkerShape,
+)
+
+STATS_H: Final = Path(__file__).resolve().parents[2] / "ingestd" / "core" / "base" / "stats.h"
 BEAT_INTERVAL_S: Final = 0.02
-NO_FLOW: Final = bytes(16)
-
-
-class Event(NamedTuple):
-    kind: int
-    code: int = 0
-    detail: int = 0
-    bytes_count: int = 0
-    listener_index: int = -1
-    peer: str = ""
-    flow: bytes = NO_FLOW
-    time_ns: int = 0
-
-
-class DeviceProfile(NamedTuple):
-    mem_align: int
-    write_align: int
 
 
 class CoreFault(OSError):
@@ -47,43 +39,13 @@ class CoreFault(OSError):
 
 
 def counter_names() -> list[str]:
-    """Return the names of core/stats.h, in order."""
+    """Return the names of core/base/stats.h, in order."""
     return re.findall(r"\bX\((\w+), ", STATS_H.read_text(encoding="utf-8"))
 
 
 class FakeCore:
     """The module. faults: raised where their key says: "Worker", "setup", "run", ..."""
 
-    COMMAND_GRANT_SEGMENT = 1
-    COMMAND_STORE_FULL = 2
-    COMMAND_STOP_ACCEPTING = 3
-    COMMAND_DRAIN = 4
-    COMMAND_SET_FLUSH_INTERVAL = 5
-    COMMAND_SET_COMMIT_INTERVAL = 6
-    COMMAND_SET_IDLE_TIMEOUT = 7
-    COMMAND_ADOPT = 8
-    COMMAND_END_FLOW = 9
-    COMMAND_FAIL_STORE = 10
-    EVENT_FLOW_OPENED = 1
-    EVENT_FLOW_SEALED = 2
-    EVENT_FLOW_INTERRUPTED = 3
-    EVENT_FLOW_REFUSED = 4
-    EVENT_ACCEPT_FAILED = 5
-    EVENT_STORE_FAILED = 6
-    EVENT_STORE_FULL = 7
-    EVENT_WRITE_RETRIED = 8
-    EVENT_SEGMENT_OPENED = 9
-    EVENT_SEGMENT_CLOSED = 10
-    EVENT_BACKPRESSURE = 11
-    EVENT_FLOW_BY_COPY = 12
-    EVENT_FLOW_ELSEWHERE = 13
-    EVENT_HELLO_FAILED = 14
-    EVENT_FLOW_DENIED = 15
-    QUESTION_HELLO = 1
-    QUESTION_TRAILER = 2
-    NOTE_ENDED = 3
-    ENGINE_RECV = 0
-    ENGINE_ZCRX = 1
     HISTOGRAM_BOUNDS_NS = (10_000, 1_000_000, 1_000_000_000)
     HISTOGRAM_BOUNDS_BYTES = (4096, 8192, 16384)
     CoreFault = CoreFault
@@ -94,7 +56,7 @@ class FakeCore:
         self.features = {"io_uring": True, "defer_taskrun": True, "writev_fixed": True}
         self.profile = DeviceProfile(512, 512)
         self.segments_wanted = 4
-        self.is_hanging = False  # workers ignore COMMAND_DRAIN
+        self.is_hanging = False  # workers ignore drain()
 
     @property
     def workers(self) -> list[FakeWorker]:
@@ -103,9 +65,11 @@ class FakeCore:
             self.made, key=lambda w: (w.settings["store_uuid"], w.settings["worker_index"])
         )
 
-    def Worker(self, **settings: Any) -> FakeWorker:  # noqa: N802 (a class at the real border)
+    def Worker(self, settings: WorkerSettings) -> FakeWorker:  # noqa: N802 (a class at the border)
         self.fail_if_asked("Worker")
-        worker = FakeWorker(self, settings)
+        worker = FakeWorker(
+            self, asdict(settings) | asdict(settings.shape) | {"shape": settings.shape}
+        )
         self.made.append(worker)
         return worker
 
@@ -118,10 +82,12 @@ class FakeCore:
         self.fail_if_asked("kernel_features")
         return dict(self.features)
 
-    def locked_bytes(self, *, area_bytes: int, write_bytes_max: int, **_: int) -> int:
+    def locked_bytes(self, shape: WorkerShape) -> int:
         """The area and some more, in whole hugepages; 0 where it holds no two writes."""
         page_bytes = 2 * 1024 * 1024
-        return -(-area_bytes // page_bytes) * page_bytes if area_bytes >= 2 * write_bytes_max else 0
+        if shape.area_bytes < 2 * shape.write_bytes_max:
+            return 0
+        return -(-shape.area_bytes // page_bytes) * page_bytes
 
     def fail_if_asked(self, place: str) -> None:
         if place in self.faults:
@@ -136,9 +102,9 @@ class FakeWorker:
         self.event_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.listeners: list[tuple[int, int, str, int, int, int]] = []
         self.listener_terms: list[dict[str, Any]] = []
-        self.asked: list[Any] = []  # questions to come
+        self.asked: list[Any] = []  # requests to come
         self.answers: list[tuple[str, tuple[int, int], dict[str, Any]]] = []
-        self.commands: list[tuple[int, int, int]] = []  # obeyed, in order
+        self.commands: list[tuple[Any, ...]] = []  # names and arguments, as handled, in order
         self.granted: list[tuple[int, int]] = []
         self.threads: list[int] = []  # idents of the threads of setup() and run()
         self.is_running = False
@@ -149,8 +115,8 @@ class FakeWorker:
         self._core = core
         self._wanted = core.segments_wanted
         self._events: deque[Event] = deque()
-        self._mailbox: deque[tuple[int, int, int]] = deque()
-        self._changed = threading.Condition()
+        self._mailbox: deque[tuple[Any, ...]] = deque()
+        self._changed = threading.Condition()  # reentrant
         self._error: BaseException | None = None
         self._drain_deadline_s: float | None = None
 
@@ -188,7 +154,7 @@ class FakeWorker:
         self.listeners.append((fd, index, name, protocol, idle_timeout_ns, flows_max))
         self.listener_terms.append(more)
 
-    def questions(self) -> list[Any]:
+    def admission_requests(self) -> list[Any]:
         asked, self.asked = self.asked, []
         return asked
 
@@ -205,15 +171,45 @@ class FakeWorker:
         assert not self.is_running
         self.napi = (own, others)
 
-    def command(self, kind: int, a: int = 0, b: int = 0) -> None:
+    def grant_segment(self, index: int, sequence: int) -> None:
+        with self._changed:
+            if self._wanted == 0 and not self.is_mailbox_full:
+                raise CoreFault(errno.EINVAL, "command", "worker's mailbox")
+            self._post("grant_segment", index, sequence)
+            self._wanted -= 1
+
+    def note_store_full(self) -> None:
+        self._post("note_store_full")
+
+    def stop_accepting(self) -> None:
+        self._post("stop_accepting")
+
+    def drain(self, timeout_ns: int) -> None:
+        self._post("drain", timeout_ns)
+
+    def set_flush_interval(self, interval_ns: int) -> None:
+        self._post("set_flush_interval", interval_ns)
+
+    def set_commit_interval(self, interval_ns: int) -> None:
+        self._post("set_commit_interval", interval_ns)
+
+    def set_idle_timeout(self, listener_index: int, timeout_ns: int) -> None:
+        self._post("set_idle_timeout", listener_index, timeout_ns)
+
+    def adopt(self, fd: int, listener_index: int) -> None:
+        self._post("adopt", fd, listener_index)
+
+    def end_flow(self, connection: tuple[int, int]) -> None:
+        self._post("end_flow", connection)
+
+    def fail_store(self, error: int) -> None:
+        self._post("fail_store", error)
+
+    def _post(self, name: str, *arguments: Any) -> None:
         with self._changed:
             if self.is_mailbox_full:
                 raise CoreFault(errno.EAGAIN, "command", "worker's mailbox")
-            if kind == self._core.COMMAND_GRANT_SEGMENT:
-                if self._wanted == 0:
-                    raise CoreFault(errno.EINVAL, "command", "worker's mailbox")
-                self._wanted -= 1
-            self._mailbox.append((kind, a, b))
+            self._mailbox.append((name, *arguments))
             self._changed.notify_all()
 
     def events(self) -> list[Event]:
@@ -240,9 +236,9 @@ class FakeWorker:
 
     # --- For tests ------------------------------------------------------------------
 
-    def emit(self, kind: int, **fields: Any) -> None:
+    def emit(self, detail: EventDetail, **fields: Any) -> None:
         """Let an event happen and wake its reader."""
-        self._events.append(Event(kind, **fields))
+        self._events.append(Event(detail, **fields))
         os.eventfd_write(self.event_fd, 1)
 
     def want(self, count: int) -> None:
@@ -262,14 +258,14 @@ class FakeWorker:
         if self.is_beating:
             self.values["loop_beat_ns"] = time.monotonic_ns()
         while self._mailbox:
-            self._obey(*self._mailbox.popleft())
+            self._handle_command(*self._mailbox.popleft())
         if self._drain_deadline_s is None:
             return False
         return self.values["flows_open"] == 0 or time.monotonic() >= self._drain_deadline_s
 
-    def _obey(self, kind: int, a: int, b: int) -> None:
-        self.commands.append((kind, a, b))
-        if kind == self._core.COMMAND_GRANT_SEGMENT:
-            self.granted.append((a, b))
-        elif kind == self._core.COMMAND_DRAIN and not self._core.is_hanging:
-            self._drain_deadline_s = time.monotonic() + a / 1e9
+    def _handle_command(self, name: str, *arguments: Any) -> None:
+        self.commands.append((name, *arguments))
+        if name == "grant_segment":
+            self.granted.append((arguments[0], arguments[1]))
+        elif name == "drain" and not self._core.is_hanging:
+            self._drain_deadline_s = time.monotonic() + arguments[0] / 1e9

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A stand-in for the logger under ingestd.log.Log, which keeps what it is told."""
+"""A stand-in for the logger under ingestd.log.Log, which keeps what is logged."""
 
 from __future__ import annotations
 

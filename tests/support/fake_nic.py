@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ingestd.errors import EngineError
-from ingestd.nic.ethtool import Ethtool, Outcome, parse_rules
+from ingestd.nic.ethtool import Ethtool, EthtoolResult, parse_rules
 from ingestd.nic.state import SPLIT_OFF, Feature, NicState, Queue, Rings
 
 TABLE_SLOTS = 16
@@ -63,7 +63,7 @@ class FakeNic:
         self.ethtool = Ethtool(self.interface, self.run)
         self._changes_count = 0
 
-    # --- As ingestd.nic.work.Device ------------------------------------------------
+    # --- As ingestd.nic.work.NicDevice ------------------------------------------------
 
     def read(self) -> NicState:
         assert self.ethtool.driver() == self.driver_name
@@ -94,20 +94,24 @@ class FakeNic:
 
     # --- As the program ethtool -----------------------------------------------------
 
-    def run(self, arguments: Sequence[str]) -> Outcome:
+    def run(self, arguments: Sequence[str]) -> EthtoolResult:
         match list(arguments):
             case ["-i", _]:
-                return Outcome(0, f"driver: {self.driver_name}\nversion: 7.3.4\nbus-info: \n", "")
+                return EthtoolResult(
+                    0, f"driver: {self.driver_name}\nversion: 7.3.4\nbus-info: \n", ""
+                )
             case ["--json", "-k", _]:
-                return Outcome(0, self._features_text(), "")
+                return EthtoolResult(0, self._features_text(), "")
             case ["-n", _] if self.has_rules:
-                return Outcome(0, self._rules_text(), "")
+                return EthtoolResult(0, self._rules_text(), "")
             case ["-n", _]:
-                return Outcome(1, "", "rxclass: Cannot get RX class rule count: Not supported\n")
+                return EthtoolResult(
+                    1, "", "rxclass: Cannot get RX class rule count: Not supported\n"
+                )
         try:
-            return Outcome(0, self._set(list(arguments)), "")
+            return EthtoolResult(0, self._set(list(arguments)), "")
         except EngineError as refusal:
-            return Outcome(1, "", f"rmgr: Cannot insert RX class rule: {refusal}\n")
+            return EthtoolResult(1, "", f"rmgr: Cannot insert RX class rule: {refusal}\n")
 
     def _features_text(self) -> str:
         shown = {

@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ingestd.errors import StoreError
-from ingestd.store.flows import Flow
-from ingestd.store.recycle import Overwritten
-from ingestd.store.requests import Request
-from ingestd.store.serving import RecoverySummary
-from ingestd.store.superblock import Superblock
-from ingestd.store.upkeep import UpkeepCounts
+from ingestd.store.metadata.request_block import Request
+from ingestd.store.metadata.superblock import Superblock
+from ingestd.store.read.flows import Flow
+from ingestd.store.reclaim.eviction import Overwritten
+from ingestd.store.reclaim.sweep import SweepCounts
+from ingestd.store.serve.served_store import RecoverySummary
 
 MIB = 1024 * 1024
 
@@ -25,12 +25,12 @@ def recovery(warnings: tuple[str, ...] = ()) -> RecoverySummary:
     return RecoverySummary(8, 0, 0, 0, 0, 0, 0, 0, 0, 0.001, warnings)
 
 
-class FakeUpkeep:
+class FakeSweeper:
     """Of a store from which nothing is ever removed."""
 
     def __init__(self) -> None:
         self.removed: frozenset[bytes] = frozenset()
-        self.counts = UpkeepCounts()
+        self.counts = SweepCounts()
         self.room_count = 100
         self.blocked_count = 0
         self.held_count = 0
@@ -56,7 +56,7 @@ class FakeStore:
     recovery: RecoverySummary = field(default_factory=recovery)
     flows: list[Flow] = field(default_factory=list)
     mutex: threading.Lock = field(default_factory=threading.Lock)
-    upkeep: FakeUpkeep = field(default_factory=FakeUpkeep)
+    sweeper: FakeSweeper = field(default_factory=FakeSweeper)
 
     def __post_init__(self) -> None:
         self.fd = os.open(self.path, os.O_RDONLY)

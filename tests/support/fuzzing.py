@@ -14,8 +14,8 @@ from typing import Any, Final, TypeAlias
 
 import atheris
 
-from ingestd.store import layout
-from ingestd.store.layout import Layout, sealed
+from ingestd.store.format import layout
+from ingestd.store.format.layout import Layout, sealed
 
 Field: TypeAlias = tuple[int, int]  # where it begins, and its bytes
 

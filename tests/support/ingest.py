@@ -18,8 +18,8 @@ from typing import Any, Final, Self
 
 from crc32c import crc32c
 
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
 from support.daemon import Daemon
 from support.observe import wait_until
 from support.patience import WAIT_S

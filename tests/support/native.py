@@ -21,22 +21,26 @@ from typing import Final
 ROOT: Final = Path(__file__).resolve().parents[2]
 CORE: Final = ROOT / "ingestd" / "core"
 TESTS: Final = ROOT / "tests"
+BENCH: Final = ROOT / "bench"
 
 PURE_SOURCES: Final = tuple(
     CORE / name
     for name in (
-        "admission.c",
-        "answer.c",
-        "buddy.c",
-        "commit.c",
-        "flow.c",
-        "flow_id.c",
-        "frame.c",
-        "network.c",
-        "peers.c",
-        "plan.c",
-        "refill.c",
-        "segment.c",
+        "connection/ingest/admission.c",
+        "connection/ingest/lines.c",
+        "memory/buddy.c",
+        "storage/commit.c",
+        "receive/block.c",
+        "receive/flow.c",
+        "format/flow_id.c",
+        "format/frame.c",
+        "connection/network.c",
+        "connection/ingest/outbox.c",
+        "connection/ingest/session.c",
+        "connection/peers.c",
+        "storage/plan.c",
+        "receive/zcrx/refill.c",
+        "format/segment.c",
     )
 )
 
@@ -58,7 +62,7 @@ def compiler() -> str:
     return os.environ.get("CC", "cc")
 
 
-def _cache_directory() -> Path:
+def cache_directory() -> Path:
     directory = Path(tempfile.gettempdir()) / f"ingestd-native-{os.getuid()}"
     directory.mkdir(mode=0o700, exist_ok=True)
     status = directory.lstat()
@@ -73,7 +77,7 @@ def _key(command: Sequence[str], sources: Sequence[Path]) -> str:
     version = subprocess.run([command[0], "--version"], capture_output=True, check=True)
     digest.update(version.stdout)
     digest.update("\0".join(command).encode())
-    headers = sorted([*CORE.glob("*.h"), *TESTS.glob("*/*.h")])
+    headers = sorted([*CORE.rglob("*.h"), *TESTS.glob("*/*.h"), *BENCH.glob("*.h")])
     for path in [*sources, *headers]:
         digest.update(f"\0{path}\0".encode())
         digest.update(path.read_bytes())
@@ -82,7 +86,7 @@ def _key(command: Sequence[str], sources: Sequence[Path]) -> str:
 
 def _build(name: str, sources: Sequence[Path], flags: Sequence[str], cc: str | None) -> Path:
     command = [cc or compiler(), *FLAGS, *flags, *INCLUDES, *map(str, sources)]
-    target = _cache_directory() / f"{name}-{_key(command, sources)}"
+    target = cache_directory() / f"{name}-{_key(command, sources)}"
     if target.exists():
         return target
     # Compiled under a name of its own, then renamed: tests may run side by side.

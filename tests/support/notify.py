@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A service manager's end of sd_notify(3): what the daemon tells it, in order."""
+"""A service manager's end of sd_notify(3): what the daemon reports to it, in order."""
 
 from __future__ import annotations
 
@@ -60,5 +60,5 @@ class NotifySocket:
         ]
 
     def told(self, part: str) -> bool:
-        """Whether a line that came has this in it."""
+        """Return whether a line that came has this in it."""
         return any(part in got for _, lines in list(self.messages) for got in lines)

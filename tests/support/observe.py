@@ -15,8 +15,8 @@ from typing import Any, Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from ingestd.store.image import read_image
-from ingestd.store.reader import read_flow
+from ingestd.store.read.image import read_image
+from ingestd.store.read.reader import read_flow
 from support import tally
 from support.daemon import PROGRAM, Daemon, run_ingestd
 from support.patience import WAIT_S
@@ -207,7 +207,7 @@ def assert_adds_up(daemon: Daemon, flows_bytes: int) -> None:
     assert shot.total("ingestd_direct_bytes_total") == flows_bytes
     assert shot.total("ingestd_kernel_copied_bytes_total") == flows_bytes
     assert shot.total("ingestd_bounced_bytes_total") == 0
-    assert shot.total("ingestd_flows", state="open") == 0
+    assert shot.total("ingestd_connections", state="open") == 0
     assert shot.total("ingestd_writes_in_flight") == 0
     area = {s: shot.total("ingestd_area_bytes", state=s) for s in ("receiving", "writing")}
     assert area == {"receiving": 0, "writing": 0}

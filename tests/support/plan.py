@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The planner (ingestd/core/plan.h) for Python, through ctypes, for tests alone.
+"""The planner (ingestd/core/storage/plan.h) for Python, through ctypes, for tests alone.
 
 The library is compiled with NDEBUG: the tests check every invariant for
 themselves, and an assertion that ends the process would keep Hypothesis from

@@ -14,11 +14,11 @@ import socket
 import sys
 
 from ingestd.config.settings import ListenerSettings, StoreSettings
-from ingestd.daemon.area import AreaPlan
-from ingestd.daemon.direct_io import IOVECS_MAX, DirectProfile
-from ingestd.daemon.pump import Pump
-from ingestd.daemon.worker import WorkerThread, load_core
-from ingestd.store.serving import ServedStore, open_for_serving
+from ingestd.daemon.machine.direct_io import IOVECS_MAX, DirectProfile
+from ingestd.daemon.segments.pump import Pump
+from ingestd.daemon.workers.area import AreaPlan
+from ingestd.daemon.workers.worker import WorkerThread, load_core
+from ingestd.store.serve.served_store import ServedStore, open_for_serving
 
 MIB = 1024 * 1024
 DRAIN_S = 30.0

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from ingestd.store.device import Device
+from ingestd.store.device.device import Device
 from support.crash_disk import Disk
 
 

@@ -18,10 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ingestd.config.settings import Overrides, load
+from ingestd.config.loading import load
+from ingestd.config.settings import Overrides
 from ingestd.daemon.run import Daemon
 from ingestd.daemon.signals import SignalInbox
-from ingestd.daemon.zcrx import Nic
+from ingestd.daemon.workers.zcrx import Nic
 from ingestd.log import Log
 from support.fake_core import FakeCore
 from support.fake_log import Recorder
@@ -116,8 +117,9 @@ class Scene:
                 if self.error is not None:
                     raise self.error
 
-    def commands(self, kind: int, worker: int = 0) -> list[tuple[int, int]]:
-        return [(a, b) for k, a, b in self.core.workers[worker].commands if k == kind]
+    def commands(self, name: str, worker: int = 0) -> list[tuple[Any, ...]]:
+        """The arguments of each such command that a worker has handled."""
+        return [c[1:] for c in self.core.workers[worker].commands if c[0] == name]
 
     @property
     def store(self) -> Any:
@@ -138,8 +140,8 @@ def _told_so_far(path: Path, told: list[str]) -> list[str]:
 def service_manager(path: Path) -> Iterator[Callable[[], list[str]]]:
     """Stand in for systemd at a socket.
 
-    Yields a function that returns what was told so far, one message an item,
-    with its newlines as spaces; nothing that was told before it is called is missing.
+    Yields a function that returns what was notified so far, one message an item,
+    with its newlines as spaces; nothing that was sent before it is called is missing.
     """
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
         sock.bind(str(path))
@@ -149,7 +151,7 @@ def service_manager(path: Path) -> Iterator[Callable[[], list[str]]]:
             while message := sock.recv(4096):
                 told.append(message.decode().replace("\n", " "))
 
-        # A thread of its own: the daemon blocks when nobody reads what it tells.
+        # A thread of its own: the daemon blocks when nobody reads what it sends.
         reader = threading.Thread(target=read)
         reader.start()
         yield lambda: _told_so_far(path, told)

@@ -3,7 +3,7 @@
 
 It places batches, marks and footers by the rules of docs/format.md and by none
 of the code under test but the structs of layout.py, which are compared with
-core/format.h. The store is built in memory, together with a model of what each
+core/format/format.h. The store is built in memory, together with a model of what each
 flow holds, and then written to a file.
 
 Invariants: `used` has every range of bytes that a checksum covers and that
@@ -18,8 +18,8 @@ from typing import Final, Literal, TypeAlias
 
 from crc32c import crc32c
 
-from ingestd.store import layout
-from ingestd.store.layout import round_up, sealed
+from ingestd.store.format import layout
+from ingestd.store.format.layout import round_up, sealed
 
 MIB: Final = 1024 * 1024
 CREATED_NS: Final = 1_767_312_000_123_456_789
@@ -40,7 +40,7 @@ class FlowModel:
 
 @dataclass(frozen=True)
 class Open:
-    """An OPEN record to come; the flow goes on where its model ends."""
+    """An OPEN record to come; the flow resumes where its model ends."""
 
     flow: bytes
     peer: tuple[int, bytes, int] = (4, bytes([192, 0, 2, 1]), 4000)
@@ -135,7 +135,7 @@ class StoreBuilder:
             self.used.append((offset, offset + len(data)))
 
     def now_ns(self) -> int:
-        """A clock that goes on by a second whenever it is asked."""
+        """A clock that advances by a second with each reading."""
         self.clock_ns += SECOND_NS
         return self.clock_ns
 

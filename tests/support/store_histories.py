@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from hypothesis import strategies as st
 
-from ingestd.store import layout
+from ingestd.store.format import layout
 from support.store_builder import (
     MIB,
     Close,
@@ -89,7 +89,7 @@ def flow_id(number: int) -> bytes:
 
 
 def _contents(number: int, offset: int, size: int) -> bytes:
-    """Bytes that tell which flow and which offset they are of."""
+    """Bytes that say which flow and which offset they are of."""
     unit = b"%d@%d;" % (number, offset)
     return (unit * (size // len(unit) + 1))[:size]
 
@@ -106,7 +106,7 @@ def histories(
     """A store of up to SEGMENTS_MAX segments.
 
     `checksum` None: by chance, per segment. `intact`: nothing was lost.
-    `stale`: its bytes may be those of an earlier life, of this store or another.
+    `stale`: its bytes may be those of a previous use, of this store or another.
     """
     builder = StoreBuilder(segment_count=SEGMENTS_MAX, block_bytes=block_bytes)
     if stale and draw(st.booleans()):
@@ -237,5 +237,5 @@ def _expect(history: History, planned: list[_Planned], proven: int) -> None:
 
 
 def is_prefix(shown: bytes, sent: Any) -> bool:
-    """Whether the bytes shown are the first of those sent."""
+    """Return whether the bytes shown are the first of those sent."""
     return bytes(sent[: len(shown)]) == shown

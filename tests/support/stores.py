@@ -10,7 +10,7 @@ from typing import Any, Final
 
 import tomli_w
 
-from ingestd.daemon.limits import locked_memory_limit
+from ingestd.daemon.machine.limits import locked_memory_limit
 from ingestd.sizes import parse_size
 from support.daemon import format_store, run_ingestd
 from support.loop import loop_device
@@ -34,7 +34,7 @@ class StoreMaker:
 
     @property
     def is_device(self) -> bool:
-        """Whether the stores lie on block devices."""
+        """Return whether the stores lie on block devices."""
         return self.kind in BLOCK_BYTES
 
     def __call__(self, size_bytes: int, *flags: str, name: str = "store") -> Path:
@@ -71,6 +71,16 @@ def write_config(path: Path, **sections: Any) -> Path:
         sections["store"] = {name: _bearable(store, limit_bytes) for name, store in stores}
     path.write_text(tomli_w.dumps(sections), encoding="utf-8")
     return path
+
+
+def both_protocols_config(path: Path, *, workers: int = 1, **sections: Any) -> Path:
+    """Write settings of a small store with a listener of each protocol: "default" and "ingest"."""
+    store = {"area": "8MiB", "write_bytes_max": "64KiB", "workers": workers}
+    listeners = {
+        "default": {"address": "127.0.0.1:0"},
+        "ingest": {"address": "127.0.0.1:0", "protocol": "ingest"},
+    }
+    return write_config(path, store={"default": store}, listener=listeners, **sections)
 
 
 def store_config(path: Path, **settings: Any) -> Path:

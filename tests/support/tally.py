@@ -33,7 +33,7 @@ FAULTS: Final = {
     "id_race": "the id of a raw flow is claimed at its receipt, while the log works or is stuck",
     "many_doubts": "damage lies behind more than 1000 findings of what a crash leaves",
     "headers": "the header of a segment of a sealed flow is overwritten",
-    "upkeep": "one read or write of retention or overwriting fails, or its thread has a bug",
+    "maintenance": "one read or write of retention or overwriting fails, or its thread has a bug",
     "fragments": "fragments of zero-copy receive find no entry in the table (played kernel)",
     "log": "nobody reads the log, a pipe or the journal",
     "scrapers": "scrapers drip, or say nothing",

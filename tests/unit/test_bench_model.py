@@ -7,9 +7,9 @@ import math
 
 import pytest
 
-from tests.bench import model, report
-from tests.bench.figures import Figures, _ratio, bars
-from tests.bench.run import DOCUMENT
+from bench import model, report
+from bench.figures import Figures, _ratio, bars
+from bench.run import DOCUMENT
 
 PLANNER = [
     {"scenario": name, "ns_median": 30.0, "ns_min": 29.0, "ns_max": 31.0}

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from tests.bench.figures import Bar, Figures, bars, throughput
-from tests.bench.measure import (
+from bench.figures import Bar, Figures, bars, throughput
+from bench.measure import (
     INGESTD_CRC32C,
     INGESTD_NONE,
     OURS,
@@ -25,8 +25,8 @@ from tests.bench.measure import (
     Run,
     scenarios,
 )
-from tests.bench.receivers import INGESTD, PEERS, BenchError
-from tests.bench.report import insert
+from bench.receivers import INGESTD, PEERS, BenchError
+from bench.report import insert
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
@@ -86,7 +86,7 @@ def test_parts_go_between_their_markers() -> None:
 @pytest.mark.skipif(not INGESTD.exists(), reason="ingestd is not installed here")
 def test_acknowledgements_are_measured(tmp_path: Path) -> None:
     """Tiny sizes: both questions get an answer, and the document has a place for it."""
-    command = [sys.executable, ROOT / "tests" / "bench" / "ack.py", "--no-docs", "--rounds", "1"]
+    command = [sys.executable, ROOT / "bench" / "ack.py", "--no-docs", "--rounds", "1"]
     command += ["--probes", "3", "--size-mib", "2", "--directory", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     assert done.returncode == 0, done.stderr
@@ -116,7 +116,7 @@ def test_everything_is_measured(tmp_path: Path) -> None:
     """Every receiver that is installed, tiny sizes: each run is whole and is in the JSON."""
     peers = [name for name, (_, program, _) in PEERS.items() if shutil.which(program)]
     result = tmp_path / "bench.json"
-    command = [sys.executable, ROOT / "tests" / "bench" / "run.py", "--no-docs"]
+    command = [sys.executable, ROOT / "bench" / "run.py", "--no-docs"]
     command += ["--rounds", "1", "--size-mib", "2", "--flows", "1", "8", "--idle", "20"]
     command += ["--baseline-s", "0.02", "--quiet-wait-s", "0", "--planner-fragments", "0"]
     command += ["--directory", tmp_path / "data", "--json", result, "--peers", *peers]
@@ -147,7 +147,7 @@ def test_everything_is_measured(tmp_path: Path) -> None:
 )
 def test_picture_and_document_are_made(tmp_path: Path) -> None:
     """The same figures give the same picture, and the document has a place for every table."""
-    from tests.bench import machine, picture, report
+    from bench import machine, picture, report
 
     runs = [
         _run(name, i, 1.0 + i, counters=dict.fromkeys(report_counters(), 1.0))
@@ -177,6 +177,6 @@ def test_picture_and_document_are_made(tmp_path: Path) -> None:
 
 def report_counters() -> tuple[str, ...]:
     """Names of the counters that the report shows."""
-    from tests.bench.receivers import COUNTERS
+    from bench.receivers import COUNTERS
 
     return COUNTERS

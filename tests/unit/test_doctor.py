@@ -12,17 +12,17 @@ import pytest
 
 from ingestd.cli import main
 from ingestd.config.settings import MIB, Settings, StoreSettings
-from ingestd.daemon import zcrx
-from ingestd.daemon.direct_io import DirectProfile
-from ingestd.daemon.zcrx import wanted_flows
+from ingestd.daemon.machine.direct_io import DirectProfile
+from ingestd.daemon.workers import zcrx
+from ingestd.daemon.workers.zcrx import wanted_flows
 from ingestd.doctor import examine as examine_module
+from ingestd.doctor.capacity import Capacity, capacity_finding, capacity_of
 from ingestd.doctor.examine import Report, examine
-from ingestd.doctor.room import Room, room_finding, room_of
 from ingestd.doctor.storage import storage_findings
 from ingestd.errors import EngineError, NotAStoreError
 from ingestd.nic.plan import plan_changes
 from ingestd.nic.work import make
-from ingestd.store.formatting import format_store
+from ingestd.store.create.formatting import format_store
 from support.facts import ALL_FEATURES, CAP_ALL, CAP_NONE
 from support.fake_core import CoreFault, FakeCore
 from support.fake_nic import FakeNic
@@ -59,7 +59,7 @@ class Bench:
             self.core,
             read=lambda _: self.nic.read(),
             profile_of=lambda _: self.profile,
-            room=lambda _: Room(8, 8),
+            room=lambda _: Capacity(8, 8),
         )
 
 
@@ -93,7 +93,7 @@ def test_a_store_that_cannot_be_written_to_stops_every_engine(bench: Bench) -> N
 
     bench.engine = {"kind": "recv"}
     report = examine(
-        bench.settings, bench.core, lambda _: bench.nic.read(), refuse, lambda _: Room(8, 8)
+        bench.settings, bench.core, lambda _: bench.nic.read(), refuse, lambda _: Capacity(8, 8)
     )
     assert report.engine == "none"
     assert "cannot be opened for direct I/O" in report.reason
@@ -191,7 +191,7 @@ def test_a_ring_that_eats_the_area(bench: Bench) -> None:
     bench.engine = {"rx_buf": "64KiB"}
     (finding,) = [f for f in bench.examine().findings if f.subject.startswith("rx ring")]
     assert finding.verdict == "warn"
-    assert "ethtool -G zc0 rx N" in finding.way_out
+    assert "ethtool -G zc0 rx N" in finding.remedy
 
 
 # --- Stores ---------------------------------------------------------------------------
@@ -231,7 +231,7 @@ def test_a_device_that_takes_less(tmp_path: Path) -> None:
     )
     found = {finding.subject: finding for finding in findings}
     assert found["alignment"].verdict == found["virtual boundary"].verdict == "warn"
-    assert "4096 bytes" in found["alignment"].way_out
+    assert "4096 bytes" in found["alignment"].remedy
     assert "does not show a single device" in found["device queue"].text
 
 
@@ -257,10 +257,10 @@ def test_a_store_that_cannot_be_opened() -> None:
 )
 def test_room(free: int, more: dict[str, Any], verdict: str, part: str) -> None:
     store = StoreSettings.model_validate({"path": "/s", **more})
-    finding = room_finding(store, lambda _: Room(free, 100))
+    finding = capacity_finding(store, lambda _: Capacity(free, 100))
     assert finding.verdict == verdict
     assert part in finding.text
-    assert ("ingestd ls /s" in finding.way_out) == (verdict == "warn")
+    assert ("ingestd ls /s" in finding.remedy) == (verdict == "warn")
 
 
 def test_room_of_a_store_and_of_none(tmp_path: Path) -> None:
@@ -268,16 +268,20 @@ def test_room_of_a_store_and_of_none(tmp_path: Path) -> None:
     superblock = format_store(
         str(path), size_bytes=64 * MIB, segment_bytes=None, zero=False, label="", force=False
     )
-    assert room_of(str(path)) == (superblock.segment_count, superblock.segment_count)
+    assert capacity_of(str(path)) == (superblock.segment_count, superblock.segment_count)
     nowhere = StoreSettings(path=str(tmp_path / "nowhere"))
-    finding = room_finding(nowhere)
+    finding = capacity_finding(nowhere)
     assert (finding.verdict, finding.text) == ("warn", f"{nowhere.path} does not exist")
-    assert "ingestd format" in finding.way_out
+    assert "ingestd format" in finding.remedy
 
 
 def test_a_full_store_is_not_in_the_way_of_zcrx(bench: Bench) -> None:
     report = examine(
-        bench.settings, bench.core, lambda _: bench.nic.read(), lambda _: NVME, lambda _: Room(0, 8)
+        bench.settings,
+        bench.core,
+        lambda _: bench.nic.read(),
+        lambda _: NVME,
+        lambda _: Capacity(0, 8),
     )
     assert report.sections["store data"][-1].verdict == "warn"
     assert report.is_ready
@@ -290,7 +294,7 @@ def test_a_full_store_is_not_in_the_way_of_zcrx(bench: Bench) -> None:
 def command(bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """The path of a configuration; the command meets the made-up machine."""
     monkeypatch.setattr(examine_module, "examine", lambda *_: bench.examine())
-    monkeypatch.setattr("ingestd.daemon.worker.load_core", lambda: bench.core)
+    monkeypatch.setattr("ingestd.daemon.workers.worker.load_core", lambda: bench.core)
     path = tmp_path / "ingestd.toml"
     path.write_text(
         f'[store.data]\npath = "{os.devnull}"\n[listener.in]\naddress = "0.0.0.0:7070"\n'
@@ -321,7 +325,7 @@ def test_json(command: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert told["ready"] is True
     assert told["engine"] == "zcrx"
     assert told["zero_copy_ratio"] == {"data, IPv4": 1.0}
-    assert told["sections"]["machine"][0].keys() == {"subject", "verdict", "text", "way_out"}
+    assert told["sections"]["machine"][0].keys() == {"subject", "verdict", "text", "remedy"}
 
 
 @pytest.mark.parametrize(
@@ -342,7 +346,7 @@ def test_flags_instead_of_a_file(
         return bench.examine()
 
     monkeypatch.setattr(examine_module, "examine", note)
-    monkeypatch.setattr("ingestd.daemon.worker.load_core", lambda: bench.core)
+    monkeypatch.setattr("ingestd.daemon.workers.worker.load_core", lambda: bench.core)
     monkeypatch.setattr("ingestd.nic.reading.read_nic", lambda _: bench.nic.read())
     assert main(["doctor", "--store", "/dev/made-up", "--interface", "zc0"]) == 0
     assert main(["doctor", "--interface", "none"]) == 0

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ingestd.log import RATE_WINDOW_S, Log, LogEvent, RateLimiter, open_log
+from ingestd.log import RATE_WINDOW_S, Log, RateLimiter, open_log
+from ingestd.log_events import LogEvent
 
 
 class FakeClock:
@@ -125,12 +126,12 @@ def test_flood_is_counted_and_told_when_it_is_over() -> None:
         log.emit(LogEvent.FLOW_SEALED)
     log.emit(LogEvent.FLOW_REFUSED)  # another kind is not held back
     assert [event for _, event, _ in recorder.lines] == ["flow_sealed"] * 3 + ["flow_refused"]
-    log.tell_suppressed()
+    log.report_suppressed()
     assert len(recorder.lines) == 4, "the window is not over"
     clock.now_s += RATE_WINDOW_S
-    log.tell_suppressed()
+    log.report_suppressed()
     assert recorder.lines[4:] == [("info", "events_suppressed", {"of": "flow_sealed", "count": 7})]
-    log.tell_suppressed()
+    log.report_suppressed()
     assert len(recorder.lines) == 5, "told once"
 
 
@@ -138,7 +139,7 @@ def test_at_the_end_no_flood_goes_untold() -> None:
     log, recorder, _ = _recorded()
     for _ in range(10):
         log.emit(LogEvent.FLOW_SEALED)
-    log.tell_suppressed(at_end=True)
+    log.report_suppressed(at_end=True)
     assert recorder.lines[3:] == [("info", "events_suppressed", {"of": "flow_sealed", "count": 7})]
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The queue before the log: nobody waits for who reads it, and what is missing is told."""
+"""The queue before the log: nobody waits for who reads it, and a line counts what is missing."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ import pytest
 
 from ingestd import systemd
 from ingestd.errors import ResourceError
-from ingestd.log import LogEvent, open_log
+from ingestd.log import open_log
+from ingestd.log_events import LogEvent
 from ingestd.log_writer import LogWriter, QueuedStream, descriptor_writer
 from support.patience import WAIT_S
 
@@ -147,7 +148,7 @@ def test_a_target_that_fails_is_no_error() -> None:
     assert writer.close(WAIT_S)
 
 
-def test_no_thread_is_an_error_with_a_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_thread_is_an_error_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -209,7 +210,7 @@ def test_a_pipe_that_somebody_made_non_blocking() -> None:
 
 @pytest.mark.fault("log")
 def test_a_journal_that_hangs(tmp_path: Path) -> None:
-    """Nobody reads its socket: whoever logs goes on, and so does every other thread."""
+    """Nobody reads its socket: whoever logs continues, and so does every other thread."""
     path = str(tmp_path / "journal")
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journal:
         journal.bind(path)

@@ -10,7 +10,8 @@ from support.tally import FAULTS
 
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-POWER = "tests/property/test_power_failure.py"
+SIMULATOR = "tests/sim/test_sim.py"
+DRIVER = "tests/sim/driver.py"
 KILL = "tests/fault/test_kill.py"
 REMOVAL = "tests/property/test_removal.py"
 DAMAGE = "tests/property/test_damage.py"
@@ -18,7 +19,9 @@ CHECKSUMS = 2
 
 
 def _constant(path: str, name: str) -> int:
-    found = re.search(rf"^{name} = (\d+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE)
+    found = re.search(
+        rf"^{name}(?:: Final)? = (\d+)$", (ROOT / path).read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert found is not None, f"{path} has no {name}"
     return int(found[1])
 
@@ -36,21 +39,21 @@ def _times(fault: str) -> int:
 
 
 def test_how_often_is_what_the_tests_do() -> None:
-    points = CHECKSUMS * _constant(POWER, "PARTS") * _constant(POWER, "POINTS_OF_PART")
+    points = _constant(SIMULATOR, "POINTS")
     assert _times("power fails at any moment") == points
-    assert _times("... and again") == points // _constant(POWER, "RECOVERY_CRASHED_OF")
-    assert _times("the daemon dies") == points // _constant(POWER, "KILLED_FIRST_OF")
+    assert _times("... and again") == points // _constant(DRIVER, "RECOVERY_CRASHED_OF")
+    assert _times("the daemon dies") == points // _constant(DRIVER, "KILLED_FIRST_OF")
     assert _times("`kill -9`") == CHECKSUMS * _constant(KILL, "KILLS")
     removals = _constant(REMOVAL, "ROUNDS") * _constant(REMOVAL, "POINTS_OF_ROUND")
     assert _times("power fails while flows are removed") == 2 * CHECKSUMS * removals
     damages = _constant(DAMAGE, "STORES") * _constant(DAMAGE, "DAMAGES_OF_STORE")
     assert _times("bits flip") == damages
-    assert _times("batches of an earlier life") == 2 * CHECKSUMS * _constant(DAMAGE, "SUCCESSIONS")
+    assert _times("batches of a previous use") == 2 * CHECKSUMS * _constant(DAMAGE, "SUCCESSIONS")
 
 
 def test_commands_name_tests_that_are_there() -> None:
     named = re.findall(r"`pytest (tests/\S+)`", TEXT)
-    assert {POWER, KILL, DAMAGE, REMOVAL} == set(named)
+    assert {SIMULATOR, KILL, DAMAGE, REMOVAL} == set(named)
     assert all((ROOT / path).is_file() for path in named)
 
 

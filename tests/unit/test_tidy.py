@@ -178,7 +178,7 @@ def test_licence_is_in_every_head() -> None:
 
 
 def _module_of(path: Path) -> str:
-    """`ingestd.store.image` for ingestd/store/image.py; a package for its __init__."""
+    """`ingestd.store.read.image` for ingestd/store/read/image.py; a package for its __init__."""
     parts = list(path.relative_to(ROOT).with_suffix("").parts)
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -200,7 +200,7 @@ def _imports(path: Path) -> Iterator[tuple[str, int]]:
 
 
 def _part(module: str) -> str | None:
-    """`store` for ingestd.store.image; None for what is not ours."""
+    """`store` for ingestd.store.read.image; None for what is not ours."""
     names = module.split(".")
     return names[1] if names[0] == "ingestd" and len(names) > 1 else None
 
@@ -271,19 +271,19 @@ def test_dependencies_are_declared() -> None:
 
 def test_only_config_reads_settings() -> None:
     """Environment variables and TOML are read in one place, but for keys and systemd's own."""
-    exempt = (PACKAGE / "config" / "settings.py", PACKAGE / "keyfile.py", PACKAGE / "systemd.py")
+    exempt = (PACKAGE / "config" / "loading.py", PACKAGE / "keyfile.py", PACKAGE / "systemd.py")
     offences = []
     for path in MODULES:
         if path in exempt:
             continue
         offences += [
-            f"{_name(path, line)}: only ingestd/config/settings.py may import {module}"
+            f"{_name(path, line)}: only ingestd/config/loading.py may import {module}"
             for module, line in _imports(path)
             if module.split(".")[0] in {"tomllib", "configparser"}
             or module in {"os.environ", "os.getenv"}
         ]
         offences += [
-            f"{_name(path, node.lineno)}: only ingestd/config/settings.py may read the environment"
+            f"{_name(path, node.lineno)}: only ingestd/config/loading.py may read the environment"
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
             if isinstance(node, ast.Attribute) and node.attr in {"environ", "environb", "getenv"}
         ]

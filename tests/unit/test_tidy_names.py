@@ -3,7 +3,8 @@
 
 A static `wait` compiles until some header that we include comes to include <sys/wait.h>. Which
 header does so differs between versions of liburing and of the C library, so that the rule is
-about names, not about what is declared today.
+about names, not about what is declared today. So a static function carries its file's noun, by
+which a profile, a backtrace and a search also say where it lives.
 """
 
 from __future__ import annotations
@@ -26,6 +27,14 @@ ALSO_TAKEN = {
     "unreachable",
 }
 C_FILES = [p for p in FILES if p.suffix in {".c", ".h"} and KERNEL_MODULE not in p.parents]
+CORE = PACKAGE / "core"
+# Files whose functions carry another noun than the file's name without a plural's `s`.
+NOUNS = {
+    "connection/handover.h": ("handover", "connection"),
+    "receive/zcrx/pending.c": ("pending", "zcrx"),
+    "receive/zcrx/pending.h": ("zcrx",),
+    "base/reactor.h": ("reactor", "time"),  # it owns the clock
+}
 STATIC_VARIABLE = re.compile(r"^(?:static|extern|_Thread_local)\b[^(=;]*?(\w+)(?:\[[^=]*)?\s*[=;]")
 
 
@@ -41,6 +50,18 @@ def _names(path: Path) -> Iterator[tuple[str, int]]:
     for number, line in enumerate(text.splitlines(), 1):
         if match := STATIC_VARIABLE.match(line):
             yield match[1], number
+
+
+def _statics(path: Path) -> Iterator[tuple[str, int]]:
+    text = path.read_text(encoding="utf-8")
+    lines = text.splitlines()
+    for name, first, _ in _c_functions(text):
+        if lines[first - 1].startswith("static "):
+            yield name, first
+
+
+def _nouns(path: Path) -> tuple[str, ...]:
+    return NOUNS.get(str(path.relative_to(CORE)), (path.stem.removesuffix("s"),))
 
 
 @pytest.fixture(scope="module")
@@ -68,5 +89,22 @@ def test_no_name_of_a_c_library_is_ours(libraries: list[ctypes.CDLL]) -> None:
         if name != "main" and _taken(name, libraries)
     ]
     assert any(PACKAGE in path.parents for path in C_FILES)
+    if offences:
+        pytest.fail("\n".join(offences), pytrace=False)
+
+
+def test_statics_carry_the_noun_of_their_file() -> None:
+    found = [
+        (path, line, name)
+        for path in C_FILES
+        if CORE in path.parents
+        for name, line in _statics(path)
+    ]
+    assert len(found) > 200
+    offences = [
+        f"{path.relative_to(ROOT)}:{line}: {name} lacks {' or '.join(_nouns(path))}"
+        for path, line, name in found
+        if not any(f"_{noun}" in f"_{name}" for noun in _nouns(path))
+    ]
     if offences:
         pytest.fail("\n".join(offences), pytrace=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What must be in a store after its machine or its device has gone, by what senders were told.
+"""What a store must have after its machine or device has gone, by its senders' journals.
 
 Senders write a journal as things happen, in lines that begin with '@':
 
@@ -22,10 +22,10 @@ from engine_stores import Sent, check_image
 from write_log import Buffer, Write, crash_states, parse_log
 
 from ingestd.errors import IngestdError
-from ingestd.store.flows import STATE_SEALED
-from ingestd.store.image import StoreImage, read_image
-from ingestd.store.serving import open_for_serving
-from ingestd.store.verify import DAMAGE, verify_store
+from ingestd.store.read.flows import STATE_SEALED
+from ingestd.store.read.image import StoreImage, read_image
+from ingestd.store.read.verify import DAMAGE, verify_store
+from ingestd.store.serve.served_store import open_for_serving
 
 MEMORY_DIRECTORY = Path("/dev/shm")
 MARK_FORMATTED = "formatted"
@@ -38,7 +38,7 @@ FAULTS_KEPT_MAX = 4
 
 @dataclass
 class Journal:
-    """What the senders of one store were told. `worthless` are receipts of a device that lied."""
+    """The journal of one store's senders. `worthless` are receipts of a device that lied."""
 
     store: str
     begun: list[Sent] = field(default_factory=list)

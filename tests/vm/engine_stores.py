@@ -3,7 +3,7 @@
 
 The senders noted every flow in a manifest, a line each: STORE ID SEED BYTES STATE PORT. STATE is
 `sealed` (the right receipt has come), `reset` (the sender's doing) or `lost` (no receipt); ID is
-`-` where none was told. Bytes follow from the seed, made here as in guest/content.c.
+`-` where none was received. Bytes follow from the seed, made here as in guest/content.c.
 
 Invariants: this reads disks' files with ingestd's own reader and knows nothing of the machine; a
 sealed flow must be there to the last byte, any other may be there as far as it was sent, and
@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ingestd.store.flows import STATE_SEALED, Flow
-from ingestd.store.image import StoreImage, read_image
-from ingestd.store.reader import read_flow
-from ingestd.store.verify import verify_store
+from ingestd.store.read.flows import STATE_SEALED, Flow
+from ingestd.store.read.image import StoreImage, read_image
+from ingestd.store.read.reader import read_flow
+from ingestd.store.read.verify import verify_store
 
 STATE_RESET = "reset"
 RING_BYTES = (1 << 20) + 13
@@ -31,7 +31,7 @@ DIGESTS_KEPT = 8192
 
 @dataclass(frozen=True)
 class Sent:
-    """A line of the manifest. `flow` is None where the sender was told no id."""
+    """A line of the manifest. `flow` is None where the sender received no id."""
 
     store: str
     flow: str | None

@@ -160,7 +160,7 @@ RECEIPT = f"@receipt disk {ID} {SEED} {SIZE} {PORT}"
 
 
 def judge_log(tmp_path: Path, *, is_told_early: bool, torn_count: int = 20) -> Verdict:
-    """A store is formatted, a flow comes, is flushed, and its sender told before that or after."""
+    """A store is formatted, a flow comes, is flushed, and acknowledged before that or after."""
     image = image_of_a_flow(tmp_path / "image")
     log = Log().add(0, 0, image[:HEAD_BYTES]).add(FLUSH).add(MARK, text=b"formatted")
     log.add(0, HEAD_BYTES, image[HEAD_BYTES:])

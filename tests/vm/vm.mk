@@ -11,7 +11,7 @@
 VM_PARTS ?= run_vm_tests run_engine_tests run_nic_tests run_crash_tests
 
 .PHONY: vm
-vm: build
+vm: build ## boots machines with a virtual network card and runs the tests that need one
 	@failed=0; for part in $(VM_PARTS); do \
 		status=0; nice -n 10 $(BIN)/python tests/vm/$$part.py || status=$$?; \
 		if [ $$status -eq 77 ] && [ "$$CI" != true ]; then \

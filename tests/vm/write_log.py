@@ -140,7 +140,7 @@ def crash_states(
 
 
 class _Steps:
-    """Where the walk through a log is: what no flush has covered yet, and what is to be told."""
+    """A walk through a log: what no flush has covered yet, and what is to be reported."""
 
     def __init__(self, choose: random.Random, torn_count: int) -> None:
         self._choose = choose
@@ -150,7 +150,7 @@ class _Steps:
         self._marks: list[str] = []
 
     def now(self, what: str, loose: tuple[Write, ...] = ()) -> State:
-        """Return the state here; what it tells is told."""
+        """Return the state here; what it reports is reported."""
         state = State(what, tuple(self._settled), loose, tuple(self._marks))
         self._settled, self._marks = [], []
         return state

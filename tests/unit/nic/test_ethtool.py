@@ -7,7 +7,7 @@ import pytest
 
 from ingestd.errors import EngineError
 from ingestd.nic import ethtool
-from ingestd.nic.ethtool import Ethtool, Outcome, parse_rules, run_ethtool
+from ingestd.nic.ethtool import Ethtool, EthtoolResult, parse_rules, run_ethtool
 from ingestd.nic.state import Feature, Rule
 from support.fake_nic import FakeNic, rule_text
 
@@ -112,7 +112,9 @@ def test_features_and_driver() -> None:
 
 
 def test_what_a_driver_does_not_have() -> None:
-    nothing = Ethtool("eth0", lambda _: Outcome(1, "", "netlink error: Operation not supported\n"))
+    nothing = Ethtool(
+        "eth0", lambda _: EthtoolResult(1, "", "netlink error: Operation not supported\n")
+    )
     assert nothing.driver() is None
     assert nothing.features() == {}
     assert nothing.rules() is None
@@ -120,7 +122,7 @@ def test_what_a_driver_does_not_have() -> None:
 
 def test_a_refusal_names_command_and_reason() -> None:
     reason = "rmgr: Cannot insert RX class rule: Invalid argument\nCannot insert\n"
-    refusing = Ethtool("eth0", lambda _: Outcome(1, "", reason))
+    refusing = Ethtool("eth0", lambda _: EthtoolResult(1, "", reason))
     with pytest.raises(EngineError) as caught:
         refusing.add_rule(["flow-type", "tcp4", "dst-port", "1", "action", "9"])
     assert str(caught.value) == (
@@ -130,8 +132,8 @@ def test_a_refusal_names_command_and_reason() -> None:
 
 
 def test_what_was_made_must_be_told() -> None:
-    silent = Ethtool("eth0", lambda _: Outcome(0, "done\n", ""))
-    with pytest.raises(EngineError, match=r"did not tell what it made, but 'done'"):
+    silent = Ethtool("eth0", lambda _: EthtoolResult(0, "done\n", ""))
+    with pytest.raises(EngineError, match=r"did not say what it made, but 'done'"):
         silent.add_context(["equal", "2"])
 
 
@@ -140,7 +142,7 @@ def test_the_program_itself(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(EngineError, match="apt-get install ethtool"):
         run_ethtool(["-i", "lo"])
     monkeypatch.setattr(ethtool.shutil, "which", lambda *_, **__: "/bin/echo")
-    assert run_ethtool(["-i", "lo"]) == Outcome(0, "-i lo\n", "")
+    assert run_ethtool(["-i", "lo"]) == EthtoolResult(0, "-i lo\n", "")
     monkeypatch.setattr(ethtool.shutil, "which", lambda *_, **__: "/bin/sleep")
     monkeypatch.setattr(ethtool, "TIMEOUT_S", 0.05)
     with pytest.raises(EngineError, match=r"`ethtool 60` took longer than 0\.05 s"):

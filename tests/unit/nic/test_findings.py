@@ -49,18 +49,18 @@ def test_one_as_it_comes_is_not() -> None:
     assert found["MTU over IPv4"].verdict == "warn"
 
 
-def test_what_is_not_all_right_has_a_way_out() -> None:
+def test_what_is_not_all_right_has_a_remedy() -> None:
     nic = FakeNic(driver="e1000e")
     nic.is_up, nic.has_xdp = False, True
     nic.held = {2: "AF_XDP", 3: "io_uring"}
     wanted = [Steered((("tcp4", 1), ("tcp6", 1)), (0, 1, 2, 3, 4))]
     bad = [finding for finding in _found(nic, wanted).values() if finding.verdict != "ok"]
     assert len(bad) >= 10
-    assert all(finding.way_out for finding in bad)
+    assert all(finding.remedy for finding in bad)
 
 
 @pytest.mark.parametrize(
-    ("spoil", "subject", "verdict", "text", "way_out"),
+    ("spoil", "subject", "verdict", "text", "remedy"),
     [
         (lambda n: setattr(n, "driver_name", "veth"), "driver", "fail", "veth has no", "mlx5_core"),
         (lambda n: setattr(n, "driver_name", "new"), "driver", "warn", "new is not", '"zcrx"'),
@@ -98,13 +98,13 @@ def test_each_trouble(
     subject: str,
     verdict: str,
     text: str,
-    way_out: str,
+    remedy: str,
 ) -> None:
     spoil(ready)
     found = _found(ready)
     assert found[subject].verdict == verdict
     assert text in found[subject].text
-    assert way_out in found[subject].way_out
+    assert remedy in found[subject].remedy
     others = {name for name, finding in found.items() if finding.verdict != "ok"} - {subject}
     assert others <= {"RSS"}, "one trouble, one finding"
 
@@ -112,14 +112,14 @@ def test_each_trouble(
 def test_queues_that_are_not_there(ready: FakeNic) -> None:
     found = _found(ready, [Steered((), (9,))])
     assert found["queue 9"].verdict == "fail"
-    assert "ethtool -L zc0 combined 10" in found["queue 9"].way_out
+    assert "ethtool -L zc0 combined 10" in found["queue 9"].remedy
     every = _found(ready, [Steered((), (0, 1, 2, 3))])
     assert every["queues"].verdict == "fail"
 
 
 def test_mellanox_needs_its_hardware_gro() -> None:
     found = _found(FakeNic(driver="mlx5_core"))
-    assert "ethtool -K zc0 rx-gro-hw on && ethtool -G zc0" in found["header split"].way_out
+    assert "ethtool -K zc0 rx-gro-hw on && ethtool -G zc0" in found["header split"].remedy
 
 
 def test_the_rule_for_several_queues() -> None:
@@ -188,20 +188,20 @@ def _placed(irq: int | None, cpus: tuple[int, ...], runs_on: str | None) -> list
 
 def test_interrupts() -> None:
     (found,) = _placed(None, (), None)
-    assert found.text == "NAPI 8194; the driver does not tell its IRQ"
+    assert found.text == "NAPI 8194; the driver does not report its IRQ"
     (found,) = _placed(123, (), "0-7")
     assert found.text.startswith("NAPI 8194, IRQ 123 on CPU 0-7")
-    assert found.way_out.startswith("echo C > /proc/irq/123/smp_affinity_list")
+    assert found.remedy.startswith("echo C > /proc/irq/123/smp_affinity_list")
     (found,) = _placed(123, (), "4")
-    assert found.way_out == ""
+    assert found.remedy == ""
 
 
 @pytest.mark.parametrize(("cpu", "verdict"), [(8, "ok"), (15, "ok"), (12, "warn"), (0, "warn")])
 def test_cpus(cpu: int, verdict: str) -> None:
     interrupt, node = _placed(123, (cpu,), "0-7")
-    assert f"echo {cpu} >" in interrupt.way_out
+    assert f"echo {cpu} >" in interrupt.remedy
     assert node.verdict == verdict
-    assert ("8-11,15" in node.way_out) == (verdict == "warn")
+    assert ("8-11,15" in node.remedy) == (verdict == "warn")
 
 
 def test_placement_skips_queues_that_are_not_there() -> None:

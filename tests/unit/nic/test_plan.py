@@ -60,7 +60,7 @@ def test_ring_size_only_if_asked_for() -> None:
 
 def test_mellanox_wants_hardware_gro_first() -> None:
     nic = FakeNic(driver="mlx5_core")
-    nic.now.rings["tcp_data_split"] = None  # it tells nothing as long as nothing was asked for
+    nic.now.rings["tcp_data_split"] = None  # it reports nothing as long as nothing was requested
     assert _commands(nic, [])[:2] == [
         "ethtool -K zc0 rx-gro-hw on",
         "ethtool -G zc0 tcp-data-split on hds-thresh 0",

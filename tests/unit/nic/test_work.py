@@ -199,7 +199,7 @@ def test_after_a_reboot_there_is_nothing_to_undo(
 def test_a_file_that_is_not_ours(tmp_path: Path, content: str) -> None:
     journal_path("zc0", str(tmp_path)).write_text(content)
     with (
-        pytest.raises(EngineError, match="does not tell what was changed of zc0"),
+        pytest.raises(EngineError, match="does not say what was changed of zc0"),
         open_journal("zc0", 7, str(tmp_path)),
     ):
         pass

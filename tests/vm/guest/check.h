@@ -36,7 +36,7 @@ __attribute__((noreturn)) void check_skip(const char *reason);
 /* For calls of the C library that cannot fail unless the test set-up is broken. */
 #define CHECK_CALL(call) CHECK((call) >= 0, "%s: %m", #call)
 
-/* Both sides are 0 or -errno; a difference is told by errno names. */
+/* Both sides are 0 or -errno; a difference is printed as errno names. */
 #define CHECK_ERROR(found, expected, what)                                                         \
     do {                                                                                           \
         long found_ = (found), expected_ = (expected);                                             \

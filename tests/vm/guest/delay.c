@@ -16,7 +16,7 @@ _Static_assert(DELAY_PATH_BYTES == MAPPER_PATH_BYTES, "paths of mapped devices")
 
 static uint64_t sectors;
 
-/* Requests that wait in a suspended device are let go, or its users would never end. */
+/* Requests that wait in a suspended device are released, or its users would never end. */
 static void remove_leftovers(void) {
     if (mapper_suspend(NAME, false) == 0)
         delay_remove();

@@ -24,7 +24,7 @@ int mapper_load(const char *name, const char *target, uint64_t sectors, const ch
 /* What is sent to a suspended device waits; resuming lets it go by the table that was loaded. */
 int mapper_suspend(const char *name, bool on);
 
-/* Tells the target something, e.g. "mark <word>". */
+/* Sends the target a message, e.g. "mark <word>". */
 int mapper_message(const char *name, const char *message);
 
 /* As patient as mapper_load. */

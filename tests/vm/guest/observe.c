@@ -4,16 +4,18 @@
  */
 #include "observe.h"
 
+#include <stddef.h>
 #include <inttypes.h>
 
 #include "worker.h"
 
 #define WORKERS_MAX 16u
+#define FLOWS_MAX 2048u
 
 struct seen {
     uint64_t fragments, bytes, shortest, longest, unaligned, lent_max, overflows;
     uint64_t head, tail, boundary, small, small_maybe;
-    uint64_t end; /* behind the last fragment, in the area */
+    uint64_t ends[FLOWS_MAX]; /* behind each flow's last fragment, in the area */
 };
 
 static struct {
@@ -55,9 +57,18 @@ static void judge_body(struct seen *s, uint64_t begin, uint64_t end, bool carrie
     s->small_maybe += last < PLAN_GATHER_BYTES_MIN ? last : 0;
 }
 
-static void judge(struct seen *s, const struct worker_settings *w, uint64_t begin, uint64_t bytes) {
-    const uint64_t align = w->mem_align, end = begin + bytes;
-    const uint64_t edge = w->virt_mask + 1 > align ? w->virt_mask + 1 : align;
+/* Flows that wait hand over what they have one behind the other, whoever received last. */
+static bool may_carry_on(const struct seen *s, const struct worker *w, uint64_t begin) {
+    for (uint32_t i = 0; i < w->flows.used_upto && i < FLOWS_MAX; i++)
+        if (s->ends[i] == begin)
+            return true;
+    return false;
+}
+
+static void judge(struct seen *s, const struct worker *w, uint64_t begin, uint64_t bytes) {
+    const uint64_t align = w->settings.mem_align, end = begin + bytes;
+    const uint64_t boundary = w->settings.virt_mask + 1;
+    const uint64_t edge = boundary > align ? boundary : align;
     const uint64_t body_begin = up(begin, edge), body_end = down(end, edge);
     uint64_t copied = bytes, head = up(begin, align) - begin, tail = end % align;
 
@@ -67,7 +78,7 @@ static void judge(struct seen *s, const struct worker_settings *w, uint64_t begi
     }
     if (body_end > body_begin) {
         copied -= body_end - body_begin;
-        judge_body(s, body_begin, body_end, begin == s->end && begin == body_begin);
+        judge_body(s, body_begin, body_end, begin == body_begin && may_carry_on(s, w, begin));
     }
     s->head += head;
     s->tail += tail;
@@ -83,21 +94,28 @@ void __wrap_refill_delivered(struct refill *r, uint64_t offset) {
     chunks_lent = r->chunks_lent;
 }
 
-void __real_intake_received(struct worker *w, struct flow *f, uint32_t bytes);
-void __wrap_intake_received(struct worker *w, struct flow *f, uint32_t bytes);
-void __wrap_intake_received(struct worker *w, struct flow *f, uint32_t bytes) {
+/* A receiver lies in its worker. */
+static const struct worker *container_of_receiver(const struct receiver *r) {
+    return (const struct worker *)(const void *)((const char *)r -
+                                                 offsetof(struct worker, receiver));
+}
+
+void __real_engine_received(struct receiver *r, struct flow *f, uint32_t bytes);
+void __wrap_engine_received(struct receiver *r, struct flow *f, uint32_t bytes);
+void __wrap_engine_received(struct receiver *r, struct flow *f, uint32_t bytes) {
+    const struct worker *w = container_of_receiver(r);
     struct seen *s = &seen[w->settings.worker_index % WORKERS_MAX];
 
     s->shortest = s->fragments == 0 || bytes < s->shortest ? bytes : s->shortest;
     s->longest = bytes > s->longest ? bytes : s->longest;
     s->lent_max = chunks_lent > s->lent_max ? chunks_lent : s->lent_max;
     s->overflows +=
-        (__atomic_load_n(w->ring.sq.kflags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW) != 0;
+        (__atomic_load_n(w->reactor.ring.sq.kflags, __ATOMIC_RELAXED) & IORING_SQ_CQ_OVERFLOW) != 0;
     s->fragments++;
     s->bytes += bytes;
-    judge(s, &w->settings, offset_delivered, bytes);
-    s->end = offset_delivered + bytes;
-    __real_intake_received(w, f, bytes);
+    judge(s, w, offset_delivered, bytes);
+    s->ends[f->index % FLOWS_MAX] = offset_delivered + bytes;
+    __real_engine_received(r, f, bytes);
 }
 
 int __real_io_uring_queue_init_params(unsigned entries, struct io_uring *ring,

@@ -14,7 +14,7 @@
 #include <stdint.h>
 #include <stdio.h>
 
-/* What is to be made worse, to be told before any worker is made. 'C': the completion queue has so
+/* What is to be made worse, to be set before any worker is made. 'C': the completion queue has so
  * many entries, the submission queue half of it; 'x': no slot is ever free for the relief valve.
  * False: there is no such option. */
 bool observe_option(int option, uint64_t value);

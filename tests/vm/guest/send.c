@@ -11,7 +11,7 @@
  *   -e                     never end: until killed, or the other side goes
  *   -l                     a flow may end without a receipt
  *   -m FILE -N STORE       append a line per flow: STORE FLOW SEED BYTES STATE PORT
- *   -t SECONDS             give up after so long (720)
+ *   -t SECONDS             fail after so long (720)
  *   -J FD                  a journal: writes a line there, at once, when a connection stands and
  *                          when its receipt has come: "@begun STORE SEED BYTES PORT" and
  *                          "@receipt STORE FLOW SEED BYTES PORT"
@@ -201,7 +201,7 @@ static void complain(struct crowd *c, const struct flow *f, const char *what) {
                f->seed, f->sent, f->bytes, what, f->answer);
 }
 
-/* The flow's id as the answer tells it, or "-". */
+/* The flow's id as the answer has it, or "-". */
 static const char *told_id(const struct flow *f, char id[37]) {
     bool told = sscanf(f->answer, "{\"flow\": \"%36[0-9a-f-]\"", id) == 1 && strlen(id) == 36;
 
@@ -254,7 +254,7 @@ static void check_receipt(struct crowd *c, struct flow *f) {
     note(c, f, id, "sealed");
 }
 
-/* Tells of a receipt the moment it is there: the machine may be gone the next. */
+/* Reports a receipt the moment it is there: the machine may be gone the next. */
 static void announce(const struct crowd *c, struct flow *f) {
     const struct options *o = &c->options;
     char id[37], mark[64];

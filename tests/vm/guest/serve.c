@@ -16,7 +16,7 @@
  *   -n FLOWS               flows per worker at once (2048)
  *   -R MS                  how long a queue that is held is asked for again (0)
  *   -r ENTRIES             of the refill ring (4096)
- *   -D MS                  how long a drain lets flows go on (5000)
+ *   -D MS                  how long a drain lets flows continue (5000)
  *   -G SEGMENTS            the store is full after so many
  *   -C ENTRIES             size of the completion queue, to make it overflow
  *   -x                     no relief valve
@@ -25,7 +25,7 @@
  * that; the device is not probed
  *
  * Without -A the device's profile is what the core's probe finds. Prints "ready" when all listen.
- * SIGUSR1: prints the counters and goes on; SIGTERM: drains, prints them, ends. Exit codes: 0, 2
+ * SIGUSR1: prints the counters and continues; SIGTERM: drains, prints them, ends. Exit codes: 0, 2
  * for wrong use, 3 when the core gave up, with a line "fault ERRNO CALL: OBJECT".
  */
 #define _GNU_SOURCE
@@ -45,7 +45,7 @@
 #include "inspect.h"
 #include "napi.h"
 #include "observe.h"
-#include "probe.h"
+#include "storage/probe.h"
 #include "store.h"
 #include "worker.h"
 
@@ -242,8 +242,8 @@ static void open_store(struct server *s) {
 }
 
 static void tell_fault(const struct member *m, int code) {
-    printf("fault %s %s: %s\n", strerrorname_np(-code), m->worker->fault.call,
-           m->worker->fault.object);
+    printf("fault %s %s: %s\n", strerrorname_np(-code), m->worker->reactor.fault.call,
+           m->worker->reactor.fault.object);
 }
 
 static void *run_member(void *argument) {
@@ -292,7 +292,7 @@ static void begin_members(struct server *s) {
         sem_wait(&s->set_up);
 }
 
-/* As the daemon does it: asked for when every queue is taken over, told before any worker runs. */
+/* As the daemon does it: read when every queue is taken over, set before any worker runs. */
 static void tell_napi_ids(struct server *s) {
     uint32_t ids[WORKERS_MAX];
 
@@ -304,7 +304,7 @@ static void tell_napi_ids(struct server *s) {
             die("the driver does not tell the NAPI id of queue %u", s->queues[index]);
     }
     for (uint32_t index = 0; index < s->count; index++) {
-        struct zcrx *z = &s->members[index].worker->zcrx;
+        struct zcrx *z = &s->members[index].worker->receiver.zcrx;
         z->napi_own = ids[index];
         for (uint32_t other = 0; other < s->count; other++) {
             if (other == index)
@@ -341,51 +341,48 @@ static bool run_members(struct server *s) {
 }
 
 static void post(struct server *s, uint32_t member, struct command c) {
-    int code = mailbox_post(&s->members[member].worker->mailbox, c);
+    int code = mailbox_post(&s->members[member].worker->reactor.mailbox, c);
 
     if (code < 0)
         die("a worker's mailbox: %s", strerror(-code));
 }
 
 static void grant(struct server *s, uint32_t member) {
-    struct mailbox *mailbox = &s->members[member].worker->mailbox;
+    struct mailbox *mailbox = &s->members[member].worker->reactor.mailbox;
     uint32_t index;
     uint64_t sequence;
 
     while (mailbox_grants_wanted(mailbox) > 0) {
         if (s->grants_left > 0 && store_take(&s->store, &index, &sequence)) {
             s->grants_left--;
-            post(s, member, (struct command){COMMAND_GRANT_SEGMENT, index, sequence});
+            post(s, member,
+                 (struct command){.kind = COMMAND_GRANT_SEGMENT, .segment = {index, sequence}});
             continue;
         }
         if (!s->full_told)
-            post(s, member, (struct command){COMMAND_STORE_FULL, 0, 0});
+            post(s, member, (struct command){.kind = COMMAND_STORE_FULL});
         s->full_told = true;
         return;
     }
 }
 
-static void tell(const struct event *e) {
-    printf("event %u code %d detail %d bytes %" PRIu64 " %s\n", e->kind, e->code, e->detail,
-           e->bytes_count, e->peer);
-}
-
 static void read_events(struct server *s, uint32_t member) {
     struct event e;
 
-    while (mailbox_read(&s->members[member].worker->mailbox, &e)) {
-        s->events[e.kind % EVENT_KINDS]++;
-        switch (e.kind) {
+    while (mailbox_read(&s->members[member].worker->reactor.mailbox, &e)) {
+        s->events[e.detail.kind % EVENT_KINDS]++;
+        switch (e.detail.kind) {
         case EVENT_FLOW_ELSEWHERE:
-            post(s, (uint32_t)e.code,
-                 (struct command){COMMAND_ADOPT, (uint64_t)e.detail, (uint64_t)e.listener_index});
+            post(s, e.detail.elsewhere.worker_index,
+                 (struct command){.kind = COMMAND_ADOPT,
+                                  .adopt = {e.detail.elsewhere.fd, (uint32_t)e.listener_index}});
             break;
         case EVENT_FLOW_INTERRUPTED:
         case EVENT_STORE_FAILED:
         case EVENT_STORE_FULL:
         case EVENT_WRITE_RETRIED:
         case EVENT_ACCEPT_FAILED:
-            tell(&e);
+            printf("event %u %s\n", e.detail.kind, e.peer);
             break;
         default:
             break;
@@ -397,7 +394,7 @@ static void print_refill(const struct server *s) {
     uint64_t fragments = 0, waiting = 0, pending = 0;
 
     for (uint32_t index = 0; index < s->count; index++) {
-        const struct zcrx *z = &s->members[index].worker->zcrx;
+        const struct zcrx *z = &s->members[index].worker->receiver.zcrx;
         fragments += z->refill.fragments_lent;
         waiting += z->refill.waiting_tail - z->refill.waiting_head;
         pending += z->fragments_pending;
@@ -432,7 +429,7 @@ static void obey_signals(struct server *s) {
             continue;
         s->draining = true;
         for (uint32_t index = 0; index < s->count; index++)
-            post(s, index, (struct command){COMMAND_DRAIN, s->drain_ns, 0});
+            post(s, index, (struct command){.kind = COMMAND_DRAIN, .timeout_ns = s->drain_ns});
     }
 }
 
@@ -450,7 +447,7 @@ static void serve(struct server *s) {
     while (!all_over(s)) {
         for (uint32_t index = 0; index < s->count; index++) {
             uint64_t news;
-            struct mailbox *mailbox = &s->members[index].worker->mailbox;
+            struct mailbox *mailbox = &s->members[index].worker->reactor.mailbox;
             polled[index + 1] = (struct pollfd){.fd = mailbox->event_fd, .events = POLLIN};
             if (poll(&polled[index + 1], 1, 0) == 1 && read(mailbox->event_fd, &news, 8) < 0)
                 die("reading a worker's eventfd: %m");

@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#include "frame.h"
+#include "format/frame.h"
 
 #define OPEN_TRIES 200
 #define OPEN_PAUSE_US 50000
@@ -90,6 +90,27 @@ static void read_superblock(struct store *s, const char *path) {
     s->super.generation++;
 }
 
+static bool is_free(const struct store *s, uint32_t index) {
+    struct segment_header *header = blocks(sizeof(*header));
+    off_t offset = (off_t)(s->super.segments_offset + index * s->super.segment_bytes);
+    bool read = pread(s->fd, header, sizeof(*header), offset) == sizeof(*header);
+    bool used = memcmp(header->magic, SEGMENT_MAGIC, FORMAT_MAGIC_BYTES) == 0 &&
+                memcmp(header->store_uuid, s->super.store_uuid, FORMAT_UUID_BYTES) == 0;
+
+    free(header);
+    return read && !used;
+}
+
+/* Read ahead of time, as the daemon does it: grants never wait for a device that hangs. */
+static void find_free(struct store *s) {
+    s->free_indexes = calloc(s->super.segment_count, sizeof(*s->free_indexes));
+    if (!s->free_indexes)
+        die("store", "calloc");
+    for (uint32_t index = 0; index < s->super.segment_count; index++)
+        if (is_free(s, index))
+            s->free_indexes[s->free_count++] = index;
+}
+
 void store_open(struct store *s, const char *path, uint64_t segment_bytes) {
     memset(s, 0, sizeof(*s));
     /* A server that was killed holds the device until the kernel has taken its ring down. */
@@ -106,25 +127,13 @@ void store_open(struct store *s, const char *path, uint64_t segment_bytes) {
     else
         read_superblock(s, path);
     write_superblocks(s, path);
-}
-
-static bool is_free(const struct store *s, uint32_t index) {
-    struct segment_header *header = blocks(sizeof(*header));
-    off_t offset = (off_t)(s->super.segments_offset + index * s->super.segment_bytes);
-    bool read = pread(s->fd, header, sizeof(*header), offset) == sizeof(*header);
-    bool used = memcmp(header->magic, SEGMENT_MAGIC, FORMAT_MAGIC_BYTES) == 0 &&
-                memcmp(header->store_uuid, s->super.store_uuid, FORMAT_UUID_BYTES) == 0;
-
-    free(header);
-    return read && !used;
+    find_free(s);
 }
 
 bool store_take(struct store *s, uint32_t *index, uint64_t *sequence) {
-    while (s->next_index < s->super.segment_count && !is_free(s, s->next_index))
-        s->next_index++;
-    if (s->next_index == s->super.segment_count)
+    if (s->free_next == s->free_count)
         return false;
-    *index = s->next_index++;
+    *index = s->free_indexes[s->free_next++];
     *sequence = s->super.generation << 32 | ++s->next_counter;
     return true;
 }

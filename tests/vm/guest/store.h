@@ -9,12 +9,13 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "format.h"
+#include "format/format.h"
 
 struct store {
     int fd;
     struct superblock super;
-    uint32_t next_index;
+    uint32_t *free_indexes; /* of segments, in their order, as they were when it was opened */
+    uint32_t free_count, free_next;
     uint32_t next_counter; /* lower half of segment_sequence */
 };
 

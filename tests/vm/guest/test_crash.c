@@ -215,7 +215,7 @@ static void run_failing_writes(const void *argument) {
 }
 
 /* The device lies, also about flushes: only what was acknowledged before can hold. The server is
- * gone before it tells the truth again. */
+ * gone before it is honest again. */
 static void run_dropped_writes(const void *argument) {
     struct scene s;
 

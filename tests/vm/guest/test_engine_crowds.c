@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * The engine zcrx of the core when more connections come, or other ones, than it has chunks or
- * places for: none may hold what all need, whoever waits goes on as soon as it may, and whoever is
- * sent away is told. What lies in the store afterwards is compared byte by byte on the host.
+ * places for: none may hold what all need, whoever waits continues as soon as it may, and whoever
+ * is sent away gets the reason. What lies in the store afterwards is compared byte by byte on the
+ * host.
  */
 #include "check.h"
 #include "net.h"

@@ -312,9 +312,9 @@ static void run_elsewhere(const void *argument) {
 
     net_reset();
     s.disk = trial_disk("faults");
-    s.before = trial_nic();
     trial_serve(&s.server, "-f %s -i zc0 -q 2,3 -p %d %s", trial_device(s.disk), OTHER_PORT,
                 options);
+    s.before = trial_nic();
     trial_send(&s.sender, s.disk, NET_ADDRESS, "-p %d -n %u -b 20001 -l -S %u", OTHER_PORT, flows,
                fresh_seed());
     trial_join(&s.sender);
@@ -323,7 +323,7 @@ static void run_elsewhere(const void *argument) {
     uint64_t handed = trial_value(&s.server, "flows_handed_away");
     printf("    %llu of %u flows sealed, %llu handed to the other worker\n",
            (unsigned long long)sealed, flows, (unsigned long long)handed);
-    if (options[0]) /* nobody has told the workers of each other */
+    if (options[0]) /* the workers do not know of each other */
         CHECK(sealed > 0 && sealed < flows && handed == 0, "flows on another's queue were read");
     else
         CHECK(sealed == flows && handed > 0, "flows on another's queue were not handed over");

@@ -63,9 +63,9 @@ static void run_round_trip(const void *argument) {
     struct program server, sender;
 
     set_up(t);
-    struct nic_counters before = trial_nic();
     trial_serve(&server, "-f %s -i %s -q 2 -p %u %s", trial_device(disk),
                 t->is_recv ? "none -e" : "zc0", NET_STEERED_PORT, t->options ? t->options : "");
+    struct nic_counters before = trial_nic();
     trial_send(&sender, disk, NET_ADDRESS, "-p %u -n %u -b %u -S %u", NET_STEERED_PORT, flows,
                bytes, fresh_seed());
     trial_join(&sender);
@@ -93,7 +93,7 @@ struct move {
     unsigned port, flows, bytes;
     const char *queues;
     const char *commands[4]; /* in mid-stream, one after the other; the last one ends it all */
-    bool may_end;            /* flows that no longer come by their own queue end, and are told */
+    bool may_end;            /* flows that no longer come by their own queue end, with a reason */
 };
 
 static void run_move(const void *argument) {

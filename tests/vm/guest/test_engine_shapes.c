@@ -103,7 +103,6 @@ static void run_round_trip(const void *argument) {
     set_up(t);
     if (t->rx_buf_len != 0)
         trial_await_hugepages();
-    struct nic_counters before = trial_nic();
     trial_serve(&server, "-f %s -i %s -q %s -p %u -b %u -c %d %s", trial_device(disk),
                 is_deviceless(t) ? "none" : "zc0",
                 t->queues          ? t->queues
@@ -111,6 +110,7 @@ static void run_round_trip(const void *argument) {
                                    : "2",
                 t->port ? t->port : NET_STEERED_PORT, t->rx_buf_len, !t->unsummed,
                 t->options ? t->options : "");
+    struct nic_counters before = trial_nic();
     trial_send(&sender, disk, t->address ? t->address : NET_ADDRESS,
                "-p %u -n %u -b %u -S %u -c %d", t->port ? t->port : NET_STEERED_PORT, t->flows,
                t->bytes, seed_of(t), !t->unsummed);

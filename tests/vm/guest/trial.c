@@ -160,7 +160,7 @@ bool trial_says(const struct program *p, const char *line, unsigned seconds) {
         va_end(arguments_);                                                                        \
     } while (0)
 
-/* What is told when senders fail. */
+/* What is printed when senders fail. */
 static struct program last_server;
 
 void trial_launch(struct program *p, const char *format, ...) {
@@ -220,7 +220,23 @@ void trial_join(struct program *p) {
                output_of(&last_server));
 }
 
+struct nic_counters trial_nic(void) {
+    struct nic_counters sum = {0};
+
+    for (unsigned queue = 1; queue <= 3; queue++) {
+        sum.frags += net_counter(queue, "frags");
+        sum.niov_frags += net_counter(queue, "niov_frags");
+        sum.drops += net_counter(queue, "drops");
+        sum.alloc_fail += net_counter(queue, "alloc_fail");
+    }
+    return sum;
+}
+
+/* Behind it the queues are ordinary ones again, for what a sender repeats as well. */
+static struct nic_counters nic_when_stopped;
+
 void trial_stop(struct program *p) {
+    nic_when_stopped = trial_nic();
     CHECK_CALL(kill(p->pid, SIGTERM));
     int status = wait_for(p);
     CHECK(status == 0, "the server ends with status %#x:\n%s", status, output_of(p));
@@ -261,18 +277,6 @@ uint64_t trial_value_now(const struct program *p, const char *name) {
     return trial_value(p, name);
 }
 
-struct nic_counters trial_nic(void) {
-    struct nic_counters sum = {0};
-
-    for (unsigned queue = 1; queue <= 3; queue++) {
-        sum.frags += net_counter(queue, "frags");
-        sum.niov_frags += net_counter(queue, "niov_frags");
-        sum.drops += net_counter(queue, "drops");
-        sum.alloc_fail += net_counter(queue, "alloc_fail");
-    }
-    return sum;
-}
-
 /* Two sides of an account, with what they are when they differ. */
 static void check_equal(const struct program *p, const char *name, uint64_t found,
                         const char *other, uint64_t wanted) {
@@ -282,8 +286,8 @@ static void check_equal(const struct program *p, const char *name, uint64_t foun
 
 static void check_path(const struct program *p, const struct nic_counters *before,
                        enum trial_path path) {
-    struct nic_counters now = trial_nic();
-    uint64_t frags = now.frags - before->frags, niov = now.niov_frags - before->niov_frags;
+    const struct nic_counters *then = &nic_when_stopped;
+    uint64_t frags = then->frags - before->frags, niov = then->niov_frags - before->niov_frags;
     uint64_t copied = trial_value(p, "kernel_copied_bytes");
 
     if (path == PATH_SOCKET) {

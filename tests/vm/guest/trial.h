@@ -78,7 +78,7 @@ struct nic_counters trial_nic(void);
 enum trial_path {
     PATH_ZERO_COPY, /* every byte came by net_iov */
     PATH_IMPERFECT, /* and some beside: the NIC splits imperfectly */
-    PATH_OUTLIVED,  /* senders went on when the queue was an ordinary one again */
+    PATH_OUTLIVED,  /* senders continued when the queue was an ordinary one again */
     PATH_SOCKET,    /* by the engine recv, which knows of no net_iov */
     PATH_COPY,      /* the kernel has copied: ordinary queue, or no device */
 };

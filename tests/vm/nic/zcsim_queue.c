@@ -66,7 +66,7 @@ static int zc_queue_start(struct net_device *dev, struct netdev_queue_config *co
 	queue->head = 0;
 	queue->tail = 0;
 	napi_enable_locked(&queue->napi);
-	/* Packets may have come while the queue was stopped, and nobody could be told then. */
+	/* Packets may have come while the queue was stopped, and nobody could be notified then. */
 	local_bh_disable();
 	napi_schedule(&queue->napi);
 	local_bh_enable();

@@ -7,7 +7,7 @@ VmError
 
 
 class VmError(Exception):
-    """The machine, or something it needs, failed; the text is one sentence with the way out."""
+    """The machine, or something it needs, failed; the text is one sentence with the remedy."""
 
 
 class VmUnavailableError(VmError):

@@ -60,7 +60,7 @@ class Result:
 
     @property
     def kernel_troubles(self) -> list[str]:
-        """Lines of the kernel's log that tell of a warning or worse."""
+        """Lines of the kernel's log that report a warning or worse."""
         return [line for line in self.kernel_log.splitlines() if KERNEL_TROUBLE.search(line)]
 
 

@@ -1,0 +1,23 @@
+# SPDX-License-Identifier: Apache-2.0
+#
+# make bench   measures ingestd beside other receivers, and writes the figures and
+#              the picture of docs/performance.md anew; BENCH_ARGS go to the program,
+#              for example BENCH_ARGS="--rounds 3 --no-docs"
+#
+# make bench-ack   measures what acknowledgements cost, for the same document
+#
+# make bench-core  counts the core's instructions per receive, by room, below callgrind
+#              in the simulator: SEED=n, BENCH_ARGS="--functions 20"; needs valgrind alone
+#
+# Needs socat, netcat-openbsd and mbuffer beside what a build needs, a quiet
+# machine and some 15 GiB of disk.
+
+.PHONY: bench bench-ack bench-core
+bench-ack: build ## measures what acknowledgements cost
+	$(BIN)/python bench/ack.py $(BENCH_ARGS)
+
+bench: build ## measures ingestd beside other receivers (not part of the tests)
+	$(BIN)/python bench/run.py $(BENCH_ARGS)
+
+bench-core: build ## counts the core's instructions per receive, by room (SEED=n)
+	$(BIN)/python bench/core_bench.py $(if $(SEED),--seed $(SEED)) $(BENCH_ARGS)

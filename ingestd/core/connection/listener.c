@@ -1,0 +1,258 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Accepts, admits and denies connections: listener.h.
+ */
+#include "connection/listener.h"
+
+#include <assert.h>
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "connection/connection.h"
+#include "connection/event.h"
+#include "format/flow_id.h"
+#include "connection/connections.h"
+
+/* After an accept failed for want of descriptors or memory, others may give some back. */
+#define ACCEPT_RETRY_NS 100000000ull
+#define TURNED_AWAY_READS_MAX 4
+#define DENIED_REPORT_NS 1000000000ull
+
+static void listener_make_id(struct connections *c, uint8_t id[FLOW_ID_BYTES]) {
+    flow_id_make(id, c->settings.store_uuid, reactor_unix_ns(c->reactor) / 1000000,
+                 (uint8_t)c->settings.worker_index, c->flow_id_serial++);
+}
+
+static void listener_note_peer(struct flow *f, const struct sockaddr_storage *peer) {
+    if (peer->ss_family == AF_INET) {
+        const struct sockaddr_in *in = (const void *)peer;
+        f->peer_family = 4;
+        f->peer_port = ntohs(in->sin_port);
+        memcpy(f->peer_address, &in->sin_addr, 4);
+    } else if (peer->ss_family == AF_INET6) {
+        const struct sockaddr_in6 *in6 = (const void *)peer;
+        bool mapped = IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr);
+        f->peer_family = mapped ? 4 : 6;
+        f->peer_port = ntohs(in6->sin6_port);
+        memcpy(f->peer_address, in6->sin6_addr.s6_addr + (mapped ? 12 : 0), mapped ? 4 : 16);
+    }
+}
+
+static void listener_arm_accept(struct connections *c, struct listener *l) {
+    assert(!l->accepting && !l->stopped);
+    struct io_uring_sqe *sqe = reactor_sqe(c->reactor, TAG_ACCEPT, (uint32_t)(l - c->listeners));
+    l->peer_bytes = sizeof l->peer;
+    io_uring_prep_accept(sqe, l->fd, (struct sockaddr *)&l->peer, &l->peer_bytes, SOCK_CLOEXEC);
+    l->accepting = true;
+}
+
+static void listener_accept_failed(struct connections *c, struct listener *l, int code) {
+    /* A peer that left before it was accepted is no failure of ours. */
+    if (code == ECANCELED || code == ECONNABORTED || code == EINTR || code == EAGAIN)
+        return;
+    l->retry_ns = c->reactor->now_ns + ACCEPT_RETRY_NS;
+    STAT_ADD(c->reactor, accept_errors, 1);
+    struct event *e = reactor_new_event(
+        c->reactor, (struct event_detail){.kind = EVENT_ACCEPT_FAILED, .accept_error = code});
+    if (e == NULL)
+        return;
+    e->listener_index = (int32_t)l->index;
+    mailbox_publish(&c->reactor->mailbox, false);
+}
+
+/* One event a second reports all, so that a flood of them hides nothing else. */
+static void listener_note_denied(struct connections *c, const struct flow *peer, enum denial why) {
+    struct denied *denied = &c->listeners[peer->listener].denied[why];
+    denied->count++;
+    if (c->reactor->now_ns < denied->reported_ns)
+        return;
+    flow_event(c, peer,
+               (struct event_detail){.kind = EVENT_FLOW_DENIED, .denial = {why, denied->count}});
+    denied->count = 0;
+    denied->reported_ns = c->reactor->now_ns + DENIED_REPORT_NS;
+}
+
+static bool listener_admits(struct connections *c, struct listener *l, int fd) {
+    struct flow peer = {.listener = (uint8_t)(l - c->listeners)};
+    listener_note_peer(&peer, &l->peer);
+    bool in = networks_hold(l->allow, l->allow_count, peer.peer_family, peer.peer_address);
+    if (in)
+        return true;
+    close(fd);
+    STAT_ADD(c->reactor, flows_denied, 1);
+    listener_note_denied(c, &peer, DENIED_NETWORK);
+    return false;
+}
+
+/* The line is sent only as far as the socket takes it at once. Bytes already received are
+ * dropped before the close: else it would send a reset, which might overtake the line. */
+static void listener_deny(const struct listener *l, const struct flow *f) {
+    char line[FLOW_LINE_BYTES];
+    size_t bytes = l->protocol->format_denial(f, line, sizeof line);
+    if (send(f->fd, line, bytes, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)bytes)
+        shutdown(f->fd, SHUT_WR);
+    for (int i = 0; i < TURNED_AWAY_READS_MAX; i++)
+        if (recv(f->fd, NULL, CONNECTION_DISCARD_BYTES, MSG_DONTWAIT | MSG_TRUNC) <= 0)
+            break;
+    close(f->fd);
+}
+
+/* Of connections that stay with this worker: who is handed away is counted where it goes. One
+ * whose peer has gone already, and is thus unknown, soon ends by itself. */
+static bool listener_is_over_peer_max(struct connections *c, const struct listener *l,
+                                      struct flow *f) {
+    if (l->flows_per_peer_max == 0 || f->peer_family == 0)
+        return false;
+    struct peer peer = listener_peer(f);
+    f->counted = peers_add(&c->peers, &peer, l->flows_per_peer_max);
+    return !f->counted;
+}
+
+static void listener_refuse_over_peer_max(struct connections *c, const struct listener *l,
+                                          struct flow *f) {
+    f->state = FLOW_STATE_INTERRUPTED;
+    f->reason = CLOSE_REASON_LIMIT;
+    f->error = EUSERS;
+    memset(f->stream.id, 0, sizeof f->stream.id); /* no flow has begun */
+    listener_deny(l, f);
+    STAT_ADD(c->reactor, flows_over_peer_max, 1);
+    listener_note_denied(c, f, DENIED_PEER);
+    f->fd = -1;
+    f->ended = true;
+    flow_set_phase(f, FLOW_GONE);
+    connection_try_free(c, f);
+}
+
+/* What the OPEN record says of a connection; a session adds what its hello says. */
+static void listener_note_opening(struct flow *f, const struct listener *l) {
+    f->opening = (struct frame_open){
+        .started_ns = f->started_ns,
+        .peer_port = f->peer_port,
+        .peer_family = f->peer_family,
+        .protocol = l->protocol->number,
+        .listener = l->name,
+        .listener_bytes = (uint16_t)strlen(l->name),
+    };
+    memcpy(f->opening.peer_address, f->peer_address, sizeof f->opening.peer_address);
+}
+
+static bool listener_hand_away(struct connections *c, struct flow *f, uint32_t owner) {
+    const struct event_detail elsewhere = {.kind = EVENT_FLOW_ELSEWHERE,
+                                           .elsewhere = {owner, f->fd}};
+    if (f->adopted || !flow_event(c, f, elsewhere))
+        return false;
+    STAT_ADD(c->reactor, flows_handed_away, 1);
+    f->fd = -1;
+    f->ended = true;
+    flow_set_phase(f, FLOW_GONE); /* its socket now belongs to the other worker */
+    connection_try_free(c, f);
+    return true;
+}
+
+/* The rx queue by which it arrived decides which worker serves it. */
+static bool listener_is_elsewhere(struct connections *c, struct flow *f) {
+    struct engine_owner owner = c->engine->owner(c->receiver, f);
+    if (owner.is_elsewhere)
+        return listener_hand_away(c, f, owner.worker_index);
+    if (owner.napi_id != 0)
+        flow_event(c, f,
+                   (struct event_detail){.kind = EVENT_FLOW_BY_COPY, .napi_id = owner.napi_id});
+    return false;
+}
+
+static void listener_begin(struct connections *c, struct listener *l, int fd, bool adopted) {
+    struct flow *f = flow_take(c->flows);
+    assert(f != NULL); /* an accept is armed only while there is room for its flow */
+    f->fd = fd;
+    f->listener = (uint8_t)(l - c->listeners);
+    f->protocol = l->protocol;
+    f->started_ns = reactor_unix_ns(c->reactor);
+    f->active_ns = c->reactor->awake_ns;
+    listener_note_peer(f, &l->peer);
+    listener_make_id(c, f->stream.id);
+    listener_note_opening(f, l);
+    f->checksummed = c->settings.checksum;
+    f->adopted = adopted;
+    l->flow_count++;
+    if (listener_is_elsewhere(c, f))
+        return; /* the worker that it belongs to counts it, and greets it */
+    c->engine->take(c->receiver, f);
+    f->idle_list = &l->idle;
+    if (listener_is_over_peer_max(c, l, f)) {
+        listener_refuse_over_peer_max(c, l, f);
+        return;
+    }
+    STAT_ADD(c->reactor, flows_opened, 1);
+    f->protocol->begin(c, f);
+    if (l->stopped) /* its accept was faster than the stop, or another worker's */
+        connection_interrupt(c, f, CLOSE_REASON_SHUTDOWN, true);
+}
+
+void listener_accepted(struct connections *c, uint32_t listener, int result) {
+    struct listener *l = &c->listeners[listener];
+    assert(l->accepting);
+    l->accepting = false;
+    if (result < 0) {
+        listener_accept_failed(c, l, -result);
+        return;
+    }
+    if (l->allow_count == 0 || listener_admits(c, l, result))
+        listener_begin(c, l, result, false);
+}
+
+static void listener_ask_peer(int fd, struct sockaddr_storage *peer) {
+    socklen_t bytes = sizeof *peer;
+    *peer = (struct sockaddr_storage){.ss_family = AF_UNSPEC};
+    if (getpeername(fd, (struct sockaddr *)peer, &bytes) != 0)
+        peer->ss_family = AF_UNSPEC; /* it has gone: unknown */
+}
+
+void listener_adopt(struct connections *c, struct listener *l, int fd) {
+    struct sockaddr_storage accepting = l->peer; /* an accept may be under way */
+    listener_ask_peer(fd, &l->peer);
+    listener_begin(c, l, fd, true);
+    l->peer = accepting;
+}
+
+void listener_turn_away(struct connections *c, struct listener *l, int fd, uint8_t reason) {
+    struct flow f = {.fd = fd,
+                     .protocol = l->protocol,
+                     .listener = (uint8_t)(l - c->listeners),
+                     .state = FLOW_STATE_INTERRUPTED,
+                     .reason = reason};
+    struct sockaddr_storage peer;
+    listener_ask_peer(fd, &peer);
+    listener_note_peer(&f, &peer);
+    listener_deny(l, &f);
+    STAT_ADD(c->reactor, flows_refused, 1);
+    flow_event_end(c, &f, EVENT_FLOW_REFUSED);
+}
+
+static uint64_t listener_accept_more(struct connections *c, struct listener *l) {
+    bool room = l->flow_count < l->flows_max && c->flows->count < c->receiver->flows_at_once_max &&
+                c->flows->count + c->listener_count < c->flows->capacity;
+    if (l->stopped || l->accepting || !room)
+        return TIME_NEVER;
+    if (l->retry_ns > c->reactor->now_ns)
+        return l->retry_ns;
+    listener_arm_accept(c, l);
+    return TIME_NEVER;
+}
+
+uint64_t listeners_turn(struct connections *c) {
+    uint64_t next_ns = TIME_NEVER;
+    for (uint32_t i = 0; i < c->listener_count; i++)
+        next_ns = time_min(next_ns, listener_accept_more(c, &c->listeners[i]));
+    return next_ns;
+}
+
+void listeners_stop(struct connections *c) {
+    for (uint32_t i = 0; i < c->listener_count; i++) {
+        struct listener *l = &c->listeners[i];
+        if (!l->stopped && l->accepting)
+            reactor_cancel(c->reactor, TAG_ACCEPT, i, TAG_ACCEPT_CANCEL);
+        l->stopped = true;
+    }
+}

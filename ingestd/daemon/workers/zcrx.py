@@ -1,0 +1,295 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The daemon's part of the engine zcrx, besides running workers.
+
+It finds out whether the machine allows it, prepares the interface and undoes
+that, deals the rx queues out to workers, and announces workers' queues to each other.
+
+Invariants: nothing here is done, and no netlink library loaded, unless the
+configuration names an interface. Owned by the main thread.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, Final
+
+from ingestd.address import ANY_HOST, Address
+from ingestd.daemon.machine.limits import LockedNeed, locked_memory_limit
+from ingestd.daemon.machine.zcrx_support import (
+    kernel_findings,
+    locked_finding,
+    own_status,
+    privilege_findings,
+)
+from ingestd.daemon.workers.area import locked_bytes_min
+from ingestd.daemon.workers.engine import EngineChoice, ZcrxQueue, choose_engine
+from ingestd.daemon.workers.worker import WorkerThread
+from ingestd.errors import IngestdError
+from ingestd.finding import Finding, failures
+from ingestd.log import Log
+from ingestd.log_events import LogEvent
+
+if TYPE_CHECKING:
+    from ingestd.config.settings import EngineSettings, Settings
+    from ingestd.core.border import Event
+    from ingestd.nic.plan import Steered
+    from ingestd.nic.state import Family
+    from ingestd.nic.work import NicDevice
+
+DEVICELESS_INDEX: Final = 0  # interface_index: none
+
+
+class Nic:
+    """The interface of this machine that a configuration names, as far as the daemon needs it."""
+
+    def __init__(self, interface: str) -> None:
+        self.interface = interface
+
+    def findings(self, wanted: Sequence[Steered]) -> list[Finding]:
+        """Return what is to be said of it."""
+        from ingestd.nic.findings import nic_findings
+        from ingestd.nic.reading import read_nic
+
+        return nic_findings(read_nic(self.interface), wanted)
+
+    def napi_ids(self, queues: Sequence[int]) -> list[int | None]:
+        """Return the NAPI id of each rx queue."""
+        from ingestd.nic.reading import napi_ids
+
+        return napi_ids(self.interface, queues)
+
+    def index(self) -> int:
+        """Return the number that the kernel knows it by."""
+        from ingestd.nic.netlink import read_link
+
+        return read_link(self.interface).index
+
+    def device(self) -> NicDevice:
+        """Return it for changes."""
+        from ingestd.nic.work import RealDevice
+
+        return RealDevice(self.interface)
+
+
+# --- Who gets which queue ---------------------------------------------------------------
+
+
+def queues_of_stores(settings: Settings) -> dict[str, tuple[int, ...]]:
+    """Return store -> rx queues of its workers, dealt out in the order of the stores."""
+    left = list(settings.engine.queues)
+    dealt = {}
+    for name, store in settings.store.items():
+        dealt[name], left = tuple(left[: store.workers]), left[store.workers :]
+    return dealt
+
+
+def wanted_flows(settings: Settings) -> list[Steered]:
+    """Return for each store that has queues which flows they are to take.
+
+    Without any store, as the doctor may be asked, the queues take none.
+    """
+    from ingestd.nic.plan import Steered
+
+    if not settings.store and settings.engine.queues:
+        return [Steered((), settings.engine.queues)]
+    return [
+        Steered(
+            tuple(
+                (family, listener.endpoint.port)
+                for listener in settings.listener.values()
+                if listener.store == name
+                for family in steered_families(listener.endpoint)
+            ),
+            queues,
+        )
+        for name, queues in queues_of_stores(settings).items()
+        if queues
+    ]
+
+
+def steered_families(address: Address) -> tuple[Family, ...]:
+    """Return the families whose flows reach an address by a NIC; none for loopback or port 0."""
+    if address.port == 0:
+        return ()
+    if address.host == ANY_HOST:
+        return ("tcp4", "tcp6")
+    try:
+        ip = ipaddress.ip_address(address.host)
+    except ValueError:
+        return ("tcp4", "tcp6")  # a host name: whichever it resolves to
+    if ip.is_loopback:
+        return ()
+    return ("tcp4",) if ip.version == 4 else ("tcp6",)
+
+
+def zcrx_queue(settings: Settings, nic_index: int, store_name: str, index: int) -> ZcrxQueue:
+    """Return the rx queue that a worker of a store takes over."""
+    engine = settings.engine
+    assert engine.interface is not None, engine
+    rx_queue = 0 if engine.is_deviceless else queues_of_stores(settings)[store_name][index]
+    return ZcrxQueue(
+        interface=engine.interface,
+        interface_index=nic_index,
+        rx_queue=rx_queue,
+        rx_buf_bytes=engine.rx_buf,
+        refill_entries=engine.refill_entries,
+        queue_retry_s=engine.queue_retry_s,
+    )
+
+
+# --- Whether, and preparing ---------------------------------------------------------------
+
+
+def choose(
+    settings: Settings,
+    features: Mapping[str, bool],
+    log: Log,
+    undo: ExitStack,
+    nic_of: Callable[[str], Nic] = Nic,
+) -> EngineChoice:
+    """Return the engine, with the interface prepared if that is wanted and ours to do.
+
+    features: those of core.kernel_features(). Raises EngineError for a demand that cannot be met.
+    """
+    engine = settings.engine
+    if engine.kind == "recv" or engine.interface is None:
+        return choose_engine(engine, ())
+    if engine.kind == "auto" and engine.is_deviceless:
+        return choose_engine(engine, ())
+    obstacles = failures(machine_findings(settings, features))
+    if not obstacles and not engine.is_deviceless:
+        obstacles = _interface_obstacles(settings, nic_of(engine.interface), log, undo)
+    return choose_engine(engine, obstacles)
+
+
+def machine_findings(settings: Settings, features: Mapping[str, bool]) -> list[Finding]:
+    """Return what is to be said of kernel, privileges and locked memory."""
+    engine, status = settings.engine, own_status()
+    needs = [
+        LockedNeed(name, store.workers, locked_bytes_min(store, is_zcrx=True))
+        for name, store in settings.store.items()
+    ]
+    return [
+        *kernel_findings(features, is_deviceless=engine.is_deviceless, rx_buf_bytes=engine.rx_buf),
+        *privilege_findings(status),
+        locked_finding(needs, locked_memory_limit(), status),
+    ]
+
+
+def _interface_obstacles(settings: Settings, nic: Nic, log: Log, undo: ExitStack) -> list[Finding]:
+    wanted = wanted_flows(settings)
+    try:
+        if settings.engine.manage_nic:
+            prepare(settings.engine, nic, wanted, log, undo)
+        findings = nic.findings(wanted)
+    except IngestdError as error:
+        return [Finding("interface", "fail", str(error))]
+    for finding in findings:
+        if finding.verdict == "warn":
+            log.emit(
+                LogEvent.NIC_WARNING,
+                interface=nic.interface,
+                subject=finding.subject,
+                warning=finding.text,
+                hint=finding.remedy,
+            )
+    return failures(findings)
+
+
+def prepare(
+    engine: EngineSettings, nic: Nic, wanted: Sequence[Steered], log: Log, undo: ExitStack
+) -> None:
+    """Change the interface as zero-copy receive needs it, and see to its undo.
+
+    What an earlier run left behind after a crash is undone first. Raises
+    EngineError or SystemCallError; then nothing is changed.
+    """
+    from ingestd.nic.journal import open_journal
+    from ingestd.nic.plan import plan_changes
+    from ingestd.nic.work import apply
+    from ingestd.nic.work import undo as undo_changes
+
+    device = nic.device()
+    journal = undo.enter_context(open_journal(nic.interface, nic.index(), engine.nic_state_dir))
+    if journal.changes:
+        _log_undone(log, nic, undo_changes(device, journal, engine.queue_retry_s))
+    changes = plan_changes(device.read(), wanted)
+    apply(device, journal, changes)
+    for change in changes:
+        log.emit(
+            LogEvent.NIC_CHANGED, interface=nic.interface, command=change.command(nic.interface)
+        )
+
+    def take_back() -> None:
+        try:
+            _log_undone(log, nic, undo_changes(device, journal, engine.queue_retry_s))
+        except IngestdError as error:
+            log.emit(
+                LogEvent.NIC_NOT_RESTORED,
+                interface=nic.interface,
+                error=str(error),
+                hint=f"ingestd nic undo {nic.interface}",
+            )
+
+    undo.callback(take_back)
+
+
+def _log_undone(log: Log, nic: Nic, undone: Iterable[Any]) -> None:
+    for change, fate in undone:
+        log.emit(
+            LogEvent.NIC_RESTORED,
+            interface=nic.interface,
+            change=change.command(nic.interface),
+            fate=fate,
+        )
+
+
+def interface_of(
+    settings: Settings, engine: EngineChoice, nic_of: Callable[[str], Nic] = Nic
+) -> Nic | None:
+    """Return the interface whose queues are taken over, if there is one."""
+    interface = settings.engine.interface
+    if engine.kind != "zcrx" or interface is None or settings.engine.is_deviceless:
+        return None
+    return nic_of(interface)
+
+
+# --- Among workers ------------------------------------------------------------------------
+
+
+def announce_napi_ids(settings: Settings, workers: Sequence[WorkerThread], nic: Nic) -> None:
+    """Announce to each worker the NAPI ids of its own flows, and of its store's other workers.
+
+    To be called when every worker is set up, since a queue may get another id
+    when it is taken over, and before any runs. An id that the kernel does not
+    name is 0: then it is not checked.
+    """
+    ids = dict(zip(settings.engine.queues, nic.napi_ids(settings.engine.queues), strict=True))
+    dealt = queues_of_stores(settings)
+    for worker in workers:
+        queues = dealt[worker.store_name]
+        others = [
+            (napi_id, index)
+            for index, queue in enumerate(queues)
+            if index != worker.index and (napi_id := ids[queue]) is not None
+        ]
+        worker.set_napi(ids[queues[worker.index]] or 0, others)
+
+
+def by_copy_advice(
+    settings: Settings, listening: Sequence[tuple[str, Address]]
+) -> Callable[[Event], str]:
+    """Return what says for a flow that came by an ordinary queue how to change that."""
+    from ingestd.nic.findings import steering_command
+
+    dealt = queues_of_stores(settings)
+
+    def advise(event: Event) -> str:
+        name, address = listening[event.listener_index]
+        family: Family = "tcp6" if event.peer.startswith("[") else "tcp4"
+        queues = dealt[settings.listener[name].store]
+        return steering_command(settings.engine.interface or "", family, address.port, queues)
+
+    return advise

@@ -1,0 +1,15 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reading a store: scanning segments, the image of all flows, a flow's bytes, verification."""
+
+__all__ = [
+    "flow_age",
+    "flows",
+    "image",
+    "inspection",
+    "point_query",
+    "read_ahead",
+    "reader",
+    "scan",
+    "verdict",
+    "verify",
+]

@@ -1,0 +1,436 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opening a store for the daemon: lock, recovery, and the free segments to hand out.
+
+Invariants: nothing is concluded from the absence of bytes before they were
+looked for, nor made permanent before what was found is on stable media; a
+crash at any point leaves a store that the next opening recovers to the same
+flows; recovering a recovered store changes nothing but the generation. A
+segment is handed out once. take_segment() may be called by any thread.
+"""
+
+from __future__ import annotations
+
+import heapq
+import threading
+import time
+from collections.abc import Callable, Iterator, Set
+from dataclasses import dataclass, replace
+from typing import Final
+
+from ingestd.errors import StoreDamagedError, StoreError
+from ingestd.store.device.device import READ_BYTES_MAX, Device
+from ingestd.store.device.holder import write_holder
+from ingestd.store.device.opening import open_locked
+from ingestd.store.format.layout import (
+    GENERATION_MAX,
+    SEGMENT_DATA_BLOCK,
+    SEQUENCE_COUNTER_MAX,
+    sequence_of,
+)
+from ingestd.store.format.segment import SegmentImage, SegmentState
+from ingestd.store.metadata.footer import build_footer
+from ingestd.store.metadata.freed_record import Reclaimer, clear_headers
+from ingestd.store.metadata.request_block import RequestBlock
+from ingestd.store.metadata.superblock import (
+    Superblock,
+    SuperblockReading,
+    check_store,
+    raised,
+    read_superblock,
+    write_superblocks,
+)
+from ingestd.store.read.flows import Flow
+from ingestd.store.read.image import StoreImage, image_of
+from ingestd.store.read.point_query import Found, find_flows
+from ingestd.store.reclaim.eviction import Evictor, Overwritten
+from ingestd.store.reclaim.sweep import Sweeper
+from ingestd.store.serve.backing_check import is_elsewhere, loss_of, missing_bytes
+from ingestd.store.serve.backing_space import BackingSpace
+from ingestd.store.serve.compaction import compact_newest
+
+# The kernel takes an io_uring down after its process is gone, and holds the store's file
+# meanwhile: some tenths of a second, seconds on a busy machine.
+HELD_WAIT_S: Final = 5.0
+# The first of a generation's sequences is that of the segment that the opening may make.
+COMPACTED_COUNTER: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class RecoverySummary:
+    """The results of opening a store.
+
+    The counts of segments are those after the recovery: `segments_open` are
+    older ones that hold no room for a footer. `segments_recovered` were left
+    open and got one; `segments_freed` were opened and never used; of
+    `segments_compacted`, what they held was put together in one.
+    """
+
+    segments_free: int
+    segments_open: int
+    segments_closed: int
+    segments_damaged: int
+    segments_recovered: int
+    segments_freed: int
+    flows: int
+    flows_interrupted: int
+    batches_dropped: int
+    seconds: float
+    warnings: tuple[str, ...]
+    segments_compacted: int = 0
+
+
+class ServedStore:
+    """A store that this process alone writes to; close it, or use it as a context manager."""
+
+    def __init__(
+        self,
+        device: Device,
+        superblock: Superblock,
+        free: list[int],
+        recovery: RecoverySummary,
+        flows: list[Flow] | None = None,
+        ended: list[tuple[int, int]] | None = None,
+        used_count: int = 0,
+    ) -> None:
+        """`used_count`: sequences of this generation that the opening has used already."""
+        self._flows = flows or []
+        self._ended = ended or []
+        self._recycler: Evictor | None = None
+        self._reclaimer = Reclaimer(device, superblock)
+        self.superblock = superblock
+        self.recovery = recovery
+        self._device = device
+        self._free = sorted(free)
+        self._counter = self._counter_first = used_count
+        self._mutex = threading.Lock()
+        self._recycles_ahead = False
+        self._room: BackingSpace | None = None  # of a file that has lost space
+        self._roomless: list[int] = []  # free, but without space
+        self.sweeper = Sweeper(
+            device,
+            superblock,
+            self._reclaimer,
+            live=True,
+            forget=self._forget,
+            hand_out=self._hand_out,
+        )
+
+    @property
+    def fd(self) -> int:
+        """Open for reading and writing with O_DIRECT; -1 once closed."""
+        return self._device.fd
+
+    def loss(self) -> int | None:
+        """Return why the store is not there any more, an errno of backing_check.py; None: it is."""
+        return loss_of(self._device, self.superblock)
+
+    @property
+    def missing_bytes(self) -> int:
+        """The bytes of a store file that have no space on its file system."""
+        return missing_bytes(self._device, self.superblock)
+
+    def reserve_room(self) -> int:
+        """Ask for the space that a store file has lost; return how many segments are without.
+
+        Those are not handed out: writing to them would fail. Waits for the file system. By
+        one thread, before the first take_segment(), and again while it returns any.
+        """
+        if self._room is None:
+            if self.missing_bytes == 0:
+                return 0
+            self._room = BackingSpace(self._device, self.superblock)
+            with self._mutex:
+                self._roomless, self._free = self._free, []
+        self._room.reserve_rest()
+        with self._mutex:
+            waiting = sorted(self._roomless)
+        for index in waiting:
+            if self._room.reserve(index):
+                with self._mutex:
+                    self._roomless.remove(index)
+                    heapq.heappush(self._free, index)
+        return self.segments_without_room
+
+    @property
+    def is_sparse(self) -> bool:
+        """Return whether reserve_room() found that the store's file had lost space."""
+        return self._room is not None
+
+    @property
+    def segments_without_room(self) -> int:
+        """The number of free segments of a store file that have lost their space."""
+        with self._mutex:
+            return len(self._roomless)
+
+    def is_elsewhere(self) -> bool:
+        """Return whether `path` leads to something else by now, or to nothing."""
+        return is_elsewhere(self._device)
+
+    @property
+    def path(self) -> str:
+        """The store's file or block device."""
+        return self._device.path
+
+    @property
+    def segments_free_count(self) -> int:
+        """The number of segments that take_segment() can still hand out."""
+        with self._mutex:
+            return len(self._free)
+
+    def take_recovered_flows(self) -> list[Flow]:
+        """Return the flows that the opening found, and forget them: there may be many."""
+        flows, self._flows = self._flows, []
+        return flows
+
+    def overwrite_oldest(self, workers_count: int) -> None:
+        """Have the oldest evicted when none is free: by take_segment(), or recycle_ahead().
+
+        Before the first take_segment(). Raises StoreError if there are too few segments.
+        """
+        assert self._counter == self._counter_first
+        usable_count = len(self._free) + len(self._ended)
+        self._recycler = Evictor(
+            self._device,
+            self.superblock,
+            self._reclaimer,
+            self._ended,
+            usable_count=usable_count,
+            workers_count=workers_count,
+        )
+
+    @property
+    def is_overwriting(self) -> bool:
+        """Return whether a segment may be had later, though take_segment() gives none now."""
+        return self._recycler is not None and self._recycler.error is None
+
+    def recycle_ahead(self, count: int) -> int:
+        """Evict the oldest segments until so many are free, or none can be; return how many went.
+
+        Waits for the device. By one thread; from the first call on, take_segment()
+        leaves it to this one, and never waits.
+        """
+        assert self._recycler is not None, self.path
+        self._recycles_ahead = True
+        recycled_count = 0
+        # What is free and has no space yet is not made up for by evicting old flows.
+        while self.segments_free_count + self.segments_without_room < count:
+            index = self._recycler.recycle()
+            if index is None:
+                break
+            self._hand_out(index)
+            recycled_count += 1
+        return recycled_count
+
+    @property
+    def overwriting_error(self) -> StoreError | None:
+        """The reason why the oldest segments are not overwritten, as they should be."""
+        return self._recycler.error if self._recycler else None
+
+    @property
+    def overwritten(self) -> tuple[int, int]:
+        """The number of segments overwritten since the opening, and their bytes of payload."""
+        if self._recycler is None:
+            return 0, 0
+        return self._recycler.segments_count, self._recycler.payload_bytes
+
+    def take_overwritten(self) -> list[Overwritten]:
+        """Return, and forget, which segments were evicted."""
+        return self._recycler.take_overwritten() if self._recycler else []
+
+    @property
+    def segments_granted_count(self) -> int:
+        """The number of segments that take_segment() has handed out; each may mean one closed."""
+        with self._mutex:
+            return self._counter - self._counter_first
+
+    def _forget(self, segment: SegmentImage) -> None:
+        """Know of a segment that the sweeper reclaimed; under the reclaimer's mutex."""
+        if self._recycler is not None:
+            self._recycler.forget(segment.index, segment.sequence)
+
+    def _hand_out(self, index: int) -> None:
+        """Let take_segment() hand out a segment again, once it has space."""
+        with self._mutex:
+            if self._room is None or self._room.is_reserved(index):
+                heapq.heappush(self._free, index)
+            else:
+                self._roomless.append(index)
+
+    def take_segment(self) -> tuple[int, int] | None:
+        """Return index and sequence of a free segment, lowest index first; None: store full."""
+        index = self._take_free()
+        if index is None and self._recycler is not None and not self._recycles_ahead:
+            index = self._recycler.recycle()
+        if index is None:
+            return None
+        with self._mutex:
+            self._counter += 1
+            assert self._counter <= SEQUENCE_COUNTER_MAX
+            sequence = sequence_of(self.superblock.generation, self._counter)
+        if self._recycler is not None:
+            self._recycler.note_granted(index, sequence)
+        return index, sequence
+
+    def _take_free(self) -> int | None:
+        with self._mutex:
+            return heapq.heappop(self._free) if self._free else None
+
+    def find_flows(self, wanted: Set[bytes], is_stopped: Callable[[], bool]) -> Found:
+        """Look for flows by their ids; as of lookup.find_flows(). Any thread may call."""
+        return find_flows(self._device, self.superblock, wanted, is_stopped)
+
+    def close(self) -> None:
+        """Release the store and its lock; a second call does nothing."""
+        self._device.close()
+
+    def __enter__(self) -> ServedStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_for_serving(
+    path: str,
+    *,
+    expected_uuid: str | None = None,
+    on_wait: Callable[[float], None] | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> ServedStore:
+    """Lock a store, recover it, and raise its generation.
+
+    A store that is held is waited for, up to HELD_WAIT_S; `on_wait` is called
+    once then, with that number of seconds. `on_progress` is called as image_of()
+    does, and is still called after the scan; what it raises ends the opening,
+    which is as safe as a crash. Raises NotAStoreError,
+    StoreBusyError, StoreDamagedError or StoreError; of a UUID that is not the
+    expected one, StoreError.
+    """
+    device = open_locked(path, wait_s=HELD_WAIT_S, on_wait=on_wait)
+    try:
+        return _recover(device, expected_uuid, on_progress or _no_progress)
+    except BaseException:
+        device.close()
+        raise
+
+
+def _no_progress(_done_count: int, _total_count: int) -> None:
+    """Nobody wants to know."""
+
+
+def _recover(
+    device: Device, expected_uuid: str | None, on_progress: Callable[[int, int], None]
+) -> ServedStore:
+    started_s = time.monotonic()
+    reading = read_superblock(device)
+    check_store(device, reading.superblock, expected_uuid)
+    # The daemon that wrote last may have died before its flush: what is read
+    # from here on is on stable media before anything rests on it.
+    device.sync()
+    image = image_of(device, reading, live=False, thorough=True, on_progress=on_progress)
+    clear_headers(device, reading.superblock, image.half_freed)
+    superblock = raised(reading.superblock, _next_generation(device, reading, image.segments))
+    write_holder(device, superblock.store_uuid)
+    write_superblocks(device, superblock)
+    RequestBlock(device, superblock).clear()
+    count = len(image.segments)
+
+    def each() -> Iterator[SegmentImage]:
+        for segment in image.segments:
+            on_progress(count, count)
+            yield segment
+
+    again = [_write_again(device, superblock, segment) for segment in each()]
+    if any(again):
+        device.sync()
+    outcome = [_settle(device, superblock, segment) for segment in each()]
+    if any(outcome):
+        device.sync()
+    compaction = compact_newest(
+        device, superblock, image, sequence_of(superblock.generation, COMPACTED_COUNTER)
+    )
+    free = [segment.index for segment in image.segments if segment.state is SegmentState.FREE]
+    summary = _summary(image, outcome, time.monotonic() - started_s)
+    ended = [(s.sequence, s.index) for s in image.segments if s.state is SegmentState.CLOSED]
+    summary = replace(summary, segments_compacted=len(compaction.freed))
+    used_count = COMPACTED_COUNTER if compaction.made else 0
+    return ServedStore(device, superblock, free, summary, image.flows, ended, used_count)
+
+
+def _next_generation(
+    device: Device, reading: SuperblockReading, segments: list[SegmentImage]
+) -> int:
+    """A generation that no segment can have: sequences are never used twice.
+
+    A copy of the superblock that cannot be read may have been one ahead of the
+    other, and a segment of that generation may have lost its header. Raises
+    StoreDamagedError where there is none: no store lives through so many openings.
+    """
+    highest = max([reading.superblock.generation, *(segment.generation for segment in segments)])
+    following = highest + (2 if reading.warnings else 1)
+    if following > GENERATION_MAX:
+        raise StoreDamagedError(
+            f"{device.path} states generation {highest}, after which there is none: copy its"
+            " flows to another store with: ingestd cat"
+        )
+    return following
+
+
+def _write_again(device: Device, superblock: Superblock, segment: SegmentImage) -> bool:
+    """Write what counts without word of a flush where it lies; return whether there is such.
+
+    A flush that failed may have dropped it from the device's cache, and the daemon
+    that knew is gone. A later flush would succeed and vouch for nothing.
+    """
+    if segment.state is not SegmentState.OPEN or segment.batch_count == 0:
+        return False
+    base, block_bytes = superblock.segment_offset(segment.index), superblock.block_bytes
+    if segment.committed_end == 0:
+        device.write(base, device.read(base, block_bytes))
+    begin = max(segment.committed_end, SEGMENT_DATA_BLOCK * block_bytes)
+    for at in range(begin, segment.batches_end, READ_BYTES_MAX):
+        size = min(READ_BYTES_MAX, segment.batches_end - at)
+        device.write(base + at, device.read(base + at, size))
+    return begin < segment.batches_end
+
+
+def _settle(device: Device, superblock: Superblock, segment: SegmentImage) -> bool:
+    """Give a segment that an earlier generation left open its footer, or free it.
+
+    Returns whether something was written; `segment` is changed to what it is now.
+    """
+    if segment.state is not SegmentState.OPEN:
+        return False
+    base = superblock.segment_offset(segment.index)
+    if segment.batch_count == 0 and segment.footer is None:
+        device.write(base, bytes(superblock.block_bytes))
+        segment.state = SegmentState.FREE
+        return True
+    footer = build_footer(segment, superblock, time.time_ns())
+    if footer is None:
+        segment.warnings.append(f"segment {segment.index} has no room for a footer")
+        return False
+    device.write(base + superblock.segment_bytes - len(footer), footer)
+    segment.state = SegmentState.CLOSED
+    return True
+
+
+def _summary(image: StoreImage, outcome: list[bool], seconds: float) -> RecoverySummary:
+    counts = image.segment_counts()
+    written = [segment for segment, did in zip(image.segments, outcome, strict=True) if did]
+    freed = sum(segment.state is SegmentState.FREE for segment in written)
+    warnings = list(image.warnings)
+    warnings += [w for s in image.segments for w in s.warnings if w not in warnings]
+    return RecoverySummary(
+        segments_free=counts["free"],
+        segments_open=counts["open"],
+        segments_closed=counts["closed"],
+        segments_damaged=counts["damaged"],
+        segments_recovered=len(written) - freed,
+        segments_freed=freed,
+        flows=len(image.flows),
+        flows_interrupted=sum(flow.state == "interrupted" for flow in image.flows),
+        batches_dropped=sum(segment.batches_dropped for segment in image.segments),
+        seconds=seconds,
+        warnings=tuple(warnings),
+    )

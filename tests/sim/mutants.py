@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""make sim-mutants: faults put into a copy of the core, each of which the simulator must find.
+
+A mutant is a few substitutions, each of which applies exactly once in the whole core, in whatever
+file that is: so it survives moves, and does not silently become none. The table goes to README.md.
+Environment: MUTANT, a part of a name, for some only; SECONDS, how long each may take (60).
+Seconds are those of one CPU: what else the machine does is left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sim.build import HERE, build, core_sources
+from sim.driver import SimulationError, fresh_seed, simulate
+
+from ingestd.store.read import image
+from support.crash_store import Serial
+from support.native import CORE
+
+SECONDS: Final = 60.0
+STEPS: Final = 2000
+BEGIN: Final = "<!-- written by make sim-mutants -->\n"
+END: Final = "<!-- until here -->\n"
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A fault: what it is, and (pattern, replacement) for each place, as of re.sub."""
+
+    name: str
+    changes: tuple[tuple[str, str], ...]
+
+
+MUTANTS: Final = (
+    Mutant(
+        "recv's bounce memory too small where the device has a virtual boundary",
+        ((r"return s->virt_mask >= align \? s->virt_mask \+ 1 : align;", "return align;"),
+         (r"if \(taken == 0\)(\s+return false;\s+recv_slot_taken_in_part)",
+          r"assert(taken == 0); if (taken == 0)\1")),
+    ),
+    Mutant(
+        "the seal of a flow that lost bytes",
+        ((r"(bool is_whole) = [^;]+;", r"\1 = true;"),),
+    ),
+    Mutant(
+        "an acknowledgement before the flush",
+        ((r"(a->item) >= (\S*commit)\.committed_upto\)", r"\1 >= \2.written_upto)"),),
+    ),
+    Mutant(
+        "a mark not waited for",
+        ((r"&& (\S*marks_in_flight) == 0;", r"&& \1 < UINT32_MAX;"),),
+    ),
+    Mutant(
+        "a hold released before its write is complete",
+        ((r"(bool storage_next_news\(.*\) \{\n)",
+          r"\1    for (uint32_t i = 0; i < s->batches.count; i++) {"
+          r" struct batch *early = &s->batches.batches[i];"
+          r" if (early->placed && early->hold_count > 0) {"
+          r" *out = (struct storage_news){.kind = NEWS_RELEASED, .holds = early->holds,"
+          r" .hold_count = early->hold_count}; early->hold_count = 0; return true; } }\n"),),
+    ),
+    Mutant(
+        "a hold released twice",
+        ((r"(\S*release\([^,]*, n\.holds\[i\]\);)", r"{ \1 if (i % 8 == 0) \1 }"),),
+    ),
+    Mutant(
+        "a refill entry lost where the ring is full",
+        ((r"(\n    else\n        )refill_push_later\(r, chunk\);",
+          r"\1(void)refill_push_later;"),),
+    ),
+    Mutant(
+        "a bound mistaken for the end of the stream",
+        ((r"(result == 0) && \w+->[\w.]+ < \w+->[\w.]*bound_bytes\)", r"\1)"),),
+    ),
+    Mutant(
+        "a full store's CLOSE lost",
+        ((r"\n +\w*close_dropped\([^;]*\);", ""),),
+    ),
+    Mutant(
+        "a retry that drops its tail",
+        ((r"(\w+)->bytes -= written;",
+          r"\1->bytes -= written; if (\1->iov_count > 2) \1->bytes -="
+          r" \1->iov[--\1->iov_count].iov_len;"),),
+    ),
+    Mutant(
+        "an allow list that is not looked at",
+        ((r"(bool in) = networks_hold\([^;]*\);", r"\1 = true;"),),
+    ),
+    Mutant(
+        "a peer's connections are not counted down",
+        ((r"(\s)peers_remove\(&\w+->peers, [^;]*\);", r"\1(void)peers_remove;"),),
+    ),
+    Mutant(
+        "a store's file that is gone goes unseen",
+        ((r"(int code) = device_lost\(s\);", r"\1 = 0;"),),
+    ),
+    Mutant(
+        "a footer for what was not flushed",
+        ((r"bool committed = l->segment\.committed_batches == l->segment\.batch_count &&\s+"
+          r"(\S*commit)\.committed_upto > l->header_item;",
+          r"bool committed = \1.written_upto == \1.next_item && l->state == LIVE_CLOSING;"
+          r" if (committed) l->segment.committed_batches = l->segment.batch_count;"),),
+    ),
+)  # fmt: skip
+
+
+def apply(mutant: Mutant, core: Path) -> None:
+    """Change the core that lies in `core`. Raises LookupError where it does not apply once."""
+    for pattern, replacement in mutant.changes:
+        found = 0
+        for path in core_sources(core):
+            text, count = re.subn(pattern, replacement, path.read_text())
+            found += count
+            if count:
+                path.write_text(text)
+        if found != 1:
+            raise LookupError(f"{mutant.name}: {pattern} is there {found} times")
+
+
+def copy_core(directory: Path) -> Path:
+    """Return a copy of the core's C files."""
+    core = directory / "core"
+    shutil.copytree(CORE, core, ignore=shutil.ignore_patterns("*.pyx", "*.pyi", "*.so"))
+    return core
+
+
+def cpu_s() -> float:
+    """Return the CPU time of this process and of all children that have ended."""
+    return sum(os.times()[:4])
+
+
+def hunt(mutant: Mutant, seconds: float) -> tuple[float, str]:
+    """Return after how many seconds it was found, and by which words; inf if it was not."""
+    with tempfile.TemporaryDirectory() as name:
+        core = copy_core(Path(name))
+        apply(mutant, core)
+        program = build(core, flags=("-O1", "-Wno-error"))
+        begun_s = cpu_s()
+        while cpu_s() < begun_s + seconds:
+            try:
+                simulate(program, fresh_seed(), STEPS)
+            except SimulationError as error:
+                if os.environ.get("MUTANT"):
+                    print(error)
+                return cpu_s() - begun_s, what_is_wrong(str(error))
+    return float("inf"), ""
+
+
+def what_is_wrong(text: str) -> str:
+    """Return the line of a failure that says what is wrong."""
+    asserted = re.search(r"Assertion `(.*)' failed", text)
+    if asserted is not None:
+        return f"assertion {asserted[1]}"[:120]
+    for line in reversed(text.splitlines()):
+        if line and not line.startswith("make sim"):
+            return re.sub(r"^(simulator|\S*/core/): ?", "", line)[:120]
+    return ""
+
+
+def main() -> int:
+    """Return 0 if each mutant was found."""
+    image.ThreadPoolExecutor = Serial  # type: ignore[misc, assignment]
+    seconds = float(os.environ.get("SECONDS") or SECONDS)
+    rows = ["| fault put into the core | found after (s of one CPU) | by |\n", "|---|---|---|\n"]
+    missed = 0
+    for mutant in MUTANTS:
+        if os.environ.get("MUTANT", "") not in mutant.name:
+            continue
+        found_s, words = hunt(mutant, seconds)
+        missed += not words
+        rows.append(f"| {mutant.name} | {found_s:.1f} | {words.replace('|', '/')} |\n")
+        print(rows[-1], end="", flush=True)
+    if not os.environ.get("MUTANT") and not missed:
+        readme = HERE / "README.md"
+        head, _, rest = readme.read_text().partition(BEGIN)
+        readme.write_text(head + BEGIN + "".join(rows) + END + rest.partition(END)[2])
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,97 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * The accounts that need the worker's inner fields: the one file of the simulator that has to
+ * follow when those change.
+ *
+ * Invariants, between two turns: of each flow received bytes are those stored and those held; of
+ * the area's chunks, those lent are out.
+ */
+#include "sim.h"
+
+#include "worker.h"
+
+static uint64_t held_by_recv(const struct flow *f) {
+    if (f->slot_offset != UINT64_MAX) /* what is held back lies there too */
+        return f->slot_filled - f->slot_taken;
+    return engine_is_holding(f) ? f->block->filled : 0;
+}
+
+static uint64_t held_by_zcrx(const struct worker *w, const struct flow *f) {
+    uint64_t bytes = engine_is_holding(f) ? f->block->filled : 0;
+    for (uint32_t i = f->fragment_head; i != FLOW_NONE; i = w->receiver.zcrx.fragments[i].next)
+        bytes += w->receiver.zcrx.fragments[i].bytes;
+    return bytes;
+}
+
+static bool is_fed(const struct flow *f) {
+    return f->phase == FLOW_POLLING || f->phase == FLOW_RECEIVING || f->phase == FLOW_STARVED ||
+           f->phase == FLOW_BLOCKED || f->phase == FLOW_TAIL;
+}
+
+static void check_flow(const struct worker *w, const struct flow *f) {
+    if (f->stream.durable_bytes > f->stream.stored_bytes ||
+        f->stream.stored_bytes > f->received_bytes)
+        sim_fail("flow %u: %llu received, %llu stored, %llu durable", f->index,
+                 (unsigned long long)f->received_bytes, (unsigned long long)f->stream.stored_bytes,
+                 (unsigned long long)f->stream.durable_bytes);
+    if (!is_fed(f) || f->drop || f->error != 0)
+        return;
+    uint64_t held = w->settings.engine == ENGINE_ZCRX ? held_by_zcrx(w, f) : held_by_recv(f);
+    if (f->received_bytes != f->stream.stored_bytes + held)
+        sim_fail("flow %u: %llu received are not %llu stored and %llu held", f->index,
+                 (unsigned long long)f->received_bytes, (unsigned long long)f->stream.stored_bytes,
+                 (unsigned long long)held);
+}
+
+static void check_slots(const struct worker *w) {
+    uint64_t lent = w->reactor.stats.area_receiving_bytes + w->reactor.stats.area_writing_bytes;
+    if (lent + w->area.slots.free_bytes != w->area.slots_bytes)
+        sim_fail("area: %llu lent and %llu free of %llu", (unsigned long long)lent,
+                 (unsigned long long)w->area.slots.free_bytes,
+                 (unsigned long long)w->area.slots_bytes);
+}
+
+/* Of each fragment that the kernel delivered it has an entry, or somebody has the fragment. */
+static void check_fragments(const struct worker *w) {
+    const struct refill *r = &w->receiver.zcrx.refill;
+    uint64_t unseen = r->tail_next - *r->tail;
+    for (uint32_t i = 0; i < r->chunk_count; i++)
+        unseen += r->waiting[i];
+    if (nic_fragments_out() != r->fragments_lent + unseen)
+        sim_fail("%llu fragments are out, of which %llu are lent and %llu come back",
+                 (unsigned long long)nic_fragments_out(), (unsigned long long)r->fragments_lent,
+                 (unsigned long long)unseen);
+}
+
+void accounts_check(const void *worker) {
+    const struct worker *w = worker;
+    for (uint32_t i = 0; i < w->flows.used_upto; i++)
+        if (w->flows.flows[i].phase != FLOW_FREE)
+            check_flow(w, &w->flows.flows[i]);
+    if (w->settings.engine != ENGINE_ZCRX)
+        check_slots(w);
+    else
+        check_fragments(w);
+}
+
+/* A batch that could have its place now waits for nothing: the loop may not sleep on it. */
+void accounts_check_sleep(void *worker) {
+    struct worker *w = worker;
+    const struct batch *waits = w->storage.batches.open;
+    if (waits == NULL || !waits->full || w->reactor.fault.code != 0)
+        return;
+    storage_place(&w->storage);
+    if (w->storage.batches.open != waits)
+        sim_fail("a batch that had its place is slept on");
+}
+
+/* After a drain everything has come back. */
+bool accounts_are_empty(const void *worker) {
+    const struct worker *w = worker;
+    bool nothing_lent = w->settings.engine == ENGINE_ZCRX
+                            ? w->receiver.zcrx.refill.fragments_lent == 0
+                            : w->area.slots.free_bytes == w->area.slots_bytes;
+    return w->flows.count == 0 && w->connections.peers.connections == 0 &&
+           w->storage.batches.open == NULL && nothing_lent &&
+           w->storage.batches.free_count == w->storage.batches.count;
+}

@@ -1,0 +1,482 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Scripted senders, of both protocols, and some that keep to none; what they are told is compared
+ * with what they sent.
+ *
+ * Invariants: byte i of a stream follows from its number and the life's generation, whichever
+ * connection brings it. A sender that is told that its flow is sealed had sent all of it, and the
+ * receipt has its length and checksum. What is told to be durable was sent.
+ */
+#include "sim.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <isa-l/crc.h>
+
+#define PERIOD 65521u
+#define CONNECTIONS_MAX 96u
+#define HELLO_MAGIC "SIMHELLO"
+#define TRAILER_MAGIC "SIMTRAIL"
+
+struct hello {
+    char magic[8];
+    uint32_t stream, sender;
+    uint64_t bytes;
+};
+
+struct sender {
+    struct socket_ *socket;
+    struct stream *stream;
+    bool is_over, is_sent, waits, is_accepted, is_admitted, states_length, has_trailer;
+    bool is_silent, ends_short, reads_slowly, was_told_last;
+    uint64_t wire_bytes, head_bytes, base_bytes, payload_bytes, tail_bytes;
+    uint64_t reset_at, silent_at; /* bytes of the wire; NEVER */
+    uint64_t next_ns;
+    uint32_t parsed; /* of the socket's inbox */
+};
+
+struct stream streams[STREAMS_MAX];
+uint32_t streams_count;
+static struct sender senders[CONNECTIONS_MAX];
+static uint32_t senders_count;
+static uint64_t connect_ns;
+static uint8_t common[PERIOD];
+
+/* --- Bytes ------------------------------------------------------------------------------ */
+
+static void make_common(void) {
+    uint64_t state = 1;
+    for (uint32_t i = 0; i < PERIOD; i++) {
+        state = state * 6364136223846793005u + 1442695040888963407u;
+        common[i] = (uint8_t)(state >> 56);
+    }
+}
+
+uint8_t common_byte(uint64_t at) {
+    return common[at % PERIOD];
+}
+
+void stream_bytes(const struct stream *s, uint64_t at, uint8_t *out, uint64_t bytes) {
+    uint64_t from = (s->start + at) % PERIOD;
+    while (bytes > 0) {
+        uint64_t part = PERIOD - from < bytes ? PERIOD - from : bytes;
+        memcpy(out, common + from, part);
+        out += part;
+        bytes -= part;
+        from = 0;
+    }
+}
+
+uint32_t stream_crc(const struct stream *s, uint64_t bytes) {
+    uint8_t part[4096];
+    uint32_t crc = ~0u;
+    for (uint64_t at = 0; at < bytes; at += sizeof part) {
+        uint64_t size = bytes - at < sizeof part ? bytes - at : sizeof part;
+        stream_bytes(s, at, part, size);
+        crc = crc32_iscsi(part, (int)size, crc);
+    }
+    return ~crc;
+}
+
+/* A hello, or a trailer: what is in front, and bytes that must come as they are. */
+static void make_block(const struct sender *s, const char *magic, uint64_t bytes, uint8_t *out) {
+    struct hello h = {
+        .stream = s->stream->number, .sender = (uint32_t)(s - senders), .bytes = bytes};
+    memcpy(h.magic, magic, sizeof h.magic);
+    for (uint32_t i = 0; i < BLOCK; i++)
+        out[i] = common_byte(s->stream->start + 7 * i + (uint8_t)magic[3]);
+    memcpy(out, &h, sizeof h);
+}
+
+static void wire_block(const struct sender *s, const char *magic, uint64_t value, uint64_t at,
+                       uint8_t *out, uint32_t bytes) {
+    uint8_t block[BLOCK];
+    make_block(s, magic, value, block);
+    memcpy(out, block + at, bytes);
+}
+
+void sender_wire(struct socket_ *socket, uint64_t at, uint8_t *out, uint32_t bytes) {
+    const struct sender *s = &senders[socket->sender];
+    uint64_t payload_end = s->head_bytes + s->payload_bytes;
+    while (bytes > 0) {
+        uint64_t end = at < s->head_bytes ? s->head_bytes
+                       : at < payload_end ? payload_end
+                                          : s->wire_bytes;
+        uint32_t part = end - at < bytes ? (uint32_t)(end - at) : bytes;
+        if (part == 0)
+            sim_fail("port %u: byte %llu is read of %llu + %llu + %llu, %llu came", socket->port,
+                     (unsigned long long)at, (unsigned long long)s->head_bytes,
+                     (unsigned long long)s->payload_bytes, (unsigned long long)s->tail_bytes,
+                     (unsigned long long)socket->arrived);
+        if (at < s->head_bytes)
+            wire_block(s, HELLO_MAGIC, s->stream->payload_bytes, at, out, part);
+        else if (at < payload_end)
+            stream_bytes(s->stream, s->base_bytes + at - s->head_bytes, out, part);
+        else
+            wire_block(s, TRAILER_MAGIC, s->base_bytes + s->payload_bytes, at - payload_end, out,
+                       part);
+        at += part;
+        out += part;
+        bytes -= part;
+    }
+}
+
+/* --- What Python's side asks of them -------------------------------------------------------- */
+
+static struct sender *sender_at(uint32_t sender) {
+    if (sender >= senders_count)
+        sim_fail("no sender %u", sender);
+    return &senders[sender];
+}
+
+struct stream *stream_of_hello(const uint8_t *block, uint32_t *sender) {
+    struct hello h;
+    uint8_t expected[BLOCK];
+    memcpy(&h, block, sizeof h);
+    if (memcmp(h.magic, HELLO_MAGIC, sizeof h.magic) != 0)
+        sim_fail("a hello is none");
+    *sender = h.sender;
+    make_block(sender_at(h.sender), HELLO_MAGIC, senders[h.sender].stream->payload_bytes, expected);
+    if (memcmp(expected, block, BLOCK) != 0)
+        sim_fail("the hello of sender %u is another", h.sender);
+    return senders[h.sender].stream;
+}
+
+void sender_check_trailer(uint32_t sender, const uint8_t *block, uint64_t bytes) {
+    const struct sender *s = sender_at(sender);
+    uint8_t expected[BLOCK];
+    make_block(s, TRAILER_MAGIC, s->base_bytes + s->payload_bytes, expected);
+    if (bytes != s->base_bytes + s->payload_bytes || memcmp(expected, block, BLOCK) != 0)
+        sim_fail("the trailer of sender %u, behind %llu bytes, is another", sender,
+                 (unsigned long long)bytes);
+}
+
+bool sender_states_length(uint32_t sender) {
+    return sender_at(sender)->states_length;
+}
+
+bool sender_has_trailer(uint32_t sender) {
+    return sender_at(sender)->has_trailer;
+}
+
+bool sender_waits(uint32_t sender) {
+    return sender_at(sender)->waits;
+}
+
+static void plan_payload(struct sender *s) {
+    uint64_t left = s->stream->payload_bytes - s->base_bytes;
+    s->payload_bytes = left;
+    if (s->ends_short && left > 0)
+        s->payload_bytes = sim_random() % left;
+    else if (s->states_length && !s->has_trailer && !sim.calm && sim_one_of(12))
+        s->payload_bytes += 1 + sim_below(6000);
+    s->tail_bytes = s->has_trailer && !s->ends_short ? BLOCK : 0;
+    s->wire_bytes = s->head_bytes + s->payload_bytes + s->tail_bytes;
+    if (!sim.calm && sim_one_of(sim.shape.reset_of))
+        s->reset_at = sim_random() % (s->wire_bytes + 1);
+    if (!sim.calm && sim_one_of(16))
+        s->silent_at = sim_random() % (s->wire_bytes + 1);
+}
+
+void sender_admitted(uint32_t sender, uint64_t base) {
+    struct sender *s = sender_at(sender);
+    if (!s->waits && base != 0)
+        sim_fail("sender %u was let in at another offset than it had begun at", sender);
+    s->is_admitted = true;
+    s->base_bytes = base;
+    if (s->waits)
+        plan_payload(s);
+}
+
+/* --- What they are told ------------------------------------------------------------------------
+ */
+
+static uint64_t number_of(const char *line, const char *key) {
+    char quoted[40];
+    snprintf(quoted, sizeof quoted, "\"%s\": ", key);
+    const char *at = strstr(line, quoted);
+    return at == NULL ? NEVER : strtoull(at + strlen(quoted), NULL, 10);
+}
+
+static void check_durable(struct sender *s, uint64_t bytes) {
+    struct stream *stream = s->stream;
+    if (bytes > stream->sent_bytes)
+        sim_fail("stream %u: %llu bytes are told, and %llu were sent", stream->number,
+                 (unsigned long long)bytes, (unsigned long long)stream->sent_bytes);
+    if (bytes > stream->safe_bytes && !stream->is_safe_unknown)
+        sim_fail("stream %u: %llu bytes are told, and %llu are safe", stream->number,
+                 (unsigned long long)bytes, (unsigned long long)stream->safe_bytes);
+    if (bytes > stream->told_bytes)
+        stream->told_bytes = bytes;
+}
+
+static void check_sealed(struct sender *s, const char *line, uint64_t bytes) {
+    struct stream *stream = s->stream;
+    const char *checksum = strstr(line, "\"checksum\": \"crc32c:");
+    uint64_t all = s->base_bytes + s->payload_bytes;
+    check_durable(s, bytes);
+    if (!s->is_sent || s->reset_at < s->wire_bytes || bytes != all)
+        sim_fail("stream %u is sealed with %llu bytes of %llu", stream->number,
+                 (unsigned long long)bytes, (unsigned long long)all);
+    if (s->states_length && all != stream->payload_bytes)
+        sim_fail("stream %u is sealed and has another length than stated", stream->number);
+    if (sim.shape.checksum && checksum == NULL && !stream->is_ingest)
+        sim_fail("the receipt of stream %u lacks a checksum", stream->number);
+    if (checksum != NULL) {
+        uint32_t crc = (uint32_t)strtoul(strstr(checksum, "crc32c:") + 7, NULL, 16);
+        if (crc != stream_crc(stream, bytes))
+            sim_fail("the receipt of stream %u has a wrong checksum", stream->number);
+    }
+    stream->is_sealed = true;
+    stream->final_bytes = bytes;
+}
+
+static void hear(struct sender *s, const char *line) {
+    struct stream *stream = s->stream;
+    sim_log("port %u hears %.100s", s->socket->port, line);
+    if (s->was_told_last)
+        sim_fail("port %u is told more behind its last line", s->socket->port);
+    bool is_sealed = strstr(line, "\"sealed\"") != NULL && strstr(line, "\"error\"") == NULL;
+    if (strstr(line, "\"type\": \"accepted\"") != NULL) {
+        s->is_accepted = true;
+        if (!s->is_admitted || number_of(line, "offset") != s->base_bytes)
+            sim_fail("sender %u is let in where it should not be", (uint32_t)(s - senders));
+    } else if (strstr(line, "\"type\": \"durable\"") != NULL) {
+        check_durable(s, number_of(line, "offset"));
+    } else if (strstr(line, "\"type\": \"hello\"") == NULL) {
+        s->was_told_last = true;
+        uint64_t bytes = number_of(line, stream->is_ingest && !is_sealed ? "durable" : "bytes");
+        if (is_sealed)
+            check_sealed(s, line, bytes);
+        else if (bytes != NEVER && s->is_admitted)
+            check_durable(s, bytes);
+        stream->was_ended = stream->was_ended || !is_sealed;
+        stream->failed = stream->failed || strstr(line, "store_failed") != NULL;
+    }
+}
+
+/* Also of those that do not read: what is told counts from the moment it is sent. */
+static void hear_all(struct sender *s) {
+    struct socket_ *k = s->socket;
+    for (;;) {
+        char *from = k->inbox + s->parsed;
+        char *end = memchr(from, '\n', k->inbox_bytes - s->parsed);
+        if (end == NULL)
+            break;
+        *end = 0;
+        hear(s, from);
+        s->parsed = (uint32_t)(end + 1 - k->inbox);
+    }
+    if (s->reads_slowly && !sim.calm && sim_below(50) != 0)
+        return;
+    memmove(k->inbox, k->inbox + s->parsed, k->inbox_bytes - s->parsed);
+    k->inbox_bytes -= s->parsed;
+    s->parsed = 0;
+}
+
+void senders_listen(void) {
+    for (uint32_t i = 0; i < senders_count; i++)
+        if (!senders[i].is_over)
+            hear_all(&senders[i]);
+}
+
+/* --- What they do
+ * ---------------------------------------------------------------------------------- */
+
+static struct stream *new_stream(bool is_ingest) {
+    if (streams_count == STREAMS_MAX)
+        return NULL;
+    struct stream *s = &streams[streams_count];
+    *s = (struct stream){.number = streams_count++, .is_ingest = is_ingest, .owner = -1};
+    /* The same seed in another store or generation: the same places, other bytes. */
+    s->start = (uint32_t)((sim_random() + sim.generation * 7919 + sim.uuid[0] * 257u) % PERIOD);
+    uint32_t most = sim_below(3) ? sim.shape.payload_max / 8 : sim.shape.payload_max;
+    s->payload_bytes = sim_one_of(8) ? sim_below(3) : sim_below(most + 1);
+    if (sim_one_of(6))
+        s->payload_bytes = s->payload_bytes / BLOCK * BLOCK;
+    if (sim.shape.is_plain)
+        s->payload_bytes = sim.shape.payload_max;
+    s->is_resumable = s->base_crc_known = true;
+    if (is_ingest) {
+        for (int i = 0; i < 16; i++)
+            s->id[i] = (uint8_t)sim_random();
+        s->is_used = true;
+    }
+    return s;
+}
+
+static struct stream *stream_to_feed(bool is_ingest) {
+    if (is_ingest && sim_below(2))
+        for (uint32_t tries = 4; tries > 0 && streams_count > 0; tries--) {
+            struct stream *s = &streams[sim_below(streams_count)];
+            if (s->is_ingest && !s->is_sealed)
+                return s;
+        }
+    return new_stream(is_ingest);
+}
+
+static void connect_one(void) {
+    bool is_ingest = !sim.shape.is_plain && sim_below(2) != 0;
+    uint32_t most = sim.shape.is_plain ? sim.shape.senders_max : CONNECTIONS_MAX;
+    if (senders_count == most)
+        return;
+    struct stream *stream = stream_to_feed(is_ingest);
+    if (stream == NULL)
+        return;
+    struct sender *s = &senders[senders_count];
+    *s = (struct sender){.stream = stream, .reset_at = NEVER, .silent_at = NEVER};
+    s->socket = socket_connect(is_ingest ? 1 : 0);
+    s->socket->sender = senders_count++;
+    s->reads_slowly = sim_one_of(6);
+    if (s->reads_slowly)
+        s->socket->inbox_room = 200 + sim_below(400);
+    s->head_bytes = is_ingest ? BLOCK : 0;
+    s->states_length = is_ingest && sim_below(2);
+    s->has_trailer = is_ingest && sim_below(2);
+    s->ends_short = s->states_length && sim_one_of(8);
+    s->waits = is_ingest && (stream->base_bytes > 0 || stream->owner >= 0 ||
+                             stream->sent_bytes > 0 || stream->is_begun || sim_below(2));
+    stream->is_begun = true;
+    if (is_ingest)
+        s->wire_bytes = BLOCK;
+    else
+        stream->port = s->socket->port;
+    if (!s->waits)
+        plan_payload(s);
+    s->is_admitted = !is_ingest;
+    sim_log("sender %u: port %u, stream %u of %llu%s%s%s", s->socket->sender, s->socket->port,
+            stream->number, (unsigned long long)stream->payload_bytes,
+            is_ingest ? " ingest" : " raw", s->states_length ? " stated" : "",
+            s->has_trailer ? " trailer" : "");
+    bool is_in = border_allows(is_ingest ? 1 : 0, s->socket->host); /* as the other worker saw */
+    if (is_in && sim_one_of(12) && !sim.calm && !sim.draining)
+        border_adopt(socket_hand_over(s->socket), is_ingest ? 1 : 0);
+}
+
+static void send_some(struct sender *s) {
+    struct socket_ *k = s->socket;
+    uint64_t most = s->wire_bytes;
+    most = most < s->reset_at ? most : s->reset_at;
+    most = most < s->silent_at || sim.calm ? most : s->silent_at;
+    most = most > k->arrived ? most : k->arrived; /* a hello was sent before it was planned */
+    uint64_t bytes = 1 + sim_below(sim_below(3) ? 5000 : 60000);
+    bytes = bytes < most - k->arrived ? bytes : most - k->arrived;
+    if (bytes > 0)
+        socket_deliver(k, bytes);
+    if (k->arrived > s->head_bytes) {
+        uint64_t payload = k->arrived - s->head_bytes;
+        payload = payload < s->payload_bytes ? payload : s->payload_bytes;
+        if (s->stream->sent_bytes < s->base_bytes + payload)
+            s->stream->sent_bytes = s->base_bytes + payload;
+    }
+    bool may_end = !s->waits || s->is_accepted;
+    if (k->arrived >= s->reset_at && may_end) {
+        socket_end(k, true);
+        s->is_sent = true;
+    } else if (k->arrived == s->wire_bytes && may_end) {
+        socket_end(k, false);
+        s->is_sent = true;
+    }
+}
+
+static void act(struct sender *s) {
+    struct socket_ *k = s->socket;
+    bool is_gone = k->is_accepted && !k->is_open;
+    if (k->is_pending && sim.draining) {
+        k->is_pending = false; /* nobody accepts it any more */
+        is_gone = true;
+    }
+    if (is_gone) {
+        hear_all(s);
+        s->is_over = true;
+        k->has_sender = false;
+        socket_settle(k);
+        return;
+    }
+    if (!s->is_sent)
+        send_some(s);
+    if (!s->is_sent && sim.calm && s->was_told_last) {
+        socket_end(k, false);
+        s->is_sent = true;
+    }
+    s->next_ns = sim.now_ns + 1 + sim_below(sim_one_of(10) ? 20000000 : 300000);
+}
+
+void senders_step(void) {
+    uint32_t active = 0;
+    for (uint32_t i = 0; i < senders_count; i++) {
+        if (!senders[i].is_over && senders[i].next_ns <= sim.now_ns)
+            act(&senders[i]);
+        if (senders[i].is_over)
+            continue;
+        active++;
+        sim_wake_at(senders[i].next_ns > sim.now_ns ? senders[i].next_ns : sim.now_ns + 1);
+    }
+    if (sim.calm || sim.draining || active >= sim.shape.senders_max || connect_ns > sim.now_ns)
+        return;
+    connect_one();
+    uint32_t most = sim.shape.is_crowd ? 20000 : sim_one_of(10) ? 50000000 : 500000;
+    connect_ns = sim.now_ns + sim_below(most);
+}
+
+bool senders_are_over(void) {
+    for (uint32_t i = 0; i < senders_count; i++)
+        if (!senders[i].is_over)
+            return false;
+    return true;
+}
+
+/* Nobody is silent any more. */
+void senders_calm(void) {
+    for (uint32_t i = 0; i < senders_count; i++)
+        senders[i].next_ns = 0;
+}
+
+void senders_open(void) {
+    make_common();
+}
+
+void stream_carry(const char *line) {
+    unsigned number, start, crc;
+    unsigned long long payload, bytes;
+    char id[40];
+    int is_known, is_sealed;
+    struct stream *s = &streams[streams_count];
+    if (sscanf(line, "%u %u %llu %32s %llu %u %d %d", &number, &start, &payload, id, &bytes, &crc,
+               &is_known, &is_sealed) != 8 ||
+        streams_count == STREAMS_MAX || number != streams_count)
+        sim_fail("no stream can be carried on by: %s", line);
+    *s = (struct stream){.number = streams_count++,
+                         .start = start,
+                         .is_ingest = true,
+                         .is_used = true,
+                         .payload_bytes = payload > bytes ? payload : bytes,
+                         .sent_bytes = bytes,
+                         .safe_bytes = bytes,
+                         .base_bytes = bytes,
+                         .base_crc = crc,
+                         .base_crc_known = is_known != 0,
+                         .is_resumable = true,
+                         .is_begun = true,
+                         .is_sealed = is_sealed != 0,
+                         .owner = -1};
+    for (int i = 0; i < 16; i++) {
+        char digits[3] = {id[2 * i], id[2 * i + 1], 0};
+        s->id[i] = (uint8_t)strtoul(digits, NULL, 16);
+    }
+}
+
+/* What the driver compares a recovered store with. */
+void senders_report(FILE *out) {
+    for (uint32_t i = 0; i < streams_count; i++) {
+        const struct stream *s = &streams[i];
+        fprintf(out, "stream %u %d %llu ", s->number, s->is_ingest,
+                (unsigned long long)s->payload_bytes);
+        for (int k = 0; k < 16; k++)
+            fprintf(out, "%02x", s->is_used ? s->id[k] : 0);
+        fprintf(out, " %u %u %llu %llu %d %llu %d %d\n", s->port, s->start,
+                (unsigned long long)s->sent_bytes, (unsigned long long)s->told_bytes, s->is_sealed,
+                (unsigned long long)s->final_bytes, s->was_ended, s->failed);
+    }
+}
