@@ -55,7 +55,7 @@ cdef extern from "base/mailbox.h" nogil:
         int fd
         uint32_t listener_index
     struct command_connection:
-        uint32_t flow_index
+        uint32_t index
         uint64_t serial
     struct command:
         uint32_t kind
@@ -142,7 +142,7 @@ cdef extern from "connection/ingest/admission.h" nogil:
         _RESPONSE_TRAILER "RESPONSE_TRAILER"
     struct admission_request:
         uint32_t kind
-        uint32_t flow_index
+        uint32_t connection_index
         uint64_t serial
         int32_t listener_index
         uint32_t flags
@@ -154,7 +154,7 @@ cdef extern from "connection/ingest/admission.h" nogil:
         uint8_t block[4096]
     struct admission_response:
         uint32_t kind
-        uint32_t flow_index
+        uint32_t connection_index
         uint64_t serial
         uint32_t flags
         uint32_t crc

@@ -265,7 +265,7 @@ cdef class Worker:
     def end_flow(self, connection):
         cdef command c
         c.kind = _END_FLOW
-        c.connection.flow_index, c.connection.serial = connection
+        c.connection.index, c.connection.serial = connection
         self.post(c)
 
     def fail_store(self, error):
@@ -287,7 +287,8 @@ cdef class Worker:
         requests = []
         while admission_take_request(&self.w.connections.admission, &q):
             requests.append(AdmissionRequest(
-                KINDS[q.kind], (q.flow_index, q.serial), q.listener_index, q.bytes_count, q.crc,
+                KINDS[q.kind], (q.connection_index, q.serial), q.listener_index,
+                q.bytes_count, q.crc,
                 bool(q.flags & _REQUEST_HAS_CRC), bool(q.flags & _REQUEST_WHOLE),
                 bool(q.flags & _REQUEST_STORED), bool(q.flags & _REQUEST_SEALED),
                 PyBytes_FromStringAndSize(<char *>q.flow, 16), (<bytes>q.peer).decode(),
@@ -302,7 +303,7 @@ cdef class Worker:
             raise ValueError("flow, name or labels have a size that no answer can hold")
         memset(&a, 0, sizeof(a))
         a.kind = _ADMIT
-        a.flow_index, a.serial = connection
+        a.connection_index, a.serial = connection
         a.flags = ((_RESPONSE_HAS_CRC if is_crc_known else 0) | (_RESPONSE_LENGTH_KNOWN if is_stated else 0)
                    | (_RESPONSE_TRAILER if has_trailer else 0))
         a.crc = crc
@@ -321,7 +322,7 @@ cdef class Worker:
             raise ValueError("a refusal has a size that no answer can hold")
         memset(&a, 0, sizeof(a))
         a.kind = _REFUSE
-        a.flow_index, a.serial = connection
+        a.connection_index, a.serial = connection
         memcpy(a.text, <const char *>line, len(line))
         a.text_bytes = len(line)
         worker_respond(self.w, &a)
@@ -333,7 +334,7 @@ cdef class Worker:
         cdef admission_response a
         memset(&a, 0, sizeof(a))
         a.kind = _SEAL
-        a.flow_index, a.serial = connection
+        a.connection_index, a.serial = connection
         a.flags = _RESPONSE_HAS_CRC if crc is not None else 0
         a.crc = crc or 0
         worker_respond(self.w, &a)

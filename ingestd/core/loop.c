@@ -23,11 +23,11 @@ static void loop_report_news(struct worker *w) {
         switch (n.kind) {
         case NEWS_DURABLE:
         case NEWS_CLOSED:
-            connection_acknowledged(&w->connections, &w->flows.flows[n.stream->owner],
+            connection_acknowledged(&w->connections, &w->table.connections[n.stream->owner],
                                     n.kind == NEWS_CLOSED);
             break;
         case NEWS_UNDONE:
-            connection_close_dropped(&w->connections, &w->flows.flows[n.stream->owner]);
+            connection_close_dropped(&w->connections, &w->table.connections[n.stream->owner]);
             break;
         case NEWS_RELEASED:
             for (uint32_t i = 0; i < n.hold_count; i++)
@@ -76,7 +76,7 @@ static void loop_handle_command(struct worker *w, const struct command *c) {
         w->storage.retry_deadline_ns = w->drain_deadline_ns;
         break;
     case COMMAND_END_FLOW:
-        ingest_replace(&w->connections, c->connection.flow_index, c->connection.serial);
+        ingest_replace(&w->connections, c->connection.index, c->connection.serial);
         break;
     case COMMAND_FAIL_STORE:
         storage_fail(&w->storage, c->error, FAILED_LOST, 0);
@@ -107,20 +107,20 @@ static void loop_handle_commands(struct worker *w) {
     loop_arm_command(w);
 }
 
-static void loop_flow_complete(struct worker *w, enum uring_tag tag, uint32_t index,
-                               const struct io_uring_cqe *cqe) {
-    struct flow *f = &w->flows.flows[index];
-    assert(index < w->flows.used_upto && f->phase != FLOW_FREE && f->ops_in_flight > 0);
+static void loop_connection_complete(struct worker *w, enum uring_tag tag, uint32_t index,
+                                     const struct io_uring_cqe *cqe) {
+    struct connection *conn = &w->table.connections[index];
+    assert(index < w->table.used_upto && conn->phase != CONNECTION_FREE && conn->ops_in_flight > 0);
     if (!(cqe->flags & IORING_CQE_F_MORE))
-        f->ops_in_flight--;
+        conn->ops_in_flight--;
     if (tag == TAG_DISCARD)
-        connection_discarded(&w->connections, f, cqe->res);
+        connection_discarded(&w->connections, conn, cqe->res);
     else if (tag == TAG_LINE)
-        f->protocol->line_sent(&w->connections, f, cqe->res);
+        conn->protocol->line_sent(&w->connections, conn, cqe->res);
     else if (tag != TAG_CLOSE)
-        w->engine->complete(&w->receiver, tag, f, cqe);
-    if (f->phase == FLOW_GONE)
-        connection_try_free(&w->connections, f);
+        w->engine->complete(&w->receiver, tag, conn, cqe);
+    if (conn->phase == CONNECTION_GONE)
+        connection_try_free(&w->connections, conn);
 }
 
 static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
@@ -151,7 +151,7 @@ static void loop_complete(struct worker *w, const struct io_uring_cqe *cqe) {
     case TAG_LINE:
     case TAG_BLOCK:
     case TAG_CLOSE:
-        loop_flow_complete(w, tag, index, cqe);
+        loop_connection_complete(w, tag, index, cqe);
         break;
     }
     loop_take_reports(w);
@@ -162,8 +162,8 @@ static uint64_t loop_drain(struct worker *w) {
         return TIME_NEVER;
     if (w->reactor.now_ns >= w->drain_deadline_ns)
         connection_interrupt_all(&w->connections, CLOSE_REASON_SHUTDOWN, false);
-    /* When the last flow has its CLOSE record, what is open is written out and closed. */
-    storage_finish(&w->storage, w->flows.count == 0);
+    /* When the last connection has its CLOSE record, what is open is written out and closed. */
+    storage_finish(&w->storage, w->table.count == 0);
     return w->drain_deadline_ns > w->reactor.now_ns ? w->drain_deadline_ns : TIME_NEVER;
 }
 
@@ -178,9 +178,9 @@ static void loop_report_backpressure(struct worker *w) {
     }
 }
 
-/* Whether flows wait when a turn ends, and for what. */
+/* Whether connections wait when a turn ends, and for what. */
 static void loop_note_backpressure(struct worker *w) {
-    const struct flow_table *t = &w->flows;
+    const struct connection_table *t = &w->table;
     uint32_t waiting = t->waiting[QUEUE_STARVED].count + t->waiting[QUEUE_BLOCKED].count;
     uint32_t cause = waiting == 0 ? 0 : storage_is_behind(&w->storage) ? 2 : 1;
     if ((cause != 0) != (w->backpressure != 0))
@@ -199,7 +199,7 @@ static void loop_account_backpressure(struct worker *w, uint64_t before_ns) {
 
 static uint64_t loop_publish(struct worker *w) {
     STAT_SET(&w->reactor, flows_waiting,
-             w->flows.waiting[QUEUE_STARVED].count + w->flows.waiting[QUEUE_BLOCKED].count);
+             w->table.waiting[QUEUE_STARVED].count + w->table.waiting[QUEUE_BLOCKED].count);
     uint64_t open = 0, greeting = 0;
     for (uint32_t i = 0; i < w->connections.listener_count; i++) {
         open += w->connections.listeners[i].idle.count;
@@ -207,12 +207,13 @@ static uint64_t loop_publish(struct worker *w) {
     }
     STAT_SET(&w->reactor, flows_open, open);
     STAT_SET(&w->reactor, flows_greeting, greeting);
-    STAT_SET(&w->reactor, flows_closing, w->flows.count - open - greeting);
+    STAT_SET(&w->reactor, flows_closing, w->table.count - open - greeting);
     return mailbox_wake_reader(&w->reactor.mailbox, w->reactor.now_ns);
 }
 
 static uint64_t loop_turn(struct worker *w) {
-    storage_place(&w->storage); /* what was full may have its place now, and flows wait behind it */
+    storage_place(
+        &w->storage); /* what was full may have its place now, and connections wait behind it */
     connection_serve_blocked(&w->connections);
     uint64_t next_ns = w->engine->turn(&w->receiver);
     loop_take_reports(w);
@@ -221,13 +222,13 @@ static uint64_t loop_turn(struct worker *w) {
     next_ns = time_min(next_ns, listeners_turn(&w->connections));
     next_ns = time_min(next_ns, loop_drain(w));
     loop_take_reports(w); /* of those that were stopped */
-    uint32_t flows = w->flows.count;
+    uint32_t connections = w->table.count;
     next_ns = time_min(next_ns, storage_turn(&w->storage));
     loop_take_news(w);
     next_ns = time_min(next_ns,
                        ingest_turn(&w->connections)); /* last: it sends what has become durable */
     loop_take_reports(w);
-    if (w->connections.draining && flows > 0 && w->flows.count == 0)
+    if (w->connections.draining && connections > 0 && w->table.count == 0)
         return w->reactor.now_ns; /* the last one has gone: the store is to be closed */
     return next_ns;
 }

@@ -36,7 +36,7 @@ struct worker *worker_create(const struct worker_settings *s) {
     if (w == NULL)
         return NULL;
     w->settings = *s;
-    receiver_init(&w->receiver, &w->reactor, &w->area, &w->storage, &w->flows);
+    receiver_init(&w->receiver, &w->reactor, &w->area, &w->storage, &w->table);
     w->receiver.settings = (struct receiver_settings){
         .interface_index = s->interface_index,
         .rx_queue = s->rx_queue,
@@ -57,10 +57,10 @@ struct worker *worker_create(const struct worker_settings *s) {
 /* Those of a loop that ended by a fault, and those that arrived too late for it. */
 static void worker_close_connections(struct worker *w) {
     struct command c;
-    for (uint32_t i = 0; i < w->flows.used_upto; i++) {
-        const struct flow *f = &w->flows.flows[i];
-        if (f->phase != FLOW_FREE && f->fd >= 0)
-            close(f->fd);
+    for (uint32_t i = 0; i < w->table.used_upto; i++) {
+        const struct connection *conn = &w->table.connections[i];
+        if (conn->phase != CONNECTION_FREE && conn->fd >= 0)
+            close(conn->fd);
     }
     while (mailbox_take(&w->reactor.mailbox, &c))
         if (c.kind == COMMAND_ADOPT)
@@ -78,7 +78,7 @@ void worker_destroy(struct worker *w) {
     peers_close(&w->connections.peers);
     admission_close(&w->connections.admission);
     storage_close(&w->storage);
-    flow_table_destroy(&w->flows);
+    connection_table_deinit(&w->table);
     area_close(&w->area);
     mailbox_close(&w->reactor.mailbox);
     free(w);
@@ -108,9 +108,9 @@ int worker_add_listener(struct worker *w, const struct listener_settings *s) {
         .flows_max = s->flows_max,
         .flows_per_peer_max = s->flows_per_peer_max,
         .allow_count = s->allow_count,
-        .idle = {FLOW_NONE, FLOW_NONE, 0},
-        .greeting = {FLOW_NONE, FLOW_NONE, 0},
-        .acks_pending = {FLOW_NONE, FLOW_NONE, 0},
+        .idle = CONNECTION_LIST_EMPTY,
+        .greeting = CONNECTION_LIST_EMPTY,
+        .acks_pending = CONNECTION_LIST_EMPTY,
     };
     memcpy(l->name, s->name, sizeof l->name);
     memcpy(l->allow, s->allow, sizeof l->allow);
@@ -241,10 +241,10 @@ int worker_setup(struct worker *w) {
                     : reactor_register(&w->reactor, w->area.base, w->area.mapping_bytes,
                                        w->settings.store_fd);
     code = code < 0 ? code : storage_open(&w->storage, &w->reactor, &w->area);
-    w->receiver.flows_at_once_max = w->settings.flows_max;
+    w->receiver.connections_at_once_max = w->settings.flows_max;
     code = code < 0 ? code : w->engine->open(&w->receiver);
-    if (code == 0 && flow_table_init(&w->flows, w->settings.flows_max) < 0)
-        code = fault_set(&w->reactor.fault, ENOMEM, "calloc", "flow table");
+    if (code == 0 && connection_table_init(&w->table, w->settings.flows_max) < 0)
+        code = fault_set(&w->reactor.fault, ENOMEM, "calloc", "connection table");
     return code;
 }
 

@@ -55,7 +55,7 @@ struct worker {
     uint64_t command_buffer; /* the eventfd is read into it */
 
     struct area area;
-    struct flow_table flows;
+    struct connection_table table;
     struct storage storage;
     const struct engine *engine;
     struct receiver receiver;

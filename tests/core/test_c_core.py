@@ -22,7 +22,7 @@ PROGRAMS = {
         CORE / "connection/progress.c",
         CORE / "receive/engine.c",
     ),
-    "test_flow": (TESTS / "core" / "test_flow.c",),
+    "test_connection_table": (TESTS / "core" / "test_connection_table.c",),
     "test_flow_id": (TESTS / "core" / "test_flow_id.c",),
     "test_frame": (TESTS / "core" / "test_frame.c",),
     # The worker around it is played by the test.

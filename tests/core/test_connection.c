@@ -54,13 +54,15 @@ void mailbox_publish(struct mailbox *m, bool quiet) {
     (void)m, (void)quiet;
 }
 
-void flow_event_end(struct connections *c, const struct flow *f, enum event_kind kind) {
-    (void)c, (void)f;
+void connection_event_end(struct connections *c, const struct connection *conn,
+                          enum event_kind kind) {
+    (void)c, (void)conn;
     stage.refused += kind == EVENT_FLOW_REFUSED;
 }
 
-bool flow_event(struct connections *c, const struct flow *f, struct event_detail detail) {
-    (void)c, (void)f;
+bool connection_event(struct connections *c, const struct connection *conn,
+                      struct event_detail detail) {
+    (void)c, (void)conn;
     if (detail.kind == EVENT_FLOW_ELSEWHERE)
         stage.handed_away = detail.elsewhere.fd;
     if (detail.kind != EVENT_FLOW_DENIED)
@@ -84,19 +86,19 @@ bool storage_append_close(struct storage *s, struct storage_stream *t,
 
 /* --- Another protocol than raw, played --------------------------------------------------- */
 
-static void played_begin(struct connections *c, struct flow *f) {
+static void played_begin(struct connections *c, struct connection *conn) {
     (void)c;
-    flow_set_phase(f, FLOW_HELLO);
+    connection_set_phase(conn, CONNECTION_HELLO);
     stage.begun++;
 }
 
-static bool played_yes(struct connections *c, struct flow *f) {
-    (void)c, (void)f;
+static bool played_yes(struct connections *c, struct connection *conn) {
+    (void)c, (void)conn;
     return true;
 }
 
-static bool played_no(struct connections *c, struct flow *f) {
-    (void)c, (void)f;
+static bool played_no(struct connections *c, struct connection *conn) {
+    (void)c, (void)conn;
     return false; /* an engine has it */
 }
 
@@ -108,24 +110,24 @@ const struct protocol protocol_ingest = {
     .format_denial = line_denial,
 };
 
-static void stop(struct receiver *r, struct flow *f) {
+static void stop(struct receiver *r, struct connection *conn) {
     (void)r;
     stage.stopped++;
-    stage.stopped_for = f->reason;
+    stage.stopped_for = conn->reason;
 }
 
-static struct engine_owner owner(struct receiver *r, const struct flow *f) {
-    (void)r, (void)f;
+static struct engine_owner owner(struct receiver *r, const struct connection *conn) {
+    (void)r, (void)conn;
     return (struct engine_owner){.is_elsewhere = stage.is_elsewhere, .worker_index = 1};
 }
 
-static void take(struct receiver *r, struct flow *f) {
-    (void)r, (void)f;
+static void take(struct receiver *r, struct connection *conn) {
+    (void)r, (void)conn;
 }
 
-static void start(struct receiver *r, struct flow *f) {
+static void start(struct receiver *r, struct connection *conn) {
     (void)r;
-    flow_set_phase(f, FLOW_RECEIVING);
+    connection_set_phase(conn, CONNECTION_RECEIVING);
     stage.begun++;
 }
 
@@ -134,48 +136,48 @@ static const struct engine engine = {.owner = owner, .take = take, .start = star
 static void open_stage(void) {
     memset(&stage, 0, sizeof stage);
     struct worker *w = stage.w = calloc(1, sizeof *w);
-    CHECK_EQUAL(flow_table_init(&w->flows, CAPACITY), 0);
+    CHECK_EQUAL(connection_table_init(&w->table, CAPACITY), 0);
     w->receiver.reactor = &w->reactor;
     w->receiver.storage = &w->storage;
-    w->receiver.flows = &w->flows;
+    w->receiver.table = &w->table;
     connections_init(&w->connections, &w->receiver, &engine);
-    w->receiver.flows_at_once_max = CAPACITY;
+    w->receiver.connections_at_once_max = CAPACITY;
     w->reactor.now_ns = 1;
     for (uint32_t i = 0; i < 2; i++) {
         struct listener *l = &w->connections.listeners[w->connections.listener_count++];
         l->index = 7 + i;
         l->protocol = i == 0 ? &protocol_raw : &protocol_ingest;
-        l->idle = l->greeting = l->acks_pending = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
+        l->idle = l->greeting = l->acks_pending = CONNECTION_LIST_EMPTY;
     }
 }
 
 static void close_stage(void) {
     CHECK_EQUAL(stage.w->connections.peers.connections, 0);
-    flow_table_destroy(&stage.w->flows);
+    connection_table_deinit(&stage.w->table);
     peers_close(&stage.w->connections.peers);
     free(stage.w);
 }
 
 /* --- The end of a flow ---------------------------------------------------------------- */
 
-static struct flow *a_flow(uint64_t received, uint64_t stored) {
-    struct flow *f = flow_take(&stage.w->flows);
-    f->fd = -1;
-    f->protocol = &protocol_raw;
-    flow_set_phase(f, FLOW_RECEIVING);
-    f->stream.opened = true;
-    f->received_bytes = received;
-    f->stream.stored_bytes = stored;
-    return f;
+static struct connection *a_connection(uint64_t received, uint64_t stored) {
+    struct connection *conn = connection_table_take(&stage.w->table);
+    conn->fd = -1;
+    conn->protocol = &protocol_raw;
+    connection_set_phase(conn, CONNECTION_RECEIVING);
+    conn->stream.opened = true;
+    conn->received_bytes = received;
+    conn->stream.stored_bytes = stored;
+    return conn;
 }
 
 static void sealed_is_what_was_stored_whole(void) {
     open_stage();
-    connection_end(&stage.w->connections, a_flow(1000, 1000), FLOW_STATE_SEALED, CLOSE_REASON_NONE,
-                   0);
+    connection_end(&stage.w->connections, a_connection(1000, 1000), FLOW_STATE_SEALED,
+                   CLOSE_REASON_NONE, 0);
     CHECK_EQUAL(stage.state, FLOW_STATE_SEALED);
-    connection_end(&stage.w->connections, a_flow(1000, 999), FLOW_STATE_SEALED, CLOSE_REASON_NONE,
-                   0);
+    connection_end(&stage.w->connections, a_connection(1000, 999), FLOW_STATE_SEALED,
+                   CLOSE_REASON_NONE, 0);
     CHECK_EQUAL(stage.state, FLOW_STATE_INTERRUPTED);
     CHECK_EQUAL(stage.reason, CLOSE_REASON_RECEIVER);
     CHECK_EQUAL(stage.closes, 2);
@@ -185,14 +187,14 @@ static void sealed_is_what_was_stored_whole(void) {
 /* ... also when the record is made later than the flow has ended. */
 static void what_is_given_up_meanwhile_counts(void) {
     open_stage();
-    struct flow *f = a_flow(1000, 1000);
+    struct connection *conn = a_connection(1000, 1000);
     stage.refuses_close = true;
-    connection_end(&stage.w->connections, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+    connection_end(&stage.w->connections, conn, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
     CHECK_EQUAL(stage.closes, 0);
     stage.refuses_close = false;
-    f->stream.stored_bytes = 500;
+    conn->stream.stored_bytes = 500;
     stage.w->storage.state = STORAGE_EXHAUSTED;
-    CHECK(connection_retry_close(&stage.w->connections, f));
+    CHECK(connection_retry_close(&stage.w->connections, conn));
     CHECK_EQUAL(stage.state, FLOW_STATE_INTERRUPTED);
     CHECK_EQUAL(stage.reason, CLOSE_REASON_STORE_FULL);
     close_stage();
@@ -217,12 +219,12 @@ static const char *heard(int fd) {
 static void who_finds_no_room_waits(void) {
     int senders[CAPACITY + 4];
     open_stage();
-    stage.w->receiver.flows_at_once_max = 4;
+    stage.w->receiver.connections_at_once_max = 4;
     for (uint32_t i = 0; i < CAPACITY + 4; i++)
         senders[i] = hand_over(7 + i % 2);
     CHECK_EQUAL(stage.begun, 4);
     CHECK_EQUAL(stage.w->connections.handover.count, CAPACITY);
-    stage.w->receiver.flows_at_once_max = CAPACITY; /* two places are the listeners' */
+    stage.w->receiver.connections_at_once_max = CAPACITY; /* two places are the listeners' */
     handover_turn(&stage.w->connections);
     CHECK_EQUAL(stage.begun, CAPACITY - 2);
     CHECK_EQUAL(stage.refused, 0);
@@ -243,7 +245,7 @@ static void who_finds_no_room_waits(void) {
 
 static void who_finds_no_place_to_wait_is_told(void) {
     open_stage();
-    stage.w->receiver.flows_at_once_max = 0;
+    stage.w->receiver.connections_at_once_max = 0;
     stage.w->connections.handover.count = HANDOVER_WAITING_MAX;
     int raw = hand_over(7), ingest = hand_over(8);
     CHECK(strstr(heard(raw), "\"error\": \"limit\""));
@@ -311,14 +313,15 @@ static const char *heard_last(int fd) {
 
 static void end_all(void) {
     for (uint32_t i = 0; i < CAPACITY; i++) {
-        struct flow *f = &stage.w->flows.flows[i];
-        if (f->phase == FLOW_FREE)
+        struct connection *conn = &stage.w->table.connections[i];
+        if (conn->phase == CONNECTION_FREE)
             continue;
-        close(f->fd);
-        flow_idle_remove(&stage.w->flows, &stage.w->connections.listeners[f->listener].idle, f);
-        flow_set_phase(f, FLOW_CLOSING);
-        flow_set_phase(f, FLOW_GONE);
-        connection_try_free(&stage.w->connections, f);
+        close(conn->fd);
+        connection_idle_remove(&stage.w->table,
+                               &stage.w->connections.listeners[conn->listener].idle, conn);
+        connection_set_phase(conn, CONNECTION_CLOSING);
+        connection_set_phase(conn, CONNECTION_GONE);
+        connection_try_free(&stage.w->connections, conn);
     }
 }
 
@@ -332,8 +335,8 @@ static void one_too_many_of_a_peer_is_told(void) {
     senders[2] = accepted_from(1, 0);
     CHECK(strstr(heard_last(senders[2]), "\"error\": \"limit\", \"text\": \"your address has"));
     CHECK_EQUAL(stage.begun, 2);
-    CHECK_EQUAL(stage.w->flows.count, 2);
-    CHECK_EQUAL(stage.w->connections.listeners[0].flow_count, 2);
+    CHECK_EQUAL(stage.w->table.count, 2);
+    CHECK_EQUAL(stage.w->connections.listeners[0].connection_count, 2);
     CHECK_EQUAL(stage.w->reactor.stats.flows_over_peer_max, 1);
     CHECK_EQUAL(stage.w->reactor.stats.flows_opened, 2);
     CHECK_EQUAL(stage.denial, DENIED_PEER);
@@ -418,7 +421,7 @@ static void who_has_gone_already_is_nobody(void) {
         handover_take(&stage.w->connections, 7, ends[1]);
     }
     CHECK_EQUAL(stage.begun, 2);
-    CHECK_EQUAL(stage.w->flows.flows[0].peer_family, 0);
+    CHECK_EQUAL(stage.w->table.connections[0].peer_family, 0);
     CHECK_EQUAL(stage.w->connections.peers.connections, 0);
     end_all();
     close_stage();
@@ -433,7 +436,7 @@ static void who_is_accepted_behind_a_stop_is_told(void) {
     CHECK_EQUAL(stage.begun, 2);
     CHECK_EQUAL(stage.stopped, 2);
     CHECK_EQUAL(stage.stopped_for, CLOSE_REASON_SHUTDOWN);
-    CHECK(stage.w->flows.flows[0].drop && stage.w->flows.flows[1].drop);
+    CHECK(stage.w->table.connections[0].drop && stage.w->table.connections[1].drop);
     end_all();
     close(raw);
     close(ingest);
@@ -454,9 +457,8 @@ static void who_is_accepted_behind_a_full_store_is_told(void) {
 /* An accept that the kernel cancelled, or that found nobody any more, is no failure; one that
  * found no descriptor is, and the next try waits a moment. */
 static void an_accept_that_fails_waits(void) {
-    struct listener *l;
     open_stage();
-    l = &stage.w->connections.listeners[0];
+    struct listener *l = &stage.w->connections.listeners[0];
     l->flows_max = CAPACITY;
     const int harmless[] = {ECANCELED, ECONNABORTED, EINTR, EAGAIN};
     for (uint32_t i = 0; i < 4; i++) {

@@ -9,7 +9,7 @@
 
 #include "harness.h"
 
-static char line[FLOW_LINE_BYTES];
+static char line[CONNECTION_LINE_BYTES];
 
 static bool is_line(size_t bytes, const char *expected) {
     CHECK_EQUAL(bytes, strlen(line));
@@ -18,15 +18,15 @@ static bool is_line(size_t bytes, const char *expected) {
     return strcmp(line, expected) == 0;
 }
 
-static struct flow a_flow(struct session *s) {
-    struct flow f = {
+static struct connection a_connection(struct session *s) {
+    struct connection conn = {
         .stream.opened = true, .checksummed = true, .session = s, .stream.crc = 0xE3069283u};
     for (int i = 0; i < 16; i++)
-        f.stream.id[i] = (uint8_t)(i * 17);
-    f.base_bytes = 4096;
-    f.stream.durable_bytes = UINT64_MAX;
+        conn.stream.id[i] = (uint8_t)(i * 17);
+    conn.base_bytes = 4096;
+    conn.stream.durable_bytes = UINT64_MAX;
     s->step = SESSION_ENDED;
-    return f;
+    return conn;
 }
 
 static void a_greeting_has_a_challenge(void) {
@@ -43,8 +43,8 @@ static void a_greeting_has_a_challenge(void) {
 
 static void accepted_tells_where_to_go_on(void) {
     struct session s = {0};
-    struct flow f = a_flow(&s);
-    size_t bytes = line_accepted(&f, 1020000000, line, sizeof line);
+    struct connection conn = a_connection(&s);
+    size_t bytes = line_accepted(&conn, 1020000000, line, sizeof line);
     CHECK(is_line(bytes, "{\"type\": \"accepted\", \"flow\": "
                          "\"00112233-4455-6677-8899-aabbccddeeff\", \"offset\": 4096, "
                          "\"ack_interval_s\": 1.020}\n"));
@@ -57,18 +57,18 @@ static void durable_is_one_number(void) {
 
 static void sealed_has_both_checksums(void) {
     struct session s = {.has_sender_crc = true, .sender_crc = 1};
-    struct flow f = a_flow(&s);
-    f.state = FLOW_STATE_SEALED;
-    size_t bytes = line_last(&f, 0, line, sizeof line);
+    struct connection conn = a_connection(&s);
+    conn.state = FLOW_STATE_SEALED;
+    size_t bytes = line_last(&conn, 0, line, sizeof line);
     CHECK(is_line(bytes, "{\"type\": \"sealed\", \"flow\": "
                          "\"00112233-4455-6677-8899-aabbccddeeff\", "
                          "\"bytes\": 18446744073709551615, \"durable\": true, "
                          "\"checksum\": \"crc32c:e3069283\", "
                          "\"sender_checksum\": \"crc32c:00000001\"}\n"));
-    f.checksummed = s.has_sender_crc = false;
-    line_last(&f, 0, line, sizeof line);
+    conn.checksummed = s.has_sender_crc = false;
+    line_last(&conn, 0, line, sizeof line);
     CHECK(strstr(line, "\"checksum\": null, \"sender_checksum\": null}") != NULL);
-    line_last(&f, 5, line, sizeof line); /* a failed store never says sealed */
+    line_last(&conn, 5, line, sizeof line); /* a failed store never says sealed */
     CHECK(strstr(line, "\"type\": \"error\", \"code\": \"store_failed\"") != NULL);
 }
 
@@ -87,19 +87,19 @@ static void every_error_has_a_code(void) {
     char code[64];
     for (uint8_t error = SESSION_ERROR_HELLO_TIMEOUT; error <= SESSION_ERROR_NO_TRAILER; error++) {
         struct session s = {.error = error};
-        struct flow f = a_flow(&s);
-        f.state = FLOW_STATE_INTERRUPTED;
-        CHECK(line_last(&f, 0, line, sizeof line) > 0);
+        struct connection conn = a_connection(&s);
+        conn.state = FLOW_STATE_INTERRUPTED;
+        CHECK(line_last(&conn, 0, line, sizeof line) > 0);
         snprintf(code, sizeof code, "\"code\": \"%s\", ", codes[error]);
         CHECK(strstr(line, code) != NULL);
     }
     for (uint8_t reason = CLOSE_REASON_IDLE; reason <= CLOSE_REASON_REPLACED; reason++) {
         struct session s = {0};
-        struct flow f = a_flow(&s);
-        f.state = FLOW_STATE_INTERRUPTED;
-        f.reason = reason;
+        struct connection conn = a_connection(&s);
+        conn.state = FLOW_STATE_INTERRUPTED;
+        conn.reason = reason;
         s.step = SESSION_REFUSED;
-        CHECK(line_last(&f, 0, line, sizeof line) > 0);
+        CHECK(line_last(&conn, 0, line, sizeof line) > 0);
         snprintf(code, sizeof code, "\"code\": \"%s\", ", reasons[reason]);
         CHECK(strstr(line, code) != NULL);
         CHECK(strstr(line, "\"flow\": null, \"durable\": ") != NULL);
@@ -114,14 +114,14 @@ static void our_own_errors_say_what_happened(void) {
     } cases[] = {{EFAULT, "receive queue"}, {ENOBUFS, "had no room"}, {EINVAL, "could not go on"}};
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         struct session s = {0};
-        struct flow f = a_flow(&s);
-        f.state = FLOW_STATE_INTERRUPTED;
-        f.reason = CLOSE_REASON_RECEIVER;
-        f.error = cases[i].error;
-        CHECK(line_last(&f, 0, line, sizeof line) > 0);
+        struct connection conn = a_connection(&s);
+        conn.state = FLOW_STATE_INTERRUPTED;
+        conn.reason = CLOSE_REASON_RECEIVER;
+        conn.error = cases[i].error;
+        CHECK(line_last(&conn, 0, line, sizeof line) > 0);
         CHECK(strstr(line, "\"code\": \"interrupted\", ") != NULL);
         CHECK(strstr(line, cases[i].text) != NULL);
-        CHECK(line_of_raw(&f, 0, line, sizeof line) > 0);
+        CHECK(line_of_raw(&conn, 0, line, sizeof line) > 0);
         CHECK(strstr(line, "\"error\": \"interrupted\", ") != NULL);
         CHECK(strstr(line, cases[i].text) != NULL);
     }

@@ -170,17 +170,20 @@ uint64_t ingest_turn(struct connections *c) {
     }
 #define ANY __attribute__((unused))
 UNCALLED(handover_take, struct connections *c ANY, uint32_t listener_index ANY, int fd ANY)
-UNCALLED(connection_discarded, struct connections *c ANY, struct flow *f ANY, int result ANY)
-UNCALLED(connection_acknowledged, struct connections *c ANY, struct flow *f ANY, bool is_closed ANY)
-UNCALLED(connection_try_free, struct connections *c ANY, struct flow *f ANY)
+UNCALLED(connection_discarded, struct connections *c ANY, struct connection *conn ANY,
+         int result ANY)
+UNCALLED(connection_acknowledged, struct connections *c ANY, struct connection *conn ANY,
+         bool is_closed ANY)
+UNCALLED(connection_try_free, struct connections *c ANY, struct connection *conn ANY)
 UNCALLED(connection_interrupt_all, struct connections *c ANY, uint8_t reason ANY, bool drop ANY)
 UNCALLED(connection_refuse_silent, struct connections *c ANY)
 UNCALLED(handover_stop, struct connections *c ANY)
 UNCALLED(listeners_stop, struct connections *c ANY)
-UNCALLED(ingest_replace, struct connections *c ANY, uint32_t flow_index ANY, uint64_t serial ANY)
+UNCALLED(ingest_replace, struct connections *c ANY, uint32_t connection_index ANY,
+         uint64_t serial ANY)
 UNCALLED(ingest_take_responses, struct connections *c ANY)
 UNCALLED(io_uring_queue_exit, struct io_uring *ring ANY)
-UNCALLED(connection_close_dropped, struct connections *c ANY, struct flow *f ANY)
+UNCALLED(connection_close_dropped, struct connections *c ANY, struct connection *conn ANY)
 UNCALLED(storage_complete, struct storage *s ANY, enum uring_tag tag ANY, uint32_t index ANY,
          int result ANY)
 UNCALLED(storage_fail, struct storage *s ANY, int code ANY, enum storage_failure what ANY,

@@ -273,7 +273,7 @@ static void what_is_armed_meanwhile_pauses(void) {
     engine_zcrx.turn(r);
     CHECK(stage.senders[0].cancelled);
     r->zcrx.fragments_pending = 0;
-    struct flow *late = stage.flows[1] = flow_take(&stage.w->flows);
+    struct connection *late = stage.flows[1] = connection_table_take(&stage.w->table);
     late->idle_list = stage.flows[0]->idle_list;
     engine_zcrx.start(r, late);
     stage_submit();
@@ -318,7 +318,7 @@ static void starved_flows_wait(void) {
     uint64_t armed = stage.armed_count, since_ns = stage.w->reactor.now_ns;
     stage_steps(200000);
     CHECK(stage.wrong == NULL);
-    CHECK(stage.w->flows.waiting[QUEUE_STARVED].count > 5);
+    CHECK(stage.w->table.waiting[QUEUE_STARVED].count > 5);
     uint64_t milliseconds = (stage.w->reactor.now_ns - since_ns) / 1000000;
     CHECK(stage.armed_count > armed);
     CHECK(stage.armed_count - armed <= 2 * milliseconds);

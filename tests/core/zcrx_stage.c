@@ -151,73 +151,73 @@ static uint32_t holders_of(uint64_t offset) {
            stage.w->receiver.zcrx.refill.shared[chunk];
 }
 
-static void note_held(const struct flow *f) {
+static void note_held(const struct connection *conn) {
     uint32_t count = 0;
-    for (uint32_t i = f->fragment_head; i != FLOW_NONE;
+    for (uint32_t i = conn->fragment_head; i != CONNECTION_NONE;
          i = stage.w->receiver.zcrx.fragments[i].next)
         count++;
-    if (f->phase == FLOW_RECEIVING && count > stage.held_count_max)
+    if (conn->phase == CONNECTION_RECEIVING && count > stage.held_count_max)
         stage.held_count_max = count;
 }
 
-static void complete(struct flow *f, int result, uint32_t flags, uint64_t offset) {
+static void complete(struct connection *conn, int result, uint32_t flags, uint64_t offset) {
     struct {
         struct io_uring_cqe cqe;
         struct abi_zcrx_completion more;
     } c = {.cqe = {.res = result, .flags = flags}, .more = {.offset = offset}};
     if (!(flags & IORING_CQE_F_MORE)) {
-        f->ops_in_flight--;
-        stage.senders[f->index].cancelled = false;
+        conn->ops_in_flight--;
+        stage.senders[conn->index].cancelled = false;
     }
-    bool is_fresh = f->block == NULL || f->block->chunk_bytes == 0;
+    bool is_fresh = conn->block == NULL || conn->block->chunk_bytes == 0;
     uint32_t holders = holders_of(offset);
-    bool block = stage.senders[f->index].tag == TAG_BLOCK;
-    engine_zcrx.complete(&stage.w->receiver, stage.senders[f->index].tag, f, &c.cqe);
+    bool block = stage.senders[conn->index].tag == TAG_BLOCK;
+    engine_zcrx.complete(&stage.w->receiver, stage.senders[conn->index].tag, conn, &c.cqe);
     connection_take_reports(&stage.w->connections);
     if (block && holders_of(offset) != holders)
         stage_wrong("a block's bytes keep a chunk");
-    if (result == -ENOMEM && is_fresh && f->armed)
+    if (result == -ENOMEM && is_fresh && conn->armed)
         stage_wrong("a receive that found no chunk is tried again at once");
-    note_held(f);
+    note_held(conn);
     stage_submit();
 }
 
 /* Reported at some time, also when the receive has ended and another one is armed. */
-static void tell_missed_cancel(struct flow *f) {
+static void tell_missed_cancel(struct connection *conn) {
     const struct io_uring_cqe c = {.res = -ENOENT};
-    stage.senders[f->index].cancel_missed = false;
-    engine_zcrx.complete(&stage.w->receiver, TAG_CANCEL, f, &c);
+    stage.senders[conn->index].cancel_missed = false;
+    engine_zcrx.complete(&stage.w->receiver, TAG_CANCEL, conn, &c);
     stage_submit();
 }
 
-static void deliver(struct flow *f) {
+static void deliver(struct connection *conn) {
     static const int troubles[] = {-ENOSPC, -ENOMEM, -ENOSPC, -EINTR};
-    struct stage_sender *s = &stage.senders[f->index];
+    struct stage_sender *s = &stage.senders[conn->index];
     const struct stage_shape *t = &stage.shape;
     if (s->cancel_missed && !s->over && random_below(3) == 0)
-        tell_missed_cancel(f);
-    if (!f->armed ||
+        tell_missed_cancel(conn);
+    if (!conn->armed ||
         (t->turn_completions_max != 0 && stage.turn_completions == t->turn_completions_max))
         return;
     stage.turn_completions++;
     bool submitted = t->turn_completions_max != 0 && s->cancelled_ns < stage.w->reactor.now_ns;
     if (s->cancelled && (submitted || random_below(3) == 0)) {
-        complete(f, -ECANCELED, 0, 0);
+        complete(conn, -ECANCELED, 0, 0);
         return;
     }
     bool trouble = stage.shape.trouble_of != 0 && random_below(stage.shape.trouble_of) == 0;
     stage.ended_early_count += trouble;
     if (s->bound_bytes == 0) { /* just like the end of the stream */
-        complete(f, 0, 0, 0);
+        complete(conn, 0, 0, 0);
         return;
     }
     if (s->count == 0) {
         if (s->laid == stream_bytes(s))
-            complete(f, 0, 0, 0);
+            complete(conn, 0, 0, 0);
         else if (t->by_copy && stage.posted_count == 0)
-            complete(f, -ENOMEM, 0, 0);
+            complete(conn, -ENOMEM, 0, 0);
         else if (trouble)
-            complete(f, troubles[random_below(4)], 0, 0);
+            complete(conn, troubles[random_below(4)], 0, 0);
         return;
     }
     struct stage_fragment next = s->queued[s->first];
@@ -236,7 +236,7 @@ static void deliver(struct flow *f) {
         s->bound_bytes -= time_min(s->bound_bytes, next.bytes);
     s->delivered += next.bytes;
     /* A completion that says "no more" may bring bytes as well. */
-    complete(f, (int)next.bytes, trouble ? 0 : IORING_CQE_F_MORE, next.offset);
+    complete(conn, (int)next.bytes, trouble ? 0 : IORING_CQE_F_MORE, next.offset);
 }
 
 /* A write is complete: its bytes lie as they lay, and its memory comes back. */
@@ -278,7 +278,7 @@ static void open_listener(struct worker *w) {
     l->protocol = &protocol_ingest;
     l->hello_timeout_ns = stage.shape.hello_timeout_ns;
     l->idle = l->greeting = l->acks_pending = w->connections.admission_backlog =
-        w->connections.hello_backlog = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
+        w->connections.hello_backlog = CONNECTION_LIST_EMPTY;
     admission_open(&w->connections.admission);
     if (session_pool_init(&l->sessions, STAGE_FLOWS_MAX) != 0)
         abort();
@@ -287,13 +287,13 @@ static void open_listener(struct worker *w) {
 static void open_flow(uint32_t i) {
     const struct stage_shape *shape = &stage.shape;
     struct stage_sender *s = &stage.senders[i];
-    struct flow *f = stage.flows[i] = flow_take(&stage.w->flows);
-    f->fd = -1;
+    struct connection *conn = stage.flows[i] = connection_table_take(&stage.w->table);
+    conn->fd = -1;
     s->current_chunk = UINT32_MAX;
     s->payload_bytes = s->sent_bytes = shape->stream_bytes + i;
-    engine_zcrx.take(&stage.w->receiver, f);
-    f->idle_list = &stage.w->connections.listeners[0].idle;
-    f->protocol = &stage_protocol_raw;
+    engine_zcrx.take(&stage.w->receiver, conn);
+    conn->idle_list = &stage.w->connections.listeners[0].idle;
+    conn->protocol = &stage_protocol_raw;
     if (shape->ingest) {
         enum stage_kind kind = (shape->first_kind + (shape->one_kind ? 0 : i)) % STAGE_KINDS_COUNT;
         s->stated = kind == STAGE_TRAILER || kind == STAGE_STATED;
@@ -303,10 +303,10 @@ static void open_flow(uint32_t i) {
         s->tail_bytes = s->trailer ? SESSION_BLOCK_BYTES : 0;
         s->base_bytes = random_below(2) * 1000003ull;
         s->waits = random_below(2) != 0 || shape->ignores_bounds;
-        f->protocol = &protocol_ingest;
-        f->protocol->begin(&stage.w->connections, f);
+        conn->protocol = &protocol_ingest;
+        conn->protocol->begin(&stage.w->connections, conn);
     } else {
-        engine_zcrx.start(&stage.w->receiver, f);
+        engine_zcrx.start(&stage.w->receiver, conn);
     }
     stage_submit();
 }
@@ -317,7 +317,7 @@ static void cut_table(struct worker *w) {
     if (stage.shape.table_count > z->fragment_count)
         abort();
     z->fragment_count = stage.shape.table_count;
-    z->fragments[z->fragment_count - 1].next = FLOW_NONE;
+    z->fragments[z->fragment_count - 1].next = CONNECTION_NONE;
 }
 
 void stage_open(const struct stage_shape *wanted) {
@@ -339,11 +339,12 @@ void stage_open(const struct stage_shape *wanted) {
     w->storage.settings.flush_interval_ns = shape->flush_interval_ns;
     w->storage.batches.payload_bytes_max = STAGE_PAYLOAD_BYTES_MAX;
     w->engine = &engine_zcrx;
-    receiver_init(&w->receiver, &w->reactor, &w->area, &w->storage, &w->flows);
+    receiver_init(&w->receiver, &w->reactor, &w->area, &w->storage, &w->table);
     connections_init(&w->connections, &w->receiver, &engine_zcrx);
     w->reactor.now_ns = w->reactor.awake_ns = 1;
     w->reactor.ring.cq.ring_entries = shape->turn_completions_max;
-    if (flow_table_init(&w->flows, STAGE_FLOWS_MAX) != 0 || engine_zcrx.open(&w->receiver) != 0)
+    if (connection_table_init(&w->table, STAGE_FLOWS_MAX) != 0 ||
+        engine_zcrx.open(&w->receiver) != 0)
         abort();
     if (shape->table_count != 0)
         cut_table(w);
@@ -371,11 +372,11 @@ static void end_some_flow(uint32_t i) {
     if (stage.shape.stop_of == 0 || random_below(stage.shape.stop_of) != 0)
         return;
     stage.senders[i].stopped = true;
-    struct flow *f = stage.flows[i];
-    connection_interrupt(&stage.w->connections, f, CLOSE_REASON_SHUTDOWN, random_below(2) != 0);
+    struct connection *conn = stage.flows[i];
+    connection_interrupt(&stage.w->connections, conn, CLOSE_REASON_SHUTDOWN, random_below(2) != 0);
     connection_take_reports(&stage.w->connections);
     bool is_cancelled = stage.senders[i].cancelled || stage.senders[i].cancel_missed;
-    if (!f->ended && !is_cancelled && f->phase != FLOW_BLOCKED)
+    if (!conn->ended && !is_cancelled && conn->phase != CONNECTION_BLOCKED)
         stage_wrong("a flow that is to end waits for nothing");
     stage_submit();
 }
@@ -440,7 +441,7 @@ bool stage_run(void) {
 
 void stage_close(void) {
     engine_zcrx.close(&stage.w->receiver);
-    flow_table_destroy(&stage.w->flows);
+    connection_table_deinit(&stage.w->table);
     session_pool_deinit(&stage.w->connections.listeners[0].sessions);
     admission_close(&stage.w->connections.admission);
     free(stage.w->area.base);

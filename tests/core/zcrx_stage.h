@@ -113,7 +113,7 @@ struct stage {
     struct worker *w;
     struct plan_profile profile;
     struct stage_sender senders[STAGE_FLOWS_MAX];
-    struct flow *flows[STAGE_FLOWS_MAX];
+    struct connection *flows[STAGE_FLOWS_MAX];
     struct stage_batch batches[STAGE_BATCHES];
     struct stage_batch *open; /* or NULL */
     uint32_t references[STAGE_CHUNKS_MAX];

@@ -33,12 +33,14 @@ struct io_uring_sqe *reactor_sqe(struct reactor *r, enum uring_tag tag, uint32_t
     return &stage.sqe;
 }
 
-void flow_event_end(struct connections *c, const struct flow *f, enum event_kind kind) {
-    (void)c, (void)f, (void)kind;
+void connection_event_end(struct connections *c, const struct connection *conn,
+                          enum event_kind kind) {
+    (void)c, (void)conn, (void)kind;
 }
 
-bool flow_event(struct connections *c, const struct flow *f, struct event_detail detail) {
-    (void)c, (void)f, (void)detail;
+bool connection_event(struct connections *c, const struct connection *conn,
+                      struct event_detail detail) {
+    (void)c, (void)conn, (void)detail;
     return true;
 }
 
@@ -76,79 +78,80 @@ void reactor_cancel(struct reactor *r, enum uring_tag tag, uint32_t index, enum 
     stage.senders[index].cancelled_ns = r->now_ns;
 }
 
-static void raw_payload_over(struct connections *c, struct flow *f) {
-    if (f->stop || f->error)
-        connection_end(c, f, FLOW_STATE_INTERRUPTED, f->reason, f->error);
+static void raw_payload_over(struct connections *c, struct connection *conn) {
+    if (conn->stop || conn->error)
+        connection_end(c, conn, FLOW_STATE_INTERRUPTED, conn->reason, conn->error);
     else
-        connection_end(c, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+        connection_end(c, conn, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
 }
 
 const struct protocol stage_protocol_raw = {.payload_over = raw_payload_over};
 
 /* No CLOSE record is made here. */
-bool connection_retry_close(struct connections *c, struct flow *f) {
-    (void)c, (void)f;
+bool connection_retry_close(struct connections *c, struct connection *conn) {
+    (void)c, (void)conn;
     abort();
 }
 
-void connection_end(struct connections *c, struct flow *f, uint8_t state, uint8_t reason,
+void connection_end(struct connections *c, struct connection *conn, uint8_t state, uint8_t reason,
                     int error) {
-    struct stage_sender *s = &stage.senders[f->index];
+    struct stage_sender *s = &stage.senders[conn->index];
     (void)reason;
-    flow_wait(c->flows, f, QUEUE_NONE, c->reactor->now_ns);
-    flow_idle_remove(c->flows, &c->listeners[0].idle, f);
-    s->over = f->ended = true;
+    connection_wait(c->table, conn, QUEUE_NONE, c->reactor->now_ns);
+    connection_idle_remove(c->table, &c->listeners[0].idle, conn);
+    s->over = conn->ended = true;
     s->sealed = state == FLOW_STATE_SEALED;
     s->error = error;
-    if ((error && error != ENOBUFS) || f->armed || f->fragment_head != FLOW_NONE)
+    if ((error && error != ENOBUFS) || conn->armed || conn->fragment_head != CONNECTION_NONE)
         stage_wrong("a flow ended with an error, or in the middle");
     if (s->sealed && s->handed != s->payload_bytes)
         stage_wrong("a flow was sealed without all of its bytes");
-    flow_set_phase(f, FLOW_CLOSING);
+    connection_set_phase(conn, CONNECTION_CLOSING);
 }
 
-void connection_interrupt(struct connections *c, struct flow *f, uint8_t reason, bool drop) {
-    if (f->ended || f->stop)
+void connection_interrupt(struct connections *c, struct connection *conn, uint8_t reason,
+                          bool drop) {
+    if (conn->ended || conn->stop)
         return;
-    f->stop = true;
-    f->drop = drop;
-    f->reason = reason;
-    if (f->session == NULL || !f->protocol->stop(c, f))
-        engine_zcrx.stop(c->receiver, f);
+    conn->stop = true;
+    conn->drop = drop;
+    conn->reason = reason;
+    if (conn->session == NULL || !conn->protocol->stop(c, conn))
+        engine_zcrx.stop(c->receiver, conn);
 }
 
-void connection_answered(struct connections *c, struct flow *f, int result) {
-    (void)c, (void)f, (void)result;
+void connection_answered(struct connections *c, struct connection *conn, int result) {
+    (void)c, (void)conn, (void)result;
     abort(); /* no line is ever complete here */
 }
 
-void connection_try_free(struct connections *c, struct flow *f) {
-    (void)c, (void)f;
+void connection_try_free(struct connections *c, struct connection *conn) {
+    (void)c, (void)conn;
     abort();
 }
 
-void flow_format_peer(const struct flow *f, char *out, size_t capacity) {
-    (void)f, (void)capacity;
+void connection_format_peer(const struct connection *conn, char *out, size_t capacity) {
+    (void)conn, (void)capacity;
     *out = 0;
 }
 
 /* Python's side: what the worker asks must be the block as it was laid. */
 static void check_block(const struct admission_request *q, uint64_t laid_at) {
     for (uint32_t i = 0; i < SESSION_BLOCK_BYTES; i++)
-        if (q->block[i] != stage_pattern(q->flow_index, laid_at + i)) {
+        if (q->block[i] != stage_pattern(q->connection_index, laid_at + i)) {
             stage_wrong("a block has other bytes than were laid");
             return;
         }
 }
 
 static void answer(const struct admission_request *q) {
-    struct stage_sender *s = &stage.senders[q->flow_index];
-    struct admission_response a = {.flow_index = q->flow_index, .serial = q->serial};
+    struct stage_sender *s = &stage.senders[q->connection_index];
+    struct admission_response a = {.connection_index = q->connection_index, .serial = q->serial};
     if (q->kind == REQUEST_HELLO) {
         check_block(q, 0);
         s->accepted = true;
         a.kind = RESPONSE_ADMIT;
-        a.flow[0] = (uint8_t)(1 + q->flow_index);
+        a.flow[0] = (uint8_t)(1 + q->connection_index);
         a.base_bytes = s->base_bytes;
         a.limit_bytes = s->stated ? s->base_bytes + s->payload_bytes : UINT64_MAX;
         a.flags = (s->stated ? RESPONSE_LENGTH_KNOWN : 0) | (s->trailer ? RESPONSE_TRAILER : 0);

@@ -10,37 +10,40 @@
 
 #include "worker.h"
 
-static uint64_t held_by_recv(const struct flow *f) {
-    if (f->slot_offset != UINT64_MAX) /* what is held back lies there too */
-        return f->slot_filled - f->slot_taken;
-    return engine_is_holding(f) ? f->block->filled : 0;
+static uint64_t held_by_recv(const struct connection *conn) {
+    if (conn->slot_offset != UINT64_MAX) /* what is held back lies there too */
+        return conn->slot_filled - conn->slot_taken;
+    return engine_is_holding(conn) ? conn->block->filled : 0;
 }
 
-static uint64_t held_by_zcrx(const struct worker *w, const struct flow *f) {
-    uint64_t bytes = engine_is_holding(f) ? f->block->filled : 0;
-    for (uint32_t i = f->fragment_head; i != FLOW_NONE; i = w->receiver.zcrx.fragments[i].next)
+static uint64_t held_by_zcrx(const struct worker *w, const struct connection *conn) {
+    uint64_t bytes = engine_is_holding(conn) ? conn->block->filled : 0;
+    for (uint32_t i = conn->fragment_head; i != CONNECTION_NONE;
+         i = w->receiver.zcrx.fragments[i].next)
         bytes += w->receiver.zcrx.fragments[i].bytes;
     return bytes;
 }
 
-static bool is_fed(const struct flow *f) {
-    return f->phase == FLOW_POLLING || f->phase == FLOW_RECEIVING || f->phase == FLOW_STARVED ||
-           f->phase == FLOW_BLOCKED || f->phase == FLOW_TAIL;
+static bool is_fed(const struct connection *conn) {
+    return conn->phase == CONNECTION_POLLING || conn->phase == CONNECTION_RECEIVING ||
+           conn->phase == CONNECTION_STARVED || conn->phase == CONNECTION_BLOCKED ||
+           conn->phase == CONNECTION_TAIL;
 }
 
-static void check_flow(const struct worker *w, const struct flow *f) {
-    if (f->stream.durable_bytes > f->stream.stored_bytes ||
-        f->stream.stored_bytes > f->received_bytes)
-        sim_fail("flow %u: %llu received, %llu stored, %llu durable", f->index,
-                 (unsigned long long)f->received_bytes, (unsigned long long)f->stream.stored_bytes,
-                 (unsigned long long)f->stream.durable_bytes);
-    if (!is_fed(f) || f->drop || f->error != 0)
+static void check_connection(const struct worker *w, const struct connection *conn) {
+    if (conn->stream.durable_bytes > conn->stream.stored_bytes ||
+        conn->stream.stored_bytes > conn->received_bytes)
+        sim_fail("flow %u: %llu received, %llu stored, %llu durable", conn->index,
+                 (unsigned long long)conn->received_bytes,
+                 (unsigned long long)conn->stream.stored_bytes,
+                 (unsigned long long)conn->stream.durable_bytes);
+    if (!is_fed(conn) || conn->drop || conn->error != 0)
         return;
-    uint64_t held = w->settings.engine == ENGINE_ZCRX ? held_by_zcrx(w, f) : held_by_recv(f);
-    if (f->received_bytes != f->stream.stored_bytes + held)
-        sim_fail("flow %u: %llu received are not %llu stored and %llu held", f->index,
-                 (unsigned long long)f->received_bytes, (unsigned long long)f->stream.stored_bytes,
-                 (unsigned long long)held);
+    uint64_t held = w->settings.engine == ENGINE_ZCRX ? held_by_zcrx(w, conn) : held_by_recv(conn);
+    if (conn->received_bytes != conn->stream.stored_bytes + held)
+        sim_fail("flow %u: %llu received are not %llu stored and %llu held", conn->index,
+                 (unsigned long long)conn->received_bytes,
+                 (unsigned long long)conn->stream.stored_bytes, (unsigned long long)held);
 }
 
 static void check_slots(const struct worker *w) {
@@ -65,9 +68,9 @@ static void check_fragments(const struct worker *w) {
 
 void accounts_check(const void *worker) {
     const struct worker *w = worker;
-    for (uint32_t i = 0; i < w->flows.used_upto; i++)
-        if (w->flows.flows[i].phase != FLOW_FREE)
-            check_flow(w, &w->flows.flows[i]);
+    for (uint32_t i = 0; i < w->table.used_upto; i++)
+        if (w->table.connections[i].phase != CONNECTION_FREE)
+            check_connection(w, &w->table.connections[i]);
     if (w->settings.engine != ENGINE_ZCRX)
         check_slots(w);
     else
@@ -91,7 +94,7 @@ bool accounts_are_empty(const void *worker) {
     bool nothing_lent = w->settings.engine == ENGINE_ZCRX
                             ? w->receiver.zcrx.refill.fragments_lent == 0
                             : w->area.slots.free_bytes == w->area.slots_bytes;
-    return w->flows.count == 0 && w->connections.peers.connections == 0 &&
+    return w->table.count == 0 && w->connections.peers.connections == 0 &&
            w->storage.batches.open == NULL && nothing_lent &&
            w->storage.batches.free_count == w->storage.batches.count;
 }

@@ -33,7 +33,7 @@ static uint64_t next_wake_ns;
 /* Of the connections that were let in: whose they are. */
 static struct live {
     uint64_t serial;
-    uint32_t flow_index, sender;
+    uint32_t connection_index, sender;
     struct stream *stream;
 } lives[SOCKETS_MAX];
 static uint32_t lives_count;
@@ -161,7 +161,7 @@ static struct live *live_of_stream(const struct stream *s) {
 
 static void refuse(const struct admission_request *q, const char *why) {
     struct admission_response a = {
-        .kind = RESPONSE_REFUSE, .flow_index = q->flow_index, .serial = q->serial};
+        .kind = RESPONSE_REFUSE, .connection_index = q->connection_index, .serial = q->serial};
     a.text_bytes = (uint16_t)snprintf(a.text, sizeof a.text,
                                       "{\"type\": \"error\", \"code\": \"%s\", \"text\": \"no\", "
                                       "\"flow\": null, \"durable\": 0}\n",
@@ -172,7 +172,7 @@ static void refuse(const struct admission_request *q, const char *why) {
 static void admit(const struct admission_request *q, struct stream *s, uint32_t sender) {
     struct admission_response a = {
         .kind = RESPONSE_ADMIT,
-        .flow_index = q->flow_index,
+        .connection_index = q->connection_index,
         .serial = q->serial,
         .base_bytes = s->base_bytes,
         .limit_bytes = sender_states_length(sender) ? s->payload_bytes : UINT64_MAX,
@@ -186,7 +186,7 @@ static void admit(const struct admission_request *q, struct stream *s, uint32_t 
     a.labels_bytes = (uint16_t)snprintf(a.labels, sizeof a.labels, "sender=%u", sender);
     if (lives_count == SOCKETS_MAX)
         sim_fail("more connections are let in than are played");
-    lives[lives_count++] = (struct live){q->serial, q->flow_index, sender, s};
+    lives[lives_count++] = (struct live){q->serial, q->connection_index, sender, s};
     s->owner = (int)sender;
     sender_admitted(sender, s->base_bytes);
     sim_log("admit stream %u at %llu", s->number, (unsigned long long)s->base_bytes);
@@ -201,7 +201,7 @@ static bool decide_hello(const struct admission_request *q) {
     if (other != NULL) {
         if (sim_below(4) == 0)
             post((struct command){.kind = COMMAND_END_FLOW,
-                                  .connection = {other->flow_index, other->serial}});
+                                  .connection = {other->connection_index, other->serial}});
         return false;
     }
     bool fits = sender_waits(sender) || s->base_bytes == 0;
@@ -228,7 +228,7 @@ static bool decide_trailer(const struct admission_request *q) {
         return true;
     }
     struct admission_response a = {
-        .kind = RESPONSE_SEAL, .flow_index = q->flow_index, .serial = q->serial};
+        .kind = RESPONSE_SEAL, .connection_index = q->connection_index, .serial = q->serial};
     a.flags = sim_below(2) ? RESPONSE_HAS_CRC : 0;
     a.crc = a.flags ? crc : 0;
     worker_respond(w, &a);
@@ -330,7 +330,7 @@ static void some_command(void) {
         if (lives_count > 0) {
             const struct live *l = &lives[sim_below(lives_count)];
             post((struct command){.kind = COMMAND_END_FLOW,
-                                  .connection = {l->flow_index, l->serial}});
+                                  .connection = {l->connection_index, l->serial}});
         }
         break;
     case 4:

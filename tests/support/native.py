@@ -31,7 +31,7 @@ PURE_SOURCES: Final = tuple(
         "memory/buddy.c",
         "storage/commit.c",
         "receive/block.c",
-        "receive/flow.c",
+        "receive/connection_table.c",
         "format/flow_id.c",
         "format/frame.c",
         "connection/network.c",

@@ -21,9 +21,9 @@ Arrows = set[tuple[str, str]]
 @pytest.fixture(scope="module")
 def library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(build_library("state_machines", PURE_SOURCES)))
-    for function in (library.flow_phase_name, library.session_step_name):
+    for function in (library.connection_phase_name, library.session_step_name):
         function.restype = ctypes.c_char_p
-    for function in (library.flow_phase_may_follow, library.session_may_step):
+    for function in (library.connection_phase_may_follow, library.session_may_step):
         function.restype = ctypes.c_bool
     return library
 
@@ -52,12 +52,12 @@ def _expanded(arrows: Arrows) -> Iterator[tuple[str, str]]:
 
 
 def test_a_connections_phases_are_as_drawn(library: ctypes.CDLL) -> None:
-    numbers = range(_constants("receive/flow.h", "flow_phase"))
-    names = [library.flow_phase_name(number).decode() for number in numbers]
+    numbers = range(_constants("receive/connection_table.h", "connection_phase"))
+    names = [library.connection_phase_name(number).decode() for number in numbers]
     table = {
         (names[one], names[other])
         for one, other in product(numbers, numbers)
-        if library.flow_phase_may_follow(one, other)
+        if library.connection_phase_may_follow(one, other)
     }
     assert set(_expanded(_pictures()[0])) == table
 

@@ -50,7 +50,7 @@ struct command_adopt {
 };
 
 struct command_connection {
-    uint32_t flow_index;
+    uint32_t index; /* in the worker's table */
     uint64_t serial;
 };
 

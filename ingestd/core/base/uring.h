@@ -17,13 +17,13 @@
 enum uring_tag {
     TAG_COMMAND = 1, /* the mailbox's eventfd */
     TAG_ACCEPT,      /* index: listener */
-    TAG_POLL,        /* index: flow */
-    TAG_RECEIVE,     /* index: flow */
-    TAG_CANCEL,      /* index: flow */
-    TAG_DISCARD,     /* index: flow */
-    TAG_LINE,        /* index: flow; a line to its sender */
-    TAG_BLOCK,       /* index: flow; its hello, or what follows its payload */
-    TAG_CLOSE,       /* index: flow; its socket */
+    TAG_POLL,        /* index: connection */
+    TAG_RECEIVE,     /* index: connection */
+    TAG_CANCEL,      /* index: connection */
+    TAG_DISCARD,     /* index: connection */
+    TAG_LINE,        /* index: connection; a line to its sender */
+    TAG_BLOCK,       /* index: connection; its hello, or what follows its payload */
+    TAG_CLOSE,       /* index: connection; its socket */
     TAG_WRITE,       /* index: device write */
     TAG_RETRY,       /* index: device write; the pause before it is tried again is over */
     TAG_FLUSH,

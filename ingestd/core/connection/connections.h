@@ -5,7 +5,7 @@
  * Handed down in this room, which knows no worker. Owned by the worker's thread, but for the
  * admission, which any thread may call. Invariants:
  *  - The parts below are the worker's and outlive this.
- *  - A flow in the table that is not free is one connection of one of these listeners.
+ *  - A connection in the table that is not free is one of one of these listeners.
  */
 #ifndef INGESTD_CONNECTION_CONNECTIONS_H
 #define INGESTD_CONNECTION_CONNECTIONS_H
@@ -36,7 +36,7 @@ struct connections {
     struct storage *storage;
     const struct engine *engine;
     struct receiver *receiver;
-    struct flow_table *flows;
+    struct connection_table *table;
     bool draining; /* no connection is taken over any more */
     struct listener listeners[LISTENERS_MAX];
     uint32_t listener_count;
@@ -44,7 +44,7 @@ struct connections {
     struct peers peers; /* open from the first listener with a limit on */
     struct admission admission;
     /* Sessions whose request found no room, oldest first; hellos come behind all others. */
-    struct flow_list admission_backlog, hello_backlog;
+    struct connection_list admission_backlog, hello_backlog;
     uint64_t session_serial; /* of the session begun last */
     uint64_t flow_id_serial; /* of the id made next */
 };
@@ -56,8 +56,8 @@ static inline void connections_init(struct connections *c, struct receiver *rece
     c->storage = receiver->storage;
     c->engine = engine;
     c->receiver = receiver;
-    c->flows = receiver->flows;
-    c->admission_backlog = c->hello_backlog = (struct flow_list){FLOW_NONE, FLOW_NONE, 0};
+    c->table = receiver->table;
+    c->admission_backlog = c->hello_backlog = CONNECTION_LIST_EMPTY;
 }
 
 #endif

@@ -10,27 +10,31 @@
 
 #include "connection/connections.h"
 
-void flow_format_peer(const struct flow *f, char *out, size_t capacity) {
+void connection_format_peer(const struct connection *conn, char *out, size_t capacity) {
     char address[INET6_ADDRSTRLEN];
-    if (f->peer_family == 0)
+    if (conn->peer_family == 0)
         return;
-    inet_ntop(f->peer_family == 4 ? AF_INET : AF_INET6, f->peer_address, address, sizeof address);
-    snprintf(out, capacity, f->peer_family == 4 ? "%s:%u" : "[%s]:%u", address, f->peer_port);
+    inet_ntop(conn->peer_family == 4 ? AF_INET : AF_INET6, conn->peer_address, address,
+              sizeof address);
+    snprintf(out, capacity, conn->peer_family == 4 ? "%s:%u" : "[%s]:%u", address, conn->peer_port);
 }
 
-void flow_event_end(struct connections *c, const struct flow *f, enum event_kind kind) {
-    flow_event(
-        c, f,
-        (struct event_detail){.kind = kind, .end = {f->reason, f->error, f->stream.durable_bytes}});
+void connection_event_end(struct connections *c, const struct connection *conn,
+                          enum event_kind kind) {
+    connection_event(
+        c, conn,
+        (struct event_detail){.kind = kind,
+                              .end = {conn->reason, conn->error, conn->stream.durable_bytes}});
 }
 
-bool flow_event(struct connections *c, const struct flow *f, struct event_detail detail) {
+bool connection_event(struct connections *c, const struct connection *conn,
+                      struct event_detail detail) {
     struct event *e = reactor_new_event(c->reactor, detail);
     if (e == NULL)
         return false;
-    e->listener_index = (int32_t)c->listeners[f->listener].index;
-    memcpy(e->flow, f->stream.id, sizeof e->flow);
-    flow_format_peer(f, e->peer, sizeof e->peer);
+    e->listener_index = (int32_t)c->listeners[conn->listener].index;
+    memcpy(e->flow, conn->stream.id, sizeof e->flow);
+    connection_format_peer(conn, e->peer, sizeof e->peer);
     mailbox_publish(&c->reactor->mailbox, false);
     return true;
 }

@@ -12,13 +12,15 @@
 #include "base/mailbox.h"
 
 struct connections;
-struct flow;
+struct connection;
 
 /* As reactor_event(), with the flow's id, its peer and its listener. */
-bool flow_event(struct connections *c, const struct flow *f, struct event_detail detail);
+bool connection_event(struct connections *c, const struct connection *conn,
+                      struct event_detail detail);
 /* Of how it has ended: EVENT_FLOW_INTERRUPTED or EVENT_FLOW_REFUSED. */
-void flow_event_end(struct connections *c, const struct flow *f, enum event_kind kind);
+void connection_event_end(struct connections *c, const struct connection *conn,
+                          enum event_kind kind);
 /* "192.0.2.1:4711", "[2001:db8::1]:4711"; left as it is where the peer is unknown. */
-void flow_format_peer(const struct flow *f, char *out, size_t capacity);
+void connection_format_peer(const struct connection *conn, char *out, size_t capacity);
 
 #endif

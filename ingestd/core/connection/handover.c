@@ -17,8 +17,8 @@ static struct listener *handover_listener_for(struct connections *c, uint32_t li
 
 /* One place is kept for each listener's accept; those are not ours to use. */
 static bool handover_has_room(const struct connections *c) {
-    return c->flows->count < c->receiver->flows_at_once_max &&
-           c->flows->count + c->listener_count < c->flows->capacity;
+    return c->table->count < c->receiver->connections_at_once_max &&
+           c->table->count + c->listener_count < c->table->capacity;
 }
 
 void handover_take(struct connections *c, uint32_t listener_index, int fd) {

@@ -25,18 +25,18 @@ static void listener_make_id(struct connections *c, uint8_t id[FLOW_ID_BYTES]) {
                  (uint8_t)c->settings.worker_index, c->flow_id_serial++);
 }
 
-static void listener_note_peer(struct flow *f, const struct sockaddr_storage *peer) {
+static void listener_note_peer(struct connection *conn, const struct sockaddr_storage *peer) {
     if (peer->ss_family == AF_INET) {
         const struct sockaddr_in *in = (const void *)peer;
-        f->peer_family = 4;
-        f->peer_port = ntohs(in->sin_port);
-        memcpy(f->peer_address, &in->sin_addr, 4);
+        conn->peer_family = 4;
+        conn->peer_port = ntohs(in->sin_port);
+        memcpy(conn->peer_address, &in->sin_addr, 4);
     } else if (peer->ss_family == AF_INET6) {
         const struct sockaddr_in6 *in6 = (const void *)peer;
         bool mapped = IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr);
-        f->peer_family = mapped ? 4 : 6;
-        f->peer_port = ntohs(in6->sin6_port);
-        memcpy(f->peer_address, in6->sin6_addr.s6_addr + (mapped ? 12 : 0), mapped ? 4 : 16);
+        conn->peer_family = mapped ? 4 : 6;
+        conn->peer_port = ntohs(in6->sin6_port);
+        memcpy(conn->peer_address, in6->sin6_addr.s6_addr + (mapped ? 12 : 0), mapped ? 4 : 16);
     }
 }
 
@@ -63,19 +63,20 @@ static void listener_accept_failed(struct connections *c, struct listener *l, in
 }
 
 /* One event a second reports all, so that a flood of them hides nothing else. */
-static void listener_note_denied(struct connections *c, const struct flow *peer, enum denial why) {
+static void listener_note_denied(struct connections *c, const struct connection *peer,
+                                 enum denial why) {
     struct denied *denied = &c->listeners[peer->listener].denied[why];
     denied->count++;
     if (c->reactor->now_ns < denied->reported_ns)
         return;
-    flow_event(c, peer,
-               (struct event_detail){.kind = EVENT_FLOW_DENIED, .denial = {why, denied->count}});
+    connection_event(
+        c, peer, (struct event_detail){.kind = EVENT_FLOW_DENIED, .denial = {why, denied->count}});
     denied->count = 0;
     denied->reported_ns = c->reactor->now_ns + DENIED_REPORT_NS;
 }
 
 static bool listener_admits(struct connections *c, struct listener *l, int fd) {
-    struct flow peer = {.listener = (uint8_t)(l - c->listeners)};
+    struct connection peer = {.listener = (uint8_t)(l - c->listeners)};
     listener_note_peer(&peer, &l->peer);
     bool in = networks_hold(l->allow, l->allow_count, peer.peer_family, peer.peer_address);
     if (in)
@@ -88,106 +89,106 @@ static bool listener_admits(struct connections *c, struct listener *l, int fd) {
 
 /* The line is sent only as far as the socket takes it at once. Bytes already received are
  * dropped before the close: else it would send a reset, which might overtake the line. */
-static void listener_deny(const struct listener *l, const struct flow *f) {
-    char line[FLOW_LINE_BYTES];
-    size_t bytes = l->protocol->format_denial(f, line, sizeof line);
-    if (send(f->fd, line, bytes, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)bytes)
-        shutdown(f->fd, SHUT_WR);
+static void listener_deny(const struct listener *l, const struct connection *conn) {
+    char line[CONNECTION_LINE_BYTES];
+    size_t bytes = l->protocol->format_denial(conn, line, sizeof line);
+    if (send(conn->fd, line, bytes, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)bytes)
+        shutdown(conn->fd, SHUT_WR);
     for (int i = 0; i < TURNED_AWAY_READS_MAX; i++)
-        if (recv(f->fd, NULL, CONNECTION_DISCARD_BYTES, MSG_DONTWAIT | MSG_TRUNC) <= 0)
+        if (recv(conn->fd, NULL, CONNECTION_DISCARD_BYTES, MSG_DONTWAIT | MSG_TRUNC) <= 0)
             break;
-    close(f->fd);
+    close(conn->fd);
 }
 
 /* Of connections that stay with this worker: who is handed away is counted where it goes. One
  * whose peer has gone already, and is thus unknown, soon ends by itself. */
 static bool listener_is_over_peer_max(struct connections *c, const struct listener *l,
-                                      struct flow *f) {
-    if (l->flows_per_peer_max == 0 || f->peer_family == 0)
+                                      struct connection *conn) {
+    if (l->flows_per_peer_max == 0 || conn->peer_family == 0)
         return false;
-    struct peer peer = listener_peer(f);
-    f->counted = peers_add(&c->peers, &peer, l->flows_per_peer_max);
-    return !f->counted;
+    struct peer peer = listener_peer(conn);
+    conn->counted = peers_add(&c->peers, &peer, l->flows_per_peer_max);
+    return !conn->counted;
 }
 
 static void listener_refuse_over_peer_max(struct connections *c, const struct listener *l,
-                                          struct flow *f) {
-    f->state = FLOW_STATE_INTERRUPTED;
-    f->reason = CLOSE_REASON_LIMIT;
-    f->error = EUSERS;
-    memset(f->stream.id, 0, sizeof f->stream.id); /* no flow has begun */
-    listener_deny(l, f);
+                                          struct connection *conn) {
+    conn->state = FLOW_STATE_INTERRUPTED;
+    conn->reason = CLOSE_REASON_LIMIT;
+    conn->error = EUSERS;
+    memset(conn->stream.id, 0, sizeof conn->stream.id); /* no flow has begun */
+    listener_deny(l, conn);
     STAT_ADD(c->reactor, flows_over_peer_max, 1);
-    listener_note_denied(c, f, DENIED_PEER);
-    f->fd = -1;
-    f->ended = true;
-    flow_set_phase(f, FLOW_GONE);
-    connection_try_free(c, f);
+    listener_note_denied(c, conn, DENIED_PEER);
+    conn->fd = -1;
+    conn->ended = true;
+    connection_set_phase(conn, CONNECTION_GONE);
+    connection_try_free(c, conn);
 }
 
 /* What the OPEN record says of a connection; a session adds what its hello says. */
-static void listener_note_opening(struct flow *f, const struct listener *l) {
-    f->opening = (struct frame_open){
-        .started_ns = f->started_ns,
-        .peer_port = f->peer_port,
-        .peer_family = f->peer_family,
+static void listener_note_opening(struct connection *conn, const struct listener *l) {
+    conn->opening = (struct frame_open){
+        .started_ns = conn->started_ns,
+        .peer_port = conn->peer_port,
+        .peer_family = conn->peer_family,
         .protocol = l->protocol->number,
         .listener = l->name,
         .listener_bytes = (uint16_t)strlen(l->name),
     };
-    memcpy(f->opening.peer_address, f->peer_address, sizeof f->opening.peer_address);
+    memcpy(conn->opening.peer_address, conn->peer_address, sizeof conn->opening.peer_address);
 }
 
-static bool listener_hand_away(struct connections *c, struct flow *f, uint32_t owner) {
+static bool listener_hand_away(struct connections *c, struct connection *conn, uint32_t owner) {
     const struct event_detail elsewhere = {.kind = EVENT_FLOW_ELSEWHERE,
-                                           .elsewhere = {owner, f->fd}};
-    if (f->adopted || !flow_event(c, f, elsewhere))
+                                           .elsewhere = {owner, conn->fd}};
+    if (conn->adopted || !connection_event(c, conn, elsewhere))
         return false;
     STAT_ADD(c->reactor, flows_handed_away, 1);
-    f->fd = -1;
-    f->ended = true;
-    flow_set_phase(f, FLOW_GONE); /* its socket now belongs to the other worker */
-    connection_try_free(c, f);
+    conn->fd = -1;
+    conn->ended = true;
+    connection_set_phase(conn, CONNECTION_GONE); /* its socket now belongs to the other worker */
+    connection_try_free(c, conn);
     return true;
 }
 
 /* The rx queue by which it arrived decides which worker serves it. */
-static bool listener_is_elsewhere(struct connections *c, struct flow *f) {
-    struct engine_owner owner = c->engine->owner(c->receiver, f);
+static bool listener_is_elsewhere(struct connections *c, struct connection *conn) {
+    struct engine_owner owner = c->engine->owner(c->receiver, conn);
     if (owner.is_elsewhere)
-        return listener_hand_away(c, f, owner.worker_index);
+        return listener_hand_away(c, conn, owner.worker_index);
     if (owner.napi_id != 0)
-        flow_event(c, f,
-                   (struct event_detail){.kind = EVENT_FLOW_BY_COPY, .napi_id = owner.napi_id});
+        connection_event(
+            c, conn, (struct event_detail){.kind = EVENT_FLOW_BY_COPY, .napi_id = owner.napi_id});
     return false;
 }
 
 static void listener_begin(struct connections *c, struct listener *l, int fd, bool adopted) {
-    struct flow *f = flow_take(c->flows);
-    assert(f != NULL); /* an accept is armed only while there is room for its flow */
-    f->fd = fd;
-    f->listener = (uint8_t)(l - c->listeners);
-    f->protocol = l->protocol;
-    f->started_ns = reactor_unix_ns(c->reactor);
-    f->active_ns = c->reactor->awake_ns;
-    listener_note_peer(f, &l->peer);
-    listener_make_id(c, f->stream.id);
-    listener_note_opening(f, l);
-    f->checksummed = c->settings.checksum;
-    f->adopted = adopted;
-    l->flow_count++;
-    if (listener_is_elsewhere(c, f))
+    struct connection *conn = connection_table_take(c->table);
+    assert(conn != NULL); /* an accept is armed only while there is room */
+    conn->fd = fd;
+    conn->listener = (uint8_t)(l - c->listeners);
+    conn->protocol = l->protocol;
+    conn->started_ns = reactor_unix_ns(c->reactor);
+    conn->active_ns = c->reactor->awake_ns;
+    listener_note_peer(conn, &l->peer);
+    listener_make_id(c, conn->stream.id);
+    listener_note_opening(conn, l);
+    conn->checksummed = c->settings.checksum;
+    conn->adopted = adopted;
+    l->connection_count++;
+    if (listener_is_elsewhere(c, conn))
         return; /* the worker that it belongs to counts it, and greets it */
-    c->engine->take(c->receiver, f);
-    f->idle_list = &l->idle;
-    if (listener_is_over_peer_max(c, l, f)) {
-        listener_refuse_over_peer_max(c, l, f);
+    c->engine->take(c->receiver, conn);
+    conn->idle_list = &l->idle;
+    if (listener_is_over_peer_max(c, l, conn)) {
+        listener_refuse_over_peer_max(c, l, conn);
         return;
     }
     STAT_ADD(c->reactor, flows_opened, 1);
-    f->protocol->begin(c, f);
+    conn->protocol->begin(c, conn);
     if (l->stopped) /* its accept was faster than the stop, or another worker's */
-        connection_interrupt(c, f, CLOSE_REASON_SHUTDOWN, true);
+        connection_interrupt(c, conn, CLOSE_REASON_SHUTDOWN, true);
 }
 
 void listener_accepted(struct connections *c, uint32_t listener, int result) {
@@ -217,22 +218,23 @@ void listener_adopt(struct connections *c, struct listener *l, int fd) {
 }
 
 void listener_turn_away(struct connections *c, struct listener *l, int fd, uint8_t reason) {
-    struct flow f = {.fd = fd,
-                     .protocol = l->protocol,
-                     .listener = (uint8_t)(l - c->listeners),
-                     .state = FLOW_STATE_INTERRUPTED,
-                     .reason = reason};
+    struct connection conn = {.fd = fd,
+                              .protocol = l->protocol,
+                              .listener = (uint8_t)(l - c->listeners),
+                              .state = FLOW_STATE_INTERRUPTED,
+                              .reason = reason};
     struct sockaddr_storage peer;
     listener_ask_peer(fd, &peer);
-    listener_note_peer(&f, &peer);
-    listener_deny(l, &f);
+    listener_note_peer(&conn, &peer);
+    listener_deny(l, &conn);
     STAT_ADD(c->reactor, flows_refused, 1);
-    flow_event_end(c, &f, EVENT_FLOW_REFUSED);
+    connection_event_end(c, &conn, EVENT_FLOW_REFUSED);
 }
 
 static uint64_t listener_accept_more(struct connections *c, struct listener *l) {
-    bool room = l->flow_count < l->flows_max && c->flows->count < c->receiver->flows_at_once_max &&
-                c->flows->count + c->listener_count < c->flows->capacity;
+    bool room = l->connection_count < l->flows_max &&
+                c->table->count < c->receiver->connections_at_once_max &&
+                c->table->count + c->listener_count < c->table->capacity;
     if (l->stopped || l->accepting || !room)
         return TIME_NEVER;
     if (l->retry_ns > c->reactor->now_ns)

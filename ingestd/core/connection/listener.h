@@ -61,17 +61,17 @@ struct listener {
     uint64_t hello_timeout_ns, ack_interval_ns;
     bool authenticates;
     struct session_pool sessions;
-    struct flow_list greeting;     /* their hello has not come whole; oldest first */
-    struct flow_list acks_pending; /* their durable offset is to be sent ... */
-    uint64_t acks_due_ns;          /* ... not before */
+    struct connection_list greeting;     /* their hello has not come whole; oldest first */
+    struct connection_list acks_pending; /* their durable offset is to be sent ... */
+    uint64_t acks_due_ns;                /* ... not before */
     uint32_t allow_count;
     struct network allow[NETWORKS_MAX];
     struct denied denied[DENIALS_COUNT];
     uint32_t flows_per_peer_max; /* 0: no limit */
     uint32_t flows_max;
-    uint32_t flow_count;
+    uint32_t connection_count;
     char name[LISTENER_NAME_BYTES];
-    struct flow_list idle;
+    struct connection_list idle;
     bool accepting;    /* an accept is under way */
     bool cancelling;   /* ... and being cancelled */
     bool stopped;      /* no more accepts */
@@ -88,8 +88,8 @@ void listener_adopt(struct connections *c, struct listener *l, int fd);
  * closed. */
 void listener_turn_away(struct connections *c, struct listener *l, int fd, uint8_t reason);
 /* Whom its peer is among struct peers. */
-static inline struct peer listener_peer(const struct flow *f) {
-    return peers_name(f->listener, f->peer_family, f->peer_address);
+static inline struct peer listener_peer(const struct connection *conn) {
+    return peers_name(conn->listener, conn->peer_family, conn->peer_address);
 }
 
 /* Once a turn: accepts to arm. Returns the next time. */

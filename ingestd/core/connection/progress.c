@@ -12,26 +12,26 @@
 void connection_take_reports(struct connections *c) {
     struct engine_report report;
     while (engine_next_report(c->receiver, &report)) {
-        struct flow *f = report.flow;
-        assert(!f->ended && f->phase != FLOW_FREE);
+        struct connection *conn = report.connection;
+        assert(!conn->ended && conn->phase != CONNECTION_FREE);
         if (report.kind == REPORT_BLOCK)
-            f->protocol->block_received(c, f, report.result);
+            conn->protocol->block_received(c, conn, report.result);
         else
-            f->protocol->payload_over(c, f);
+            conn->protocol->payload_over(c, conn);
     }
 }
 
 void connection_serve_blocked(struct connections *c) {
-    struct flow *f;
-    while ((f = flow_first(c->flows, QUEUE_BLOCKED)) != NULL) {
-        if (f->phase == FLOW_CLOSING) {
-            if (!connection_retry_close(c, f))
+    struct connection *conn;
+    while ((conn = connection_first(c->table, QUEUE_BLOCKED)) != NULL) {
+        if (conn->phase == CONNECTION_CLOSING) {
+            if (!connection_retry_close(c, conn))
                 return;
             continue;
         }
-        c->engine->resume(c->receiver, f);
+        c->engine->resume(c->receiver, conn);
         connection_take_reports(c);
-        if (f->queue == QUEUE_BLOCKED)
+        if (conn->queue == QUEUE_BLOCKED)
             return;
     }
 }

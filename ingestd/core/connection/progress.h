@@ -11,7 +11,7 @@ struct connections;
 
 /* Hands the engines' reports to the protocols. To be called after each call of an engine. */
 void connection_take_reports(struct connections *c);
-/* Once a turn: flows that found no room try again in the order in which they came. One that
+/* Once a turn: connections that found no room try again in the order in which they came. One that
  * fails again keeps its place. */
 void connection_serve_blocked(struct connections *c);
 

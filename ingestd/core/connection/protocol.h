@@ -13,36 +13,37 @@
 #include <stdint.h>
 
 struct connections;
-struct flow;
+struct connection;
 
 struct protocol {
     const char *name;
     uint8_t number; /* record_open.protocol */
     /* A connection was admitted: it is to be received. */
-    void (*begin)(struct connections *c, struct flow *f);
+    void (*begin)(struct connections *c, struct connection *conn);
     /* The engine receives no more payload: all of it is with batches, or was dropped. */
-    void (*payload_over)(struct connections *c, struct flow *f);
+    void (*payload_over)(struct connections *c, struct connection *conn);
     /* The engine has filled so many bytes of the block's room; 0: the stream has ended; or
      * -errno. NULL: no blocks are received. */
-    void (*block_received)(struct connections *c, struct flow *f, int result);
+    void (*block_received)(struct connections *c, struct connection *conn, int result);
     /* It is to end now. True: it has ended, as nothing of it was being received. */
-    bool (*stop)(struct connections *c, struct flow *f);
+    bool (*stop)(struct connections *c, struct connection *conn);
     /* Its durable offset has advanced. */
-    void (*advanced)(struct connections *c, struct flow *f);
+    void (*advanced)(struct connections *c, struct connection *conn);
     /* The checksum that its sender sent, if it did. */
-    bool (*sender_crc)(const struct flow *f, uint32_t *out);
+    bool (*sender_crc)(const struct connection *conn, uint32_t *out);
     /* It has ended, and the outcome is known: reports it to whoever decided on it. */
-    void (*report_end)(struct connections *c, struct flow *f);
+    void (*report_end)(struct connections *c, struct connection *conn);
     /* ... and nothing of it is stored: the event that says so. */
-    void (*report_refused)(struct connections *c, struct flow *f);
+    void (*report_refused)(struct connections *c, struct connection *conn);
     /* ... then its last line, and connection_answered(). */
-    void (*send_last)(struct connections *c, struct flow *f);
+    void (*send_last)(struct connections *c, struct connection *conn);
     /* A send with TAG_LINE is complete: bytes, or -errno. */
-    void (*line_sent)(struct connections *c, struct flow *f, int result);
+    void (*line_sent)(struct connections *c, struct connection *conn, int result);
     /* It can be freed; false: not yet, and connection_try_free() will be called again. */
-    bool (*release)(struct connections *c, struct flow *f);
-    /* The line for a connection that is denied. Returns its bytes, at most FLOW_LINE_BYTES. */
-    size_t (*format_denial)(const struct flow *f, char *line, size_t capacity);
+    bool (*release)(struct connections *c, struct connection *conn);
+    /* The line for a connection that is denied. Returns its bytes, at most CONNECTION_LINE_BYTES.
+     */
+    size_t (*format_denial)(const struct connection *conn, char *line, size_t capacity);
 };
 
 extern const struct protocol protocol_raw;

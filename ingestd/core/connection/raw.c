@@ -14,72 +14,73 @@
 #include "format/format.h"
 #include "connection/connections.h"
 
-static void raw_begin(struct connections *c, struct flow *f) {
-    flow_idle_touch(c->flows, &c->listeners[f->listener].idle, f);
-    c->engine->start(c->receiver, f);
-    flow_event(c, f, (struct event_detail){.kind = EVENT_FLOW_OPENED});
+static void raw_begin(struct connections *c, struct connection *conn) {
+    connection_idle_touch(c->table, &c->listeners[conn->listener].idle, conn);
+    c->engine->start(c->receiver, conn);
+    connection_event(c, conn, (struct event_detail){.kind = EVENT_FLOW_OPENED});
     if (storage_error(c->storage))
-        connection_interrupt(c, f, CLOSE_REASON_NONE, true);
+        connection_interrupt(c, conn, CLOSE_REASON_NONE, true);
     else if (storage_is_exhausted(c->storage))
-        connection_interrupt(c, f, CLOSE_REASON_STORE_FULL, true);
+        connection_interrupt(c, conn, CLOSE_REASON_STORE_FULL, true);
 }
 
-static void raw_payload_over(struct connections *c, struct flow *f) {
-    if (f->stop)
-        connection_end(c, f, FLOW_STATE_INTERRUPTED, f->reason, 0);
-    else if (f->error != 0)
-        connection_end(c, f, FLOW_STATE_INTERRUPTED, close_reason_of(f->error), f->error);
+static void raw_payload_over(struct connections *c, struct connection *conn) {
+    if (conn->stop)
+        connection_end(c, conn, FLOW_STATE_INTERRUPTED, conn->reason, 0);
+    else if (conn->error != 0)
+        connection_end(c, conn, FLOW_STATE_INTERRUPTED, close_reason_of(conn->error), conn->error);
     else
-        connection_end(c, f, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
+        connection_end(c, conn, FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
 }
 
-static bool raw_stop(struct connections *c, struct flow *f) {
+static bool raw_stop(struct connections *c, struct connection *conn) {
     (void)c;
-    (void)f;
+    (void)conn;
     return false; /* an engine has it, always */
 }
 
-static void raw_advanced(struct connections *c, struct flow *f) {
+static void raw_advanced(struct connections *c, struct connection *conn) {
     (void)c; /* its sender hears of the end alone */
-    (void)f;
+    (void)conn;
 }
 
-static bool raw_sender_crc(const struct flow *f, uint32_t *out) {
-    (void)f;
+static bool raw_sender_crc(const struct connection *conn, uint32_t *out) {
+    (void)conn;
     (void)out;
     return false;
 }
 
-static void raw_report_end(struct connections *c, struct flow *f) {
+static void raw_report_end(struct connections *c, struct connection *conn) {
     (void)c; /* nobody has decided on it */
-    (void)f;
+    (void)conn;
 }
 
-static void raw_report_refused(struct connections *c, struct flow *f) {
-    flow_event_end(c, f, EVENT_FLOW_REFUSED);
+static void raw_report_refused(struct connections *c, struct connection *conn) {
+    connection_event_end(c, conn, EVENT_FLOW_REFUSED);
 }
 
-static void raw_send_last(struct connections *c, struct flow *f) {
-    assert(f->ended && f->phase == FLOW_CLOSING);
-    f->line_bytes = (uint16_t)line_of_raw(f, storage_error(c->storage), f->line, sizeof f->line);
-    flow_set_phase(f, FLOW_ANSWERING);
-    struct io_uring_sqe *sqe = reactor_sqe(c->reactor, TAG_LINE, f->index);
-    io_uring_prep_send(sqe, f->fd, f->line, f->line_bytes, MSG_NOSIGNAL | MSG_WAITALL);
-    f->ops_in_flight++;
+static void raw_send_last(struct connections *c, struct connection *conn) {
+    assert(conn->ended && conn->phase == CONNECTION_CLOSING);
+    conn->line_bytes =
+        (uint16_t)line_of_raw(conn, storage_error(c->storage), conn->line, sizeof conn->line);
+    connection_set_phase(conn, CONNECTION_ANSWERING);
+    struct io_uring_sqe *sqe = reactor_sqe(c->reactor, TAG_LINE, conn->index);
+    io_uring_prep_send(sqe, conn->fd, conn->line, conn->line_bytes, MSG_NOSIGNAL | MSG_WAITALL);
+    conn->ops_in_flight++;
 }
 
-static void raw_line_sent(struct connections *c, struct flow *f, int result) {
-    connection_answered(c, f, result);
+static void raw_line_sent(struct connections *c, struct connection *conn, int result) {
+    connection_answered(c, conn, result);
 }
 
-static bool raw_release(struct connections *c, struct flow *f) {
+static bool raw_release(struct connections *c, struct connection *conn) {
     (void)c;
-    (void)f;
+    (void)conn;
     return true;
 }
 
-static size_t raw_format_denial(const struct flow *f, char *line, size_t capacity) {
-    return line_of_raw(f, 0, line, capacity);
+static size_t raw_format_denial(const struct connection *conn, char *line, size_t capacity) {
+    return line_of_raw(conn, 0, line, capacity);
 }
 
 const struct protocol protocol_raw = {

@@ -2,7 +2,7 @@
  *
  * The area: memory to receive into and to write from, taken once at start.
  *
- * One mapping: the slots that flows borrow, and behind them the worker's own
+ * One mapping: the slots that connections borrow, and behind them the worker's own
  * part (batch headers, bounce space, footers, marks), so that one registered
  * buffer covers whatever one write gathers. Owned by the worker's thread, which
  * touches it first and thereby places it on the NUMA node of its CPU.
@@ -34,7 +34,7 @@ struct area {
 };
 
 struct area_parts {
-    uint64_t slots_bytes;    /* what flows borrow */
+    uint64_t slots_bytes;    /* what connections borrow */
     uint64_t slot_bytes_max; /* a power of two */
     uint64_t own_bytes;      /* the worker's part */
 };

@@ -9,52 +9,52 @@
 #include "base/trace.h"
 
 void receiver_init(struct receiver *r, struct reactor *reactor, struct area *area,
-                   struct storage *storage, struct flow_table *flows) {
+                   struct storage *storage, struct connection_table *table) {
     r->reactor = reactor;
     r->area = area;
     r->storage = storage;
-    r->flows = flows;
-    r->report_head = r->report_tail = FLOW_NONE;
+    r->table = table;
+    r->report_head = r->report_tail = CONNECTION_NONE;
 }
 
-void engine_report(struct receiver *r, struct flow *f, enum report_kind kind, int result) {
-    assert(kind != REPORT_NONE && !f->ended);
-    if (f->report != REPORT_NONE) {
-        assert(f->report == kind);
+void engine_report(struct receiver *r, struct connection *conn, enum report_kind kind, int result) {
+    assert(kind != REPORT_NONE && !conn->ended);
+    if (conn->report != REPORT_NONE) {
+        assert(conn->report == kind);
         return;
     }
-    f->report = (uint8_t)kind;
-    f->report_result = result;
-    f->report_next = FLOW_NONE;
-    if (r->report_tail == FLOW_NONE)
-        r->report_head = f->index;
+    conn->report = (uint8_t)kind;
+    conn->report_result = result;
+    conn->report_next = CONNECTION_NONE;
+    if (r->report_tail == CONNECTION_NONE)
+        r->report_head = conn->index;
     else
-        r->flows->flows[r->report_tail].report_next = f->index;
-    r->report_tail = f->index;
+        r->table->connections[r->report_tail].report_next = conn->index;
+    r->report_tail = conn->index;
 }
 
 bool engine_next_report(struct receiver *r, struct engine_report *out) {
-    if (r->report_head == FLOW_NONE)
+    if (r->report_head == CONNECTION_NONE)
         return false;
-    struct flow *f = &r->flows->flows[r->report_head];
-    assert(f->phase != FLOW_FREE && f->report != REPORT_NONE);
-    *out = (struct engine_report){f, (enum report_kind)f->report, f->report_result};
-    r->report_head = f->report_next;
-    if (r->report_head == FLOW_NONE)
-        r->report_tail = FLOW_NONE;
-    f->report = REPORT_NONE;
+    struct connection *conn = &r->table->connections[r->report_head];
+    assert(conn->phase != CONNECTION_FREE && conn->report != REPORT_NONE);
+    *out = (struct engine_report){conn, (enum report_kind)conn->report, conn->report_result};
+    r->report_head = conn->report_next;
+    if (r->report_head == CONNECTION_NONE)
+        r->report_tail = CONNECTION_NONE;
+    conn->report = REPORT_NONE;
     return true;
 }
 
-void engine_received(struct receiver *r, struct flow *f, uint32_t bytes) {
-    f->received_bytes += bytes;
-    f->active_ns = r->reactor->awake_ns;
+void engine_received(struct receiver *r, struct connection *conn, uint32_t bytes) {
+    conn->received_bytes += bytes;
+    conn->active_ns = r->reactor->awake_ns;
     STAT_ADD(r->reactor, received_bytes, bytes);
-    trace_receive(f->stream.id, f->index, bytes);
-    flow_idle_touch(r->flows, f->idle_list, f);
+    trace_receive(conn->stream.id, conn->index, bytes);
+    connection_idle_touch(r->table, conn->idle_list, conn);
 }
 
-void engine_cancel(struct receiver *r, struct flow *f, enum uring_tag tag) {
-    reactor_cancel(r->reactor, tag, f->index, TAG_CANCEL);
-    f->ops_in_flight++;
+void engine_cancel(struct receiver *r, struct connection *conn, enum uring_tag tag) {
+    reactor_cancel(r->reactor, tag, conn->index, TAG_CANCEL);
+    conn->ops_in_flight++;
 }

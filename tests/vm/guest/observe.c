@@ -59,7 +59,7 @@ static void judge_body(struct seen *s, uint64_t begin, uint64_t end, bool carrie
 
 /* Flows that wait hand over what they have one behind the other, whoever received last. */
 static bool may_carry_on(const struct seen *s, const struct worker *w, uint64_t begin) {
-    for (uint32_t i = 0; i < w->flows.used_upto && i < FLOWS_MAX; i++)
+    for (uint32_t i = 0; i < w->table.used_upto && i < FLOWS_MAX; i++)
         if (s->ends[i] == begin)
             return true;
     return false;
@@ -100,9 +100,9 @@ static const struct worker *container_of_receiver(const struct receiver *r) {
                                                  offsetof(struct worker, receiver));
 }
 
-void __real_engine_received(struct receiver *r, struct flow *f, uint32_t bytes);
-void __wrap_engine_received(struct receiver *r, struct flow *f, uint32_t bytes);
-void __wrap_engine_received(struct receiver *r, struct flow *f, uint32_t bytes) {
+void __real_engine_received(struct receiver *r, struct connection *conn, uint32_t bytes);
+void __wrap_engine_received(struct receiver *r, struct connection *conn, uint32_t bytes);
+void __wrap_engine_received(struct receiver *r, struct connection *conn, uint32_t bytes) {
     const struct worker *w = container_of_receiver(r);
     struct seen *s = &seen[w->settings.worker_index % WORKERS_MAX];
 
@@ -114,8 +114,8 @@ void __wrap_engine_received(struct receiver *r, struct flow *f, uint32_t bytes) 
     s->fragments++;
     s->bytes += bytes;
     judge(s, w, offset_delivered, bytes);
-    s->ends[f->index % FLOWS_MAX] = offset_delivered + bytes;
-    __real_engine_received(r, f, bytes);
+    s->ends[conn->index % FLOWS_MAX] = offset_delivered + bytes;
+    __real_engine_received(r, conn, bytes);
 }
 
 int __real_io_uring_queue_init_params(unsigned entries, struct io_uring *ring,

@@ -10,7 +10,7 @@
  *    hellos, so that no flood of connections keeps a flow from its end; beside them at
  *    most PARKED_MAX, whose responses need a store to be read first. Each gets exactly
  *    one response, so that the responses always find room.
- *  - A connection is named by its flow's index and a serial number that no other
+ *  - A connection is named by its index in the table and a serial number that no other
  *    connection of the worker ever has, by which late responses are recognised.
  */
 #ifndef INGESTD_ADMISSION_H
@@ -44,7 +44,7 @@ enum request_kind {
 
 struct admission_request {
     uint32_t kind;
-    uint32_t flow_index;
+    uint32_t connection_index;
     uint64_t serial;
     int32_t listener_index;
     uint32_t flags;
@@ -68,7 +68,7 @@ enum response_kind {
 
 struct admission_response {
     uint32_t kind;
-    uint32_t flow_index;
+    uint32_t connection_index;
     uint64_t serial;
     uint32_t flags;
     uint32_t crc;

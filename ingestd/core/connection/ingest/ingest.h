@@ -24,7 +24,7 @@ struct connections;
 /* Takes Python's responses. */
 void ingest_take_responses(struct connections *c);
 /* A newer connection takes the flow over, if that serial still has it. */
-void ingest_replace(struct connections *c, uint32_t flow_index, uint64_t serial);
+void ingest_replace(struct connections *c, uint32_t connection_index, uint64_t serial);
 /* Once a turn. Returns when to call again at the latest. */
 uint64_t ingest_turn(struct connections *c);
 

@@ -5,7 +5,7 @@
  * one JSON object and a newline. Pure.
  *
  * Every function writes its line, without terminator counted, and returns its
- * bytes; FLOW_LINE_BYTES of capacity do. What Python has worded is no matter of theirs.
+ * bytes; CONNECTION_LINE_BYTES of capacity do. What Python has worded is no matter of theirs.
  */
 #ifndef INGESTD_LINES_H
 #define INGESTD_LINES_H
@@ -16,15 +16,16 @@
 #include "connection/ingest/session.h"
 
 /* store_errno: 0, or why the store failed. */
-size_t line_of_raw(const struct flow *f, int store_errno, char *line, size_t capacity);
+size_t line_of_raw(const struct connection *conn, int store_errno, char *line, size_t capacity);
 
 size_t line_greeting(bool authenticates, const uint8_t challenge[SESSION_CHALLENGE_BYTES],
                      char *line, size_t capacity);
-size_t line_accepted(const struct flow *f, uint64_t ack_interval_ns, char *line, size_t capacity);
+size_t line_accepted(const struct connection *conn, uint64_t ack_interval_ns, char *line,
+                     size_t capacity);
 size_t line_durable(uint64_t offset, char *line, size_t capacity);
-size_t line_last(const struct flow *f, int store_errno, char *line, size_t capacity);
+size_t line_last(const struct connection *conn, int store_errno, char *line, size_t capacity);
 
-/* Of a connection that is no session yet, and will be none: why (f->reason). */
-size_t line_denial(const struct flow *f, char *line, size_t capacity);
+/* Of a connection that is no session yet, and will be none: why (conn->reason). */
+size_t line_denial(const struct connection *conn, char *line, size_t capacity);
 
 #endif

@@ -11,10 +11,10 @@
  *
  * Only where a trailer follows a payload of unknown length, the flow's last bytes may
  * be the trailer. Invariants of what is held back then:
- *  - It is in the block, `filled` bytes, the older ones; then in the flow's list.
+ *  - It is in the block, `filled` bytes, the older ones; then in the connection's list.
  *  - As fragments it is few and young: the rest, and what is old, is copied to the block,
  *    and to a batch from there (reason `trailer`) if it turns out to be payload.
- *  - When the flow ends, it is in the block, and nothing is in the list.
+ *  - When the connection ends, it is in the block, and nothing is in the list.
  */
 #ifndef INGESTD_RECEIVE_ZCRX_CONTROL_H
 #define INGESTD_RECEIVE_ZCRX_CONTROL_H
@@ -23,17 +23,18 @@
 #include <stdint.h>
 
 struct receiver;
-struct flow;
+struct connection;
 
 /* A fragment of the block being received. */
-void zcrx_block_delivered(struct receiver *r, struct flow *f, uint64_t offset, uint32_t bytes);
+void zcrx_block_delivered(struct receiver *r, struct connection *conn, uint64_t offset,
+                          uint32_t bytes);
 /* Its receive has ended. True: reported, as the block is whole, the stream over, or the
  * rest to be received. False: no chunk was free, and nothing was received. */
-bool zcrx_block_ended(struct receiver *r, struct flow *f, int result);
+bool zcrx_block_ended(struct receiver *r, struct connection *conn, int result);
 
 /* Gives batches what can be no trailer of the flow's pending bytes. all: to the last
  * byte, with the rest copied to the block; else as whole fragments. False: no batch
  * took some of it. */
-bool zcrx_settle_held(struct receiver *r, struct flow *f, bool all);
+bool zcrx_settle_held(struct receiver *r, struct connection *conn, bool all);
 
 #endif

@@ -32,7 +32,7 @@ int zcrx_pending_open(struct receiver *r) {
     if (z->fragments == NULL || buddy_init(&z->relief, relief_bytes, RELIEF_SLOT_BYTES_MAX) < 0)
         return -ENOMEM;
     for (uint32_t i = 0; i < z->fragment_count; i++)
-        z->fragments[i].next = i + 1 < z->fragment_count ? i + 1 : FLOW_NONE;
+        z->fragments[i].next = i + 1 < z->fragment_count ? i + 1 : CONNECTION_NONE;
     return 0;
 }
 
@@ -79,7 +79,8 @@ static uint8_t *pending_data_of(struct receiver *r, uint64_t hold) {
     return r->area->base + hold;
 }
 
-uint32_t zcrx_hand_over(struct receiver *r, struct flow *f, uint64_t hold, uint32_t bytes) {
+uint32_t zcrx_hand_over(struct receiver *r, struct connection *conn, uint64_t hold,
+                        uint32_t bytes) {
     bool copied = zcrx_is_copied(hold);
     /* A relief slot is ours to its end; behind a fragment may lie another one. */
     uint64_t room =
@@ -96,7 +97,7 @@ uint32_t zcrx_hand_over(struct receiver *r, struct flow *f, uint64_t hold, uint3
             .copied_for = BOUNCE_PRESSURE,
             .hold = rest,
         };
-        uint32_t taken = engine_append(r, f, &piece);
+        uint32_t taken = engine_append(r, conn, &piece);
         if (taken == 0)
             break;
         done += taken;
@@ -108,19 +109,19 @@ uint32_t zcrx_hand_over(struct receiver *r, struct flow *f, uint64_t hold, uint3
 
 /* --- Lists ----------------------------------------------------------------------- */
 
-bool zcrx_append(struct receiver *r, struct flow *f, uint64_t hold, uint32_t bytes) {
+bool zcrx_append(struct receiver *r, struct connection *conn, uint64_t hold, uint32_t bytes) {
     struct zcrx *z = &r->zcrx;
     uint32_t index = z->fragment_free;
-    if (index == FLOW_NONE)
+    if (index == CONNECTION_NONE)
         return false;
     struct zcrx_fragment *n = zcrx_fragment_at(r, index);
     z->fragment_free = n->next;
-    *n = (struct zcrx_fragment){.offset = hold, .bytes = bytes, .next = FLOW_NONE};
-    if (f->fragment_tail == FLOW_NONE)
-        f->fragment_head = index;
+    *n = (struct zcrx_fragment){.offset = hold, .bytes = bytes, .next = CONNECTION_NONE};
+    if (conn->fragment_tail == CONNECTION_NONE)
+        conn->fragment_head = index;
     else
-        zcrx_fragment_at(r, f->fragment_tail)->next = index;
-    f->fragment_tail = index;
+        zcrx_fragment_at(r, conn->fragment_tail)->next = index;
+    conn->fragment_tail = index;
     z->fragments_pending++;
     return true;
 }
@@ -133,44 +134,44 @@ static void pending_free_fragment(struct receiver *r, uint32_t index) {
     z->fragments_pending--;
 }
 
-void zcrx_pop(struct receiver *r, struct flow *f) {
-    uint32_t index = f->fragment_head;
-    f->fragment_head = zcrx_fragment_at(r, index)->next;
-    if (f->fragment_head == FLOW_NONE)
-        f->fragment_tail = FLOW_NONE;
+void zcrx_pop(struct receiver *r, struct connection *conn) {
+    uint32_t index = conn->fragment_head;
+    conn->fragment_head = zcrx_fragment_at(r, index)->next;
+    if (conn->fragment_head == CONNECTION_NONE)
+        conn->fragment_tail = CONNECTION_NONE;
     pending_free_fragment(r, index);
 }
 
-bool zcrx_settle(struct receiver *r, struct flow *f) {
-    while (f->fragment_head != FLOW_NONE) {
-        struct zcrx_fragment *n = zcrx_fragment_at(r, f->fragment_head);
-        if (f->drop) {
+bool zcrx_settle(struct receiver *r, struct connection *conn) {
+    while (conn->fragment_head != CONNECTION_NONE) {
+        struct zcrx_fragment *n = zcrx_fragment_at(r, conn->fragment_head);
+        if (conn->drop) {
             zcrx_release(r, n->offset);
         } else {
-            uint32_t taken = zcrx_hand_over(r, f, n->offset, n->bytes);
+            uint32_t taken = zcrx_hand_over(r, conn, n->offset, n->bytes);
             n->offset += taken;
             n->bytes -= taken;
             if (n->bytes > 0)
                 return false;
         }
-        zcrx_pop(r, f);
+        zcrx_pop(r, conn);
     }
     return true;
 }
 
 /* --- The relief valve -------------------------------------------------------------- */
 
-uint64_t zcrx_payload_bytes(const struct flow *f) {
-    uint64_t bytes = f->received_bytes - f->stream.stored_bytes;
-    assert(f->stream.stored_bytes <= f->received_bytes);
+uint64_t zcrx_payload_bytes(const struct connection *conn) {
+    uint64_t bytes = conn->received_bytes - conn->stream.stored_bytes;
+    assert(conn->stream.stored_bytes <= conn->received_bytes);
     return bytes > RECEIVE_BLOCK_BYTES ? bytes - RECEIVE_BLOCK_BYTES : 0;
 }
 
-uint64_t zcrx_list_payload_bytes(const struct flow *f) {
-    if (!engine_is_holding(f))
+uint64_t zcrx_list_payload_bytes(const struct connection *conn) {
+    if (!engine_is_holding(conn))
         return UINT64_MAX;
-    uint64_t bytes = zcrx_payload_bytes(f);
-    return bytes > f->block->filled ? bytes - f->block->filled : 0;
+    uint64_t bytes = zcrx_payload_bytes(conn);
+    return bytes > conn->block->filled ? bytes - conn->block->filled : 0;
 }
 
 /* Bytes of the fragments from index on that one relief slot can take together. */
@@ -178,7 +179,7 @@ static uint32_t pending_run_bytes(struct receiver *r, uint32_t index, uint64_t l
     uint64_t most =
         time_min(left, time_min(RELIEF_SLOT_BYTES_MAX, r->storage->batches.payload_bytes_max));
     uint32_t bytes = 0;
-    while (index != FLOW_NONE) {
+    while (index != CONNECTION_NONE) {
         const struct zcrx_fragment *n = zcrx_fragment_at(r, index);
         if (zcrx_is_copied(n->offset) || bytes + n->bytes > most)
             break;
@@ -190,8 +191,8 @@ static uint32_t pending_run_bytes(struct receiver *r, uint32_t index, uint64_t l
 
 /* Copies the run of fragments that begins at index into a slot, and makes one
  * pending fragment of it. Returns the index of the one behind. */
-static uint32_t pending_copy_run(struct receiver *r, struct flow *f, uint32_t index, uint64_t slot,
-                                 uint32_t order, uint32_t bytes) {
+static uint32_t pending_copy_run(struct receiver *r, struct connection *conn, uint32_t index,
+                                 uint64_t slot, uint32_t order, uint32_t bytes) {
     struct zcrx *z = &r->zcrx;
     struct zcrx_fragment *first = zcrx_fragment_at(r, index);
     uint32_t done = 0, next = index;
@@ -209,19 +210,19 @@ static uint32_t pending_copy_run(struct receiver *r, struct flow *f, uint32_t in
     first->offset = slot | ZCRX_HOLD_COPIED | (uint64_t)order << RELIEF_ORDER_SHIFT;
     first->bytes = bytes;
     first->next = next;
-    if (next == FLOW_NONE)
-        f->fragment_tail = index;
+    if (next == CONNECTION_NONE)
+        conn->fragment_tail = index;
     return next;
 }
 
-/* Copies what a flow has waiting into relief slots, as long as there are some
- * and chunks are short, and gives the chunks back. What may be the flow's trailer
+/* Copies what a connection has waiting into relief slots, as long as there are some
+ * and chunks are short, and gives the chunks back. What may be the connection's trailer
  * is left where it is. */
-static void pending_copy_out(struct receiver *r, struct flow *f) {
+static void pending_copy_out(struct receiver *r, struct connection *conn) {
     struct zcrx *z = &r->zcrx;
-    uint32_t index = f->fragment_head;
-    uint64_t left = zcrx_list_payload_bytes(f);
-    while (index != FLOW_NONE && zcrx_chunks_are_short(r)) {
+    uint32_t index = conn->fragment_head;
+    uint64_t left = zcrx_list_payload_bytes(conn);
+    while (index != CONNECTION_NONE && zcrx_chunks_are_short(r)) {
         const struct zcrx_fragment *n = zcrx_fragment_at(r, index);
         uint32_t bytes = pending_run_bytes(r, index, left);
         if (bytes == 0) { /* copied already, or too large for a slot, or not surely payload */
@@ -233,7 +234,7 @@ static void pending_copy_out(struct receiver *r, struct flow *f) {
         uint64_t slot = buddy_take(&z->relief, order);
         if (slot == UINT64_MAX)
             return;
-        index = pending_copy_run(r, f, index, slot, order, bytes);
+        index = pending_copy_run(r, conn, index, slot, order, bytes);
         left -= bytes;
     }
 }
@@ -241,11 +242,11 @@ static void pending_copy_out(struct receiver *r, struct flow *f) {
 void zcrx_relieve(struct receiver *r) {
     if (r->zcrx.refill.chunks_lent > r->zcrx.chunk_count / 2)
         storage_request_flush(r->storage);
-    uint32_t index = r->flows->waiting[QUEUE_BLOCKED].head;
-    while (zcrx_chunks_are_short(r) && index != FLOW_NONE) {
-        struct flow *f = &r->flows->flows[index];
-        if (f->phase == FLOW_BLOCKED)
-            pending_copy_out(r, f);
-        index = f->wait.next;
+    uint32_t index = r->table->waiting[QUEUE_BLOCKED].head;
+    while (zcrx_chunks_are_short(r) && index != CONNECTION_NONE) {
+        struct connection *conn = &r->table->connections[index];
+        if (conn->phase == CONNECTION_BLOCKED)
+            pending_copy_out(r, conn);
+        index = conn->wait.next;
     }
 }

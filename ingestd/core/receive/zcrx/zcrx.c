@@ -3,7 +3,7 @@
  * Engine `zcrx`: the NIC puts payload into chunks of the area; batches are
  * written from where it lies, and a chunk goes back when its writes are done.
  *
- * One multishot RECV_ZC per flow. A flow whose fragments find no batch is
+ * One multishot RECV_ZC per connection. A connection whose fragments find no batch is
  * paused (its receive is cancelled), so that the TCP window closes. A receive is
  * bounded where the payload, or a block of protocol ingest, has a length: at its
  * bound it ends as at the end of the stream; the count of bytes distinguishes the two.
@@ -30,7 +30,7 @@
 /* Of a connection that waits: two packets of 1448 bytes, each on a page of its own. */
 #define WAITING_BUFFER_BYTES 8192u
 #define STARVED_RETRY_NS 1000000ull
-/* Of one receive; sqe->len has 32 bits. A longer flow is received by several. */
+/* Of one receive; sqe->len has 32 bits. A longer connection is received by several. */
 #define RECEIVE_BYTES_MAX (1u << 30)
 
 /* --- What sockets may hold of the area -------------------------------------------- */
@@ -58,39 +58,39 @@ static uint64_t zcrx_receive_buffer_bytes(const struct receiver *r) {
     return bytes > RECEIVE_BUFFER_BYTES_MIN ? bytes : RECEIVE_BUFFER_BYTES_MIN;
 }
 
-static void zcrx_set_flow_buffer(const struct receiver *r, const struct flow *f) {
-    socket_set_receive_buffer(f->fd, zcrx_receive_buffer_bytes(r));
-    socket_unbind_window(f->fd);
+static void zcrx_set_buffer(const struct receiver *r, const struct connection *conn) {
+    socket_set_receive_buffer(conn->fd, zcrx_receive_buffer_bytes(r));
+    socket_unbind_window(conn->fd);
 }
 
-/* Flows share half of the area: when their number has doubled, each gets half of what it had, and
- * more again when few are left. */
+/* Connections share half of the area: when their number has doubled, each gets half of what it had,
+ * and more again when few are left. */
 static void zcrx_fit_buffers(struct receiver *r) {
     struct zcrx *z = &r->zcrx;
     uint32_t before = z->buffers_for;
     if (before == 0)
         z->buffers_for = RECEIVE_BUFFER_FLOWS_MIN;
-    while (z->buffers_for < r->flows->count)
+    while (z->buffers_for < r->table->count)
         z->buffers_for *= 2;
-    while (z->buffers_for > RECEIVE_BUFFER_FLOWS_MIN && r->flows->count < z->buffers_for / 4)
+    while (z->buffers_for > RECEIVE_BUFFER_FLOWS_MIN && r->table->count < z->buffers_for / 4)
         z->buffers_for /= 2;
     if (before == 0 || before == z->buffers_for)
         return;
-    for (uint32_t i = 0; i < r->flows->used_upto; i++) {
-        const struct flow *f = &r->flows->flows[i];
-        if (f->phase != FLOW_FREE && !f->ended)
-            zcrx_set_flow_buffer(r, f);
+    for (uint32_t i = 0; i < r->table->used_upto; i++) {
+        const struct connection *conn = &r->table->connections[i];
+        if (conn->phase != CONNECTION_FREE && !conn->ended)
+            zcrx_set_buffer(r, conn);
     }
 }
 
 /* What lies in sockets, also in TCP's out-of-order queue, occupies chunks: more
- * flows than half of the area can bear at their least receive buffer are not
+ * connections than half of the area can bear at their least receive buffer are not
  * accepted. */
-static void zcrx_bound_flows(struct receiver *r) {
+static void zcrx_bound_connections(struct receiver *r) {
     uint64_t least = r->zcrx.rx_buf_len > RECEIVE_BUFFER_BYTES_MIN ? r->zcrx.rx_buf_len
                                                                    : RECEIVE_BUFFER_BYTES_MIN;
-    uint64_t flows = r->area->slots_bytes / 2 / least;
-    r->flows_at_once_max = flows > 1 ? (uint32_t)flows : 1;
+    uint64_t connections = r->area->slots_bytes / 2 / least;
+    r->connections_at_once_max = connections > 1 ? (uint32_t)connections : 1;
 }
 
 static int zcrx_open(struct receiver *r) {
@@ -107,7 +107,7 @@ static int zcrx_open(struct receiver *r) {
     storage_bound(r->storage, holds_max, writes_max > 1 ? writes_max - 1 : UINT32_MAX);
     STAT_SET(r->reactor, rx_buf_len, z->rx_buf_len);
     z->probes = 1;
-    zcrx_bound_flows(r);
+    zcrx_bound_connections(r);
     return 0;
 }
 
@@ -121,25 +121,25 @@ static void zcrx_close(struct receiver *r) {
 }
 
 /* bytes_max 0: without a bound. */
-static void zcrx_arm_as(struct receiver *r, struct flow *f, enum uring_tag tag,
+static void zcrx_arm_as(struct receiver *r, struct connection *conn, enum uring_tag tag,
                         uint32_t bytes_max) {
-    struct io_uring_sqe *sqe = reactor_sqe(r->reactor, tag, f->index);
-    io_uring_prep_rw(URING_OP_RECV_ZC, sqe, f->fd, NULL, bytes_max, 0);
+    struct io_uring_sqe *sqe = reactor_sqe(r->reactor, tag, conn->index);
+    io_uring_prep_rw(URING_OP_RECV_ZC, sqe, conn->fd, NULL, bytes_max, 0);
     sqe->ioprio = IORING_RECV_MULTISHOT;
     sqe->file_index = r->zcrx.id; /* shares its place with zcrx_ifq_idx */
-    f->ops_in_flight++;
-    f->armed = true;
+    conn->ops_in_flight++;
+    conn->armed = true;
 }
 
-static void zcrx_arm(struct receiver *r, struct flow *f) {
-    uint64_t left = f->limit_bytes - f->received_bytes;
-    bool bounded = f->limit_bytes != UINT64_MAX;
+static void zcrx_arm(struct receiver *r, struct connection *conn) {
+    uint64_t left = conn->limit_bytes - conn->received_bytes;
+    bool bounded = conn->limit_bytes != UINT64_MAX;
     assert(left > 0);
     uint32_t bytes_max = bounded ? (uint32_t)time_min(left, RECEIVE_BYTES_MAX) : 0;
-    f->bound_bytes = bounded ? f->received_bytes + bytes_max : UINT64_MAX;
-    zcrx_arm_as(r, f, TAG_RECEIVE, bytes_max);
+    conn->bound_bytes = bounded ? conn->received_bytes + bytes_max : UINT64_MAX;
+    zcrx_arm_as(r, conn, TAG_RECEIVE, bytes_max);
     r->zcrx.receives_run = true;
-    flow_set_phase(f, FLOW_RECEIVING);
+    connection_set_phase(conn, CONNECTION_RECEIVING);
 }
 
 /* Received is only as long as the table of fragments has room for all that may still come: what the
@@ -153,185 +153,188 @@ static bool zcrx_table_is_low(const struct receiver *r) {
 
 /* The kernel found no chunk, or the table has no room: to be tried again when there may be some.
  * Who got nothing when its turn had come keeps its place. */
-static void zcrx_starve(struct receiver *r, struct flow *f) {
-    f->starved = true;
-    if (f->starved_ns == 0) {
-        flow_wait(r->flows, f, QUEUE_STARVED, r->reactor->now_ns);
+static void zcrx_starve(struct receiver *r, struct connection *conn) {
+    conn->starved = true;
+    if (conn->starved_ns == 0) {
+        connection_wait(r->table, conn, QUEUE_STARVED, r->reactor->now_ns);
         return;
     }
     r->zcrx.probes = 1;
-    flow_wait_in_order(r->flows, f, QUEUE_STARVED, f->starved_ns);
+    connection_wait_in_order(r->table, conn, QUEUE_STARVED, conn->starved_ns);
 }
 
-static void zcrx_start(struct receiver *r, struct flow *f) {
+static void zcrx_start(struct receiver *r, struct connection *conn) {
     if (!zcrx_table_is_low(r)) {
-        zcrx_arm(r, f);
+        zcrx_arm(r, conn);
         return;
     }
-    flow_set_phase(f, FLOW_STARVED);
-    zcrx_starve(r, f);
+    connection_set_phase(conn, CONNECTION_STARVED);
+    zcrx_starve(r, conn);
 }
 
 /* Its completions so far still come. */
-static void zcrx_pause(struct receiver *r, struct flow *f, enum uring_tag tag) {
-    if (!f->armed || f->cancelling)
+static void zcrx_pause(struct receiver *r, struct connection *conn, enum uring_tag tag) {
+    if (!conn->armed || conn->cancelling)
         return;
-    engine_cancel(r, f, tag);
-    f->cancelling = true;
+    engine_cancel(r, conn, tag);
+    conn->cancelling = true;
 }
 
-static void zcrx_receive_block(struct receiver *r, struct flow *f) {
-    assert(!f->armed && f->fragment_head == FLOW_NONE);
-    zcrx_arm_as(r, f, TAG_BLOCK, receive_block_room(f->block).bytes);
+static void zcrx_receive_block(struct receiver *r, struct connection *conn) {
+    assert(!conn->armed && conn->fragment_head == CONNECTION_NONE);
+    zcrx_arm_as(r, conn, TAG_BLOCK, receive_block_room(conn->block).bytes);
 }
 
-/* The one place that decides what a flow does next, given what it has. */
-static void zcrx_advance(struct receiver *r, struct flow *f) {
-    bool over = f->eof || f->error || f->stop || f->received_bytes == f->limit_bytes;
-    bool held = engine_is_holding(f) && !f->drop;
-    bool all = over || f->starved || f->flush_due;
-    if (!(held ? zcrx_settle_held(r, f, all) : zcrx_settle(r, f))) {
-        zcrx_pause(r, f, TAG_RECEIVE);
-        flow_set_phase(f, FLOW_BLOCKED);
-        flow_keep_waiting(r->flows, f, QUEUE_BLOCKED, r->reactor->now_ns);
+/* The one place that decides what a connection does next, given what it has. */
+static void zcrx_advance(struct receiver *r, struct connection *conn) {
+    bool over = conn->eof || conn->error || conn->stop || conn->received_bytes == conn->limit_bytes;
+    bool held = engine_is_holding(conn) && !conn->drop;
+    bool all = over || conn->starved || conn->flush_due;
+    if (!(held ? zcrx_settle_held(r, conn, all) : zcrx_settle(r, conn))) {
+        zcrx_pause(r, conn, TAG_RECEIVE);
+        connection_set_phase(conn, CONNECTION_BLOCKED);
+        connection_keep_waiting(r->table, conn, QUEUE_BLOCKED, r->reactor->now_ns);
         return;
     }
-    f->flush_due = false;
-    if (over && !f->armed) {
-        f->starved = false;
-        engine_report(r, f, REPORT_OVER,
+    conn->flush_due = false;
+    if (over && !conn->armed) {
+        conn->starved = false;
+        engine_report(r, conn, REPORT_OVER,
                       0); /* its CLOSE record may still wait, at the place that it has */
         return;
     }
-    flow_wait(r->flows, f, f->fragment_head != FLOW_NONE ? QUEUE_DIRTY : QUEUE_NONE,
-              r->reactor->now_ns);
-    if (f->armed) {
-        flow_set_phase(f, FLOW_RECEIVING);
-    } else if (f->starved) {
-        flow_set_phase(f, FLOW_STARVED);
-        zcrx_starve(r, f);
+    connection_wait(r->table, conn,
+                    conn->fragment_head != CONNECTION_NONE ? QUEUE_DIRTY : QUEUE_NONE,
+                    r->reactor->now_ns);
+    if (conn->armed) {
+        connection_set_phase(conn, CONNECTION_RECEIVING);
+    } else if (conn->starved) {
+        connection_set_phase(conn, CONNECTION_STARVED);
+        zcrx_starve(r, conn);
     } else {
-        zcrx_start(r, f);
+        zcrx_start(r, conn);
     }
 }
 
-/* Payload that has come: to a batch, or to the flow's list. */
-static void zcrx_take_payload(struct receiver *r, struct flow *f, uint64_t offset, uint32_t bytes) {
+/* Payload that has come: to a batch, or to the connection's list. */
+static void zcrx_take_payload(struct receiver *r, struct connection *conn, uint64_t offset,
+                              uint32_t bytes) {
     uint32_t taken = 0;
-    if (f->fragment_head == FLOW_NONE && !engine_is_holding(f))
-        taken = zcrx_hand_over(r, f, offset, bytes);
+    if (conn->fragment_head == CONNECTION_NONE && !engine_is_holding(conn))
+        taken = zcrx_hand_over(r, conn, offset, bytes);
     if (taken == bytes)
         return;
-    if (!zcrx_append(r, f, offset + taken, bytes - taken)) {
-        /* More fragments than the table is made for: the flow has lost bytes, and ends. */
+    if (!zcrx_append(r, conn, offset + taken, bytes - taken)) {
+        /* More fragments than the table is made for: the connection has lost bytes, and ends. */
         refill_return(&r->zcrx.refill, offset + taken);
-        f->error = ENOBUFS;
-        f->drop = true;
-        zcrx_pause(r, f, TAG_RECEIVE);
+        conn->error = ENOBUFS;
+        conn->drop = true;
+        zcrx_pause(r, conn, TAG_RECEIVE);
     }
-    if (f->phase == FLOW_RECEIVING)
-        zcrx_advance(r, f);
+    if (conn->phase == CONNECTION_RECEIVING)
+        zcrx_advance(r, conn);
 }
 
-static void zcrx_delivered(struct receiver *r, struct flow *f, uint64_t offset, uint32_t bytes) {
-    assert(f->received_bytes <= f->limit_bytes);
-    uint32_t payload = (uint32_t)time_min(bytes, f->limit_bytes - f->received_bytes);
+static void zcrx_delivered(struct receiver *r, struct connection *conn, uint64_t offset,
+                           uint32_t bytes) {
+    assert(conn->received_bytes <= conn->limit_bytes);
+    uint32_t payload = (uint32_t)time_min(bytes, conn->limit_bytes - conn->received_bytes);
     refill_delivered(&r->zcrx.refill, offset);
-    f->starved_ns = 0;
+    conn->starved_ns = 0;
     if (payload < bytes) { /* kernels before 7.3.3 may go beyond the bound */
-        receive_block_take_overrun(f->block, r->area->base + offset + payload, bytes - payload);
-        zcrx_pause(r, f, TAG_RECEIVE);
+        receive_block_take_overrun(conn->block, r->area->base + offset + payload, bytes - payload);
+        zcrx_pause(r, conn, TAG_RECEIVE);
     }
-    engine_received(r, f, payload);
-    if (f->drop || payload == 0)
+    engine_received(r, conn, payload);
+    if (conn->drop || payload == 0)
         refill_return(&r->zcrx.refill, offset);
     else
-        zcrx_take_payload(r, f, offset, payload);
+        zcrx_take_payload(r, conn, offset, payload);
 }
 
 /* The multishot receive has ended; result says why. */
-static void zcrx_ended(struct receiver *r, struct flow *f, int result) {
-    f->armed = false;
-    f->cancelling = false;
-    if (f->error != 0) {
+static void zcrx_ended(struct receiver *r, struct connection *conn, int result) {
+    conn->armed = false;
+    conn->cancelling = false;
+    if (conn->error != 0) {
         /* What it has lost nothing makes good, how ever the stream ends. */
-    } else if (result == 0 && f->received_bytes < f->bound_bytes) {
-        f->error = socket_end_of_stream(f->fd);
-        f->eof = f->error == 0;
+    } else if (result == 0 && conn->received_bytes < conn->bound_bytes) {
+        conn->error = socket_end_of_stream(conn->fd);
+        conn->eof = conn->error == 0;
     } else if (result == -ENOMEM) {
-        f->starved = true; /* the copy path found no chunk */
+        conn->starved = true; /* the copy path found no chunk */
     } else if (result < 0 && result != -ECANCELED && result != -ENOSPC && result != -EINTR) {
-        f->error = -result;
+        conn->error = -result;
     }
-    if (f->phase == FLOW_RECEIVING)
-        zcrx_advance(r, f);
+    if (conn->phase == CONNECTION_RECEIVING)
+        zcrx_advance(r, conn);
 }
 
-static void zcrx_block_complete(struct receiver *r, struct flow *f,
+static void zcrx_block_complete(struct receiver *r, struct connection *conn,
                                 const struct io_uring_cqe *cqe) {
     if (cqe->res > 0) {
         const struct abi_zcrx_completion *more = (const void *)(cqe + 1);
-        zcrx_block_delivered(r, f, more->offset & ABI_ZCRX_OFFSET_MASK, (uint32_t)cqe->res);
-        f->starved_ns = 0;
-        if (f->error != 0 || f->block->overrun)
-            zcrx_pause(r, f, TAG_BLOCK);
+        zcrx_block_delivered(r, conn, more->offset & ABI_ZCRX_OFFSET_MASK, (uint32_t)cqe->res);
+        conn->starved_ns = 0;
+        if (conn->error != 0 || conn->block->overrun)
+            zcrx_pause(r, conn, TAG_BLOCK);
     }
     if (cqe->flags & IORING_CQE_F_MORE)
         return;
-    f->armed = false;
-    f->cancelling = false;
-    if (!zcrx_block_ended(r, f, cqe->res > 0 ? -ENOSPC : cqe->res))
-        zcrx_starve(r, f);
+    conn->armed = false;
+    conn->cancelling = false;
+    if (!zcrx_block_ended(r, conn, cqe->res > 0 ? -ENOSPC : cqe->res))
+        zcrx_starve(r, conn);
 }
 
 /* A cancel found nothing. Mostly its receive has ended, and said so before; but one that was
  * armed just now, and for which data came meanwhile, is for a moment where no cancel finds it
  * (io_queue_async(), io_uring/io_uring.c, Linux 6.15). */
-static void zcrx_pause_again(struct receiver *r, struct flow *f) {
-    if (!f->armed || !f->cancelling)
+static void zcrx_pause_again(struct receiver *r, struct connection *conn) {
+    if (!conn->armed || !conn->cancelling)
         return;
-    f->cancelling = false;
-    zcrx_pause(r, f, engine_receives_block(f) ? TAG_BLOCK : TAG_RECEIVE);
+    conn->cancelling = false;
+    zcrx_pause(r, conn, engine_receives_block(conn) ? TAG_BLOCK : TAG_RECEIVE);
 }
 
-static void zcrx_complete(struct receiver *r, enum uring_tag tag, struct flow *f,
+static void zcrx_complete(struct receiver *r, enum uring_tag tag, struct connection *conn,
                           const struct io_uring_cqe *cqe) {
     if (tag != TAG_RECEIVE) {
         if (tag == TAG_BLOCK)
-            zcrx_block_complete(r, f, cqe);
+            zcrx_block_complete(r, conn, cqe);
         else if (cqe->res < 0)
-            zcrx_pause_again(r, f);
+            zcrx_pause_again(r, conn);
         return;
     }
     if (cqe->res > 0) {
         const struct abi_zcrx_completion *more = (const void *)(cqe + 1);
-        zcrx_delivered(r, f, more->offset & ABI_ZCRX_OFFSET_MASK, (uint32_t)cqe->res);
+        zcrx_delivered(r, conn, more->offset & ABI_ZCRX_OFFSET_MASK, (uint32_t)cqe->res);
     }
     if (!(cqe->flags & IORING_CQE_F_MORE))
-        zcrx_ended(r, f, cqe->res > 0 ? -ENOSPC : cqe->res);
+        zcrx_ended(r, conn, cqe->res > 0 ? -ENOSPC : cqe->res);
 }
 
-static void zcrx_stop_starved_block(struct receiver *r, struct flow *f) {
-    f->starved = false;
-    flow_wait(r->flows, f, QUEUE_NONE, r->reactor->now_ns);
-    engine_report(r, f, REPORT_BLOCK, -ECANCELED);
+static void zcrx_stop_starved_block(struct receiver *r, struct connection *conn) {
+    conn->starved = false;
+    connection_wait(r->table, conn, QUEUE_NONE, r->reactor->now_ns);
+    engine_report(r, conn, REPORT_BLOCK, -ECANCELED);
 }
 
-static void zcrx_stop(struct receiver *r, struct flow *f) {
-    assert(f->stop && !f->ended);
-    bool block = engine_receives_block(f);
-    zcrx_pause(r, f, block ? TAG_BLOCK : TAG_RECEIVE);
-    if (block && !f->armed)
-        zcrx_stop_starved_block(r, f);
-    else if (!block && (!f->armed || f->phase == FLOW_BLOCKED))
-        zcrx_advance(r, f);
+static void zcrx_stop(struct receiver *r, struct connection *conn) {
+    assert(conn->stop && !conn->ended);
+    bool block = engine_receives_block(conn);
+    zcrx_pause(r, conn, block ? TAG_BLOCK : TAG_RECEIVE);
+    if (block && !conn->armed)
+        zcrx_stop_starved_block(r, conn);
+    else if (!block && (!conn->armed || conn->phase == CONNECTION_BLOCKED))
+        zcrx_advance(r, conn);
 }
 
 /* By which rx queue the connection arrived: ours, another worker's, or one that
  * is not set up for zero copy. */
-static struct engine_owner zcrx_owner(struct receiver *r, const struct flow *f) {
+static struct engine_owner zcrx_owner(struct receiver *r, const struct connection *conn) {
     const struct zcrx *z = &r->zcrx;
-    uint32_t napi_id = socket_napi_id(f->fd);
+    uint32_t napi_id = socket_napi_id(conn->fd);
     if (z->napi_own == 0 || napi_id == z->napi_own)
         return (struct engine_owner){0};
     for (uint32_t i = 0; i < z->napi_other_count; i++) {
@@ -349,29 +352,29 @@ void zcrx_event(struct receiver *r, uint32_t type) {
     zcrx_arm_event(r, type);
 }
 
-static void zcrx_take(struct receiver *r, struct flow *f) {
+static void zcrx_take(struct receiver *r, struct connection *conn) {
     zcrx_fit_buffers(r);
-    zcrx_set_flow_buffer(r, f);
+    zcrx_set_buffer(r, conn);
 }
 
-static void zcrx_serve(struct receiver *r, struct flow *f) {
-    f->starved = false;
-    f->starved_ns = f->since_ns;
-    flow_wait(r->flows, f, QUEUE_NONE, r->reactor->now_ns);
-    if (engine_receives_block(f))
-        zcrx_receive_block(r, f);
+static void zcrx_serve(struct receiver *r, struct connection *conn) {
+    conn->starved = false;
+    conn->starved_ns = conn->since_ns;
+    connection_wait(r->table, conn, QUEUE_NONE, r->reactor->now_ns);
+    if (engine_receives_block(conn))
+        zcrx_receive_block(r, conn);
     else
-        zcrx_advance(r, f);
+        zcrx_advance(r, conn);
 }
 
-/* Starved flows are served in their order, as many as chunks came back. Chunks that come back as
- * sockets are read or closed are not reported: so some flows try once in a while, more each time
- * that all of those found one.
- * What comes by copy takes chunks from the area's free list alone: those in the refill ring, which
- * only the NIC's queue reads when it wants some itself, are moved there. */
+/* Starved connections are served in their order, as many as chunks came back. Chunks that come back
+ * as sockets are read or closed are not reported: so some connections try once in a while, more
+ * each time that all of those found one. What comes by copy takes chunks from the area's free list
+ * alone: those in the refill ring, which only the NIC's queue reads when it wants some itself, are
+ * moved there. */
 static uint64_t zcrx_serve_starved(struct receiver *r) {
     struct zcrx *z = &r->zcrx;
-    uint32_t waiting = r->flows->waiting[QUEUE_STARVED].count;
+    uint32_t waiting = r->table->waiting[QUEUE_STARVED].count;
     uint32_t count = refill_lying(&z->refill);
     if (count > 0 && (waiting > 0 || r->settings.interface_index == 0))
         zcrx_flush_refill(r);
@@ -383,8 +386,8 @@ static uint64_t zcrx_serve_starved(struct receiver *r) {
         z->probe_ns = r->reactor->now_ns + STARVED_RETRY_NS;
     }
     for (count = (uint32_t)time_min(count, waiting); count > 0; count--)
-        zcrx_serve(r, flow_first(r->flows, QUEUE_STARVED));
-    return flow_first(r->flows, QUEUE_STARVED) != NULL ? z->probe_ns : TIME_NEVER;
+        zcrx_serve(r, connection_first(r->table, QUEUE_STARVED));
+    return connection_first(r->table, QUEUE_STARVED) != NULL ? z->probe_ns : TIME_NEVER;
 }
 
 /* What is being received finds no room in the table: every receive pauses, until there is room.
@@ -392,30 +395,30 @@ static uint64_t zcrx_serve_starved(struct receiver *r) {
 static void zcrx_keep_table(struct receiver *r) {
     bool low = zcrx_table_is_low(r);
     if (r->zcrx.table_low && !low) {
-        r->zcrx.probes = r->flows->capacity;
+        r->zcrx.probes = r->table->capacity;
         r->zcrx.probe_ns = 0;
     }
-    for (uint32_t i = 0; low && r->zcrx.receives_run && i < r->flows->used_upto; i++) {
-        struct flow *f = &r->flows->flows[i];
-        if (f->phase != FLOW_RECEIVING || !f->armed)
+    for (uint32_t i = 0; low && r->zcrx.receives_run && i < r->table->used_upto; i++) {
+        struct connection *conn = &r->table->connections[i];
+        if (conn->phase != CONNECTION_RECEIVING || !conn->armed)
             continue;
-        f->starved = true;
-        zcrx_pause(r, f, TAG_RECEIVE);
+        conn->starved = true;
+        zcrx_pause(r, conn, TAG_RECEIVE);
     }
     if (low)
         r->zcrx.receives_run = false;
     r->zcrx.table_low = low;
 }
 
-/* What is held back leaves the area when it is old: a flow may be silent for long. */
+/* What is held back leaves the area when it is old: a connection may be silent for long. */
 static uint64_t zcrx_flush_held(struct receiver *r) {
-    struct flow *f;
-    while ((f = flow_first(r->flows, QUEUE_DIRTY)) != NULL) {
-        uint64_t due_ns = f->since_ns + r->storage->settings.flush_interval_ns;
+    struct connection *conn;
+    while ((conn = connection_first(r->table, QUEUE_DIRTY)) != NULL) {
+        uint64_t due_ns = conn->since_ns + r->storage->settings.flush_interval_ns;
         if (due_ns > r->reactor->now_ns && !zcrx_chunks_are_short(r) && !zcrx_table_is_low(r))
             return due_ns;
-        f->flush_due = true;
-        zcrx_advance(r, f);
+        conn->flush_due = true;
+        zcrx_advance(r, conn);
     }
     return TIME_NEVER;
 }

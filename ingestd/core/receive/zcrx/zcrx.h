@@ -3,11 +3,11 @@
  * State of the engine `zcrx`: zero-copy receive from one rx queue.
  *
  * Owned by the worker's thread. Invariants:
- *  - Every fragment that the kernel delivered is with a batch, in a flow's
+ *  - Every fragment that the kernel delivered is with a batch, in a connection's
  *    list of pending ones, or returned.
  *  - Receives pause before the table of fragments is used up: all that the completion
  *    queue can bring in two turns finds a place, as a pause takes effect behind the second.
- *  - Receive buffers of flows add up to half of the area at most; a connection that
+ *  - Receive buffers of connections add up to half of the area at most; a connection that
  *    waits to be accepted has two packets' worth.
  *  - Batches hold at most half of the chunks, so that the NIC is never starved
  *    by writes alone; what waits beyond is copied out (reason `pressure`).
@@ -42,8 +42,8 @@ struct zcrx {
     uint64_t region_bytes;
     struct abi_zcrx_stats *kernel_stats; /* NULL where the kernel has none */
     bool listeners_set;                  /* they are opened after the engine */
-    uint32_t buffers_for; /* flows that half of the area is shared among; a power of two */
-    uint32_t probes;      /* starved flows that try again without a sign of free chunks ... */
+    uint32_t buffers_for; /* connections that half of the area is shared among; a power of two */
+    uint32_t probes;      /* starved connections that try again without a sign of free chunks ... */
     uint64_t probe_ns;    /* ... at this time */
     bool table_low;       /* the last turn found too few fragments free */
     bool receives_run;    /* one was armed since the table's want of room paused them all */
