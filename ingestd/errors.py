@@ -4,20 +4,20 @@
 Exception tree (exit code)::
 
     IngestdError (1)
-    ├── UsageError (2)            a command line that cannot be meant
+    ├── UsageError (2)            a command line that contradicts itself
     ├── ConfigError (3)           a configuration that is not valid
-    ├── StoreError (4)            a store that cannot be used as asked
-    │   ├── NotAStoreError (5)    no store, or none of a version we know
-    │   ├── StoreDamagedError (6) bytes of the store contradict each other
+    ├── StoreError (4)            a store that cannot be used as requested
+    │   ├── NotAStoreError (5)    no store, or one of an unknown version
+    │   ├── StoreDamagedError (6) the store is damaged
     │   ├── StoreBusyError (7)    another process holds the store
     │   ├── UnsafeDeviceError (8) formatting would destroy something
     │   └── StoreFailedError (9)  the device failed under a running daemon
     ├── FlowNotFoundError (10)    no flow, or several, of that id
-    ├── EngineError (11)          the engine that was asked for cannot be had
+    ├── EngineError (11)          the demanded engine is not available
     ├── ListenError (12)          an address cannot be bound
-    ├── ResourceError (13)        memory, locked memory or descriptors are short
+    ├── ResourceError (13)        memory, locked memory or descriptors are insufficient
     ├── SenderError (14)          the daemon did not acknowledge what was sent
-    ├── SystemCallError (15)      any other call that the kernel refused
+    ├── SystemCallError (15)      any other system call that failed
     └── FlowInUseError (16)       a flow cannot be removed while it is received
 
 A message is one sentence that names the object and, behind a colon or in a
@@ -34,7 +34,7 @@ class IngestdError(Exception):
 
 
 class UsageError(IngestdError):
-    """The command line contradicts itself or names something that is not there."""
+    """The command line contradicts itself or names something that does not exist."""
 
     exit_code = 2
 
@@ -46,19 +46,19 @@ class ConfigError(IngestdError):
 
 
 class StoreError(IngestdError):
-    """A store cannot be used as asked."""
+    """A store cannot be used as requested."""
 
     exit_code = 4
 
 
 class NotAStoreError(StoreError):
-    """The path holds no store, or one of a format version that is not ours."""
+    """The path holds no store, or one of an unknown format version."""
 
     exit_code = 5
 
 
 class StoreDamagedError(StoreError):
-    """The store's bytes contradict each other; the message says where."""
+    """The store is damaged; the message says where."""
 
     exit_code = 6
 
@@ -93,7 +93,7 @@ class FlowNotFoundError(IngestdError):
 
 
 class EngineError(IngestdError):
-    """The engine that the configuration demands cannot be had."""
+    """The engine that the configuration demands is not available."""
 
     exit_code = 11
 
@@ -105,7 +105,7 @@ class ListenError(IngestdError):
 
 
 class ResourceError(IngestdError):
-    """Memory, locked memory, hugepages or descriptors do not suffice."""
+    """Memory, locked memory, hugepages or file descriptors are insufficient."""
 
     exit_code = 13
 
@@ -128,6 +128,6 @@ class SystemCallError(IngestdError):
 
 
 class FlowInUseError(IngestdError):
-    """The flow is being received, and cannot be removed meanwhile."""
+    """The flow is being received, and cannot be removed until it has ended."""
 
     exit_code = 16

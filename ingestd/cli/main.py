@@ -109,11 +109,11 @@ def _close_stdout() -> None:
 def exit_codes() -> dict[int, str]:
     """Every exit code and what it means; those of errors come from errors.py."""
     return {
-        0: "everything was done",
+        0: "success",
         **dict(sorted(_error_codes(IngestdError))),
         IngestdError.exit_code: "any other error",
         EXIT_INTERRUPTED: "interrupted from the keyboard",
-        EXIT_BROKEN_PIPE: "the reader of the output went away",
+        EXIT_BROKEN_PIPE: "the reader of the output closed it",
     }
 
 
