@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from ingestd.client.repeat import NAMESPACE, file_flow_id, next_flow_id
 
-DOCUMENT = (Path(__file__).resolve().parents[3] / "docs" / "protocol.md").read_text("utf-8")
+ROOT = Path(__file__).resolve().parents[3]
+DOCUMENT = " ".join((ROOT / "docs" / "protocol.md").read_text("utf-8").split())
 FILES = st.tuples(
     st.text(st.characters(), max_size=4),  # surrogates too: names may be no text
     st.integers(0, 3),
