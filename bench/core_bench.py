@@ -22,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
@@ -38,6 +39,7 @@ SEED: Final = 7
 FLAGS: Final = ("-O2", "-fomit-frame-pointer", "-fstrict-aliasing")
 ENGINES: Final = ("recv", "zcrx")  # by the numbers of enum engine_kind
 STORE_BYTES: Final = 85 << 20
+PAYLOAD_BYTES: Final = 64 * 1_000_003
 SEGMENTS_COUNT: Final = 80  # SEGMENTS_COUNT_MAX of tests/sim/sim.h
 LIFE: Final = "1 00112233445566778899aabbccddeeff 4096"  # generation, UUID, block size
 LIBRARIES: Final = "C library, ISA-L"
@@ -100,26 +102,45 @@ def read_callgrind(path: Path) -> tuple[Counter[str], Counter[str]]:
     return rooms, functions
 
 
-def count(program: Path, engine: str, checksum: str, seed: int) -> Figure:
-    """Play one life below callgrind. Raises subprocess.CalledProcessError with what it said."""
+def compiled() -> Path:
+    """Return the simulator's program, with the core compiled as the package is."""
+    return build(flags=FLAGS)
+
+
+def play(
+    program: Path, engine: str, checksum: str, seed: int, below: Sequence[str] = ()
+) -> tuple[int, int, int]:
+    """Play one life and return its turns, its receives, and the bytes of those.
+
+    Raises subprocess.CalledProcessError with what the simulator said.
+    """
     segments = " ".join(map(str, range(SEGMENTS_COUNT)))
     life = f"{LIFE} {int(checksum == 'crc32c')}\n{segments}\n.\ngo\n"
     with tempfile.TemporaryDirectory() as name:
-        image, out = Path(name) / "image", Path(name) / "out"
+        image = Path(name) / "image"
         with image.open("wb") as store:
             store.truncate(STORE_BYTES)
         done = subprocess.run(
-            [
-                "valgrind", "--tool=callgrind", "--toggle-collect=worker_run",
-                "--compress-strings=no", "--compress-pos=no", f"--callgrind-out-file={out}",
-                str(program), str(seed), "1", str(image),
-            ],
+            [*below, str(program), str(seed), "1", str(image)],
             input=life, capture_output=True, text=True, timeout=RUN_TIMEOUT_S, check=True,
             env={"SIM_PLAIN": "1", "SIM_ENGINE": str(ENGINES.index(engine))},
         )  # fmt: skip
-        rooms, functions = read_callgrind(out)
     (plain,) = (line for line in done.stdout.splitlines() if line.startswith("plain "))
-    return Figure(engine, checksum, *map(int, plain.split()[1:]), dict(rooms), dict(functions))
+    turns, receives, received_bytes = map(int, plain.split()[1:])
+    return turns, receives, received_bytes
+
+
+def count(program: Path, engine: str, checksum: str, seed: int) -> Figure:
+    """Play one life below callgrind. Raises subprocess.CalledProcessError with what it said."""
+    with tempfile.TemporaryDirectory() as name:
+        out = Path(name) / "out"
+        callgrind = (
+            "valgrind", "--tool=callgrind", "--toggle-collect=worker_run",
+            "--compress-strings=no", "--compress-pos=no", f"--callgrind-out-file={out}",
+        )  # fmt: skip
+        life = play(program, engine, checksum, seed, callgrind)
+        rooms, functions = read_callgrind(out)
+    return Figure(engine, checksum, *life, dict(rooms), dict(functions))
 
 
 def table(figures: list[Figure]) -> str:
@@ -157,7 +178,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if shutil.which("valgrind") is None:
         parser.error("valgrind is not installed, and counts the instructions")
-    program = build(flags=FLAGS)
+    program = compiled()
     figures = [
         count(program, engine, checksum, arguments.seed)
         for engine in ENGINES

@@ -163,6 +163,7 @@ static void choose_plain(struct shape *p) {
         .engine = p->engine,
         .interface_index = 1,
         .checksum = p->checksum,
+        .chunk_bytes = 4096,
         .keeps_bounds = true,
         .mem_align = 4,
         .write_align = p->block_bytes,

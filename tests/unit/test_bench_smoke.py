@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from bench import core_bench
 from bench.figures import Bar, Figures, bars, throughput
 from bench.measure import (
     INGESTD_CRC32C,
@@ -95,6 +96,17 @@ def test_acknowledgements_are_measured(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir()), "its files are removed"
     document = (ROOT / "docs" / "performance.md").read_text(encoding="utf-8")
     assert "| p99 | " in insert(document, {"ack": done.stdout})
+
+
+@pytest.mark.timeout(TIMEOUT_S)
+@pytest.mark.parametrize("engine", core_bench.ENGINES)
+def test_a_plain_life_is_played(engine: str) -> None:
+    """What make bench-core counts in it ends, and every byte is received; without callgrind."""
+    program = core_bench.compiled()
+    turns, receives, received_bytes = core_bench.play(program, engine, "none", core_bench.SEED)
+    assert received_bytes == core_bench.PAYLOAD_BYTES
+    assert turns > 0
+    assert receives > 0
 
 
 def test_payload_is_shared_out_to_the_flows() -> None:
