@@ -277,7 +277,7 @@ static void what_is_armed_meanwhile_pauses(void) {
     late->idle_list = stage.flows[0]->idle_list;
     engine_zcrx.start(r, late);
     stage_submit();
-    CHECK(late->armed);
+    CHECK(late->zcrx.armed);
     r->zcrx.fragments_pending = 40;
     engine_zcrx.turn(r);
     CHECK(stage.senders[1].cancelled);

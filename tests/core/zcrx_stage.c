@@ -153,7 +153,7 @@ static uint32_t holders_of(uint64_t offset) {
 
 static void note_held(const struct connection *conn) {
     uint32_t count = 0;
-    for (uint32_t i = conn->fragment_head; i != CONNECTION_NONE;
+    for (uint32_t i = conn->zcrx.fragment_head; i != ZCRX_FRAGMENT_NONE;
          i = stage.w->receiver.zcrx.fragments[i].next)
         count++;
     if (conn->phase == CONNECTION_RECEIVING && count > stage.held_count_max)
@@ -176,7 +176,7 @@ static void complete(struct connection *conn, int result, uint32_t flags, uint64
     connection_take_reports(&stage.w->connections);
     if (block && holders_of(offset) != holders)
         stage_wrong("a block's bytes keep a chunk");
-    if (result == -ENOMEM && is_fresh && conn->armed)
+    if (result == -ENOMEM && is_fresh && conn->zcrx.armed)
         stage_wrong("a receive that found no chunk is tried again at once");
     note_held(conn);
     stage_submit();
@@ -196,7 +196,7 @@ static void deliver(struct connection *conn) {
     const struct stage_shape *t = &stage.shape;
     if (s->cancel_missed && !s->over && random_below(3) == 0)
         tell_missed_cancel(conn);
-    if (!conn->armed ||
+    if (!conn->zcrx.armed ||
         (t->turn_completions_max != 0 && stage.turn_completions == t->turn_completions_max))
         return;
     stage.turn_completions++;
@@ -317,7 +317,7 @@ static void cut_table(struct worker *w) {
     if (stage.shape.table_count > z->fragment_count)
         abort();
     z->fragment_count = stage.shape.table_count;
-    z->fragments[z->fragment_count - 1].next = CONNECTION_NONE;
+    z->fragments[z->fragment_count - 1].next = ZCRX_FRAGMENT_NONE;
 }
 
 void stage_open(const struct stage_shape *wanted) {

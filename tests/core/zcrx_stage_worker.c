@@ -68,7 +68,7 @@ void socket_unbind_window(int fd) {
 
 void reactor_cancel(struct reactor *r, enum uring_tag tag, uint32_t index, enum uring_tag found) {
     (void)found;
-    if (!stage.flows[index]->armed || tag != stage.senders[index].tag)
+    if (!stage.flows[index]->zcrx.armed || tag != stage.senders[index].tag)
         stage_wrong("a receive is cancelled that is not there");
     if (stage.shape.missed_of != 0 && random_below(stage.shape.missed_of) == 0) {
         stage.senders[index].cancel_missed = true;
@@ -102,7 +102,8 @@ void connection_end(struct connections *c, struct connection *conn, uint8_t stat
     s->over = conn->ended = true;
     s->sealed = state == FLOW_STATE_SEALED;
     s->error = error;
-    if ((error && error != ENOBUFS) || conn->armed || conn->fragment_head != CONNECTION_NONE)
+    if ((error && error != ENOBUFS) || conn->zcrx.armed ||
+        conn->zcrx.fragment_head != ZCRX_FRAGMENT_NONE)
         stage_wrong("a flow ended with an error, or in the middle");
     if (s->sealed && s->handed != s->payload_bytes)
         stage_wrong("a flow was sealed without all of its bytes");

@@ -11,14 +11,14 @@
 #include "worker.h"
 
 static uint64_t held_by_recv(const struct connection *conn) {
-    if (conn->slot_offset != UINT64_MAX) /* what is held back lies there too */
-        return conn->slot_filled - conn->slot_taken;
+    if (conn->recv.slot_offset != UINT64_MAX) /* what is held back lies there too */
+        return conn->recv.slot_filled - conn->recv.slot_taken;
     return engine_is_holding(conn) ? conn->block->filled : 0;
 }
 
 static uint64_t held_by_zcrx(const struct worker *w, const struct connection *conn) {
     uint64_t bytes = engine_is_holding(conn) ? conn->block->filled : 0;
-    for (uint32_t i = conn->fragment_head; i != CONNECTION_NONE;
+    for (uint32_t i = conn->zcrx.fragment_head; i != ZCRX_FRAGMENT_NONE;
          i = w->receiver.zcrx.fragments[i].next)
         bytes += w->receiver.zcrx.fragments[i].bytes;
     return bytes;

@@ -38,6 +38,9 @@ EXCEPTIONS: Final = {
     # Any thread may ask what the running kernel's zcrx has, before there is a worker.
     ("receive/zcrx/register.h", "inspect.c"),
 }
+# What each engine has of a connection, and of the receiver, is a struct of its own in there; whose
+# files alone look into it.
+ENGINES: Final = {"recv": "receive/recv.", "zcrx": "receive/zcrx/"}
 
 
 def _room(name: str) -> str:
@@ -93,6 +96,35 @@ def test_includes_look_down_only() -> None:
     ]
     if offences:
         pytest.fail("\n".join(offences), pytrace=False)
+
+
+def _foreign_fields(name: str, text: str) -> list[str]:
+    """Return the fields in the text of a file of the core that belong to an engine elsewhere."""
+    return [
+        field
+        for engine, files in ENGINES.items()
+        if not name.startswith(files)
+        for field in re.findall(rf"(?:->|\.){engine}(?:->|\.)\w+", text)
+    ]
+
+
+def test_engines_own_their_fields() -> None:
+    offences = [
+        f"core/{path.relative_to(CORE)}: {field[1:].lstrip('>')} is the engine's"
+        for path in sorted([*CORE.rglob("*.c"), *CORE.rglob("*.h")])
+        for field in _foreign_fields(str(path.relative_to(CORE)), _without_comments(path))
+    ]
+    if offences:
+        pytest.fail("\n".join(offences), pytrace=False)
+
+
+def test_foreign_fields_are_seen() -> None:
+    """Both engines have fields, and the rule sees them wherever they are not at home."""
+    assert _foreign_fields("connection/connection.c", "x = conn->recv.slot_filled;")
+    assert _foreign_fields("receive/recv.c", "if (r->zcrx.probes > 0)")
+    assert _foreign_fields("receive/recv.c", "conn->recv.bulk = true;") == []
+    for engine, file in (("recv", "receive/recv.c"), ("zcrx", "receive/zcrx/zcrx.c")):
+        assert f"conn->{engine}." in _without_comments(CORE / file)
 
 
 def test_exceptions_are_used() -> None:

@@ -132,7 +132,7 @@ static void connection_close_unsealed(struct connections *c, struct connection *
 
 void connection_end(struct connections *c, struct connection *conn, uint8_t state, uint8_t reason,
                     int error) {
-    assert(!conn->ended && conn->slot_offset == UINT64_MAX);
+    assert(!conn->ended && engine_has_nothing(conn));
     conn->ended = true;
     conn->state = FLOW_STATE_INTERRUPTED;
     conn->reason = reason;

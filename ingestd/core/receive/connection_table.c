@@ -129,8 +129,8 @@ struct connection *connection_table_take(struct connection_table *t) {
     conn->fd = -1;
     conn->stream.owner = conn->index;
     conn->stream.open = &conn->opening;
-    conn->slot_offset = UINT64_MAX;
-    conn->fragment_head = conn->fragment_tail = CONNECTION_NONE;
+    conn->recv = RECV_CONNECTION_NONE;
+    conn->zcrx = ZCRX_CONNECTION_NONE;
     conn->wait = conn->idle = conn->ack =
         (struct connection_link){CONNECTION_NONE, CONNECTION_NONE};
     conn->limit_bytes = UINT64_MAX;
@@ -141,8 +141,8 @@ struct connection *connection_table_take(struct connection_table *t) {
 
 void connection_table_put(struct connection_table *t, struct connection *conn) {
     assert(conn->queue == QUEUE_NONE && conn->report == 0);
-    assert(conn->ops_in_flight == 0 && conn->stream.acks_pending == 0 &&
-           conn->slot_offset == UINT64_MAX);
+    assert(conn->ops_in_flight == 0 && conn->stream.acks_pending == 0);
+    assert(recv_has_nothing(&conn->recv) && zcrx_has_nothing(&conn->zcrx));
     connection_set_phase(conn, CONNECTION_FREE);
     conn->wait.next = t->free_head;
     t->free_head = conn->index;

@@ -17,6 +17,8 @@
 #include <stdint.h>
 
 #include "receive/block.h"
+#include "receive/recv.h"
+#include "receive/zcrx/zcrx.h"
 #include "storage/storage.h"
 
 #define CONNECTION_NONE UINT32_MAX
@@ -75,7 +77,6 @@ struct connection {
     uint8_t ops_in_flight; /* completions that still name this connection */
     bool adopted;          /* another worker accepted it */
     bool counted;          /* among its peer's: struct peers */
-    bool polled;           /* a poll of its socket is under way */
     bool eof;              /* the sender has half-closed */
     bool stop;             /* it is to be ended from outside */
     bool drop;             /* ... and bytes not yet with a batch are dropped */
@@ -84,23 +85,14 @@ struct connection {
     bool flush_due;        /* what its slot holds, or is held back, is to leave the area */
     bool checksummed;      /* crc is that of its bytes */
     bool starved;          /* the kernel found no chunk for it */
-    bool bulk;             /* fills whole slots: receives wait for a full one */
     uint8_t state;         /* enum flow_state of its CLOSE record */
     uint8_t reason;        /* enum close_reason */
     int error;             /* errno of the connection, for the log */
 
-    /* engine zcrx: fragments that no batch could take yet */
-    uint32_t fragment_head, fragment_tail;
-    bool armed;           /* its multishot receive is under way */
-    uint64_t starved_ns;  /* it was served as starved, since when it had waited; 0: and got bytes */
-    uint64_t bound_bytes; /* it ends at so many received_bytes; UINT64_MAX: not by itself */
-
-    /* engine recv: the slot it borrows */
-    uint32_t slot_order;
-    uint32_t slot_filled;
-    uint32_t slot_copied; /* of these, bytes that we copied to its front */
-    uint32_t slot_taken;  /* of these, bytes that a batch has, and a share of the slot */
-    uint64_t slot_offset; /* UINT64_MAX: none */
+    /* Each engine's own, which only its files look into. They lie side by side: in a union, what
+     * is empty would depend on the engine, and 40 bytes of a connection are not worth that. */
+    struct recv_connection recv;
+    struct zcrx_connection zcrx;
 
     const struct protocol *protocol;
     struct receive_block *block;       /* what is no payload goes there; NULL: all is */

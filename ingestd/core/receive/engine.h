@@ -97,6 +97,12 @@ struct engine {
 extern const struct engine engine_recv;
 extern const struct engine engine_zcrx;
 
+/* Whether no engine has any bytes of it, nor memory for some: from take() to start(), and from
+ * REPORT_OVER on. */
+static inline bool engine_has_nothing(const struct connection *conn) {
+    return recv_has_nothing(&conn->recv) && zcrx_has_nothing(&conn->zcrx);
+}
+
 /* The parts below; sets no engine up. */
 void receiver_init(struct receiver *r, struct reactor *reactor, struct area *area,
                    struct storage *storage, struct connection_table *table);

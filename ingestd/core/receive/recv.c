@@ -33,17 +33,18 @@ static void recv_arm_poll(struct receiver *r, struct connection *conn) {
     struct io_uring_sqe *sqe = reactor_sqe(r->reactor, TAG_POLL, conn->index);
     io_uring_prep_poll_add(sqe, conn->fd, POLLIN | POLLRDHUP);
     conn->ops_in_flight++;
-    conn->polled = true;
+    conn->recv.polled = true;
 }
 
 static void recv_arm_receive(struct receiver *r, struct connection *conn) {
     struct io_uring_sqe *sqe = reactor_sqe(r->reactor, TAG_RECEIVE, conn->index);
-    uint64_t room = buddy_slot_bytes(conn->slot_order) - conn->slot_filled;
+    uint64_t room = buddy_slot_bytes(conn->recv.slot_order) - conn->recv.slot_filled;
     if (room > conn->limit_bytes - conn->received_bytes)
         room = conn->limit_bytes - conn->received_bytes;
-    assert(conn->slot_offset != UINT64_MAX && room > 0);
-    io_uring_prep_recv(sqe, conn->fd, r->area->base + conn->slot_offset + conn->slot_filled, room,
-                       conn->bulk ? MSG_WAITALL : 0);
+    assert(conn->recv.slot_offset != UINT64_MAX && room > 0);
+    io_uring_prep_recv(sqe, conn->fd,
+                       r->area->base + conn->recv.slot_offset + conn->recv.slot_filled, room,
+                       conn->recv.bulk ? MSG_WAITALL : 0);
     conn->ops_in_flight++;
     connection_set_phase(conn, CONNECTION_RECEIVING);
     if (conn->queue != QUEUE_DIRTY)
@@ -62,26 +63,26 @@ static uint32_t recv_order_max(const struct receiver *r) {
 
 static bool recv_take_slot(struct receiver *r, struct connection *conn, uint32_t order) {
     uint32_t most = recv_order_max(r);
-    conn->slot_order = order < most ? order : most;
-    conn->slot_filled = 0;
-    conn->slot_offset = buddy_take(&r->area->slots, conn->slot_order);
-    if (conn->slot_offset == UINT64_MAX)
+    conn->recv.slot_order = order < most ? order : most;
+    conn->recv.slot_filled = 0;
+    conn->recv.slot_offset = buddy_take(&r->area->slots, conn->recv.slot_order);
+    if (conn->recv.slot_offset == UINT64_MAX)
         return false;
-    STAT_ADD(r->reactor, area_receiving_bytes, buddy_slot_bytes(conn->slot_order));
+    STAT_ADD(r->reactor, area_receiving_bytes, buddy_slot_bytes(conn->recv.slot_order));
     return true;
 }
 
 static void recv_slot_left(struct receiver *r, struct connection *conn) {
-    STAT_ADD(r->reactor, area_receiving_bytes, -buddy_slot_bytes(conn->slot_order));
-    conn->slot_offset = UINT64_MAX;
-    conn->slot_filled = conn->slot_copied = conn->slot_taken = 0;
+    STAT_ADD(r->reactor, area_receiving_bytes, -buddy_slot_bytes(conn->recv.slot_order));
+    conn->recv.slot_offset = UINT64_MAX;
+    conn->recv.slot_filled = conn->recv.slot_copied = conn->recv.slot_taken = 0;
 }
 
 static void recv_give_slot(struct receiver *r, struct connection *conn) {
-    if (conn->slot_offset == UINT64_MAX)
+    if (conn->recv.slot_offset == UINT64_MAX)
         return;
-    if (!buddy_give(&r->area->slots, conn->slot_offset, conn->slot_order))
-        STAT_ADD(r->reactor, area_writing_bytes, buddy_slot_bytes(conn->slot_order));
+    if (!buddy_give(&r->area->slots, conn->recv.slot_offset, conn->recv.slot_order))
+        STAT_ADD(r->reactor, area_writing_bytes, buddy_slot_bytes(conn->recv.slot_order));
     recv_slot_left(r, conn);
 }
 
@@ -94,31 +95,31 @@ static void recv_release(struct receiver *r, uint64_t hold) {
 /* A batch took the first part of what is left in the slot, up to a page. The rest
  * goes to another one: both read from the slot. */
 static void recv_slot_taken_in_part(struct receiver *r, struct connection *conn, uint32_t bytes) {
-    buddy_share(&r->area->slots, conn->slot_offset);
-    conn->slot_taken += bytes;
-    conn->slot_copied -= bytes < conn->slot_copied ? bytes : conn->slot_copied;
+    buddy_share(&r->area->slots, conn->recv.slot_offset);
+    conn->recv.slot_taken += bytes;
+    conn->recv.slot_copied -= bytes < conn->recv.slot_copied ? bytes : conn->recv.slot_copied;
 }
 
 /* Hands the slot's bytes to batches, and the slot with them; false when some must
  * wait. Where the last ones may be a trailer, they stay behind, and are copied to
  * the front of the next slot. */
 static bool recv_deliver(struct receiver *r, struct connection *conn) {
-    uint64_t slot_bytes = buddy_slot_bytes(conn->slot_order);
-    uint32_t end = conn->slot_filled;
+    uint64_t slot_bytes = buddy_slot_bytes(conn->recv.slot_order);
+    uint32_t end = conn->recv.slot_filled;
     if (engine_is_holding(conn))
-        end -= receive_block_hold(conn->block, r->area->base + conn->slot_offset, end);
+        end -= receive_block_hold(conn->block, r->area->base + conn->recv.slot_offset, end);
     if (end == 0) {
         recv_give_slot(r, conn);
         return true;
     }
     for (;;) {
         const struct batch_piece piece = {
-            .data = r->area->base + conn->slot_offset + conn->slot_taken,
-            .bytes = end - conn->slot_taken,
+            .data = r->area->base + conn->recv.slot_offset + conn->recv.slot_taken,
+            .bytes = end - conn->recv.slot_taken,
             .slack = (uint32_t)(slot_bytes - end),
-            .copied_bytes = conn->slot_copied,
+            .copied_bytes = conn->recv.slot_copied,
             .copied_for = BOUNCE_TRAILER,
-            .hold = conn->slot_offset | conn->slot_order,
+            .hold = conn->recv.slot_offset | conn->recv.slot_order,
         };
         uint32_t taken = engine_append(r, conn, &piece);
         if (taken == piece.bytes)
@@ -134,17 +135,17 @@ static bool recv_deliver(struct receiver *r, struct connection *conn) {
 
 static void recv_put_held_back(struct receiver *r, struct connection *conn) {
     struct receive_block *s = conn->block;
-    memcpy(r->area->base + conn->slot_offset, s->memory, s->filled);
-    conn->slot_filled = conn->slot_copied = s->filled;
+    memcpy(r->area->base + conn->recv.slot_offset, s->memory, s->filled);
+    conn->recv.slot_filled = conn->recv.slot_copied = s->filled;
     s->filled = 0;
 }
 
 /* Continues to receive: into what is left of the slot, or into a new one, sized to
  * what waits in the socket. */
 static void recv_receive(struct receiver *r, struct connection *conn) {
-    if (conn->slot_offset == UINT64_MAX) {
-        uint32_t order = conn->slot_order + 1; /* it filled the last one: more is to come */
-        if (!conn->bulk) {
+    if (conn->recv.slot_offset == UINT64_MAX) {
+        uint32_t order = conn->recv.slot_order + 1; /* it filled the last one: more is to come */
+        if (!conn->recv.bulk) {
             uint32_t pending = socket_pending_bytes(conn->fd);
             if (engine_is_holding(conn))
                 pending += conn->block->filled;
@@ -165,9 +166,9 @@ static void recv_receive(struct receiver *r, struct connection *conn) {
 /* The one place that decides what a connection does next, given what it has. */
 static void recv_advance(struct receiver *r, struct connection *conn) {
     bool over = conn->eof || conn->error || conn->stop || conn->received_bytes == conn->limit_bytes;
-    bool full =
-        conn->slot_offset != UINT64_MAX && conn->slot_filled == buddy_slot_bytes(conn->slot_order);
-    bool none = conn->slot_filled == 0;
+    bool full = conn->recv.slot_offset != UINT64_MAX &&
+                conn->recv.slot_filled == buddy_slot_bytes(conn->recv.slot_order);
+    bool none = conn->recv.slot_filled == 0;
     if (!none && !conn->drop && (over || full || conn->flush_due) && !recv_deliver(r, conn)) {
         connection_set_phase(conn, CONNECTION_BLOCKED);
         connection_keep_waiting(r->table, conn, QUEUE_BLOCKED, r->reactor->now_ns);
@@ -178,28 +179,28 @@ static void recv_advance(struct receiver *r, struct connection *conn) {
         engine_report(r, conn, REPORT_OVER, 0);
         return;
     }
-    conn->bulk = full;
+    conn->recv.bulk = full;
     conn->flush_due = false;
-    if (conn->bulk) {
+    if (conn->recv.bulk) {
         connection_wait(r->table, conn, QUEUE_NONE, r->reactor->now_ns);
         recv_receive(r, conn);
         return;
     }
-    if (conn->slot_filled == 0) {
+    if (conn->recv.slot_filled == 0) {
         recv_give_slot(r, conn);
         connection_wait(r->table, conn, QUEUE_NONE, r->reactor->now_ns);
     } else if (conn->queue != QUEUE_DIRTY) {
         connection_wait(r->table, conn, QUEUE_DIRTY, r->reactor->now_ns);
     }
     connection_set_phase(conn, CONNECTION_POLLING);
-    if (!conn->polled)
+    if (!conn->recv.polled)
         recv_arm_poll(r, conn);
 }
 
 static void recv_received(struct receiver *r, struct connection *conn, int result) {
     conn->cancelling = false;
     if (result > 0) {
-        conn->slot_filled += (uint32_t)result;
+        conn->recv.slot_filled += (uint32_t)result;
         STAT_ADD(r->reactor, kernel_copied_bytes, result);
         engine_received(r, conn, (uint32_t)result);
     } else if (result == 0) {
@@ -216,7 +217,7 @@ static void recv_complete(struct receiver *r, enum uring_tag tag, struct connect
     if (tag == TAG_RECEIVE) {
         recv_received(r, conn, cqe->res);
     } else if (tag == TAG_POLL) {
-        conn->polled = false;
+        conn->recv.polled = false;
         /* In another phase it says nothing new: that phase ends in a poll. */
         if (conn->phase == CONNECTION_POLLING)
             recv_receive(r, conn);
@@ -241,7 +242,7 @@ static void recv_stop(struct receiver *r, struct connection *conn) {
         recv_cancel_receive(r, conn);
         return;
     }
-    if (conn->polled)
+    if (conn->recv.polled)
         engine_cancel(r, conn, TAG_POLL);
     recv_advance(r, conn);
 }

@@ -66,8 +66,8 @@ static bool control_settle_block(struct receiver *r, struct connection *conn, bo
 }
 
 static bool control_settle_list(struct receiver *r, struct connection *conn, bool all) {
-    while (conn->fragment_head != CONNECTION_NONE) {
-        struct zcrx_fragment *n = zcrx_fragment_at(r, conn->fragment_head);
+    while (conn->zcrx.fragment_head != ZCRX_FRAGMENT_NONE) {
+        struct zcrx_fragment *n = zcrx_fragment_at(r, conn->zcrx.fragment_head);
         uint64_t left = zcrx_list_payload_bytes(conn);
         uint32_t bytes = (uint32_t)time_min(left, n->bytes);
         if (bytes == 0 || (bytes < n->bytes && !all))
@@ -87,8 +87,8 @@ static bool control_settle_list(struct receiver *r, struct connection *conn, boo
 
 static void control_copy_list_to_block(struct receiver *r, struct connection *conn) {
     struct receive_block *s = conn->block;
-    while (conn->fragment_head != CONNECTION_NONE) {
-        const struct zcrx_fragment *n = zcrx_fragment_at(r, conn->fragment_head);
+    while (conn->zcrx.fragment_head != ZCRX_FRAGMENT_NONE) {
+        const struct zcrx_fragment *n = zcrx_fragment_at(r, conn->zcrx.fragment_head);
         assert(!zcrx_is_copied(n->offset) && s->filled + n->bytes <= RECEIVE_BLOCK_BYTES);
         memcpy(s->memory + s->filled, r->area->base + n->offset, n->bytes);
         s->filled += n->bytes;
@@ -98,10 +98,10 @@ static void control_copy_list_to_block(struct receiver *r, struct connection *co
 }
 
 static bool control_list_is_long(struct receiver *r, const struct connection *conn) {
-    uint32_t index = conn->fragment_head;
-    for (uint32_t i = 0; i < HELD_FRAGMENTS_MAX && index != CONNECTION_NONE; i++)
+    uint32_t index = conn->zcrx.fragment_head;
+    for (uint32_t i = 0; i < HELD_FRAGMENTS_MAX && index != ZCRX_FRAGMENT_NONE; i++)
         index = zcrx_fragment_at(r, index)->next;
-    return index != CONNECTION_NONE;
+    return index != ZCRX_FRAGMENT_NONE;
 }
 
 bool zcrx_settle_held(struct receiver *r, struct connection *conn, bool all) {

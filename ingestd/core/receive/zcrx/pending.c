@@ -32,7 +32,7 @@ int zcrx_pending_open(struct receiver *r) {
     if (z->fragments == NULL || buddy_init(&z->relief, relief_bytes, RELIEF_SLOT_BYTES_MAX) < 0)
         return -ENOMEM;
     for (uint32_t i = 0; i < z->fragment_count; i++)
-        z->fragments[i].next = i + 1 < z->fragment_count ? i + 1 : CONNECTION_NONE;
+        z->fragments[i].next = i + 1 < z->fragment_count ? i + 1 : ZCRX_FRAGMENT_NONE;
     return 0;
 }
 
@@ -112,16 +112,16 @@ uint32_t zcrx_hand_over(struct receiver *r, struct connection *conn, uint64_t ho
 bool zcrx_append(struct receiver *r, struct connection *conn, uint64_t hold, uint32_t bytes) {
     struct zcrx *z = &r->zcrx;
     uint32_t index = z->fragment_free;
-    if (index == CONNECTION_NONE)
+    if (index == ZCRX_FRAGMENT_NONE)
         return false;
     struct zcrx_fragment *n = zcrx_fragment_at(r, index);
     z->fragment_free = n->next;
-    *n = (struct zcrx_fragment){.offset = hold, .bytes = bytes, .next = CONNECTION_NONE};
-    if (conn->fragment_tail == CONNECTION_NONE)
-        conn->fragment_head = index;
+    *n = (struct zcrx_fragment){.offset = hold, .bytes = bytes, .next = ZCRX_FRAGMENT_NONE};
+    if (conn->zcrx.fragment_tail == ZCRX_FRAGMENT_NONE)
+        conn->zcrx.fragment_head = index;
     else
-        zcrx_fragment_at(r, conn->fragment_tail)->next = index;
-    conn->fragment_tail = index;
+        zcrx_fragment_at(r, conn->zcrx.fragment_tail)->next = index;
+    conn->zcrx.fragment_tail = index;
     z->fragments_pending++;
     return true;
 }
@@ -135,16 +135,16 @@ static void pending_free_fragment(struct receiver *r, uint32_t index) {
 }
 
 void zcrx_pop(struct receiver *r, struct connection *conn) {
-    uint32_t index = conn->fragment_head;
-    conn->fragment_head = zcrx_fragment_at(r, index)->next;
-    if (conn->fragment_head == CONNECTION_NONE)
-        conn->fragment_tail = CONNECTION_NONE;
+    uint32_t index = conn->zcrx.fragment_head;
+    conn->zcrx.fragment_head = zcrx_fragment_at(r, index)->next;
+    if (conn->zcrx.fragment_head == ZCRX_FRAGMENT_NONE)
+        conn->zcrx.fragment_tail = ZCRX_FRAGMENT_NONE;
     pending_free_fragment(r, index);
 }
 
 bool zcrx_settle(struct receiver *r, struct connection *conn) {
-    while (conn->fragment_head != CONNECTION_NONE) {
-        struct zcrx_fragment *n = zcrx_fragment_at(r, conn->fragment_head);
+    while (conn->zcrx.fragment_head != ZCRX_FRAGMENT_NONE) {
+        struct zcrx_fragment *n = zcrx_fragment_at(r, conn->zcrx.fragment_head);
         if (conn->drop) {
             zcrx_release(r, n->offset);
         } else {
@@ -179,7 +179,7 @@ static uint32_t pending_run_bytes(struct receiver *r, uint32_t index, uint64_t l
     uint64_t most =
         time_min(left, time_min(RELIEF_SLOT_BYTES_MAX, r->storage->batches.payload_bytes_max));
     uint32_t bytes = 0;
-    while (index != CONNECTION_NONE) {
+    while (index != ZCRX_FRAGMENT_NONE) {
         const struct zcrx_fragment *n = zcrx_fragment_at(r, index);
         if (zcrx_is_copied(n->offset) || bytes + n->bytes > most)
             break;
@@ -210,8 +210,8 @@ static uint32_t pending_copy_run(struct receiver *r, struct connection *conn, ui
     first->offset = slot | ZCRX_HOLD_COPIED | (uint64_t)order << RELIEF_ORDER_SHIFT;
     first->bytes = bytes;
     first->next = next;
-    if (next == CONNECTION_NONE)
-        conn->fragment_tail = index;
+    if (next == ZCRX_FRAGMENT_NONE)
+        conn->zcrx.fragment_tail = index;
     return next;
 }
 
@@ -220,9 +220,9 @@ static uint32_t pending_copy_run(struct receiver *r, struct connection *conn, ui
  * is left where it is. */
 static void pending_copy_out(struct receiver *r, struct connection *conn) {
     struct zcrx *z = &r->zcrx;
-    uint32_t index = conn->fragment_head;
+    uint32_t index = conn->zcrx.fragment_head;
     uint64_t left = zcrx_list_payload_bytes(conn);
-    while (index != CONNECTION_NONE && zcrx_chunks_are_short(r)) {
+    while (index != ZCRX_FRAGMENT_NONE && zcrx_chunks_are_short(r)) {
         const struct zcrx_fragment *n = zcrx_fragment_at(r, index);
         uint32_t bytes = pending_run_bytes(r, index, left);
         if (bytes == 0) { /* copied already, or too large for a slot, or not surely payload */

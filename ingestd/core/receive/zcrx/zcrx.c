@@ -128,7 +128,7 @@ static void zcrx_arm_as(struct receiver *r, struct connection *conn, enum uring_
     sqe->ioprio = IORING_RECV_MULTISHOT;
     sqe->file_index = r->zcrx.id; /* shares its place with zcrx_ifq_idx */
     conn->ops_in_flight++;
-    conn->armed = true;
+    conn->zcrx.armed = true;
 }
 
 static void zcrx_arm(struct receiver *r, struct connection *conn) {
@@ -136,7 +136,7 @@ static void zcrx_arm(struct receiver *r, struct connection *conn) {
     bool bounded = conn->limit_bytes != UINT64_MAX;
     assert(left > 0);
     uint32_t bytes_max = bounded ? (uint32_t)time_min(left, RECEIVE_BYTES_MAX) : 0;
-    conn->bound_bytes = bounded ? conn->received_bytes + bytes_max : UINT64_MAX;
+    conn->zcrx.bound_bytes = bounded ? conn->received_bytes + bytes_max : UINT64_MAX;
     zcrx_arm_as(r, conn, TAG_RECEIVE, bytes_max);
     r->zcrx.receives_run = true;
     connection_set_phase(conn, CONNECTION_RECEIVING);
@@ -155,12 +155,12 @@ static bool zcrx_table_is_low(const struct receiver *r) {
  * Who got nothing when its turn had come keeps its place. */
 static void zcrx_starve(struct receiver *r, struct connection *conn) {
     conn->starved = true;
-    if (conn->starved_ns == 0) {
+    if (conn->zcrx.starved_ns == 0) {
         connection_wait(r->table, conn, QUEUE_STARVED, r->reactor->now_ns);
         return;
     }
     r->zcrx.probes = 1;
-    connection_wait_in_order(r->table, conn, QUEUE_STARVED, conn->starved_ns);
+    connection_wait_in_order(r->table, conn, QUEUE_STARVED, conn->zcrx.starved_ns);
 }
 
 static void zcrx_start(struct receiver *r, struct connection *conn) {
@@ -174,14 +174,14 @@ static void zcrx_start(struct receiver *r, struct connection *conn) {
 
 /* Its completions so far still come. */
 static void zcrx_pause(struct receiver *r, struct connection *conn, enum uring_tag tag) {
-    if (!conn->armed || conn->cancelling)
+    if (!conn->zcrx.armed || conn->cancelling)
         return;
     engine_cancel(r, conn, tag);
     conn->cancelling = true;
 }
 
 static void zcrx_receive_block(struct receiver *r, struct connection *conn) {
-    assert(!conn->armed && conn->fragment_head == CONNECTION_NONE);
+    assert(!conn->zcrx.armed && conn->zcrx.fragment_head == ZCRX_FRAGMENT_NONE);
     zcrx_arm_as(r, conn, TAG_BLOCK, receive_block_room(conn->block).bytes);
 }
 
@@ -197,16 +197,16 @@ static void zcrx_advance(struct receiver *r, struct connection *conn) {
         return;
     }
     conn->flush_due = false;
-    if (over && !conn->armed) {
+    if (over && !conn->zcrx.armed) {
         conn->starved = false;
         engine_report(r, conn, REPORT_OVER,
                       0); /* its CLOSE record may still wait, at the place that it has */
         return;
     }
     connection_wait(r->table, conn,
-                    conn->fragment_head != CONNECTION_NONE ? QUEUE_DIRTY : QUEUE_NONE,
+                    conn->zcrx.fragment_head != ZCRX_FRAGMENT_NONE ? QUEUE_DIRTY : QUEUE_NONE,
                     r->reactor->now_ns);
-    if (conn->armed) {
+    if (conn->zcrx.armed) {
         connection_set_phase(conn, CONNECTION_RECEIVING);
     } else if (conn->starved) {
         connection_set_phase(conn, CONNECTION_STARVED);
@@ -220,7 +220,7 @@ static void zcrx_advance(struct receiver *r, struct connection *conn) {
 static void zcrx_take_payload(struct receiver *r, struct connection *conn, uint64_t offset,
                               uint32_t bytes) {
     uint32_t taken = 0;
-    if (conn->fragment_head == CONNECTION_NONE && !engine_is_holding(conn))
+    if (conn->zcrx.fragment_head == ZCRX_FRAGMENT_NONE && !engine_is_holding(conn))
         taken = zcrx_hand_over(r, conn, offset, bytes);
     if (taken == bytes)
         return;
@@ -240,7 +240,7 @@ static void zcrx_delivered(struct receiver *r, struct connection *conn, uint64_t
     assert(conn->received_bytes <= conn->limit_bytes);
     uint32_t payload = (uint32_t)time_min(bytes, conn->limit_bytes - conn->received_bytes);
     refill_delivered(&r->zcrx.refill, offset);
-    conn->starved_ns = 0;
+    conn->zcrx.starved_ns = 0;
     if (payload < bytes) { /* kernels before 7.3.3 may go beyond the bound */
         receive_block_take_overrun(conn->block, r->area->base + offset + payload, bytes - payload);
         zcrx_pause(r, conn, TAG_RECEIVE);
@@ -254,11 +254,11 @@ static void zcrx_delivered(struct receiver *r, struct connection *conn, uint64_t
 
 /* The multishot receive has ended; result says why. */
 static void zcrx_ended(struct receiver *r, struct connection *conn, int result) {
-    conn->armed = false;
+    conn->zcrx.armed = false;
     conn->cancelling = false;
     if (conn->error != 0) {
         /* What it has lost nothing makes good, how ever the stream ends. */
-    } else if (result == 0 && conn->received_bytes < conn->bound_bytes) {
+    } else if (result == 0 && conn->received_bytes < conn->zcrx.bound_bytes) {
         conn->error = socket_end_of_stream(conn->fd);
         conn->eof = conn->error == 0;
     } else if (result == -ENOMEM) {
@@ -275,13 +275,13 @@ static void zcrx_block_complete(struct receiver *r, struct connection *conn,
     if (cqe->res > 0) {
         const struct abi_zcrx_completion *more = (const void *)(cqe + 1);
         zcrx_block_delivered(r, conn, more->offset & ABI_ZCRX_OFFSET_MASK, (uint32_t)cqe->res);
-        conn->starved_ns = 0;
+        conn->zcrx.starved_ns = 0;
         if (conn->error != 0 || conn->block->overrun)
             zcrx_pause(r, conn, TAG_BLOCK);
     }
     if (cqe->flags & IORING_CQE_F_MORE)
         return;
-    conn->armed = false;
+    conn->zcrx.armed = false;
     conn->cancelling = false;
     if (!zcrx_block_ended(r, conn, cqe->res > 0 ? -ENOSPC : cqe->res))
         zcrx_starve(r, conn);
@@ -291,7 +291,7 @@ static void zcrx_block_complete(struct receiver *r, struct connection *conn,
  * armed just now, and for which data came meanwhile, is for a moment where no cancel finds it
  * (io_queue_async(), io_uring/io_uring.c, Linux 6.15). */
 static void zcrx_pause_again(struct receiver *r, struct connection *conn) {
-    if (!conn->armed || !conn->cancelling)
+    if (!conn->zcrx.armed || !conn->cancelling)
         return;
     conn->cancelling = false;
     zcrx_pause(r, conn, engine_receives_block(conn) ? TAG_BLOCK : TAG_RECEIVE);
@@ -324,9 +324,9 @@ static void zcrx_stop(struct receiver *r, struct connection *conn) {
     assert(conn->stop && !conn->ended);
     bool block = engine_receives_block(conn);
     zcrx_pause(r, conn, block ? TAG_BLOCK : TAG_RECEIVE);
-    if (block && !conn->armed)
+    if (block && !conn->zcrx.armed)
         zcrx_stop_starved_block(r, conn);
-    else if (!block && (!conn->armed || conn->phase == CONNECTION_BLOCKED))
+    else if (!block && (!conn->zcrx.armed || conn->phase == CONNECTION_BLOCKED))
         zcrx_advance(r, conn);
 }
 
@@ -359,7 +359,7 @@ static void zcrx_take(struct receiver *r, struct connection *conn) {
 
 static void zcrx_serve(struct receiver *r, struct connection *conn) {
     conn->starved = false;
-    conn->starved_ns = conn->since_ns;
+    conn->zcrx.starved_ns = conn->since_ns;
     connection_wait(r->table, conn, QUEUE_NONE, r->reactor->now_ns);
     if (engine_receives_block(conn))
         zcrx_receive_block(r, conn);
@@ -400,7 +400,7 @@ static void zcrx_keep_table(struct receiver *r) {
     }
     for (uint32_t i = 0; low && r->zcrx.receives_run && i < r->table->used_upto; i++) {
         struct connection *conn = &r->table->connections[i];
-        if (conn->phase != CONNECTION_RECEIVING || !conn->armed)
+        if (conn->phase != CONNECTION_RECEIVING || !conn->zcrx.armed)
             continue;
         conn->starved = true;
         zcrx_pause(r, conn, TAG_RECEIVE);

@@ -27,12 +27,31 @@
 /* In a hold: what was received was copied out before (reason `pressure`). */
 #define ZCRX_HOLD_COPIED (1ull << 63)
 
+#define ZCRX_FRAGMENT_NONE UINT32_MAX
+
 /* A fragment that no batch could take yet; linked by index. */
 struct zcrx_fragment {
     uint64_t offset; /* in the area; of a relief slot with ZCRX_HOLD_COPIED set */
     uint32_t bytes;
     uint32_t next;
 };
+
+/* What the engine has of a connection; the files of this folder alone look into it. */
+struct zcrx_connection {
+    uint32_t fragment_head, fragment_tail; /* no batch could take them yet */
+    bool armed;                            /* its multishot receive is under way */
+    uint64_t starved_ns;  /* it was served as starved, since when it had waited; 0: and got bytes */
+    uint64_t bound_bytes; /* it ends at so many received_bytes; UINT64_MAX: not by itself */
+};
+
+#define ZCRX_CONNECTION_NONE                                                                       \
+    ((struct zcrx_connection){.fragment_head = ZCRX_FRAGMENT_NONE,                                 \
+                              .fragment_tail = ZCRX_FRAGMENT_NONE})
+
+/* No byte of it is in the engine's hands, and none will come. */
+static inline bool zcrx_has_nothing(const struct zcrx_connection *own) {
+    return own->fragment_head == ZCRX_FRAGMENT_NONE && !own->armed;
+}
 
 struct zcrx {
     uint32_t id; /* the kernel's, of this interface queue */
