@@ -25,13 +25,13 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 .PHONY: help setup setup-check build compilers wheel run test check check-python check-c check-tree format pytest
 .PHONY: test-unit test-one asan soak vm-and-soak clean
 
-help: ## names every target
+help: ## lists every target
 	@awk -f scripts/make_help.awk $(MAKEFILE_LIST)
 
-setup: ## installs the Debian packages that a build needs, or prints the line that does
+setup: ## installs the Debian packages that a build needs, or prints the command
 	@PYTHON=$(PYTHON) scripts/setup-debian.sh
 
-setup-check: ## does the same for what the checks and tests need
+setup-check: ## does the same for checks and tests
 	@PYTHON=$(PYTHON) scripts/setup-debian.sh check
 
 # The venv: made anew when the dependencies change, not whenever pyproject.toml does.
@@ -66,11 +66,11 @@ wheel: build ## makes a wheel below build/wheel that installs without a compiler
 run: build ## sends a file through ingestd and reads it back (FILE=path, KEEP=1)
 	@$(BIN)/python scripts/run_demo.py $(if $(FILE),--file "$(FILE)") $(if $(KEEP),--keep)
 
-test: setup-check build ## does `make check` and runs every test, with `make vm` and two minutes of `make soak`
+test: setup-check build ## runs `make check` and every test, with `make vm` and two minutes of `make soak`
 	@$(MAKE) --no-print-directory check
 	@$(MAKE) --no-print-directory -j2 -Oline pytest vm-and-soak # neither keeps two CPUs busy
 
-pytest: setup-check build ## runs every test but the soak and the virtual machines (PYTEST_ARGS=...)
+pytest: setup-check build ## runs every test except the soak and the virtual machines (PYTEST_ARGS=...)
 	@$(BIN)/pytest --ignore=tests/soak $(PYTEST_ARGS)
 
 test-unit: setup-check build ## runs tests/unit, in a few minutes (PYTEST_ARGS=...)
@@ -84,7 +84,7 @@ asan: setup-check build ## runs the C tests of the core under AddressSanitizer a
 	@$(BIN)/pytest -q tests/core/test_c_core.py $(PYTEST_ARGS)
 
 # Beside the other tests, behind the virtual machine: both together take less time than those.
-vm-and-soak: vm ## does `make vm`, then two minutes of `make soak`
+vm-and-soak: vm ## runs `make vm`, then two minutes of `make soak`
 	@SOAK_S=120 $(MAKE) --no-print-directory soak
 
 soak: build ## runs twenty minutes of random flows, kills and full stores (SOAK_S=seconds)
@@ -93,7 +93,7 @@ soak: build ## runs twenty minutes of random flows, kills and full stores (SOAK_
 check: setup-check build ## runs formatters, linters, type checkers and the house rules
 	@$(MAKE) --no-print-directory check-python check-c check-tree
 
-check-python: ## does the part of `make check` that reads Python
+check-python: ## runs the part of `make check` for Python
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -101,14 +101,14 @@ check-python: ## does the part of `make check` that reads Python
 	MYPYPATH=tests:tests/vm:tests/fresh $(BIN)/mypy $(wildcard tests/fresh/*.py)
 	MYPYPATH=tests $(BIN)/mypy -p soak
 
-check-c: ## does the part of `make check` that reads C
+check-c: ## runs the part of `make check` for C
 	$(BIN)/clang-format --dry-run -Werror $(CLANG_FORMAT_FILES)
 	$(BIN)/cppcheck --quiet --std=c11 --language=c --error-exitcode=1 --inline-suppr \
 		--enable=warning,performance,portability --suppress=missingIncludeSystem \
 		--suppress=normalCheckLevelMaxBranches -D__BYTE_ORDER__=1234 \
 		-D__ORDER_LITTLE_ENDIAN__=1234 -I ingestd/core $(C_FILES)
 
-format: setup-check build ## lays the sources out as `make check` wants them
+format: setup-check build ## formats the sources as `make check` requires
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CLANG_FORMAT_FILES)
@@ -117,7 +117,7 @@ check-tree: ## tests the house rules: sizes, layers, names, files
 	$(BIN)/pytest -q tests/unit/test_tidy.py tests/unit/test_tidy_names.py tests/unit/test_tidy_words.py \
 		tests/unit/test_rooms.py tests/unit/test_core_rooms.py tests/unit/test_newcomers.py tests/unit/test_decisions.py
 
-clean: ## removes what was built; var/ (the demo's store) stays
+clean: ## removes build outputs; keeps var/ (the demo's store)
 	rm -rf $(BUILD) .ruff_cache .mypy_cache .pytest_cache
 
 include bench/bench.mk

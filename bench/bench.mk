@@ -13,10 +13,10 @@
 # machine and some 15 GiB of disk.
 
 .PHONY: bench bench-ack bench-core
-bench-ack: build ## measures what acknowledgements cost
+bench-ack: build ## measures the cost of acknowledgements
 	$(BIN)/python bench/ack.py $(BENCH_ARGS)
 
-bench: build ## measures ingestd beside other receivers (not part of the tests)
+bench: build ## compares ingestd with other receivers (not part of the tests)
 	$(BIN)/python bench/run.py $(BENCH_ARGS)
 
 bench-core: build ## counts the core's instructions per receive, by room (SEED=n)

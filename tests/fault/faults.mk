@@ -5,5 +5,5 @@
 #               FAULTS_ARGS go to the program, for example FAULTS_ARGS="--seed 7 --no-docs"
 
 .PHONY: faults
-faults: build ## tries every fault of docs/reliability.md N times and notes what was lost
+faults: build ## injects every fault of docs/reliability.md N times and records lost bytes
 	$(BIN)/python tests/fault/run_faults.py --rounds $(or $(N),1) $(FAULTS_ARGS)
