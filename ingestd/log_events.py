@@ -27,7 +27,7 @@ class LogEvent(Enum):
     NIC_WARNING = (
         "nic_warning",
         "warning",
-        "a property of the interface that makes zcrx less effective",
+        "a property of the interface makes zcrx less effective",
     )
     STORE_HELD = (
         "store_held",
@@ -40,18 +40,22 @@ class LogEvent(Enum):
         "warning",
         "one of the two superblocks was not valid; the other one was used",
     )
-    RECOVERED = "recovered", "info", "the results of the scan of a store after its last use"
-    AREA_CHOSEN = "area_chosen", "info", 'the size of an area that is "auto", and what bounded it'
+    RECOVERED = "recovered", "info", "results of the recovery of a store"
+    AREA_CHOSEN = (
+        "area_chosen",
+        "info",
+        'the size of an area that is "auto", and the limit that decided it',
+    )
     WORKER_STARTED = "worker_started", "info", "a worker's thread runs; its CPU, area and profile"
     AREA_WITHOUT_HUGEPAGES = (
         "area_without_hugepages",
         "warning",
-        "no hugepages were free, so an area lies on ordinary pages",
+        "no hugepages were free, so an area uses ordinary pages",
     )
     DESCRIPTORS_SHORT = (
         "descriptors_short",
         "warning",
-        "the limit of descriptors is below what the configured flows may need",
+        "the limit of file descriptors is lower than the configured flows may need",
     )
     LISTENING = "listening", "info", "a listener or the metrics endpoint is bound"
     READY = "ready", "info", "every listener accepts flows"
@@ -67,25 +71,25 @@ class LogEvent(Enum):
     CONNECTION_DENIED = (
         "connection_denied",
         "warning",
-        "connections denied, as their network is not allowed or one peer has too many; the number",
+        "connections were denied, by network or by the limit of one peer; their number",
     )
     FLOW_BY_COPY = (
         "flow_by_copy",
         "info",
-        "a connection came by an rx queue without zero copy; the kernel copies its bytes",
+        "a connection arrived by an rx queue without zero copy; the kernel copies its bytes",
     )
     FLOW_HANDED_OVER = (
         "flow_handed_over",
         "debug",
-        "a connection was passed to the worker whose rx queue it comes by",
+        "a connection was handed over to the worker whose rx queue it arrived by",
     )
     ACCEPT_FAILED = "accept_failed", "warning", "the kernel could not hand over a connection"
     SEGMENT_OPENED = "segment_opened", "debug", "a worker begins to fill a segment"
-    SEGMENT_CLOSED = "segment_closed", "debug", "a segment is full and has its footer"
+    SEGMENT_CLOSED = "segment_closed", "debug", "a segment was closed with its footer"
     SEGMENT_OVERWRITTEN = (
         "segment_overwritten",
         "info",
-        "the store is full, and its oldest segment was evicted; the flows that were in it",
+        "the store is full, and its oldest segment was evicted; the flows in it",
     )
     OVERWRITING_FAILED = (
         "overwriting_failed",
@@ -95,53 +99,57 @@ class LogEvent(Enum):
     REMOVAL_TABLE_FULL = (
         "removal_table_full",
         "warning",
-        "too many removed flows wait for their segments; some segments stay for want of entries",
+        "the table of removed flows is full, so some segments cannot be reclaimed",
     )
     CLOCK_SET = (
         "clock_set",
         "warning",
-        "the machine's clock was set; retention goes by the former time for a while",
+        "the machine's clock was set; retention uses the former time for a while",
     )
     FLOWS_MISDATED = (
         "flows_misdated",
         "warning",
         "flows have impossible end times; their retention counts from when they were seen",
     )
-    FLOW_REMOVED = "flow_removed", "info", "a flow was removed for good; its bytes, and the reason"
+    FLOW_REMOVED = (
+        "flow_removed",
+        "info",
+        "a flow was removed permanently; its bytes, and the reason",
+    )
     REMOVAL_REFUSED = (
         "removal_refused",
         "warning",
-        "a removal was refused: the flow is being received, or too many are removed already",
+        "a removal was refused: the flow is being received, or the table is full",
     )
     SEGMENT_FREED = (
         "segment_freed",
         "info",
-        "a segment was reclaimed, as nothing in it is kept; the flows that were in it",
+        "a segment in which nothing is kept was reclaimed; the flows in it",
     )
     DISCARD_FAILED = (
         "discard_failed",
         "warning",
-        "the device did not discard a reclaimed segment; it is used again all the same",
+        "the device did not discard a reclaimed segment; it is reused nevertheless",
     )
     REMOVED_FLOWS_HELD = (
         "removed_flows_held",
         "warning",
-        "ids of removed flows stay in the table, as damaged segments may hold records of them",
+        "removed flows are remembered because damaged segments may hold records of them",
     )
     MAINTENANCE_FAILED = (
         "maintenance_failed",
         "error",
-        "flows could not be removed or segments freed; the reason, and the time of the retry",
+        "flows could not be removed, or segments reclaimed; the reason, and the time of the retry",
     )
     MAINTENANCE_RESUMED = (
         "maintenance_resumed",
         "info",
-        "flows are removed and segments freed again",
+        "removing flows and reclaiming segments works again",
     )
     STORE_SPACE_LOW = (
         "store_space_low",
         "warning",
-        "fewer segments are free than warn_free_percent asks for",
+        "fewer segments are free than warn_free_percent",
     )
     STORE_FULL = "store_full", "error", "no segment is free; flows that need one are refused"
     STORE_FAILED = (
@@ -152,19 +160,23 @@ class LogEvent(Enum):
     STORE_MOVED = (
         "store_moved",
         "warning",
-        "the path of a store leads elsewhere now; the open store is still served",
+        "the path of a store now leads elsewhere; the open store is still served",
     )
     STORE_SPARSE = (
         "store_sparse",
         "warning",
-        "a store's file has lost space, which is asked back; segments without space are not used",
+        "a store's file has lost preallocated space; segments without space are not used",
     )
-    STORE_WHOLE = "store_whole", "info", "all free segments of a store's file have space again"
-    RESERVING_FAILED = "reserving_failed", "error", "asking for a store file's space failed; a bug"
+    STORE_WHOLE = (
+        "store_whole",
+        "info",
+        "all free segments of a store's file have preallocated space again",
+    )
+    RESERVING_FAILED = "reserving_failed", "error", "reserving a store file's space failed; a bug"
     WRITE_RETRIED = (
         "write_retried",
         "warning",
-        "a device write failed or fell short, and is retried",
+        "a device write failed or was short, and is retried",
     )
     BACKPRESSURE_STARTED = (
         "backpressure_started",
@@ -177,13 +189,13 @@ class LogEvent(Enum):
         "warning",
         "a worker, or a maintenance thread, had more events than were fetched in time",
     )
-    WATCHDOG_LATE = "watchdog_late", "error", "a worker's loop has not turned for too long"
+    WATCHDOG_LATE = "watchdog_late", "error", "a worker's loop has made no progress for too long"
     WORKER_FAILED = "worker_failed", "error", "a worker's thread ended with an error"
     CONFIG_RELOADED = "config_reloaded", "info", "changed settings are in effect"
     CONFIG_NEEDS_RESTART = (
         "config_needs_restart",
         "warning",
-        "changed settings that only a restart puts into effect",
+        "some changed settings take effect only after a restart",
     )
     CONFIG_REFUSED = (
         "config_refused",
@@ -196,7 +208,11 @@ class LogEvent(Enum):
         "error",
         "a listener's changed key file cannot be used; the old keys stay in effect",
     )
-    DRAINING = "draining", "info", "no more connections are accepted; open flows may end"
+    DRAINING = (
+        "draining",
+        "info",
+        "no more connections are accepted; open flows have some time to end",
+    )
     STOPPED = "stopped", "info", "everything received is durable or reported lost; the process ends"
     LEFT_BEHIND = (
         "left_behind",
@@ -211,7 +227,7 @@ class LogEvent(Enum):
     EVENTS_SUPPRESSED = (
         "events_suppressed",
         "info",
-        "the number of events of a kind that were not shown",
+        "the number of events of one kind that were not logged",
     )
 
     def __new__(cls, name: str, level: LevelName, meaning: str) -> Self:

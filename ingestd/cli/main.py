@@ -84,7 +84,7 @@ def _run(argv: Sequence[str] | None) -> int:
     try:
         arguments = build_parser().parse_args(argv)
     except SystemExit:
-        sys.stdout.flush()  # help that nobody got is no success
+        sys.stdout.flush()  # help that could not be written is an error
         raise
     command: Callable[[argparse.Namespace], int] = arguments.command
     return command(arguments)
@@ -128,7 +128,7 @@ def build_parser() -> argparse.ArgumentParser:
     codes = "\n".join(f"  {code:3}  {meaning}" for code, meaning in exit_codes().items())
     parser = _Parser(
         prog="ingestd",
-        description="TCP flows into raw block devices, with durable receipts.",
+        description="Receive TCP flows into raw block devices, with durable receipts.",
         epilog=f"exit codes:\n{codes}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -165,44 +165,50 @@ def _add_format(commands: _Commands[_Parser]) -> None:
     parser = _add(
         commands,
         "format",
-        "make a store of a block device or a file",
+        "create a store on a block device or in a file",
         run_format,
     )
-    parser.add_argument("path", metavar="PATH", help="block device, or file to make")
+    parser.add_argument("path", metavar="PATH", help="block device, or file to create")
     parser.add_argument(
-        "--size", type=_size, help="bytes of a file, such as 4GiB; a device is taken whole"
+        "--size", type=_size, help="size of a file, such as 4GiB; a device is used as a whole"
     )
     parser.add_argument(
-        "--segment-size", type=_size, help="bytes of a segment (default: after the store's size)"
+        "--segment-size",
+        type=_size,
+        help="size of a segment (default: depends on the store's size)",
     )
     parser.add_argument(
-        "--zero", action="store_true", help="write zeros first, so that first writes are fast"
+        "--zero",
+        action="store_true",
+        help="write zeros now, so that first writes to a file are fast",
     )
-    parser.add_argument("--label", type=_label, default="", help="a name for people")
+    parser.add_argument("--label", type=_label, default="", help="a name for the store, for people")
     parser.add_argument(
-        "--force", action="store_true", help="destroy a file system or store that is there"
+        "--force",
+        action="store_true",
+        help="overwrite an existing file system, store or other data",
     )
 
 
 def _add_serve(commands: _Commands[_Parser]) -> None:
-    parser = _add(commands, "serve", "take flows in until SIGTERM", run_serve)
+    parser = _add(commands, "serve", "receive flows until SIGTERM", run_serve)
     parser.add_argument("-c", "--config", metavar="FILE", help="configuration in TOML")
     parser.add_argument("--store", metavar="PATH", help='path of the store "default"')
     parser.add_argument(
         "--listen", metavar="HOST:PORT", help='address of the listener "default", raw protocol'
     )
     parser.add_argument("--metrics", metavar="HOST:PORT", help="address of the metrics endpoint")
-    parser.add_argument("--engine", metavar="auto|recv|zcrx", help="how bytes come in")
+    parser.add_argument("--engine", metavar="auto|recv|zcrx", help="engine that receives payload")
     parser.add_argument(
-        "--area", metavar="auto|SIZE", help="memory of each worker to receive into, such as 64MiB"
+        "--area", metavar="auto|SIZE", help="receive memory of each worker, such as 64MiB"
     )
 
 
 def _add_readers(commands: _Commands[_Parser]) -> None:
     for name, text, run in (
         ("ls", "list the flows of a store", run_ls),
-        ("verify", "read everything in a store and check it", run_verify),
-        ("info", "show what a store is and how full it is", run_info),
+        ("verify", "read a whole store and verify its checksums", run_verify),
+        ("info", "show a store's identity, geometry and free space", run_info),
     ):
         parser = _add(commands, name, text, run)
         parser.add_argument("store", metavar="STORE", help="block device or file")
@@ -213,7 +219,7 @@ def _add_inspect(commands: _Commands[_Parser]) -> None:
     parser = _add(
         commands,
         "inspect",
-        "print the bytes' meaning at one place of a store, damaged or not",
+        "print the structures at one place of a store, damaged or not",
         run_inspect,
     )
     parser.add_argument("store", metavar="STORE", help="block device or file")
@@ -221,27 +227,29 @@ def _add_inspect(commands: _Commands[_Parser]) -> None:
         "place",
         metavar="PLACE",
         nargs="*",
-        help="superblock, segment N, or batch N.M: batch M of segment N (default: all places, a"
-        " line each)",
+        help="superblock, segment N, or batch N.M: batch M of segment N (default: all places,"
+        " one line each)",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
 
 
 def _add_cat(commands: _Commands[_Parser]) -> None:
-    parser = _add(commands, "cat", "write out the bytes of a flow", run_cat)
+    parser = _add(
+        commands, "cat", "write the bytes of a flow to standard output or a file", run_cat
+    )
     parser.add_argument("store", metavar="STORE", help="block device or file")
     parser.add_argument("flow", metavar="FLOW", help="flow id, or its first characters")
     parser.add_argument(
         "--offset", metavar="N", type=_size, help="begin at this byte, such as 1GiB"
     )
-    parser.add_argument("--length", metavar="N", type=_size, help="write at most so many bytes")
+    parser.add_argument("--length", metavar="N", type=_size, help="write at most N bytes")
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="write to FILE instead of standard output"
     )
 
 
 def _add_rm(commands: _Commands[_Parser]) -> None:
-    parser = _add(commands, "rm", "remove flows for good, and reclaim their segments", run_rm)
+    parser = _add(commands, "rm", "remove flows permanently, and reclaim their segments", run_rm)
     parser.add_argument("store", metavar="STORE", help="block device or file")
     parser.add_argument("flows", metavar="FLOW", nargs="+", help="flow id, or its first characters")
 
@@ -260,40 +268,42 @@ def _add_send(commands: _Commands[_Parser]) -> None:
     parser.add_argument(
         "--protocol",
         choices=("raw", "ingest"),
-        help="what the listener speaks (default: what it turns out to speak)",
+        help="protocol of the listener (default: detected)",
     )
-    parser.add_argument("--json", action="store_true", help="print receipts as JSON, one a line")
+    parser.add_argument("--json", action="store_true", help="print receipts as JSON, one per line")
     parser.add_argument(
-        "--parallel", metavar="N", type=_count, help="send so many flows at once (default: 1)"
+        "--parallel", metavar="N", type=_count, help="send N flows at the same time (default: 1)"
     )
     parser.add_argument(
         "--retry",
         metavar="SECONDS",
         type=_seconds,
-        help="how long to try to get a connection, the first or a lost one (default: 300, but 10"
-        " for the first while nobody answers)",
+        help="how long to retry a first or a lost connection (default: 300 for a lost one, 10 for"
+        " a first one that nothing accepts)",
     )
     parser.add_argument(
         "--state",
         metavar="FILE",
-        help="note here what was acknowledged, and do not send it again while path, size and"
-        " time of change stay",
+        help="record acknowledged files in FILE, and do not send them again while path, size and"
+        " modification time are unchanged",
     )
     parser.add_argument(
         "--buffer",
         metavar="SIZE",
         type=_size,
-        help="memory for what came from standard input and is not durable (default: 64MiB)",
+        help="memory for bytes from standard input that are not durable yet (default: 64MiB)",
     )
     group = parser.add_argument_group("only with protocol ingest")
     group.add_argument(
-        "--resume", metavar="FLOW", help="resume a flow; standard input: from its first byte"
+        "--resume",
+        metavar="FLOW",
+        help="resume a flow; standard input must start at its first byte",
     )
     group.add_argument(
         "--new",
         action="store_true",
-        help="make new flows, also of files that are there already (by name, labels, size, time"
-        " of change and checksum)",
+        help="always make new flows, even of files that were already sent (same name, labels,"
+        " size, modification time and checksum)",
     )
     group.add_argument("--name", metavar="TEXT", help="name of the flow (default: the file's)")
     group.add_argument(
@@ -306,14 +316,14 @@ def _add_send(commands: _Commands[_Parser]) -> None:
         help="label of the flows; may be given several times",
     )
     group.add_argument("--key", metavar="NAME", help="pre-shared key that the listener knows")
-    group.add_argument("--key-file", metavar="FILE", help="TOML file that has it under [key]")
+    group.add_argument("--key-file", metavar="FILE", help="TOML file with the key under [key]")
 
 
 def _add_check_config(commands: _Commands[_Parser]) -> None:
     parser = _add(
         commands,
         "check-config",
-        "check a configuration and print what it comes to, defaults included",
+        "check a configuration and print the effective settings",
         run_check_config,
     )
     parser.add_argument(
@@ -325,13 +335,17 @@ def _add_doctor(commands: _Commands[_Parser]) -> None:
     parser = _add(
         commands,
         "doctor",
-        "check whether zero-copy receive would run here, and report obstacles",
+        "check whether this machine can use zero-copy receive, and report obstacles",
         run_doctor,
     )
     parser.add_argument("-c", "--config", metavar="FILE", help="configuration in TOML")
-    parser.add_argument("--store", metavar="PATH", help="block device or file, instead of FILE")
     parser.add_argument(
-        "--interface", metavar="IF", help="network interface, instead of FILE; none: device-less"
+        "--store", metavar="PATH", help="block device or file, instead of the one in FILE"
+    )
+    parser.add_argument(
+        "--interface",
+        metavar="IF",
+        help="network interface, instead of the one in FILE; none: device-less",
     )
     parser.add_argument("--json", action="store_true", help="print JSON, for programs")
     parser.epilog = f"exit code: 0 if engine zcrx would run, {EngineError.exit_code} if not"
@@ -349,8 +363,8 @@ def _add_nic(commands: _Commands[_Parser]) -> None:
             "check an interface, and list what apply would change",
             run_nic_check,
         ),
-        ("apply", "prepare an interface; what is changed is written down first", run_nic_apply),
-        ("undo", "take back what apply, or a daemon that crashed, changed", run_nic_undo),
+        ("apply", "prepare an interface; each change is recorded first", run_nic_apply),
+        ("undo", "undo the changes of apply, or of a daemon that crashed", run_nic_undo),
     ):
         verb = _add(verbs, name, what, run)
         verb.add_argument("interface", metavar="IFACE", help="network interface")
@@ -359,7 +373,7 @@ def _add_nic(commands: _Commands[_Parser]) -> None:
             "--state-dir",
             metavar="DIR",
             default="/run/ingestd",
-            help="where changes are written down (default: %(default)s)",
+            help="directory in which changes are recorded (default: %(default)s)",
         )
         if name == "undo":
             continue

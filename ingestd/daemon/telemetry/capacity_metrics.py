@@ -21,15 +21,15 @@ def overwritten_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
     """Yield how much each store has overwritten since the daemon began."""
     segments = CounterMetricFamily(
         "ingestd_segments_overwritten",
-        "Segments evicted because the store was full and overwrites its oldest.",
+        "Segments evicted because the store was full.",
         labels=["store"],
     )
     sizes = CounterMetricFamily(
-        "ingestd_overwritten_bytes", "Payload bytes that were in those segments.", labels=["store"]
+        "ingestd_overwritten_bytes", "Payload bytes in evicted segments.", labels=["store"]
     )
     overwrites = GaugeMetricFamily(
         "ingestd_store_overwrites",
-        "1 when the store overwrites its oldest segment instead of being full.",
+        "1 if the store overwrites its oldest segment when it is full.",
         labels=["store"],
     )
     for name, store in stores.items():
@@ -45,33 +45,35 @@ def reclaim_families(stores: Mapping[str, ServedStore]) -> Iterator[Metric]:
     labels = ["store", "reason"]
     flows = CounterMetricFamily(
         "ingestd_flows_removed",
-        "Flows removed, on request (removed) or as they had expired (retention).",
+        "Flows removed, on request (removed) or by expiry (retention).",
         labels=labels,
     )
     segments = CounterMetricFamily(
-        "ingestd_segments_freed", "Segments reclaimed, as nothing in them is kept.", labels=labels
+        "ingestd_segments_freed",
+        "Segments reclaimed because nothing in them is kept.",
+        labels=labels,
     )
     sizes = CounterMetricFamily(
-        "ingestd_freed_bytes", "Payload bytes that were in those segments.", labels=labels
+        "ingestd_freed_bytes", "Payload bytes in reclaimed segments.", labels=labels
     )
     waiting = GaugeMetricFamily(
         "ingestd_removed_flows",
-        "Flows that are removed, and of which segments hold something still.",
+        "Removed flows of which segments still hold records.",
         labels=["store"],
     )
     room = GaugeMetricFamily(
         "ingestd_removed_flows_room",
-        "The number of flows that can be removed before segments are reclaimed.",
+        "Number of flows that can still be removed before segments are reclaimed.",
         labels=["store"],
     )
     held = GaugeMetricFamily(
         "ingestd_removed_flows_held",
-        "Removed flows that are remembered only for what damaged segments may hold of them.",
+        "Removed flows that are remembered only because damaged segments may hold records of them.",
         labels=["store"],
     )
     blocked = GaugeMetricFamily(
         "ingestd_segments_waiting_for_removal_room",
-        "Segments in which nothing is kept, and that stay as too many removed flows wait.",
+        "Segments not reclaimed, though nothing in them is kept: the removal table is full.",
         labels=["store"],
     )
     discarded = CounterMetricFamily(
@@ -97,7 +99,7 @@ def warn_free_family(percents: Mapping[str, float]) -> Metric:
     """Return, for each store's `warn_free_percent`, the share that an alert compares with."""
     share = GaugeMetricFamily(
         "ingestd_store_warn_free_ratio",
-        "Share of the store that, when less is free, is worth a warning; 0: none is wanted.",
+        "Free share of the store below which a warning is due; 0: never.",
         labels=["store"],
     )
     for name, percent in percents.items():
@@ -111,7 +113,7 @@ def maintenance_failed_family(
     """Return which stores' maintenance fails, of those that `failures` names."""
     failed = GaugeMetricFamily(
         "ingestd_maintenance_failed",
-        "1 while flows cannot be removed, or segments not reclaimed or evicted; it is retried.",
+        "1 while removing flows, or reclaiming or evicting segments, fails; it is retried.",
         labels=["store"],
     )
     for name in stores:

@@ -44,7 +44,7 @@ COUNTERS: Final = (
     ),
     Family(
         "ingestd_bounced_bytes",
-        "Payload bytes that ingestd copied because the device cannot take them as they lie.",
+        "Payload bytes that ingestd copied because their alignment does not suit the device.",
         "reason",
         BOUNCED,
     ),
@@ -68,7 +68,7 @@ COUNTERS: Final = (
     ),
     Family(
         "ingestd_direct_bytes",
-        "Payload bytes written from where they were received.",
+        "Payload bytes written without a copy, from where they were received.",
         "",
         {"": "direct_bytes"},
     ),
@@ -80,7 +80,7 @@ COUNTERS: Final = (
     ),
     Family(
         "ingestd_flows_handed_away",
-        "Connections given to the worker whose rx queue they came by.",
+        "Connections handed over to the worker whose rx queue they arrived by.",
         "",
         {"": "flows_handed_away"},
     ),
@@ -101,7 +101,7 @@ COUNTERS: Final = (
     ),
     Family(
         "ingestd_flows",
-        "Flows by what became of them; opened counts every connection that was accepted.",
+        "Flows by outcome; opened counts every accepted connection.",
         "outcome",
         {
             "opened": "flows_opened",
@@ -112,7 +112,7 @@ COUNTERS: Final = (
     ),
     Family(
         "ingestd_connections_denied",
-        "Connections that were not admitted: a forbidden network, or too many of one peer.",
+        "Connections denied, because of their network or of too many from one peer.",
         "reason",
         {"network": "flows_denied", "peer_limit": "flows_over_peer_max"},
     ),
@@ -124,13 +124,13 @@ COUNTERS: Final = (
     ),
     Family(
         "ingestd_durable_lines",
-        "Lines sent that report up to where a flow is durable.",
+        "Lines sent that report the durable offset of a flow.",
         "",
         {"": "durable_lines"},
     ),
     Family(
         "ingestd_events_dropped",
-        "Events of a worker that nobody fetched in time: missing in the log only.",
+        "Events of a worker that were not fetched in time; only log lines are missing.",
         "",
         {"": "events_dropped"},
     ),
@@ -145,8 +145,8 @@ COUNTERS: Final = (
 GAUGES: Final = (
     Family(
         "ingestd_connections",
-        "Connections: greeting have not said hello, open feed a flow, closing wait for"
-        " durability or for their receipt.",
+        "Connections: greeting before the hello, open while they send a flow, closing while"
+        " they wait for durability or for their receipt.",
         "state",
         {"greeting": "flows_greeting", "open": "flows_open", "closing": "flows_closing"},
     ),
@@ -168,18 +168,18 @@ GAUGES: Final = (
     ),
     Family(
         "ingestd_writes_in_flight",
-        "Device writes submitted and not completed.",
+        "Device writes submitted and not yet completed.",
         "",
         {"": "writes_in_flight"},
     ),
     Family(
         "ingestd_rx_buf_bytes",
-        "Bytes of a chunk, which the NIC fills; 0 without zero-copy receive.",
+        "Bytes of a chunk that the NIC fills; 0 without zero-copy receive.",
         "",
         {"": "rx_buf_len"},
     ),
     Family(
-        "ingestd_flows_waiting", "Flows that wait for room in the area.", "", {"": "flows_waiting"}
+        "ingestd_flows_waiting", "Flows that wait for space in the area.", "", {"": "flows_waiting"}
     ),
 )
 

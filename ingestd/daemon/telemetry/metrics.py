@@ -106,7 +106,7 @@ class IngestdCollector(Collector):
             yield _filled(counter, family, shots)
         waited = CounterMetricFamily(
             "ingestd_backpressure_seconds",
-            "Time in which a flow was held back, by what was short.",
+            "Time in which some flow was held back, by the cause.",
             labels=[*_WORKER, "cause"],
         )
         for worker, counters in shots:
@@ -121,7 +121,7 @@ class IngestdCollector(Collector):
         yield from self._zero_copy(shots)
         age = GaugeMetricFamily(
             "ingestd_worker_loop_age_seconds",
-            "Time since the worker's loop last turned; it turns at least once a second.",
+            "Time since the worker's loop last ran; it runs at least once a second.",
             labels=_WORKER,
         )
         for worker, _ in shots:
@@ -131,12 +131,12 @@ class IngestdCollector(Collector):
     def _zero_copy(self, shots: _Shots) -> Iterator[Metric]:
         chunks = GaugeMetricFamily(
             "ingestd_chunks",
-            "Chunks of the area: lent hold data, kernel ones can be filled by the NIC.",
+            "Chunks of the area: lent ones hold data, kernel ones can be filled by the NIC.",
             labels=[*_WORKER, "state"],
         )
         ratio = GaugeMetricFamily(
             "ingestd_zero_copy_ratio",
-            "Part of the payload written so far that nobody copied, as far as ingestd and the"
+            "Share of the payload written so far that was not copied, as far as ingestd and the"
             " kernel count copies; NaN before the first byte.",
             labels=_WORKER,
         )
@@ -178,11 +178,11 @@ class IngestdCollector(Collector):
             labels=["store", "state"],
         )
         failed = GaugeMetricFamily(
-            "ingestd_store_failed", "1 when the store's device failed.", labels=["store"]
+            "ingestd_store_failed", "1 if the store failed.", labels=["store"]
         )
         full = GaugeMetricFamily(
             "ingestd_store_full",
-            "1 when a worker of the store can have no segment.",
+            "1 if no segment can be granted to a worker of the store.",
             labels=["store"],
         )
         for name, store in self._stores.items():
@@ -202,7 +202,7 @@ class IngestdCollector(Collector):
     def _refused(self) -> Metric:
         refused = CounterMetricFamily(
             "ingestd_refused",
-            "Connections of protocol ingest refused before they were a flow, by reason.",
+            "Connections of protocol ingest refused before a flow began, by reason.",
             labels=["store", "listener", "reason"],
         )
         for labels, count in self._refused_counts.copy().items():
@@ -212,7 +212,7 @@ class IngestdCollector(Collector):
     def _lookups_waiting(self) -> Metric:
         waiting = GaugeMetricFamily(
             "ingestd_lookups_waiting",
-            "Connections of protocol ingest that wait until the store was read for their flow.",
+            "Connections of protocol ingest that wait for a look-up of their flow in the store.",
             labels=["store"],
         )
         for name, count in self._lookups_waiting_counts.items():
@@ -222,7 +222,7 @@ class IngestdCollector(Collector):
     def _log_dropped(self) -> Metric:
         dropped = CounterMetricFamily(
             "ingestd_log_records_dropped",
-            "Lines of the log that were not written, as nobody took them in time.",
+            "Log lines dropped because they could not be written in time.",
         )
         dropped.add_metric([], self._log_dropped_count())
         return dropped
@@ -230,7 +230,7 @@ class IngestdCollector(Collector):
     def _engine_info(self) -> Metric:
         return InfoMetricFamily(
             "ingestd_engine",
-            "The engine, and why it was chosen.",
+            "The engine, and the reason for its choice.",
             value={"engine": self._engine.kind, "reason": self._engine.reason},
         )
 
@@ -282,7 +282,7 @@ def _filled(metric: _LabelledFamily, family: Family, shots: _Shots) -> Metric:
 def _build_info() -> Metric:
     return InfoMetricFamily(
         "ingestd_build",
-        "The version of ingestd and what it runs on.",
+        "The versions of ingestd, Python and the kernel.",
         value={
             "version": __version__,
             "python": platform.python_version(),
