@@ -84,17 +84,17 @@ class Maintenance:
     def start(self) -> None:
         """Start the maintenance threads and watches. Raises ResourceError."""
         for watch in self._store_watches.values():
-            watch.start()
+            watch.periodic.start()
         for maintainer in self._maintainers.values():
             maintainer.start()
 
     def close(self, timeout_s: float) -> list[str]:
         """End all of them, and log what they did last; return who hangs."""
         for watch in self._store_watches.values():
-            watch.stop()
+            watch.periodic.stop()
         for maintainer in self._maintainers.values():
             maintainer.stop()
-        threads = [watch.thread for watch in self._store_watches.values()]
+        threads = [watch.periodic.thread for watch in self._store_watches.values()]
         threads += [maintainer.thread for maintainer in self._maintainers.values()]
         stuck = join_threads(threads, timeout_s)
         self._log_reports()
@@ -107,7 +107,8 @@ class Maintenance:
             for name, maintainer in self._maintainers.items()
             if maintainer.failure
         }
-        found |= {n: w.failure for n, w in self._store_watches.items() if w.failure}
+        bugs = {name: watch.periodic.bug for name, watch in self._store_watches.items()}
+        found |= {name: repr(bug) for name, bug in bugs.items() if bug is not None}
         for name, store in self._stores.items():
             if name not in found and store.overwriting_error is not None:
                 found[name] = str(store.overwriting_error)

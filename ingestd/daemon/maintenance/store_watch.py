@@ -9,13 +9,11 @@ which may hang. Invariant: a store that is lost is failed once, on all of its wo
 from __future__ import annotations
 
 import errno
-import threading
 import traceback
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from ingestd.daemon.base.backoff import Backoff
-from ingestd.daemon.base.threads import block_signals, start_thread
+from ingestd.daemon.base.periodic import Periodic
 from ingestd.log import Log
 from ingestd.log_events import LogEvent
 
@@ -27,7 +25,7 @@ WATCH_INTERVAL_S: Final = 1.0
 
 
 class StoreWatch:
-    """Of one store; start() to stop(). `workers`: of all stores, as they come to be."""
+    """Of one store, looked at by `periodic`. `workers`: of all stores, as they come to be."""
 
     def __init__(
         self,
@@ -36,50 +34,24 @@ class StoreWatch:
         workers: Sequence[WorkerThread],
         log: Log,
     ) -> None:
-        self.failure = ""  # why the last look failed, a bug
         self._name = name
         self._store = store
         self._workers = workers
         self._log = log
-        self._backoff = Backoff()
         self._is_elsewhere = False
-        self._stop = threading.Event()
-        self.thread = threading.Thread(target=self._main, name=f"watch-{name}", daemon=True)
+        self.periodic = Periodic(f"watch-{name}", WATCH_INTERVAL_S, self.look, self._log_bug)
 
-    def start(self) -> None:
-        """Begin to look. Raises ResourceError."""
-        start_thread(self.thread)
-
-    def stop(self) -> None:
-        """Let the thread end, unless the device hangs: it then ends with the process."""
-        self._stop.set()
-
-    def _main(self) -> None:
-        block_signals()
-        while not self._stop.wait(WATCH_INTERVAL_S):
-            if self._backoff.is_due and not self._look_again():
-                return
-
-    def _look_again(self) -> bool:
-        """Look; a bug, or too little memory, is logged and does not end the watch."""
-        try:
-            is_there = self.look()
-        except Exception as bug:
-            self.failure = repr(bug)
-            trace = "".join(traceback.format_exception(bug))
-            retry_s = self._backoff.fail()
-            if not self._stop.is_set():
-                self._log.emit(
-                    LogEvent.MAINTENANCE_FAILED,
-                    store=self._name,
-                    error=repr(bug),
-                    retry_s=retry_s,
-                    trace=trace,
-                )
-            return True
-        self.failure = ""
-        self._backoff.succeed()
-        return is_there
+    def _log_bug(self, bug: Exception, retry_s: float) -> None:
+        if self.periodic.is_stopping:
+            return
+        trace = "".join(traceback.format_exception(bug))
+        self._log.emit(
+            LogEvent.MAINTENANCE_FAILED,
+            store=self._name,
+            error=repr(bug),
+            retry_s=retry_s,
+            trace=trace,
+        )
 
     def look(self) -> bool:
         """Look once; False when the store is lost, and there is no more to be seen."""
@@ -87,7 +59,7 @@ class StoreWatch:
             code = self._store.loss()
         except OSError as error:  # a device that is gone may answer so
             code = error.errno or errno.EIO
-        if self._stop.is_set():
+        if self.periodic.is_stopping:  # the descriptor may soon be another's
             return False
         if code is not None:
             own = [w for w in self._workers if w.store_name == self._name]

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from ingestd.daemon.base.periodic import Periodic
 from ingestd.daemon.base.threads import join_threads
 from ingestd.daemon.segments.overwriter import Overwriter
 from ingestd.daemon.segments.pump import Pump
@@ -67,7 +68,7 @@ class Granting:
         overwriter = Overwriter(
             name, store, len(workers), lambda: is_failed(name), lambda: pump.wake()
         )
-        pump = Pump(workers, on_events, name=f"pump-{name}", on_granted=overwriter.wake)
+        pump = Pump(workers, on_events, name=f"pump-{name}", on_granted=overwriter.periodic.wake)
         self._pumps.append(pump)
         self._overwriters[name] = overwriter
 
@@ -88,9 +89,9 @@ class Granting:
     def tick(self) -> None:
         """Log bugs in overwriters and reservers, each once, and of room that is back."""
         for name, overwriter in self._overwriters.items():
-            self._log_bug(LogEvent.OVERWRITING_FAILED, name, overwriter.bug)
+            self._log_bug(LogEvent.OVERWRITING_FAILED, name, overwriter.periodic.bug)
         for name, reserver in self._reservers.items():
-            self._log_bug(LogEvent.RESERVING_FAILED, name, reserver.bug)
+            self._log_bug(LogEvent.RESERVING_FAILED, name, reserver.periodic.bug)
             if reserver.without_count == 0 and name in self._without_room:
                 self._without_room.remove(name)
                 self._log.emit(LogEvent.STORE_WHOLE, store=name)
@@ -103,8 +104,9 @@ class Granting:
 
     def failures(self) -> dict[str, str]:
         """Return why a helper fails in a way that the store does not know of, by store."""
-        bugs = {name: reserver.bug for name, reserver in self._reservers.items()}
-        bugs |= {name: o.bug for name, o in self._overwriters.items() if o.bug is not None}
+        bugs = {name: reserver.periodic.bug for name, reserver in self._reservers.items()}
+        for name, overwriter in self._overwriters.items():
+            bugs[name] = overwriter.periodic.bug or bugs.get(name)
         return {name: repr(bug) for name, bug in bugs.items() if bug is not None}
 
     def close(self, timeout_s: float) -> list[str]:
@@ -118,5 +120,6 @@ class Granting:
         threads = [helper.thread for helper in self._helpers()]
         return stuck + join_threads(threads, max(0.0, deadline_s - time.monotonic()))
 
-    def _helpers(self) -> list[Overwriter | Reserver]:
-        return [*self._overwriters.values(), *self._reservers.values()]
+    def _helpers(self) -> list[Periodic]:
+        overwriters = [overwriter.periodic for overwriter in self._overwriters.values()]
+        return overwriters + [reserver.periodic for reserver in self._reservers.values()]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 
+from ingestd.daemon.base import backoff
 from ingestd.daemon.maintenance.store_watch import StoreWatch
 from ingestd.log import Log
 from support.fake_log import Recorder
@@ -99,17 +100,18 @@ def test_nothing_is_failed_once_the_watch_has_stopped() -> None:
     """The store is closed then, and its descriptor may be another's."""
     scene = _Scene()
     scene.store.code = errno.EIDRM
-    scene.watch.stop()
+    scene.watch.periodic.stop()
     assert not scene.watch.look()
     assert scene.codes == [[], [], []]
 
 
-def test_a_bug_is_told_and_does_not_end_the_looking() -> None:
+def test_a_bug_is_logged_and_does_not_end_the_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backoff, "PAUSE_MIN_S", 0.0)
     scene = _Scene()
     scene.store.code = MemoryError()
-    scene.watch._look_again()
-    assert scene.watch.failure == "MemoryError()"
+    assert scene.watch.periodic.run_once()
+    assert repr(scene.watch.periodic.bug) == "MemoryError()"
     assert scene.lines.names() == ["maintenance_failed"]
     scene.store.code = None
-    assert scene.watch._look_again()
-    assert scene.watch.failure == ""
+    assert scene.watch.periodic.run_once()
+    assert scene.watch.periodic.bug is None
