@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Periodic threads: a bug ends none, pauses grow, they are woken, stopped, and end by themselves."""
+"""Periodic threads: a bug ends none, pauses grow, they wake, stop and end by themselves."""
 
 from __future__ import annotations
 
