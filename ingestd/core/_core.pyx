@@ -300,7 +300,7 @@ cdef class Worker:
               bint is_stated, bint has_trailer, bytes name, bytes labels):
         cdef admission_response a
         if len(flow) != 16 or len(name) > sizeof(a.name) or len(labels) > sizeof(a.labels):
-            raise ValueError("flow, name or labels have a size that no answer can hold")
+            raise ValueError("flow, name or labels have a size that no response can hold")
         memset(&a, 0, sizeof(a))
         a.kind = _ADMIT
         a.connection_index, a.serial = connection
@@ -319,7 +319,7 @@ cdef class Worker:
     def refuse(self, connection, bytes line):
         cdef admission_response a
         if not 0 < len(line) <= sizeof(a.text):
-            raise ValueError("a refusal has a size that no answer can hold")
+            raise ValueError("a refusal has a size that no response can hold")
         memset(&a, 0, sizeof(a))
         a.kind = _REFUSE
         a.connection_index, a.serial = connection

@@ -72,7 +72,7 @@ class WorkerSettings:
     store_bytes: int = 0  # what a store file must have, looked at with each commit; 0: not
     interface_index: int = 0  # zcrx; 0: the kernel's device-less mode
     rx_queue: int = 0
-    rx_buf_len: int = 0  # asked for; 0: a page
+    rx_buf_len: int = 0  # requested; 0: a page
     refill_entries: int = 4096  # a power of two, at most 32768
     queue_retry_ns: int = 0  # how long a queue that is still held is asked for again
 
@@ -186,7 +186,7 @@ class FlowElsewhere(NamedTuple):
 
 
 class HelloFailed(NamedTuple):
-    """A connection of protocol `ingest` has ended before it was admitted, not by an answer."""
+    """A connection of protocol `ingest` has ended before it was admitted, not by a response."""
 
     is_timeout: bool = False  # its hello did not come in time
     reason: int = 0  # as of an interrupted flow
@@ -241,7 +241,7 @@ class Event(NamedTuple):
 
 
 class RequestKind(Enum):
-    """The kind of a request of a worker to Python; a note is not to be answered."""
+    """The kind of a request of a worker to Python; a note gets no response."""
 
     HELLO = "hello"
     TRAILER = "trailer"
@@ -252,7 +252,7 @@ class AdmissionRequest(NamedTuple):
     """Protocol ingest: what a worker asks, or notes, about a connection."""
 
     kind: RequestKind
-    connection: tuple[int, int]  # names it in answers and end_flow()
+    connection: tuple[int, int]  # names it in responses and end_flow()
     listener_index: int
     bytes_count: int  # trailer: of the payload; ended: those of the flow that are durable
     crc: int  # the flow's chain of CRC32C at bytes_count

@@ -50,11 +50,11 @@ static void requests_and_responses_come_in_order(void) {
             CHECK_EQUAL(n.serial, i);
         }
     }
-    CHECK_EQUAL(a->unanswered, 0);
+    CHECK_EQUAL(a->pending, 0);
     discard(a);
 }
 
-/* Read and not answered, a request still counts: its answer is sure of room. */
+/* Read and not responded, a request still counts: its answer is sure of room. */
 static void only_so_many_are_without_an_answer(void) {
     struct admission *a = fresh();
     struct admission_request q;
@@ -98,7 +98,7 @@ static void hellos_leave_room_for_trailers(void) {
     discard(a);
 }
 
-/* What takes long keeps nobody waiting, and is answered in any order. */
+/* What takes long keeps nobody waiting, and is responded in any order. */
 static void parked_requests_free_their_places(void) {
     struct admission *a = fresh();
     struct admission_request q;
@@ -127,7 +127,7 @@ static void parked_requests_free_their_places(void) {
         CHECK_EQUAL(n.serial, PARKED_MAX - 1 - i);
     }
     CHECK(!admission_take_response(a, &n));
-    CHECK_EQUAL(a->unanswered + a->hellos + a->parked, 0);
+    CHECK_EQUAL(a->pending + a->hellos + a->parked, 0);
     discard(a);
 }
 
@@ -139,7 +139,7 @@ static void notes_are_bounded_too(void) {
     CHECK(!ask(a, NOTE_ENDED, 99));
     CHECK(admission_take_request(a, &q));
     CHECK(ask(a, NOTE_ENDED, 99));
-    CHECK_EQUAL(a->unanswered, 0);
+    CHECK_EQUAL(a->pending, 0);
     discard(a);
 }
 

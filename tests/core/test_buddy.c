@@ -46,7 +46,7 @@ static void slots_are_exclusive_and_come_back(void) {
         } else if (count > 0) {
             uint32_t i = random_below(count);
             mark(lent[i].offset, lent[i].order, 1, 0);
-            buddy_give(&b, lent[i].offset, lent[i].order);
+            buddy_release(&b, lent[i].offset, lent[i].order);
             lent_bytes -= buddy_slot_bytes(lent[i].order);
             lent[i] = lent[--count];
         }
@@ -54,7 +54,7 @@ static void slots_are_exclusive_and_come_back(void) {
     }
     while (count > 0) {
         count--;
-        buddy_give(&b, lent[count].offset, lent[count].order);
+        buddy_release(&b, lent[count].offset, lent[count].order);
     }
     /* All merged: the whole area can be lent in its largest slots again. */
     for (uint32_t i = 0; i < TOTAL_BYTES / SLOT_BYTES_MAX; i++)
@@ -70,10 +70,10 @@ static void shared_slot_is_free_when_all_have_given_it_back(void) {
     uint64_t offset = buddy_take(&b, 1);
     buddy_share(&b, offset);
     buddy_share(&b, offset);
-    CHECK(!buddy_give(&b, offset, 1));
-    CHECK(!buddy_give(&b, offset, 1));
+    CHECK(!buddy_release(&b, offset, 1));
+    CHECK(!buddy_release(&b, offset, 1));
     CHECK_EQUAL(b.free_bytes, TOTAL_BYTES - buddy_slot_bytes(1));
-    CHECK(buddy_give(&b, offset, 1));
+    CHECK(buddy_release(&b, offset, 1));
     CHECK_EQUAL(b.free_bytes, TOTAL_BYTES);
     buddy_destroy(&b);
 }

@@ -47,7 +47,7 @@ static void phases_lead_from_free_to_free(void) {
     /* Who has begun does not go away but by its end, nor come back from there. */
     CHECK(!connection_phase_may_follow(CONNECTION_RECEIVING, CONNECTION_GONE));
     CHECK(!connection_phase_may_follow(CONNECTION_CLOSING, CONNECTION_RECEIVING));
-    CHECK(!connection_phase_may_follow(CONNECTION_ANSWERING, CONNECTION_CLOSING));
+    CHECK(!connection_phase_may_follow(CONNECTION_LAST_LINE, CONNECTION_CLOSING));
     CHECK(!connection_phase_may_follow(CONNECTION_GONE, CONNECTION_NEW));
 }
 

@@ -23,7 +23,7 @@ static struct session begun(void) {
 }
 
 static struct session_act came(struct session *s, uint64_t bytes) {
-    const struct session_input in = {.kind = SESSION_BLOCK_CAME, .bytes = bytes};
+    const struct session_input in = {.kind = SESSION_BLOCK_RECEIVED, .bytes = bytes};
     return session_on(s, &in);
 }
 
@@ -33,7 +33,7 @@ static struct session_act at(struct session *s, enum session_input_kind kind, ui
 }
 
 static struct session_act answer(struct session *s, const struct admission_response *a) {
-    const struct session_input in = {.kind = SESSION_RESPONSE, .answer = a};
+    const struct session_input in = {.kind = SESSION_RESPONSE, .response = a};
     return session_on(s, &in);
 }
 
@@ -142,20 +142,20 @@ static void a_stated_length_is_neither_more_nor_less(void) {
     CHECK_EQUAL(s.error, SESSION_ERROR_TOO_SHORT);
 
     s = admitted(RESPONSE_LENGTH_KNOWN, 0, 1000);
-    CHECK_EQUAL(at(&s, SESSION_LIMIT_CAME, 1000).kind, SESSION_RECEIVE_BLOCK);
+    CHECK_EQUAL(at(&s, SESSION_LIMIT_REACHED, 1000).kind, SESSION_RECEIVE_BLOCK);
     CHECK_EQUAL(receive_block_room(&s.block).bytes, 1);
     CHECK_EQUAL(at(&s, SESSION_BLOCK_AGAIN, 0).kind, SESSION_RECEIVE_BLOCK);
     ends(&s, came(&s, 1), FLOW_STATE_INTERRUPTED, CLOSE_REASON_LENGTH, 0);
     CHECK_EQUAL(s.error, SESSION_ERROR_TOO_LONG);
 
     s = admitted(RESPONSE_LENGTH_KNOWN, 0, 1000);
-    at(&s, SESSION_LIMIT_CAME, 1000);
+    at(&s, SESSION_LIMIT_REACHED, 1000);
     ends(&s, at(&s, SESSION_STREAM_ENDED, 1000), FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
 }
 
 static void a_listeners_limit_is_no_length(void) {
     struct session s = admitted(0, 0, 1000);
-    at(&s, SESSION_LIMIT_CAME, 1000);
+    at(&s, SESSION_LIMIT_REACHED, 1000);
     ends(&s, came(&s, 1), FLOW_STATE_INTERRUPTED, CLOSE_REASON_LIMIT, 0);
     CHECK_EQUAL(s.error, 0);
 }
@@ -165,7 +165,7 @@ static void a_trailer_behind_a_stated_length(void) {
         .kind = RESPONSE_SEAL, .serial = 7, .flags = RESPONSE_HAS_CRC, .crc = 0xE3069283u};
     struct session s = admitted(RESPONSE_LENGTH_KNOWN | RESPONSE_TRAILER, 0, 1000);
     CHECK(!session_is_holding(&s));
-    CHECK_EQUAL(at(&s, SESSION_LIMIT_CAME, 1000).kind, SESSION_RECEIVE_BLOCK);
+    CHECK_EQUAL(at(&s, SESSION_LIMIT_REACHED, 1000).kind, SESSION_RECEIVE_BLOCK);
     CHECK_EQUAL(receive_block_room(&s.block).bytes, SESSION_BLOCK_BYTES + 1);
     CHECK_EQUAL(came(&s, SESSION_BLOCK_BYTES - 1).kind, SESSION_RECEIVE_BLOCK);
     CHECK_EQUAL(came(&s, 1).kind, SESSION_RECEIVE_BLOCK); /* for the end, or a byte too much */
@@ -176,11 +176,11 @@ static void a_trailer_behind_a_stated_length(void) {
     CHECK(s.has_sender_crc && s.sender_crc == 0xE3069283u);
 
     s = admitted(RESPONSE_LENGTH_KNOWN | RESPONSE_TRAILER, 0, 1000);
-    at(&s, SESSION_LIMIT_CAME, 1000);
+    at(&s, SESSION_LIMIT_REACHED, 1000);
     ends(&s, came(&s, SESSION_BLOCK_BYTES + 1), FLOW_STATE_INTERRUPTED, CLOSE_REASON_LENGTH, 0);
 
     s = admitted(RESPONSE_LENGTH_KNOWN | RESPONSE_TRAILER, 0, 1000);
-    at(&s, SESSION_LIMIT_CAME, 1000);
+    at(&s, SESSION_LIMIT_REACHED, 1000);
     came(&s, SESSION_BLOCK_BYTES - 1);
     ends(&s, at(&s, SESSION_STREAM_ENDED, 1000), FLOW_STATE_INTERRUPTED, CLOSE_REASON_CHECKSUM, 0);
     CHECK_EQUAL(s.error, SESSION_ERROR_NO_TRAILER);
@@ -205,7 +205,8 @@ static void a_trailer_that_is_held_back(void) {
 
     s = admitted(RESPONSE_TRAILER, 0, 1000); /* as many bytes as the listener lets a flow have */
     receive_block_hold(&s.block, slot, SESSION_BLOCK_BYTES);
-    CHECK_EQUAL(at(&s, SESSION_LIMIT_CAME, 1000 + SESSION_BLOCK_BYTES).kind, SESSION_RECEIVE_BLOCK);
+    CHECK_EQUAL(at(&s, SESSION_LIMIT_REACHED, 1000 + SESSION_BLOCK_BYTES).kind,
+                SESSION_RECEIVE_BLOCK);
     CHECK(receive_block_room(&s.block).at == pages.block + SESSION_BLOCK_BYTES);
     ends(&s, came(&s, 1), FLOW_STATE_INTERRUPTED, CLOSE_REASON_LIMIT, 0);
 }
@@ -215,16 +216,16 @@ static void bytes_beyond_the_bound_are_the_trailers(void) {
     struct session s = admitted(RESPONSE_LENGTH_KNOWN | RESPONSE_TRAILER, 0, 1000);
     receive_block_take_overrun(&s.block, bytes, 600);
     CHECK_EQUAL(pages.block[0], 5);
-    CHECK_EQUAL(at(&s, SESSION_LIMIT_CAME, 1000).kind, SESSION_RECEIVE_BLOCK);
+    CHECK_EQUAL(at(&s, SESSION_LIMIT_REACHED, 1000).kind, SESSION_RECEIVE_BLOCK);
     CHECK_EQUAL(receive_block_room(&s.block).bytes, SESSION_BLOCK_BYTES + 1 - 600);
 
     s = admitted(RESPONSE_LENGTH_KNOWN | RESPONSE_TRAILER, 0, 1000);
     receive_block_take_overrun(&s.block, bytes, sizeof bytes);
-    ends(&s, at(&s, SESSION_LIMIT_CAME, 1000), FLOW_STATE_INTERRUPTED, CLOSE_REASON_LENGTH, 0);
+    ends(&s, at(&s, SESSION_LIMIT_REACHED, 1000), FLOW_STATE_INTERRUPTED, CLOSE_REASON_LENGTH, 0);
 
     s = admitted(0, 0, 1000);
     receive_block_take_overrun(&s.block, bytes, 1);
-    ends(&s, at(&s, SESSION_LIMIT_CAME, 1000), FLOW_STATE_INTERRUPTED, CLOSE_REASON_LIMIT, 0);
+    ends(&s, at(&s, SESSION_LIMIT_REACHED, 1000), FLOW_STATE_INTERRUPTED, CLOSE_REASON_LIMIT, 0);
 }
 
 static void python_hears_of_an_end_once(void) {
@@ -258,13 +259,13 @@ static struct session_input any_input(struct session *s, struct admission_respon
         in.kind = (enum session_input_kind)random_below(SESSION_INPUTS_COUNT);
     uint32_t held = session_is_holding(s) ? s->block.filled : 0;
     uint64_t most = limit_bytes + held;
-    if (in.kind == SESSION_BLOCK_CAME)
+    if (in.kind == SESSION_BLOCK_RECEIVED)
         in.bytes = 1 + random_below(receive_block_room(&s->block).bytes);
-    if (in.kind == SESSION_BLOCK_CAME && receive_block_room(&s->block).bytes > 1 &&
+    if (in.kind == SESSION_BLOCK_RECEIVED && receive_block_room(&s->block).bytes > 1 &&
         random_below(2) == 0)
         in.bytes = receive_block_room(&s->block).bytes -
                    (s->step == SESSION_TAIL); /* whole, and no more */
-    if (in.kind == SESSION_LIMIT_CAME)
+    if (in.kind == SESSION_LIMIT_REACHED)
         in.bytes = most;
     if (in.kind == SESSION_STREAM_ENDED)
         in.bytes = s->step == SESSION_TAIL ? most : held + random_below((uint32_t)limit_bytes + 1);
@@ -282,7 +283,7 @@ static struct session_input any_input(struct session *s, struct admission_respon
                                          .flags = is_hello ? terms[random_below(4)] : 0,
                                          .limit_bytes = limit_bytes,
                                          .text_bytes = is_refused};
-        in.answer = a;
+        in.response = a;
     }
     return in;
 }

@@ -121,7 +121,7 @@ void connection_interrupt(struct connections *c, struct connection *conn, uint8_
         engine_zcrx.stop(c->receiver, conn);
 }
 
-void connection_answered(struct connections *c, struct connection *conn, int result) {
+void connection_last_line_sent(struct connections *c, struct connection *conn, int result) {
     (void)c, (void)conn, (void)result;
     abort(); /* no line is ever complete here */
 }

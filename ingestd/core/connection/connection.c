@@ -192,8 +192,8 @@ static void connection_discard(struct connections *c, struct connection *conn) {
     conn->ops_in_flight++;
 }
 
-void connection_answered(struct connections *c, struct connection *conn, int result) {
-    assert(conn->ended && conn->phase == CONNECTION_ANSWERING);
+void connection_last_line_sent(struct connections *c, struct connection *conn, int result) {
+    assert(conn->ended && conn->phase == CONNECTION_LAST_LINE);
     bool early = !conn->eof;
     trace_receipt(conn->stream.id, conn->index, result);
     if (!early || result < 0) {

@@ -43,7 +43,7 @@ void connection_interrupt_all(struct connections *c, uint8_t reason, bool drop);
 void connection_refuse_silent(struct connections *c);
 
 /* The last line has left, or (result < 0) never will. */
-void connection_answered(struct connections *c, struct connection *conn, int result);
+void connection_last_line_sent(struct connections *c, struct connection *conn, int result);
 /* What a lingering connection still sent was dropped. */
 void connection_discarded(struct connections *c, struct connection *conn, int result);
 /* It is closed, and something that it had to wait for has come. */

@@ -203,7 +203,7 @@ void listener_accepted(struct connections *c, uint32_t listener, int result) {
         listener_begin(c, l, result, false);
 }
 
-static void listener_ask_peer(int fd, struct sockaddr_storage *peer) {
+static void listener_find_peer(int fd, struct sockaddr_storage *peer) {
     socklen_t bytes = sizeof *peer;
     *peer = (struct sockaddr_storage){.ss_family = AF_UNSPEC};
     if (getpeername(fd, (struct sockaddr *)peer, &bytes) != 0)
@@ -212,7 +212,7 @@ static void listener_ask_peer(int fd, struct sockaddr_storage *peer) {
 
 void listener_adopt(struct connections *c, struct listener *l, int fd) {
     struct sockaddr_storage accepting = l->peer; /* an accept may be under way */
-    listener_ask_peer(fd, &l->peer);
+    listener_find_peer(fd, &l->peer);
     listener_begin(c, l, fd, true);
     l->peer = accepting;
 }
@@ -224,7 +224,7 @@ void listener_turn_away(struct connections *c, struct listener *l, int fd, uint8
                               .state = FLOW_STATE_INTERRUPTED,
                               .reason = reason};
     struct sockaddr_storage peer;
-    listener_ask_peer(fd, &peer);
+    listener_find_peer(fd, &peer);
     listener_note_peer(&conn, &peer);
     listener_deny(l, &conn);
     STAT_ADD(c->reactor, flows_refused, 1);

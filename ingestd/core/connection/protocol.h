@@ -35,7 +35,7 @@ struct protocol {
     void (*report_end)(struct connections *c, struct connection *conn);
     /* ... and nothing of it is stored: the event that says so. */
     void (*report_refused)(struct connections *c, struct connection *conn);
-    /* ... then its last line, and connection_answered(). */
+    /* ... then its last line, and connection_last_line_sent(). */
     void (*send_last)(struct connections *c, struct connection *conn);
     /* A send with TAG_LINE is complete: bytes, or -errno. */
     void (*line_sent)(struct connections *c, struct connection *conn, int result);

@@ -63,14 +63,14 @@ static void raw_send_last(struct connections *c, struct connection *conn) {
     assert(conn->ended && conn->phase == CONNECTION_CLOSING);
     conn->line_bytes =
         (uint16_t)line_of_raw(conn, storage_error(c->storage), conn->line, sizeof conn->line);
-    connection_set_phase(conn, CONNECTION_ANSWERING);
+    connection_set_phase(conn, CONNECTION_LAST_LINE);
     struct io_uring_sqe *sqe = reactor_sqe(c->reactor, TAG_LINE, conn->index);
     io_uring_prep_send(sqe, conn->fd, conn->line, conn->line_bytes, MSG_NOSIGNAL | MSG_WAITALL);
     conn->ops_in_flight++;
 }
 
 static void raw_line_sent(struct connections *c, struct connection *conn, int result) {
-    connection_answered(c, conn, result);
+    connection_last_line_sent(c, conn, result);
 }
 
 static bool raw_release(struct connections *c, struct connection *conn) {

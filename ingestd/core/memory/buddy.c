@@ -75,7 +75,7 @@ uint64_t buddy_take(struct buddy *b, uint32_t order) {
     return (uint64_t)node * SLOT_BYTES_MIN;
 }
 
-bool buddy_give(struct buddy *b, uint64_t offset, uint32_t order) {
+bool buddy_release(struct buddy *b, uint64_t offset, uint32_t order) {
     uint32_t node = (uint32_t)(offset / SLOT_BYTES_MIN);
     assert(offset % buddy_slot_bytes(order) == 0 && node < b->node_count);
     assert(!b->nodes[node].is_free && b->nodes[node].order == order);

@@ -42,7 +42,7 @@ void buddy_destroy(struct buddy *b);
 /* Offset of a slot of that order, or UINT64_MAX when none is free. */
 uint64_t buddy_take(struct buddy *b, uint32_t order);
 /* True: the slot is free now; false: others still have a share of it. */
-bool buddy_give(struct buddy *b, uint64_t offset, uint32_t order);
+bool buddy_release(struct buddy *b, uint64_t offset, uint32_t order);
 /* One more has a share of a lent slot, which is free once all have given it back. */
 void buddy_share(struct buddy *b, uint64_t offset);
 

@@ -35,7 +35,7 @@ enum connection_phase {
     CONNECTION_BLOCKED,   /* its slot waits for a batch to go into */
     CONNECTION_TAIL,      /* protocol ingest: what follows the payload is being received */
     CONNECTION_CLOSING,   /* received; waits for the commit of its CLOSE record */
-    CONNECTION_ANSWERING, /* the last line is being sent */
+    CONNECTION_LAST_LINE, /* the last line is being sent */
     CONNECTION_LINGERING, /* its last line was sent early: what still arrives is dropped for a
                              moment */
     CONNECTION_GONE,      /* closed; completions that name it are still to come */
@@ -50,7 +50,7 @@ enum connection_queue {
     QUEUE_STARVED, /* in the order of their requests */
     QUEUE_BLOCKED, /* in the order in which they found no room in a batch */
     QUEUE_LINGER,
-    QUEUE_ANSWER, /* protocol ingest: the last line may find no room in the socket */
+    QUEUE_LAST_LINE, /* protocol ingest: the last line may find no room in the socket */
     QUEUES_COUNT
 };
 

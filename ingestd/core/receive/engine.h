@@ -108,7 +108,7 @@ void receiver_init(struct receiver *r, struct reactor *reactor, struct area *are
                    struct storage *storage, struct connection_table *table);
 /* The oldest report; false: there is none. */
 bool engine_next_report(struct receiver *r, struct engine_report *out);
-/* Cheap: it is asked behind each completion, and mostly there is none. */
+/* Cheap: it is called behind each completion, and mostly there is none. */
 static inline bool engine_has_report(const struct receiver *r) {
     return r->report_head != CONNECTION_NONE;
 }

@@ -78,17 +78,17 @@ static void recv_slot_left(struct receiver *r, struct connection *conn) {
     conn->recv.slot_filled = conn->recv.slot_copied = conn->recv.slot_taken = 0;
 }
 
-static void recv_give_slot(struct receiver *r, struct connection *conn) {
+static void recv_release_slot(struct receiver *r, struct connection *conn) {
     if (conn->recv.slot_offset == UINT64_MAX)
         return;
-    if (!buddy_give(&r->area->slots, conn->recv.slot_offset, conn->recv.slot_order))
+    if (!buddy_release(&r->area->slots, conn->recv.slot_offset, conn->recv.slot_order))
         STAT_ADD(r->reactor, area_writing_bytes, buddy_slot_bytes(conn->recv.slot_order));
     recv_slot_left(r, conn);
 }
 
 static void recv_release(struct receiver *r, uint64_t hold) {
     uint32_t order = (uint32_t)(hold & HOLD_ORDER_MASK);
-    if (buddy_give(&r->area->slots, hold & ~HOLD_ORDER_MASK, order))
+    if (buddy_release(&r->area->slots, hold & ~HOLD_ORDER_MASK, order))
         STAT_ADD(r->reactor, area_writing_bytes, -buddy_slot_bytes(order));
 }
 
@@ -109,7 +109,7 @@ static bool recv_deliver(struct receiver *r, struct connection *conn) {
     if (engine_is_holding(conn))
         end -= receive_block_hold(conn->block, r->area->base + conn->recv.slot_offset, end);
     if (end == 0) {
-        recv_give_slot(r, conn);
+        recv_release_slot(r, conn);
         return true;
     }
     for (;;) {
@@ -175,7 +175,7 @@ static void recv_advance(struct receiver *r, struct connection *conn) {
         return;
     }
     if (over) {
-        recv_give_slot(r, conn);
+        recv_release_slot(r, conn);
         engine_report(r, conn, REPORT_OVER, 0);
         return;
     }
@@ -187,7 +187,7 @@ static void recv_advance(struct receiver *r, struct connection *conn) {
         return;
     }
     if (conn->recv.slot_filled == 0) {
-        recv_give_slot(r, conn);
+        recv_release_slot(r, conn);
         connection_wait(r->table, conn, QUEUE_NONE, r->reactor->now_ns);
     } else if (conn->queue != QUEUE_DIRTY) {
         connection_wait(r->table, conn, QUEUE_DIRTY, r->reactor->now_ns);

@@ -67,7 +67,7 @@ struct batch *batch_open(struct batch_pool *p, uint64_t now_ns, bool uses_reserv
     return b;
 }
 
-void batch_give(struct batch_pool *p, struct batch *b) {
+void batch_put(struct batch_pool *p, struct batch *b) {
     assert(p->open != b && p->free_count < p->count);
     b->hold_count = b->touch_count = 0;
     p->free[p->free_count++] = b->index;

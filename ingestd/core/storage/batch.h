@@ -90,7 +90,7 @@ void batch_pool_close(struct batch_pool *p);
 /* Opens one of the free ones, of which there is one. */
 struct batch *batch_open(struct batch_pool *p, uint64_t now_ns, bool uses_reserve);
 /* It is written, or dropped, and its holds are released. */
-void batch_give(struct batch_pool *p, struct batch *b);
+void batch_put(struct batch_pool *p, struct batch *b);
 
 /* Whether the open batch takes so many bytes, and records of that many. */
 static inline bool batch_has_space(const struct batch_pool *p, uint32_t bytes,

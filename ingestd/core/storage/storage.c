@@ -218,7 +218,7 @@ void storage_fail(struct storage *s, int code, enum storage_failure what, uint64
         return;
     s->state = STORAGE_FAILED;
     s->error = code;
-    s->lost = true;
+    s->failed_pending = true;
     STAT_SET(s->reactor, store_errno, code);
     reactor_event(s->reactor, (struct event_detail){.kind = EVENT_STORE_FAILED,
                                                     .store_failure = {code, what, offset}});
@@ -234,7 +234,7 @@ static void storage_settle(struct storage *s) {
     if (b->uses_reserve && s->state != STORAGE_RESERVE_EXHAUSTED)
         return; /* it only waits for its turn to be written */
     storage_abandon(s);
-    s->gave_up = true;
+    s->full_pending = true;
 }
 
 void storage_finish(struct storage *s, bool wanted) {
@@ -342,7 +342,7 @@ static bool storage_batch_news(struct storage *s, struct storage_news *out) {
     if (s->done_head == BATCH_NONE)
         s->done_tail = BATCH_NONE;
     s->done_touch = 0;
-    batch_give(&s->batches, b);
+    batch_put(&s->batches, b);
     return false;
 }
 
@@ -351,9 +351,9 @@ bool storage_next_news(struct storage *s, struct storage_news *out) {
     while (s->done_head != BATCH_NONE)
         if (storage_batch_news(s, out))
             return true;
-    if (s->lost || s->gave_up) {
-        *out = (struct storage_news){.kind = s->lost ? NEWS_FAILED : NEWS_FULL};
-        *(s->lost ? &s->lost : &s->gave_up) = false;
+    if (s->failed_pending || s->full_pending) {
+        *out = (struct storage_news){.kind = s->failed_pending ? NEWS_FAILED : NEWS_FULL};
+        *(s->failed_pending ? &s->failed_pending : &s->full_pending) = false;
         return true;
     }
     if (!writer_take_ack(s, &a))

@@ -77,11 +77,11 @@ struct storage {
     struct reactor *reactor;
     struct area *area;
     enum storage_state state;
-    int error;                     /* errno that made the store fail, or 0 */
-    uint64_t retry_deadline_ns;    /* no write is tried again from then on */
-    bool gave_up, lost;            /* news that are not taken yet */
-    uint32_t done_head, done_tail; /* batches written or dropped, with holds to release */
-    uint32_t done_touch;           /* of the first of them: reported up to here */
+    int error;                         /* errno that made the store fail, or 0 */
+    uint64_t retry_deadline_ns;        /* no write is tried again from then on */
+    bool full_pending, failed_pending; /* news that are not taken yet */
+    uint32_t done_head, done_tail;     /* batches written or dropped, with holds to release */
+    uint32_t done_touch;               /* of the first of them: reported up to here */
     struct batch_pool batches;
     struct device device;
     struct writer writer;
@@ -127,9 +127,10 @@ void storage_place(struct storage *s);
 uint64_t storage_turn(struct storage *s);
 /* What has happened, oldest first; false: no more. Holds stay readable until the next call. */
 bool storage_next_news(struct storage *s, struct storage_news *out);
-/* Cheap: it is asked behind each completion of storage's, and mostly there is none. */
+/* Cheap: it is called behind each completion of storage's, and mostly there is none. */
 static inline bool storage_may_have_news(const struct storage *s) {
-    return s->done_head != BATCH_NONE || s->lost || s->gave_up || writer_may_have_ack(&s->writer);
+    return s->done_head != BATCH_NONE || s->failed_pending || s->full_pending ||
+           writer_may_have_ack(&s->writer);
 }
 
 /* Everything taken is committed, every segment is closed. */

@@ -188,8 +188,8 @@ static bool writer_has_room(const struct storage *s, const struct batch *b) {
 }
 
 /* Its place is at the end of the segment. Returns where in the store that is. */
-static uint64_t writer_give_place(struct storage *s, struct batch *b, struct segment *g,
-                                  uint64_t *bytes) {
+static uint64_t writer_assign_place(struct storage *s, struct batch *b, struct segment *g,
+                                    uint64_t *bytes) {
     struct writer *x = &s->writer;
     struct frame_batch info = {
         .store_uuid = s->settings.store_uuid,
@@ -225,7 +225,7 @@ bool writer_place(struct storage *s, struct batch *b) {
         return false;
     }
     uint64_t bytes;
-    uint64_t offset = writer_give_place(s, b, &l->segment, &bytes);
+    uint64_t offset = writer_assign_place(s, b, &l->segment, &bytes);
     writer_account(s->reactor, b);
     struct device_write *d = &s->device.writes[b->index];
     *d = (struct device_write){

@@ -28,14 +28,14 @@ static void admission_take_place(struct admission *a, const struct admission_req
         p++;
     assert(p < a->places + PLACES_MAX);
     *p = (struct admission_place){.serial = q->serial, .kind = q->kind};
-    a->unanswered++;
+    a->pending++;
     a->hellos += q->kind == REQUEST_HELLO;
 }
 
 /* Of those that are not parked. */
 static void admission_count_off(struct admission *a, const struct admission_place *p) {
-    assert(!p->parked && a->unanswered > 0);
-    a->unanswered--;
+    assert(!p->parked && a->pending > 0);
+    a->pending--;
     a->hellos -= p->kind == REQUEST_HELLO;
 }
 
@@ -44,7 +44,7 @@ static bool admission_has_room(const struct admission *a, uint32_t kind) {
         return false;
     if (kind == NOTE_ENDED)
         return true;
-    return a->unanswered < REQUESTS_MAX && (kind != REQUEST_HELLO || a->hellos < HELLOS_MAX);
+    return a->pending < REQUESTS_MAX && (kind != REQUEST_HELLO || a->hellos < HELLOS_MAX);
 }
 
 bool admission_send(struct admission *a, const struct admission_request *q) {
@@ -84,8 +84,8 @@ bool admission_take_request(struct admission *a, struct admission_request *out) 
 void admission_respond(struct admission *a, const struct admission_response *response) {
     pthread_mutex_lock(&a->lock);
     struct admission_place *p = admission_place_of(a, response->serial);
-    assert(!p->answered); /* one response to each request */
-    p->answered = true;
+    assert(!p->responded); /* one response to each request */
+    p->responded = true;
     a->responses[a->response_tail++ % PLACES_MAX] = *response;
     pthread_mutex_unlock(&a->lock);
 }
@@ -96,7 +96,7 @@ bool admission_take_response(struct admission *a, struct admission_response *out
     if (some) {
         *out = a->responses[a->response_head++ % PLACES_MAX];
         struct admission_place *p = admission_place_of(a, out->serial);
-        assert(p->answered);
+        assert(p->responded);
         if (p->parked)
             a->parked--;
         else

@@ -86,7 +86,7 @@ struct admission_place {
     uint64_t serial;
     uint32_t kind; /* enum request_kind; 0: nobody has the place */
     bool parked;
-    bool answered;
+    bool responded;
 };
 
 struct admission {
@@ -94,7 +94,7 @@ struct admission {
     struct admission_request requests[REQUESTS_MAX];
     uint32_t request_head, request_tail;
     struct admission_place places[PLACES_MAX];
-    uint32_t unanswered, hellos, parked; /* hellos: of the unanswered */
+    uint32_t pending, hellos, parked; /* hellos: of the pending */
     struct admission_response responses[PLACES_MAX];
     uint32_t response_head, response_tail;
 };

@@ -61,7 +61,7 @@ static void ingest_put_last(struct connections *c, struct connection *conn) {
 }
 
 /* Sends what is to be sent next, if nothing is under way. */
-static void ingest_say(struct connections *c, struct connection *conn) {
+static void ingest_send_next(struct connections *c, struct connection *conn) {
     struct outbox *o = &conn->session->outbox;
     size_t bytes = 0;
     if (conn->phase == CONNECTION_GONE)
@@ -94,27 +94,27 @@ static void ingest_line_sent(struct connections *c, struct connection *conn, int
     case OUTBOX_WAIT:
         break;
     case OUTBOX_NEXT:
-        ingest_say(c, conn);
+        ingest_send_next(c, conn);
         break;
     case OUTBOX_LATER:
         if (!conn->ended)
             connection_ack_add(c->table, &ingest_listener(c, conn)->acks_pending, conn);
         break;
     case OUTBOX_OVER:
-        connection_answered(c, conn, outbox_failed(o) ? -EPIPE : 0);
+        connection_last_line_sent(c, conn, outbox_failed(o) ? -EPIPE : 0);
         break;
     }
 }
 
 static void ingest_send_last(struct connections *c, struct connection *conn) {
     struct outbox *o = &conn->session->outbox;
-    connection_set_phase(conn, CONNECTION_ANSWERING);
-    connection_wait(c->table, conn, QUEUE_ANSWER, c->reactor->now_ns);
+    connection_set_phase(conn, CONNECTION_LAST_LINE);
+    connection_wait(c->table, conn, QUEUE_LAST_LINE, c->reactor->now_ns);
     outbox_close(o);
     if (outbox_failed(o))
-        connection_answered(c, conn, -EPIPE);
+        connection_last_line_sent(c, conn, -EPIPE);
     else
-        ingest_say(c, conn);
+        ingest_send_next(c, conn);
 }
 
 static void ingest_advanced(struct connections *c, struct connection *conn) {
@@ -260,7 +260,7 @@ static void ingest_begin(struct connections *c, struct connection *conn) {
 }
 
 static void ingest_block_received(struct connections *c, struct connection *conn, int result) {
-    struct session_input in = {.kind = SESSION_BLOCK_CAME};
+    struct session_input in = {.kind = SESSION_BLOCK_RECEIVED};
     assert(engine_receives_block(conn));
     if (conn->stop) {
         in.kind = SESSION_STOPPED;
@@ -286,7 +286,7 @@ static void ingest_block_received(struct connections *c, struct connection *conn
 }
 
 static void ingest_payload_over(struct connections *c, struct connection *conn) {
-    struct session_input in = {.kind = SESSION_LIMIT_CAME, .bytes = conn->received_bytes};
+    struct session_input in = {.kind = SESSION_LIMIT_REACHED, .bytes = conn->received_bytes};
     if (conn->stop)
         in = (struct session_input){.kind = SESSION_STOPPED, .reason = conn->reason};
     else if (conn->error != 0)
@@ -330,7 +330,7 @@ static void ingest_admit(struct connections *c, struct connection *conn,
     STAT_ADD(c->reactor, flows_resumed, a->base_bytes > 0);
     connection_event(c, conn,
                      (struct event_detail){.kind = EVENT_FLOW_OPENED, .base_bytes = a->base_bytes});
-    ingest_say(c, conn);
+    ingest_send_next(c, conn);
     if (conn->received_bytes == conn->limit_bytes)
         ingest_payload_over(c, conn); /* there is none */
     else
@@ -339,7 +339,7 @@ static void ingest_admit(struct connections *c, struct connection *conn,
 
 static void ingest_on_response(struct connections *c, struct connection *conn,
                                const struct admission_response *a) {
-    struct session_input in = {.kind = SESSION_RESPONSE, .answer = a};
+    struct session_input in = {.kind = SESSION_RESPONSE, .response = a};
     if (a->kind == RESPONSE_ADMIT &&
         (storage_error(c->storage) || storage_is_exhausted(c->storage))) {
         in.kind = SESSION_STOPPED;
@@ -397,14 +397,14 @@ static uint64_t ingest_report_durable(struct connections *c, struct listener *l)
         struct connection *conn = &c->table->connections[l->acks_pending.head];
         connection_ack_remove(c->table, &l->acks_pending, conn);
         if (!conn->ended)
-            ingest_say(c, conn);
+            ingest_send_next(c, conn);
     }
     return TIME_NEVER;
 }
 
 static uint64_t ingest_end_unread(struct connections *c) {
     struct connection *conn;
-    while ((conn = connection_first(c->table, QUEUE_ANSWER)) != NULL) {
+    while ((conn = connection_first(c->table, QUEUE_LAST_LINE)) != NULL) {
         if (conn->since_ns + LAST_LINE_NS > c->reactor->now_ns)
             return conn->since_ns + LAST_LINE_NS;
         connection_wait(c->table, conn, QUEUE_NONE, c->reactor->now_ns);

@@ -39,9 +39,9 @@ static const uint32_t session_next[SESSION_STEPS_COUNT] = {
 
 /* In which steps each input may come. */
 static const uint32_t session_meets[SESSION_INPUTS_COUNT] = {
-    [SESSION_BLOCK_CAME] = STEP(HELLO) | STEP(TAIL),
+    [SESSION_BLOCK_RECEIVED] = STEP(HELLO) | STEP(TAIL),
     [SESSION_BLOCK_AGAIN] = STEP(HELLO) | STEP(TAIL),
-    [SESSION_LIMIT_CAME] = STEP(PAYLOAD),
+    [SESSION_LIMIT_REACHED] = STEP(PAYLOAD),
     [SESSION_STREAM_ENDED] = STEP(HELLO) | STEP(PAYLOAD) | STEP(TAIL),
     [SESSION_STREAM_FAILED] = STEP(HELLO) | STEP(PAYLOAD) | STEP(TAIL),
     [SESSION_RESPONSE] = STEP(HELLO_PENDING) | STEP(TRAILER_PENDING),
@@ -133,7 +133,7 @@ struct session_act session_begin(struct session *s) {
     return session_receive();
 }
 
-static struct session_act session_hello_came(struct session *s, uint64_t bytes) {
+static struct session_act session_hello_received(struct session *s, uint64_t bytes) {
     assert(bytes <= SESSION_BLOCK_BYTES - s->block.filled);
     s->block.filled += (uint32_t)bytes;
     if (s->block.filled < SESSION_BLOCK_BYTES)
@@ -154,7 +154,7 @@ static struct session_act session_receive_tail(struct session *s) {
     return session_end_with(s, SESSION_ERROR_TOO_LONG, CLOSE_REASON_LENGTH);
 }
 
-static struct session_act session_tail_came(struct session *s, uint64_t bytes) {
+static struct session_act session_tail_received(struct session *s, uint64_t bytes) {
     assert(bytes > 0 && bytes <= receive_block_room(&s->block).bytes);
     if (!session_is_holding(s))
         s->block.filled += (uint32_t)bytes;
@@ -246,18 +246,19 @@ struct session_act session_on(struct session *s, const struct session_input *in)
     assert(session_may_meet((enum session_step)s->step, in->kind));
     bool is_hello = s->step == SESSION_HELLO;
     switch (in->kind) {
-    case SESSION_BLOCK_CAME:
-        return is_hello ? session_hello_came(s, in->bytes) : session_tail_came(s, in->bytes);
+    case SESSION_BLOCK_RECEIVED:
+        return is_hello ? session_hello_received(s, in->bytes)
+                        : session_tail_received(s, in->bytes);
     case SESSION_BLOCK_AGAIN:
         return is_hello ? session_receive() : session_receive_tail(s);
-    case SESSION_LIMIT_CAME:
+    case SESSION_LIMIT_REACHED:
         return session_receive_tail(s);
     case SESSION_STREAM_ENDED:
         return session_stream_ended(s, in->bytes);
     case SESSION_STREAM_FAILED:
         return session_interrupt(s, close_reason_of(in->error), in->error);
     case SESSION_RESPONSE:
-        return session_on_response(s, in->answer);
+        return session_on_response(s, in->response);
     case SESSION_TIMED_OUT:
         return session_timed_out(s);
     case SESSION_STOPPED:

@@ -57,12 +57,12 @@ enum session_error {
 };
 
 enum session_input_kind {
-    SESSION_BLOCK_CAME,    /* bytes: of the block, put where its room is */
-    SESSION_BLOCK_AGAIN,   /* its receive ended with nothing; another one may bring some */
-    SESSION_LIMIT_CAME,    /* bytes: the flow's, all that the engine was to receive */
+    SESSION_BLOCK_RECEIVED, /* bytes: of the block, put where its room is */
+    SESSION_BLOCK_AGAIN,    /* its receive ended with nothing; another one may bring some */
+    SESSION_LIMIT_REACHED,  /* bytes: the flow's, all that the engine was to receive */
     SESSION_STREAM_ENDED,  /* the sender has half-closed; bytes: as above, also what is held back */
     SESSION_STREAM_FAILED, /* error: an errno */
-    SESSION_RESPONSE,      /* answer: Python's response */
+    SESSION_RESPONSE,      /* response: Python's response */
     SESSION_TIMED_OUT,     /* no hello has come in time */
     SESSION_STOPPED,       /* it is to end for a reason, and nothing is being received */
     SESSION_INPUTS_COUNT
@@ -74,7 +74,7 @@ struct session_input {
         uint64_t bytes;
         int error;
         uint8_t reason; /* enum close_reason */
-        const struct admission_response *answer;
+        const struct admission_response *response;
     };
 };
 

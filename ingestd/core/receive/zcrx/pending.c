@@ -58,8 +58,8 @@ static uint64_t pending_relief_done(uint64_t hold) {
 
 void zcrx_release(struct receiver *r, uint64_t hold) {
     if (zcrx_is_copied(hold)) {
-        buddy_give(&r->zcrx.relief, pending_relief_slot(hold) - pending_relief_done(hold),
-                   pending_relief_order(hold));
+        buddy_release(&r->zcrx.relief, pending_relief_slot(hold) - pending_relief_done(hold),
+                      pending_relief_order(hold));
         return;
     }
     refill_return(&r->zcrx.refill, hold);
