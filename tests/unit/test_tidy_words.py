@@ -98,6 +98,13 @@ def test_words_are_those_of_the_field() -> None:
     )
 
 
+def test_sentences_of_documents_are_plain() -> None:
+    """Phrases that readers had to read twice, in the documents that users read."""
+    phrases = r"as (?:they|it) lies?|for nothing|for good|comes? of it|an? \w+ of its own choice"
+    found = _matches(re.compile(rf"\b(?:{phrases})\b", re.IGNORECASE), DOCUMENTS)
+    _fail_if_any([f"{path.relative_to(ROOT)}:{line}: '{match[0]}'" for path, line, match in found])
+
+
 def test_words_of_the_core_are_those_of_the_field() -> None:
     assert len(CORE) > 70
     found = list(_matches(PATTERN, CORE))
