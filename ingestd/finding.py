@@ -2,7 +2,8 @@
 """A finding: one thing that was looked at, the verdict on it, and the remedy.
 
 Invariants: a finding that is not "ok" names a remedy, if possible a command
-that can be run as it stands. Plain data; any thread.
+that can be run as it stands. What the kernel or a driver does not report is
+"unknown", never "ok". Plain data; any thread.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-Verdict = Literal["ok", "warn", "fail"]
+Verdict = Literal["ok", "unknown", "warn", "fail"]
 
 
 class Finding(NamedTuple):

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command doctor: whether zero-copy receive would run here, and if not, why.
+"""The command doctor: which engine would run here, and what stands in another one's way.
 
-Invariant: the exit code is 0 if and only if serve would run engine zcrx.
+Invariant: the exit code is 0 if and only if serve would run an engine that the configuration
+allows: zcrx where that is demanded, recv as well where the kind is "recv" or "auto".
 Owned by the main thread.
 """
 
@@ -30,7 +31,8 @@ def run_doctor(arguments: Namespace) -> int:
         print_json(_json(report))
     else:
         _print(report)
-    return 0 if report.is_ready and report.engine == "zcrx" else EngineError.exit_code
+    is_right = report.engine == "recv" or (report.engine == "zcrx" and report.is_ready)
+    return 0 if is_right else EngineError.exit_code
 
 
 def _settings(arguments: Namespace) -> Settings:
@@ -87,8 +89,12 @@ def _print(report: Report) -> None:
     when = "" if report.engine == "zcrx" else "once zcrx runs: "
     for what, ratio in report.ratios.items():
         print(f"{when}zero-copy ratio of bulk flows, predicted ({what}): {ratio:.1%}")
-    if report.engine == "recv" or report.is_deviceless:
+    if report.is_deviceless or (report.engine == "recv" and report.wants_zcrx):
         print("as it is: zero-copy ratio 0.0%, since the kernel copies every byte")
+    if report.engine == "recv":
+        print("recv: ready")
+    if not report.wants_zcrx:
+        return
     in_the_way = len(failures(report.findings))
     if in_the_way:
         things = "1 thing stands" if in_the_way == 1 else f"{in_the_way} things stand"

@@ -9,7 +9,7 @@ from typing import Final
 from ingestd.cli.output import safe
 from ingestd.finding import Finding
 
-_SHOWN: Final = {"ok": "ok", "warn": "warn", "fail": "FAIL"}
+_SHOWN: Final = {"ok": "ok", "unknown": "?", "warn": "warn", "fail": "FAIL"}
 
 
 def print_findings(sections: Mapping[str, Sequence[Finding]]) -> None:

@@ -335,7 +335,7 @@ def _add_doctor(commands: _Commands[_Parser]) -> None:
     parser = _add(
         commands,
         "doctor",
-        "check whether this machine can use zero-copy receive, and report obstacles",
+        "show which engine would run, and report obstacles to zero-copy receive",
         run_doctor,
     )
     parser.add_argument("-c", "--config", metavar="FILE", help="configuration in TOML")

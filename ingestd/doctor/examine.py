@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that decides whether zero-copy receive runs, and what it would bring.
+"""Everything that decides which engine runs, and what zero-copy receive would bring.
 
 Invariants: the daemon decides by the same findings, so the prediction is what
 serve would do; nothing is changed. Any thread.
@@ -7,6 +7,7 @@ serve would do; nothing is changed. Any thread.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,9 +16,16 @@ from typing import Final
 from ingestd.config.settings import Settings
 from ingestd.core_limits import PLAN_GATHER_BYTES_MIN
 from ingestd.daemon.machine.direct_io import DirectProfile
-from ingestd.daemon.machine.zcrx_support import MEMINFO_PATH, hugepage_finding
+from ingestd.daemon.machine.limits import LockedNeed, locked_memory_limit
+from ingestd.daemon.machine.zcrx_support import (
+    MEMINFO_PATH,
+    hugepage_finding,
+    locked_finding,
+    own_status,
+    release_finding,
+)
 from ingestd.daemon.workers import zcrx
-from ingestd.daemon.workers.area import area_bytes_at_most
+from ingestd.daemon.workers.area import area_bytes_at_most, locked_bytes_min
 from ingestd.daemon.workers.engine import choose_engine
 from ingestd.daemon.workers.worker import Core, device_profile, kernel_features
 from ingestd.doctor.capacity import Capacity, capacity_finding, capacity_of
@@ -43,6 +51,7 @@ class Report:
     sections: dict[str, list[Finding]] = field(default_factory=dict)
     engine: str = "none"  # that serve would run: "recv", "zcrx", or "none": it would not start
     reason: str = ""
+    wants_zcrx: bool = True  # the configuration asks for it, or names a card to try it on
     is_deviceless: bool = False
     ratios: dict[str, float] = field(default_factory=dict)  # "store, IPv4" -> zero-copy ratio
 
@@ -53,7 +62,7 @@ class Report:
 
     @property
     def is_ready(self) -> bool:
-        """Return whether nothing stands in zero-copy receive's way."""
+        """Return whether nothing stands in the way of the engine that the configuration wants."""
         return not failures(self.findings)
 
 
@@ -65,7 +74,8 @@ def examine(
     room: Callable[[str], Capacity] = capacity_of,
 ) -> Report:
     """Return the report for a configuration on this machine."""
-    report = Report(is_deviceless=settings.engine.is_deviceless)
+    engine = settings.engine
+    report = Report(wants_zcrx=_wants_zcrx(settings), is_deviceless=engine.is_deviceless)
     report.sections["machine"] = _machine(settings, core)
     state = _interface(settings, read, report)
     for name, store in settings.store.items():
@@ -77,11 +87,21 @@ def examine(
             report.reason = report.reason or failures(findings)[0].text
     if report.reason:
         return report
+    if not report.wants_zcrx and not report.is_ready:
+        report.reason = failures(report.findings)[0].sentence
+        return report
     try:
         report.engine, report.reason = choose_engine(settings.engine, failures(report.findings))
     except EngineError as error:
         report.engine, report.reason = "none", str(error)
     return report
+
+
+def _wants_zcrx(settings: Settings) -> bool:
+    """Return whether zero-copy receive is to be judged; "auto" without a card is content with recv."""
+    engine = settings.engine
+    is_card_named = engine.interface is not None and not engine.is_deviceless
+    return engine.kind == "zcrx" or (engine.kind == "auto" and is_card_named)
 
 
 def _machine(settings: Settings, core: Core) -> list[Finding]:
@@ -90,10 +110,27 @@ def _machine(settings: Settings, core: Core) -> list[Finding]:
     )
     meminfo = MEMINFO_PATH.read_text(encoding="ascii")
     try:
-        findings = zcrx.machine_findings(settings, kernel_features(core))
+        features = kernel_features(core)
+        if _wants_zcrx(settings):
+            findings = zcrx.machine_findings(settings, features)
+        else:
+            findings = [_recv_memory(settings)]
     except IngestdError as error:
         findings = [Finding("kernel", "fail", str(error))]
-    return [*findings, hugepage_finding(needed_bytes, settings.engine.rx_buf, meminfo)]
+    return [
+        *findings,
+        release_finding(os.uname().release),
+        hugepage_finding(needed_bytes, settings.engine.rx_buf, meminfo),
+    ]
+
+
+def _recv_memory(settings: Settings) -> Finding:
+    """Return whether engine recv may lock its areas: once each, to receive into and to write from."""
+    needs = [
+        LockedNeed(name, store.workers, locked_bytes_min(store))
+        for name, store in settings.store.items()
+    ]
+    return locked_finding(needs, locked_memory_limit(), own_status())
 
 
 def _interface(
@@ -101,6 +138,13 @@ def _interface(
 ) -> NicState | None:
     """Put the interface's section into the report; return its state if there is one."""
     engine = settings.engine
+    if not report.wants_zcrx:
+        text = "engine recv works on any; zero-copy receive is not asked for"
+        remedy = (
+            "" if engine.kind == "recv" else "to try it: set engine.interface and engine.queues"
+        )
+        report.sections["interface"] = [Finding("interface", "ok", text, remedy)]
+        return None
     if engine.is_deviceless:
         text = "device-less mode: the kernel copies every byte, an aid for tests"
         report.sections["interface"] = [Finding("interface", "ok", text)]

@@ -69,6 +69,8 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bench:
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("HugePages_Total: 1000\nHugePages_Free: 1000\n")
     monkeypatch.setattr(examine_module, "MEMINFO_PATH", meminfo)
+    uname = os.uname_result(("Linux", "made-up", "7.3.4", "", "x86_64"))
+    monkeypatch.setattr(examine_module.os, "uname", lambda: uname)
     return Bench()
 
 
@@ -107,8 +109,10 @@ def test_without_an_interface_it_is_what_serve_does(
     format_store(
         str(store), size_bytes=16 * MIB, segment_bytes=None, zero=False, label="", force=False
     )
-    assert main(["doctor", "--store", str(store)]) == EngineError.exit_code
-    assert "serve would run engine recv" in capsys.readouterr().out
+    assert main(["doctor", "--store", str(store)]) == 0
+    shown = capsys.readouterr().out
+    assert "serve would run engine recv" in shown
+    assert "FAIL" not in shown
 
 
 def test_not_ready(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,11 +160,37 @@ def test_an_interface_that_is_not_there(bench: Bench) -> None:
     assert not report.is_ready
 
 
-def test_no_interface_named(bench: Bench) -> None:
+def test_no_interface_named(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.engine = {"kind": "auto", "interface": None, "queues": []}
+    monkeypatch.setattr(zcrx, "own_status", lambda: CAP_NONE)
     report = bench.examine()
     assert report.engine == "recv"
+    assert report.is_ready, "a machine without such a card lacks nothing"
+    assert not report.wants_zcrx
+    bench.engine |= {"kind": "zcrx"}
+    report = bench.examine()
+    assert report.engine == "none"
     assert not report.is_ready
+
+
+def test_areas_that_recv_may_not_lock(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench.engine = {"kind": "recv"}
+    monkeypatch.setattr(examine_module, "locked_memory_limit", lambda: 4096)
+    monkeypatch.setattr(examine_module, "own_status", lambda: CAP_NONE)
+    report = bench.examine()
+    assert report.engine == "none"
+    assert "RLIMIT_MEMLOCK" in report.reason
+
+
+def test_auto_with_a_card_that_cannot_runs_recv(
+    command: Path, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bench.engine = {"kind": "auto"}
+    bench.nic.has_xdp = True
+    assert main(["doctor", "-c", str(command)]) == 0
+    shown = capsys.readouterr().out
+    assert "recv: ready\nzcrx: not ready, 1 thing stands in the way\n" in shown
+    assert "FAIL  XDP" in shown
 
 
 def test_without_a_store_the_queues_are_looked_at_all_the_same(bench: Bench) -> None:
@@ -315,8 +345,11 @@ def test_exit_codes(command: Path, bench: Bench, capsys: pytest.CaptureFixture[s
     assert "-> ingestd nic apply zc0" in shown
     bench.nic.now.rings["tcp_data_split"] = 2
     bench.engine = {"kind": "recv"}
-    assert main(["doctor", "-c", str(command)]) == EngineError.exit_code
-    assert "serve would run engine recv" in capsys.readouterr().out
+    assert main(["doctor", "-c", str(command)]) == 0
+    shown = capsys.readouterr().out
+    assert "serve would run engine recv" in shown
+    assert shown.endswith("recv: ready\n")
+    assert "zcrx" not in shown
 
 
 def test_json(command: Path, capsys: pytest.CaptureFixture[str]) -> None:

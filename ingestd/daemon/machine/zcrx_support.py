@@ -7,6 +7,7 @@ its version, which serves as advice only. No state; any thread may call.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
@@ -26,6 +27,8 @@ from ingestd.sizes import full_size
 CAP_NET_ADMIN: Final = 12  # include/uapi/linux/capability.h
 PAGE_BYTES: Final = 4096
 MEMINFO_PATH: Final = Path("/proc/meminfo")
+# "io_uring: don't lose the DEFER_TASKRUN wake up" is in ChangeLog-7.3.2.
+WAKE_UP_FIXED: Final = (7, 3, 2)
 
 
 def kernel_findings(
@@ -69,6 +72,28 @@ def kernel_findings(
             "this kernel cannot write several pieces from registered memory",
             "boot Linux 6.15 or newer",
         )
+
+
+def release_finding(release: str) -> Finding:
+    """Return whether a kernel of this release (uname -r) loses wake-ups of io_uring.
+
+    A release that ends in -rc, or a distribution's own kernel, may have fixes that its number
+    does not show; so this is advice, for both engines.
+    """
+    subject = "kernel release"
+    fixed = ".".join(map(str, WAKE_UP_FIXED))
+    remedy = f"boot Linux {fixed} or newer, or a kernel that has the fixes of ChangeLog-{fixed}"
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", release)
+    if found is None:
+        return Finding(subject, "unknown", f"{release!r} is not a number to judge by", remedy)
+    number = tuple(int(part or 0) for part in found.groups())
+    if number >= WAKE_UP_FIXED:
+        return Finding(subject, "ok", f"{release} has the io_uring fixes of {fixed}")
+    if number[:2] == WAKE_UP_FIXED[:2]:
+        text = f"io_uring of {release} may lose a wake-up, and a worker then sleeps over its work"
+        return Finding(subject, "warn", text, remedy)
+    text = f"whether io_uring of {release} can lose a wake-up is unknown; {fixed} has a fix for it"
+    return Finding(subject, "unknown", text, remedy)
 
 
 def own_status() -> str:

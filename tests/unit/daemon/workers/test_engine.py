@@ -12,6 +12,7 @@ from ingestd.daemon.machine.zcrx_support import (
     kernel_findings,
     locked_finding,
     privilege_findings,
+    release_finding,
 )
 from ingestd.daemon.workers.engine import choose_engine, fall_back
 from ingestd.errors import EngineError
@@ -109,6 +110,27 @@ def test_a_kernel_that_lacks_one_thing(
     found = [f for f in _kernel(**{feature: False}, **circumstances) if f.verdict != "ok"]
     assert [f.verdict for f in found] == ([verdict] if verdict else [])
     assert all(f.remedy for f in found)
+
+
+@pytest.mark.parametrize(
+    ("release", "verdict"),
+    [
+        ("7.3.0", "warn"),
+        ("7.3.1-1~exp1", "warn"),
+        ("7.3.2", "ok"),
+        ("7.3.4+deb13-amd64", "ok"),
+        ("7.4", "ok"),
+        ("7.3", "warn"),
+        ("7.2.6", "unknown"),
+        ("6.18.44", "unknown"),
+        ("made-up", "unknown"),
+    ],
+)
+def test_kernels_that_lose_wake_ups(release: str, verdict: str) -> None:
+    found = release_finding(release)
+    assert found.verdict == verdict
+    assert release in found.text
+    assert ("7.3.2" in found.remedy) == (verdict != "ok")
 
 
 def test_privileges() -> None:
