@@ -16,6 +16,7 @@ from ingestd.errors import EngineError
 from ingestd.finding import failures
 
 if TYPE_CHECKING:
+    from ingestd.finding import Finding
     from ingestd.nic.plan import Steered
     from ingestd.nic.state import Family, NicState
 
@@ -42,7 +43,11 @@ def run_nic_check(arguments: Namespace) -> int:
     except EngineError as error:
         queues, commands, trouble = _last_there(state, arguments.queues), [], str(error)
         wanted = _wanted(arguments, queues)
-    findings = [*nic_findings(state, wanted), *placement_findings(state, queues, ())]
+    findings = [
+        *nic_findings(state, wanted),
+        _ring(state, arguments.rx_ring),
+        *placement_findings(state, queues, ()),
+    ]
     journal = journal_path(arguments.interface, arguments.state_dir)
     is_ready = not failures(findings)
     if arguments.json:
@@ -97,6 +102,9 @@ def run_nic_apply(arguments: Namespace) -> int:
         for command in commands:
             print(command)
     print(f"{arguments.interface} is ready: engine.queues = {list(queues)}")
+    ring = _ring(device.read(), 0)
+    if ring.verdict != "ok":
+        note(ring.sentence)
     if commands:
         note(f"`ingestd nic undo {arguments.interface}` takes it back, from {journal.path}")
     return 0
@@ -135,6 +143,22 @@ def _wanted(arguments: Namespace, queues: tuple[int, ...]) -> list[Steered]:
 
     families: tuple[Family, ...] = ("tcp4", "tcp6")
     return [Steered(tuple((f, port) for port in arguments.port for f in families), queues)]
+
+
+def _ring(state: NicState, rx_ring: int) -> Finding:
+    """Return whether an area of automatic size holds the rx ring, as it is or as it is to be."""
+    from dataclasses import replace
+
+    from ingestd.daemon.workers.area import AREA_AUTO_BYTES_MAX, auto_write_bytes
+    from ingestd.nic.ring import ring_finding
+    from ingestd.nic.shape import PAGE_BYTES
+
+    if rx_ring and state.rings is not None:
+        state = replace(state, rings=replace(state.rings, rx=rx_ring))
+    write_bytes = auto_write_bytes(AREA_AUTO_BYTES_MAX)
+    found = ring_finding(state, PAGE_BYTES, AREA_AUTO_BYTES_MAX, write_bytes)
+    # A configuration may state a larger area, by which doctor and serve judge.
+    return found._replace(verdict="warn") if found.verdict == "fail" else found
 
 
 def _last_there(state: NicState, count: int) -> tuple[int, ...]:

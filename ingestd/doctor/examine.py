@@ -8,7 +8,7 @@ serve would do; nothing is changed. Any thread.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
@@ -39,8 +39,6 @@ from ingestd.nic.reading import read_nic
 from ingestd.nic.shape import FAMILY_NAMES, predict
 from ingestd.nic.state import Family, NicState
 
-# Chunks that the NIC's own ring may take of an area, before little is left to work with.
-RING_PART_MAX: Final = 0.5
 READ_WITH_IRQS: Final = partial(read_nic, with_irqs=True)
 
 
@@ -98,7 +96,7 @@ def examine(
 
 
 def _wants_zcrx(settings: Settings) -> bool:
-    """Return whether zero-copy receive is to be judged; "auto" without a card is content with recv."""
+    """Return whether zero-copy receive is to be judged: "auto" without a card may do without."""
     engine = settings.engine
     is_card_named = engine.interface is not None and not engine.is_deviceless
     return engine.kind == "zcrx" or (engine.kind == "auto" and is_card_named)
@@ -125,7 +123,7 @@ def _machine(settings: Settings, core: Core) -> list[Finding]:
 
 
 def _recv_memory(settings: Settings) -> Finding:
-    """Return whether engine recv may lock its areas: once each, to receive into and to write from."""
+    """Return whether engine recv may lock its areas, each of which it registers once."""
     needs = [
         LockedNeed(name, store.workers, locked_bytes_min(store))
         for name, store in settings.store.items()
@@ -172,7 +170,7 @@ def _interface(
         *managed,
         *nic_findings(state, wanted),
         *placement_findings(state, engine.queues, cpus),
-        *_ring(settings, state),
+        *zcrx.ring_findings(settings, state),
     ]
     return state
 
@@ -190,26 +188,6 @@ def _as_managed(
     commands = "; ".join(change.command(state.interface) for change in changes)
     text = f"serve will first run: {commands}" if changes else "serve has nothing to change first"
     return state_after(state, changes), [Finding("manage_nic", "ok", text)]
-
-
-def _ring(settings: Settings, state: NicState) -> Iterator[Finding]:
-    """The NIC's ring is filled from the area, and what it holds cannot hold data."""
-    if state.rings is None or state.rings.rx is None:
-        return
-    posted_bytes = state.rings.rx * settings.engine.rx_buf
-    for name, store in settings.store.items():
-        area_bytes = area_bytes_at_most(store)
-        text = f"{state.rings.rx} buffers take {posted_bytes} of {area_bytes} bytes of an area"
-        if posted_bytes <= area_bytes * RING_PART_MAX:
-            yield Finding(f"rx ring, store {name}", "ok", text)
-        else:
-            yield Finding(
-                f"rx ring, store {name}",
-                "warn",
-                f"{text}, and little is left for data",
-                f"make the area {posted_bytes * 4} bytes (at most 1GiB), or the ring smaller:"
-                f" ethtool -G {state.interface} rx N",
-            )
 
 
 def _ratios(

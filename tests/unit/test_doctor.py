@@ -221,7 +221,17 @@ def test_a_ring_that_eats_the_area(bench: Bench) -> None:
     bench.engine = {"rx_buf": "64KiB"}
     (finding,) = [f for f in bench.examine().findings if f.subject.startswith("rx ring")]
     assert finding.verdict == "warn"
-    assert "ethtool -G zc0 rx N" in finding.remedy
+    assert "make the area" in finding.remedy or "smaller" in finding.remedy
+
+
+def test_a_ring_that_leaves_nothing_is_refused(bench: Bench) -> None:
+    """mlx5 holds 16 KiB for each packet at an MTU of 9000: 16384 of them are an area of 256 MiB."""
+    bench.nic.driver_name, bench.nic.mtu = "mlx5_core", 9000
+    bench.nic.now.rings["rx"] = 16384
+    report = bench.examine()
+    assert report.engine == "none"
+    assert "268435456 bytes" in report.reason
+    assert "ethtool -G zc0 rx 4096" in report.reason
 
 
 # --- Stores ---------------------------------------------------------------------------

@@ -23,7 +23,7 @@ from ingestd.daemon.machine.zcrx_support import (
     own_status,
     privilege_findings,
 )
-from ingestd.daemon.workers.area import locked_bytes_min
+from ingestd.daemon.workers.area import area_bytes_at_most, auto_write_bytes, locked_bytes_min
 from ingestd.daemon.workers.engine import EngineChoice, ZcrxQueue, choose_engine
 from ingestd.daemon.workers.worker import WorkerThread
 from ingestd.errors import IngestdError
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ingestd.config.settings import EngineSettings, Settings
     from ingestd.core.border import Event
     from ingestd.nic.plan import Steered
-    from ingestd.nic.state import Family
+    from ingestd.nic.state import Family, NicState
     from ingestd.nic.work import NicDevice
 
 DEVICELESS_INDEX: Final = 0  # interface_index: none
@@ -50,9 +50,14 @@ class Nic:
     def findings(self, wanted: Sequence[Steered]) -> list[Finding]:
         """Return what is to be said of it."""
         from ingestd.nic.findings import nic_findings
+
+        return nic_findings(self.read(), wanted)
+
+    def read(self) -> NicState:
+        """Return what it is like now."""
         from ingestd.nic.reading import read_nic
 
-        return nic_findings(read_nic(self.interface), wanted)
+        return read_nic(self.interface)
 
     def napi_ids(self, queues: Sequence[int]) -> list[int | None]:
         """Return the NAPI id of each rx queue."""
@@ -178,12 +183,26 @@ def machine_findings(settings: Settings, features: Mapping[str, bool]) -> list[F
     ]
 
 
+def ring_findings(settings: Settings, state: NicState) -> list[Finding]:
+    """Return for each store whether its areas hold the card's rx ring and what else is to be in."""
+    from ingestd.nic.ring import ring_finding
+
+    found = []
+    for name, store in settings.store.items():
+        area_bytes, write_bytes = area_bytes_at_most(store), store.write_bytes_max
+        if isinstance(write_bytes, str):
+            write_bytes = auto_write_bytes(area_bytes)
+        subject = f"rx ring, store {name}"
+        found.append(ring_finding(state, settings.engine.rx_buf, area_bytes, write_bytes, subject))
+    return found
+
+
 def _interface_obstacles(settings: Settings, nic: Nic, log: Log, undo: ExitStack) -> list[Finding]:
     wanted = wanted_flows(settings)
     try:
         if settings.engine.manage_nic:
             prepare(settings.engine, nic, wanted, log, undo)
-        findings = nic.findings(wanted)
+        findings = [*nic.findings(wanted), *ring_findings(settings, nic.read())]
     except IngestdError as error:
         return [Finding("interface", "fail", str(error))]
     for finding in findings:

@@ -24,6 +24,7 @@ from ingestd.finding import Finding
 from ingestd.nic.findings import nic_findings
 from ingestd.nic.journal import journal_path, open_journal
 from ingestd.nic.plan import Steered, plan_changes
+from ingestd.nic.state import NicState
 from ingestd.nic.work import apply, make
 from support.facts import ALL_FEATURES, CAP_ALL, CAP_NONE
 from support.fake_core import CoreFault
@@ -46,6 +47,9 @@ class FakeZcrxNic(zcrx.Nic):
 
     def findings(self, wanted: Sequence[Steered]) -> list[Finding]:
         return nic_findings(self.nic.read(), wanted)
+
+    def read(self) -> NicState:
+        return self.nic.read()
 
     def napi_ids(self, queues: Sequence[int]) -> list[int | None]:
         return [self.nic.read().queues[queue].napi_id for queue in queues]
