@@ -27,6 +27,7 @@ SECTORS_COUNT: Final = TABLE_BYTES // SECTOR_BYTES
 SECTOR_FLOWS_MAX: Final = 29
 FLOWS_MAX: Final = SECTORS_COUNT * SECTOR_FLOWS_MAX
 _NEVER_WRITTEN: Final = bytes(SECTOR_BYTES)
+_EMPTY_TABLE: Final = bytes(TABLE_BYTES)
 
 
 class RemovalRow(NamedTuple):
@@ -66,8 +67,9 @@ class Tombstones:
         self.damaged: tuple[int, ...] = ()
         self._sectors: list[list[bytes]] = [[] for _ in range(SECTORS_COUNT)]
         self._sector_of: dict[bytes, int] = {}
-        for number in range(SECTORS_COUNT):
-            self._decode(number)
+        if self._data != _EMPTY_TABLE:  # of most stores nothing was ever removed
+            for number in range(SECTORS_COUNT):
+                self._decode(number)
 
     def _decode(self, number: int) -> None:
         sector = bytes(self._data[number * SECTOR_BYTES : (number + 1) * SECTOR_BYTES])
