@@ -45,17 +45,6 @@ want_python() {
 sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || missing+=(python3-dev)
 }
 
-want_fuzzer() { # a clang, of whatever version, whose runtime has libFuzzer
-    local clang
-    for clang in clang clang-{25..14}; do
-        if "$clang" -print-file-name="libclang_rt.fuzzer-$(uname -m).a" 2>/dev/null | grep -q / ||
-            "$clang" -print-file-name=libclang_rt.fuzzer.a 2>/dev/null | grep -q /; then
-            return
-        fi
-    done
-    missing+=(clang libclang-rt-dev)
-}
-
 want_program gcc gcc
 want_program pkg-config pkg-config
 want_module liburing 2.3 liburing-dev
@@ -75,7 +64,6 @@ if [ "${1:-}" = check ]; then
     want_program valgrind valgrind
     # The traditional netcat has no -N.
     { nc -h 2>&1 || true; } | grep -qE '(^|[[:space:]])-N' || missing+=(netcat-openbsd)
-    want_fuzzer
 fi
 
 if [ ${#missing[@]} -eq 0 ]; then

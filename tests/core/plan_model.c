@@ -72,6 +72,7 @@ static void begin(struct plan_model *m) {
     memset(m->header, 0xEE, m->header_capacity);
     memset(m->bounce, 0xEE, m->bounce_capacity);
     m->arena_used = 0;
+    m->direct_end = 0;
     plan_begin(&m->batch, m->iov, MODEL_IOVECS_MAX, m->header, m->header_capacity, m->bounce,
                m->bounce_capacity, m->checksum);
 }
@@ -125,6 +126,89 @@ static void check_rest(const struct plan_model *m, const struct plan_fragment *f
         model_fail("the CRC was touched");
 }
 
+/* What of a fragment's bytes is direct and what is copied for which reason, by the text of plan.h
+ * alone; slack is 0 where the fragment was cut. */
+struct account {
+    uint64_t direct, head, tail, small, boundary;
+    uint32_t padded_in_place;
+};
+
+static uintptr_t up_to(uintptr_t value, uintptr_t unit) {
+    return (value + unit - 1) / unit * unit;
+}
+
+static struct account expect(struct plan_model *m, uintptr_t begin, uintptr_t end, uint32_t slack) {
+    const uintptr_t align = m->profile.mem_align;
+    const uintptr_t edge = align > m->profile.virt_mask ? align : m->profile.virt_mask + 1u;
+    const uintptr_t aligned = up_to(begin, align), first = up_to(begin, edge);
+    const uintptr_t merges_at = m->direct_end, lacks = up_to(end, edge) - end;
+    struct account a = {.head = (aligned < end ? aligned : end) - begin};
+    a.tail = (end - begin - a.head) % align;
+    uint64_t middle = end - begin - a.head - a.tail;
+    uintptr_t last = end / edge * edge;
+    m->direct_end = 0;
+    if (end > first && lacks < align && lacks <= slack) {
+        last = end + lacks;
+        a.padded_in_place = (uint32_t)lacks;
+    }
+    if (first >= last) {
+        a.boundary = middle;
+        a.padded_in_place = 0;
+        return a;
+    }
+    uint64_t body = (last < end ? last : end) - first;
+    if (last - first < m->profile.copy_below && !(begin == first && begin == merges_at)) {
+        a.small = a.padded_in_place != 0 ? body - a.tail : body;
+        a.boundary = middle - a.small;
+        a.padded_in_place = 0;
+        return a;
+    }
+    a.direct = body;
+    a.tail = a.padded_in_place != 0 ? 0 : a.tail;
+    a.boundary = end - begin - a.head - a.tail - body;
+    m->direct_end = last >= end ? last : 0;
+    return a;
+}
+
+static void check_account(struct plan_model *m, const struct plan_batch *before,
+                          const struct plan_fragment *whole, uint32_t taken, uint32_t padded) {
+    const uintptr_t begin = (uintptr_t)whole->data;
+    const struct plan_batch *b = &m->batch;
+    const bool is_cut = taken < whole->bytes;
+    if (taken == 0)
+        return;
+    const struct account a = expect(m, begin, begin + taken, is_cut ? 0 : whole->slack);
+    const uint64_t counted[] = {[BOUNCE_HEAD] = a.head,
+                                [BOUNCE_TAIL] = a.tail,
+                                [BOUNCE_SMALL] = a.small,
+                                [BOUNCE_BOUNDARY] = a.boundary};
+    if (b->direct_bytes - before->direct_bytes != a.direct)
+        model_fail("%u bytes of a fragment: %llu are direct, and not %llu", taken,
+                   (unsigned long long)(b->direct_bytes - before->direct_bytes),
+                   (unsigned long long)a.direct);
+    for (int i = BOUNCE_HEAD; i <= BOUNCE_BOUNDARY; i++)
+        if (b->bounced_bytes[i] - before->bounced_bytes[i] != counted[i])
+            model_fail("%u bytes of a fragment: for reason %d %llu are copied, and not %llu", taken,
+                       i, (unsigned long long)(b->bounced_bytes[i] - before->bounced_bytes[i]),
+                       (unsigned long long)counted[i]);
+    if (padded != a.padded_in_place)
+        model_fail("%u bytes are padded in place, and not %u", padded, a.padded_in_place);
+}
+
+/* By the most careful of estimates nothing stands in the fragment's way. */
+static bool surely_fits(const struct plan_model *m, uint32_t bytes) {
+    const struct plan_profile *p = &m->profile;
+    const struct plan_batch *b = &m->batch;
+    const uint64_t edge = p->mem_align > p->virt_mask ? p->mem_align : p->virt_mask + 1u;
+    const uint64_t unit = edge > p->block_bytes ? edge : p->block_bytes;
+    const uint64_t used = b->frame.used + 3 * sizeof(struct record_extent);
+    return used <= b->frame.capacity &&
+           up_to(used, unit) + up_to(b->payload_end + bytes + 3 * edge, unit) <=
+               p->batch_bytes_max &&
+           b->iov_count + 4 <= p->iovecs_max &&
+           b->bounce_used + 4 * edge + p->copy_below + unit <= m->bounce_capacity;
+}
+
 uint32_t model_add(struct plan_model *m, uint32_t flow, uint32_t offset, uint32_t bytes,
                    uint32_t slack) {
     struct model_flow *to = &m->flows[flow];
@@ -140,8 +224,13 @@ uint32_t model_add(struct plan_model *m, uint32_t flow, uint32_t offset, uint32_
                               .slack = slack,
                               .crc = to->crc};
     const struct plan_fragment before = f;
+    const struct plan_batch batch_before = m->batch;
+    const bool fits = surely_fits(m, bytes);
     const uint32_t taken = plan_add(&m->batch, &m->profile, &f);
     check_rest(m, &f, &before, taken);
+    check_account(m, &batch_before, &before, taken, before.slack - f.slack);
+    if (taken != bytes && fits)
+        model_fail("there was room for all of %u bytes, and %u were taken", bytes, taken);
     for (uint32_t i = before.slack - f.slack; i < slack; i++) {
         if (data[bytes + i] != 0xDD)
             model_fail("byte %u behind the fragment was written", i);

@@ -38,6 +38,7 @@ struct plan_model {
     struct iovec iov[MODEL_IOVECS_MAX];
     uint32_t batch_index;
     struct plan_batch batch;
+    uintptr_t direct_end;  /* behind the batch's last iovec, if it is a direct one; else 0 */
     uint64_t direct_bytes; /* sums over finished batches */
     uint64_t padding_bytes;
     uint64_t bounced_bytes[BOUNCE_REASONS_COUNT];

@@ -18,28 +18,13 @@ from pathlib import Path
 
 import pytest
 
-from support.native import PURE_SOURCES, TESTS, build_executable, find_fuzzing_clang
+from support.native import TESTS
 
-CLANG = find_fuzzing_clang()
-FLAGS = (
-    "-fsanitize=fuzzer,address,undefined",
-    "-fno-sanitize-recover=all",
-    "-fno-omit-frame-pointer",
-)
-RUNS_COUNT = 20_000
 RUN_TIMEOUT_S = 240
 INPUT_TIMEOUT_S = 20
 INPUT_BYTES_MAX = 256
 # How many runs of each Python target take some seconds.
 PYTHON_RUNS_COUNT = {"hello": 30_000, "receipt": 40_000, "records": 60_000, "store": 250}
-
-
-@pytest.mark.timeout(600)
-@pytest.mark.skipif(CLANG is None, reason="no clang with libFuzzer is installed")
-def test_fuzz_plan(tmp_path: Path) -> None:
-    sources = [TESTS / "fuzz" / "fuzz_plan.c", TESTS / "core" / "plan_model.c", *PURE_SOURCES]
-    program = build_executable("fuzz_plan", sources, flags=FLAGS, cc=CLANG)
-    _fuzz([str(program)], tmp_path, RUNS_COUNT)
 
 
 @pytest.mark.timeout(600)

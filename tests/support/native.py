@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import platform
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
@@ -54,7 +52,6 @@ SANITIZERS: Final = (
 INCLUDES: Final = (f"-I{CORE}", f"-I{TESTS / 'core'}")
 LIBRARIES: Final = ("-lisal",)
 COMPILE_TIMEOUT_S: Final = 300
-CLANG_VERSIONS: Final = range(25, 13, -1)
 
 
 def compiler() -> str:
@@ -84,8 +81,8 @@ def _key(command: Sequence[str], sources: Sequence[Path]) -> str:
     return digest.hexdigest()[:24]
 
 
-def _build(name: str, sources: Sequence[Path], flags: Sequence[str], cc: str | None) -> Path:
-    command = [cc or compiler(), *FLAGS, *flags, *INCLUDES, *map(str, sources)]
+def _build(name: str, sources: Sequence[Path], flags: Sequence[str]) -> Path:
+    command = [compiler(), *FLAGS, *flags, *INCLUDES, *map(str, sources)]
     target = cache_directory() / f"{name}-{_key(command, sources)}"
     if target.exists():
         return target
@@ -106,29 +103,14 @@ def _build(name: str, sources: Sequence[Path], flags: Sequence[str], cc: str | N
     return target
 
 
-def build_executable(
-    name: str, sources: Sequence[Path], *, flags: Sequence[str] = (), cc: str | None = None
-) -> Path:
+def build_executable(name: str, sources: Sequence[Path], *, flags: Sequence[str] = ()) -> Path:
     """An executable of `sources`; `flags` come behind FLAGS.
 
     Raises RuntimeError with the compiler's words if it does not compile.
     """
-    return _build(name, sources, flags, cc)
+    return _build(name, sources, flags)
 
 
-def build_library(
-    name: str, sources: Sequence[Path], *, flags: Sequence[str] = (), cc: str | None = None
-) -> Path:
+def build_library(name: str, sources: Sequence[Path], *, flags: Sequence[str] = ()) -> Path:
     """A shared library of `sources` for ctypes; raises as build_executable does."""
-    return _build(name, sources, ("-fPIC", "-shared", *flags), cc)
-
-
-def find_fuzzing_clang() -> str | None:
-    """A clang whose runtime has libFuzzer: Debian's own choice, else the newest one found."""
-    for name in ("clang", *(f"clang-{version}" for version in CLANG_VERSIONS)):
-        clang = shutil.which(name)
-        for library in (f"libclang_rt.fuzzer-{platform.machine()}.a", "libclang_rt.fuzzer.a"):
-            command = [clang or "", f"-print-file-name={library}"]
-            if clang and "/" in subprocess.run(command, capture_output=True, text=True).stdout:
-                return clang
-    return None
+    return _build(name, sources, ("-fPIC", "-shared", *flags))
