@@ -25,6 +25,7 @@ SBIN: Final = "/usr/local/sbin:/usr/sbin:/sbin"  # not on every user's PATH
 _RULE_ID: Final = re.compile(r"^Filter: (\d+)$", re.MULTILINE)
 _ADDED: Final = re.compile(r"Added rule with ID (\d+)")
 _NEW_CONTEXT: Final = re.compile(r"New RSS context is (\d+)")
+_PRIVATE_FLAG: Final = re.compile(r"^(\S+)\s*: (on|off)$", re.MULTILINE)
 _FIELD: Final = re.compile(r"^\t([^:\n]+): (.*)$", re.MULTILINE)
 _PORT: Final = re.compile(r"(\d+) mask: 0x([0-9a-f]+)")
 _TO_QUEUE: Final = re.compile(r"Direct to queue (\d+)")
@@ -106,6 +107,13 @@ class Ethtool:
         """Return the steering rules; None where the driver has none to have."""
         outcome = self._run(["-n", self._interface])
         return parse_rules(outcome.out) if outcome.code == 0 else None
+
+    def private_flags(self) -> dict[str, bool] | None:
+        """Return the driver's private flags; None where it has none to have."""
+        outcome = self._run(["--show-priv-flags", self._interface])
+        if outcome.code != 0:
+            return None
+        return {name: value == "on" for name, value in _PRIVATE_FLAG.findall(outcome.out)}
 
     # --- Changing -----------------------------------------------------------------
 

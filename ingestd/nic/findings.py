@@ -13,6 +13,7 @@ from typing import Final
 
 from ingestd.finding import Finding
 from ingestd.nic.changes import spread_arguments
+from ingestd.nic.offloads import offload_findings
 from ingestd.nic.plan import HARDWARE_GRO, SPLIT_WANTS_GRO, Steered
 from ingestd.nic.shape import (
     FAMILY_NAMES,
@@ -40,6 +41,7 @@ def nic_findings(state: NicState, wanted: Sequence[Steered]) -> list[Finding]:
         *_xdp(state),
         *_spread(state, queues),
         *_steering(state, wanted),
+        *offload_findings(state),
         *_mtu(state, _families(wanted)),
     ]
 

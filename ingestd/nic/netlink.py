@@ -183,6 +183,27 @@ def read_link(interface: str) -> LinkState:
     return LinkState(index, link.get_attr("IFLA_MTU"), bool(link["flags"] & IFF_UP), bool(attached))
 
 
+def read_htb_offload(interface: str, index: int) -> bool | None:
+    """Return whether HTB is offloaded to the interface; None where that cannot be asked for."""
+    with _explained(f"interface {interface}: asking for its queueing disciplines"):
+        try:
+            with IPRoute() as route:
+                found = [one for one in route.get_qdiscs(index) if one["index"] == index]
+        except NetlinkError as error:
+            if error.code in _UNSUPPORTED:
+                return None
+            raise
+    return any(is_htb_offload(one) for one in found)
+
+
+def is_htb_offload(message: Any) -> bool:
+    """Return whether a queueing discipline is HTB with TCA_HTB_OFFLOAD (pkt_sched.h)."""
+    options = message.get_attr("TCA_OPTIONS")
+    if message.get_attr("TCA_KIND") != "htb" or options is None:
+        return False
+    return any(name == "TCA_HTB_OFFLOAD" for name, _ in options["attrs"])
+
+
 def read_rings(interface: str) -> Rings | None:
     """Return the ring parameters, or None where the driver has none."""
     with _explained(f"interface {interface}: asking for its rings"):

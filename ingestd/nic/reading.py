@@ -16,6 +16,7 @@ from ingestd.errors import EngineError
 from ingestd.nic import netlink
 from ingestd.nic.ethtool import Ethtool, Runner, run_ethtool
 from ingestd.nic.state import NicState, Queue
+from ingestd.nic.timestamps import read_rx_filter
 
 SYSFS_NET: Final = Path("/sys/class/net")
 QUEUES_COUNT_MAX: Final = 4096
@@ -59,6 +60,9 @@ def read_nic(
         spread=spread.get(_CONTEXT_OWN),
         contexts={number: table for number, table in spread.items() if number != _CONTEXT_OWN},
         rules=ethtool.rules(),
+        private_flags=ethtool.private_flags(),
+        rx_filter=read_rx_filter(interface),
+        has_htb_offload=netlink.read_htb_offload(interface, link.index),
     )
 
 

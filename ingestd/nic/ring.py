@@ -33,7 +33,7 @@ MIB: Final = 1 << 20
 
 
 class Demand(NamedTuple):
-    """What an area has to hold at once, bytes."""
+    """The bytes that an area has to hold at once."""
 
     ring_bytes: int  # lent to the card, for as long as the queue is held
     window_bytes: int  # receive buffers of connections

@@ -88,6 +88,9 @@ class NicState:
     spread: tuple[int, ...] | None = None  # RSS: queue of each slot of the table
     contexts: Mapping[int, tuple[int, ...]] = field(default_factory=dict)  # the same per context
     rules: tuple[Rule, ...] | None = None
+    private_flags: Mapping[str, bool] | None = None  # ethtool --show-priv-flags
+    rx_filter: int | None = None  # HWTSTAMP_FILTER_*: what gets hardware time stamps
+    has_htb_offload: bool | None = None
 
     @property
     def queue_count(self) -> int:

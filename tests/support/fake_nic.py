@@ -52,6 +52,13 @@ class FakeNic:
         self.is_up = True
         self.has_xdp = False
         self.held: dict[int, Any] = {}
+        self.private_flags: dict[str, bool] | None = {
+            "rx_cqe_compress": False,
+            "rx_striding_rq": True,
+            "tx_port_ts": False,
+        }
+        self.rx_filter: int | None = 0
+        self.has_htb_offload: bool | None = False
         self.now = Settings(spread=tuple(i % queue_count for i in range(TABLE_SLOTS)))
         self.has_rings = True
         self.has_rules = True
@@ -84,6 +91,9 @@ class FakeNic:
             spread=self.now.spread,
             contexts=dict(self.now.contexts),
             rules=self.ethtool.rules(),
+            private_flags=self.ethtool.private_flags(),
+            rx_filter=self.rx_filter,
+            has_htb_offload=self.has_htb_offload,
         )
 
     def set_rings(self, values: Mapping[str, int]) -> None:
@@ -102,6 +112,10 @@ class FakeNic:
                 )
             case ["--json", "-k", _]:
                 return EthtoolResult(0, self._features_text(), "")
+            case ["--show-priv-flags", _] if self.private_flags is not None:
+                return EthtoolResult(0, self._private_flags_text(self.private_flags), "")
+            case ["--show-priv-flags", _]:
+                return EthtoolResult(1, "", "netlink error: Operation not supported\n")
             case ["-n", _] if self.has_rules:
                 return EthtoolResult(0, self._rules_text(), "")
             case ["-n", _]:
@@ -119,6 +133,10 @@ class FakeNic:
             for name, on in self.now.features.items()
         }
         return json.dumps([{"ifname": self.interface, **shown}])
+
+    def _private_flags_text(self, flags: dict[str, bool]) -> str:
+        lines = [f"{name:18}: {'on' if is_on else 'off'}\n" for name, is_on in flags.items()]
+        return f"Private flags for {self.interface}:\n{''.join(lines)}"
 
     def _rules_text(self) -> str:
         head = f"{self.queue_count} RX rings available\nTotal {len(self.now.rules)} rules\n\n"
