@@ -30,6 +30,8 @@ def run_nic_check(arguments: Namespace) -> int:
     from ingestd.nic.placement import placement_findings
     from ingestd.nic.plan import last_queues, plan_changes
     from ingestd.nic.reading import read_nic
+    from ingestd.nic.rule_trial import rule_trial_findings
+    from ingestd.nic.work import RealDevice
 
     state = read_nic(arguments.interface, with_irqs=True)
     trouble = None
@@ -45,6 +47,7 @@ def run_nic_check(arguments: Namespace) -> int:
         wanted = _wanted(arguments, queues)
     findings = [
         *nic_findings(state, wanted),
+        *rule_trial_findings(state, wanted, RealDevice(arguments.interface).ethtool),
         _ring(state, arguments.rx_ring),
         *placement_findings(state, queues, ()),
     ]

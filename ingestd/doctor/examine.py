@@ -2,7 +2,8 @@
 """Everything that decides which engine runs, and what zero-copy receive would bring.
 
 Invariants: the daemon decides by the same findings, so the prediction is what
-serve would do; nothing is changed. Any thread.
+serve would do; nothing is changed, but for a steering rule that is tried and
+taken away again. Any thread.
 """
 
 from __future__ import annotations
@@ -31,11 +32,13 @@ from ingestd.daemon.workers.worker import Core, device_profile, kernel_features
 from ingestd.doctor.capacity import Capacity, capacity_finding, capacity_of
 from ingestd.doctor.storage import storage_findings
 from ingestd.errors import EngineError, IngestdError
-from ingestd.finding import Finding, failures
+from ingestd.finding import Finding, Verdict, failures
+from ingestd.nic.ethtool import Ethtool
 from ingestd.nic.findings import nic_findings
 from ingestd.nic.placement import placement_findings
 from ingestd.nic.plan import Steered, plan_changes, state_after
 from ingestd.nic.reading import read_nic
+from ingestd.nic.rule_trial import rule_trial_findings
 from ingestd.nic.shape import FAMILY_NAMES, predict
 from ingestd.nic.state import Family, NicState
 
@@ -70,12 +73,13 @@ def examine(
     read: Callable[[str], NicState] = READ_WITH_IRQS,
     profile_of: Callable[[str], DirectProfile] = device_profile,
     room: Callable[[str], Capacity] = capacity_of,
+    ethtool_of: Callable[[str], Ethtool] = Ethtool,
 ) -> Report:
     """Return the report for a configuration on this machine."""
     engine = settings.engine
     report = Report(wants_zcrx=_wants_zcrx(settings), is_deviceless=engine.is_deviceless)
     report.sections["machine"] = _machine(settings, core)
-    state = _interface(settings, read, report)
+    state = _interface(settings, read, ethtool_of, report)
     for name, store in settings.store.items():
         profile, findings = storage_findings(store.path, profile_of)
         report.sections[f"store {name}"] = [*findings, capacity_finding(store, room)]
@@ -132,7 +136,10 @@ def _recv_memory(settings: Settings) -> Finding:
 
 
 def _interface(
-    settings: Settings, read: Callable[[str], NicState], report: Report
+    settings: Settings,
+    read: Callable[[str], NicState],
+    ethtool_of: Callable[[str], Ethtool],
+    report: Report,
 ) -> NicState | None:
     """Put the interface's section into the report; return its state if there is one."""
     engine = settings.engine
@@ -165,10 +172,14 @@ def _interface(
         return None
     wanted = zcrx.wanted_flows(settings)
     cpus = [cpu for store in settings.store.values() for cpu in store.cpus]
+    # Where the daemon makes rules, it does not start without; else flows arrive by copy.
+    refusal: Verdict = "fail" if engine.manage_nic else "warn"
+    trial = rule_trial_findings(state, wanted, ethtool_of(engine.interface), refusal)
     state, managed = _as_managed(settings, state, wanted)
     report.sections[section] = [
         *managed,
         *nic_findings(state, wanted),
+        *trial,
         *placement_findings(state, engine.queues, cpus),
         *zcrx.ring_findings(settings, state),
     ]

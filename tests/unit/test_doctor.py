@@ -60,6 +60,7 @@ class Bench:
             read=lambda _: self.nic.read(),
             profile_of=lambda _: self.profile,
             room=lambda _: Capacity(8, 8),
+            ethtool_of=lambda _: self.nic.ethtool,
         )
 
 
@@ -140,15 +141,30 @@ def test_the_prediction_is_what_serve_does(bench: Bench) -> None:
 def test_what_the_daemon_will_prepare_counts(bench: Bench) -> None:
     bench.nic.now = FakeNic().now
     assert bench.examine().engine == "none"
+    bench_done = list(bench.nic.done)
     bench.engine = {"manage_nic": True}
     report = bench.examine()
     assert report.is_ready
     assert report.engine == "zcrx"
     found = {finding.subject: finding for finding in report.findings}
     assert "ethtool -X zc0 equal 3" in found["manage_nic"].text
-    assert {finding.verdict for finding in report.findings} == {"ok"}
+    unknown = found.pop("trial of a rule")
+    assert (unknown.verdict, bench.nic.done) == ("unknown", bench_done), "rules are off as yet"
+    assert {finding.verdict for finding in found.values()} == {"ok"}
     bench.nic.has_rules = False
     assert "has no steering rules" in bench.examine().reason
+
+
+def test_a_card_that_takes_no_rules(bench: Bench) -> None:
+    bench.nic.now.rules.clear()
+    bench.nic.refuse["-N zc0 flow-type"] = "Invalid argument"
+    found = {finding.subject: finding for finding in bench.examine().findings}
+    assert found["trial of a rule"].verdict == "warn", "flows arrive by copy"
+    bench.engine = {"manage_nic": True}
+    assert "Invalid argument" in bench.examine().reason
+    bench.nic.refuse.clear()
+    assert bench.examine().is_ready
+    assert bench.nic.now.rules == {}
 
 
 def test_an_interface_that_is_not_there(bench: Bench) -> None:
