@@ -9,12 +9,13 @@ simulation does not go unseen.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -70,17 +71,22 @@ def core_sources(core: Path) -> list[Path]:
     return sorted(path for path in core.rglob("*.c") if not path.name.startswith("_core"))
 
 
-def _includes(core: Path) -> list[str]:
-    return [f"-I{core}"]
+@functools.cache
+def _compiler_version() -> str:
+    return _run([compiler(), "--version"])
 
 
-def _key(core: Path, flags: Sequence[str]) -> str:
-    digest = hashlib.sha256("\0".join(flags).encode())
-    digest.update(_run([compiler(), "--version"]).encode())
-    for path in sorted([*core.rglob("*.[ch]"), *HERE.glob("*.[ch]"), HERE / "seam.txt"]):
+def _digest(paths: Iterable[Path], flags: Sequence[str]) -> str:
+    digest = hashlib.sha256("\0".join([*flags, _compiler_version()]).encode())
+    for path in paths:
         digest.update(f"\0{path.name}\0".encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()[:24]
+
+
+def _key(core: Path, flags: Sequence[str]) -> str:
+    files = sorted([*core.rglob("*.[ch]"), *HERE.glob("*.[ch]"), HERE / "seam.txt"])
+    return _digest(files, flags)
 
 
 def _check_calls(core_object: Path) -> None:
@@ -98,27 +104,40 @@ def _check_calls(core_object: Path) -> None:
         )
 
 
-def _compile_core(core: Path, flags: Sequence[str], directory: Path) -> Path:
+def _compile(sources: Iterable[Path], core: Path, flags: Sequence[str]) -> list[str]:
+    """Return the sources' objects; each is made once, so that of a changed core little is."""
+    options = [*FLAGS, *flags]
+    headers = sorted([*core.rglob("*.h"), *HERE.glob("*.h")])
     objects = []
     running = []
-    for number, source in enumerate(core_sources(core)):
-        objects.append(str(directory / f"{number}.o"))
-        command = [compiler(), *FLAGS, *flags, *_includes(core), "-c", str(source)]
-        running.append((source, subprocess.Popen([*command, "-o", objects[-1]])))
+    for source in sources:
+        made = cache_directory() / f"sim-{_digest([*headers, source], options)}.o"
+        objects.append(str(made))
+        if made.exists():
+            continue
+        part = made.with_suffix(f".{os.getpid()}.o")
+        command = [compiler(), *options, f"-I{core}", f"-I{HERE}", "-c", str(source)]
+        running.append((made, part, subprocess.Popen([*command, "-o", str(part)])))
         if len(running) >= (os.cpu_count() or 1):
-            _wait(*running.pop(0))
-    for source, process in running:
-        _wait(source, process)
+            _keep(*running.pop(0))
+    for one in running:
+        _keep(*one)
+    return objects
+
+
+def _keep(made: Path, part: Path, process: subprocess.Popen[bytes]) -> None:
+    if process.wait(timeout=COMPILE_TIMEOUT_S) != 0:
+        raise RuntimeError("the core, or the simulator, does not compile")
+    part.replace(made)
+
+
+def _link_core(core: Path, flags: Sequence[str], directory: Path) -> Path:
     whole = directory / "core.o"
+    objects = _compile(core_sources(core), core, flags)
     _run([compiler(), "-r", "-nostdlib", "-o", str(whole), *objects])
     _run(["objcopy", f"--redefine-syms={HERE / 'seam.txt'}", str(whole)])
     _check_calls(whole)
     return whole
-
-
-def _wait(source: Path, process: subprocess.Popen[bytes]) -> None:
-    if process.wait(timeout=COMPILE_TIMEOUT_S) != 0:
-        raise RuntimeError(f"{source} does not compile")
 
 
 def build(core: Path = CORE, flags: Sequence[str] = OPTIMIZED) -> Path:
@@ -131,9 +150,9 @@ def build(core: Path = CORE, flags: Sequence[str] = OPTIMIZED) -> Path:
         return target
     with tempfile.TemporaryDirectory(prefix="sim-", dir=target.parent) as name:
         directory = Path(name)
-        whole = _compile_core(core, flags, directory)
-        sources = [str(path) for path in sorted(HERE.glob("*.c"))]
-        command = [compiler(), *FLAGS, *flags, *_includes(core), f"-I{HERE}", *sources]
-        _run([*command, str(whole), "-o", str(directory / "sim"), "-lisal", "-lpthread"])
+        objects = _compile(sorted(HERE.glob("*.c")), core, flags)
+        whole = _link_core(core, flags, directory)
+        command = [compiler(), *FLAGS, *flags, *objects, str(whole)]
+        _run([*command, "-o", str(directory / "sim"), "-lisal", "-lpthread"])
         shutil.move(directory / "sim", target)
     return target

@@ -119,6 +119,7 @@ class Run:
     seed: int
     steps: int
     trace: Path | None = None
+    few_images: bool = False  # most of a run's time goes to them, and most faults show without
     choose: random.Random = field(init=False)
     kept: dict[bytes, Kept] = field(default_factory=dict)
     result: Result = field(init=False)
@@ -184,7 +185,7 @@ class Run:
         self.result.lives += 1
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True,
+            text=True, env={**os.environ, "SIM_FEW_IMAGES": "1" if self.few_images else ""},
         ) as process:  # fmt: skip
             assert process.stdin is not None
             assert process.stdout is not None
@@ -392,9 +393,11 @@ def check_promise(store: Store, stream: Stream, flow: Flow | None) -> None:
         assert flow.state == "interrupted", (flow, stream)
 
 
-def simulate(program: Path, seed: int, steps: int, *, trace: Path | None = None) -> Result:
+def simulate(
+    program: Path, seed: int, steps: int, *, trace: Path | None = None, few_images: bool = False
+) -> Result:
     """Play one seed. Raises SimulationError."""
-    return Run(program, seed, steps, trace).play()
+    return Run(program, seed, steps, trace, few_images).play()
 
 
 def fresh_seed() -> int:

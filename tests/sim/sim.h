@@ -67,6 +67,9 @@ struct shape {
     uint32_t write_trouble_of, flush_failure_of, slow_disk_of, reset_of, pause_of, wall_jump_of;
     uint32_t refused_submit_of, accept_failure_of, receive_end_of, late_answer_of, late_grant_of;
     uint32_t command_of, check_of;
+    uint32_t missed_cancel_of;     /* of a zero-copy receive: it goes on */
+    uint32_t fragment_entries_max; /* fragments that the worker has room for; 0: as it likes */
+    bool tiny_packets;             /* many to a chunk */
     bool disk_dies, file_goes, is_queue_owned;
     uint32_t allow[LISTENERS_COUNT];    /* which of sim_border.c's allow lists */
     uint32_t per_peer[LISTENERS_COUNT]; /* connections of one peer; 0: no limit */
@@ -159,6 +162,9 @@ struct socket_ {
     uint16_t port;
     uint64_t arrived, read; /* of the sender's bytes */
     uint64_t last_data_ns;
+    bool has_bound_window;            /* as it was given a buffer, and no window since */
+    uint64_t starved_ns, starved_at;  /* a receive last found no chunk: when, and nic_returned() */
+    uint32_t starved_count;           /* ... so often in a row */
     uint64_t buffer_bytes;            /* SO_RCVBUF; 0: what its listener has, or the kernel's own */
     uint32_t inbox_bytes, inbox_room; /* of what the worker sends: nobody has read it yet */
     char inbox[8192];
@@ -249,7 +255,8 @@ int border_adopt(int fd, uint32_t listener);
 bool border_allows(uint32_t listener, uint8_t host);
 
 /* --- sim_accounts.c: what needs the worker's inner fields --- */
-void accounts_check(const void *worker);
+void accounts_check(void *worker);
+void accounts_cut_table(void *worker, uint32_t entries_max);
 void accounts_check_sleep(void *worker);
 bool accounts_are_empty(const void *worker);
 

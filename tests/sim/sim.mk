@@ -10,5 +10,5 @@ sim: build ## plays the whole worker against a made-up kernel: SEED=n, or SECOND
 
 .PHONY: sim-mutants
 
-sim-mutants: build ## puts faults into the core, one by one, and has the simulator find each (MUTANT=part of a name)
-	@PYTHONPATH=tests SECONDS="$(SECONDS)" MUTANT="$(MUTANT)" $(BIN)/python -m sim.mutants
+sim-mutants: build ## puts faults into the core, one by one, and has the simulator find each (MUTANT=part of a name, REPEAT=n)
+	@PYTHONPATH=tests SECONDS="$(SECONDS)" MUTANT="$(MUTANT)" REPEAT="$(REPEAT)" $(BIN)/python -m sim.mutants

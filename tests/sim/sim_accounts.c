@@ -10,6 +10,8 @@
 
 #include "worker.h"
 
+#define HELD_BACK_MAX 8u /* 4096 bytes are three full packets, and a part of a fourth */
+
 static uint64_t held_by_recv(const struct connection *conn) {
     if (conn->recv.slot_offset != UINT64_MAX) /* what is held back lies there too */
         return conn->recv.slot_filled - conn->recv.slot_taken;
@@ -66,8 +68,37 @@ static void check_fragments(const struct worker *w) {
                  (unsigned long long)unseen);
 }
 
-void accounts_check(const void *worker) {
-    const struct worker *w = worker;
+/* Few and young fragments are held back for a trailer; the rest is copied. */
+static void check_held_back(struct worker *w) {
+    static uint32_t old_turns;
+    const struct connection *first = connection_first(&w->table, QUEUE_DIRTY);
+    bool is_old = first != NULL &&
+                  first->since_ns + w->storage.settings.flush_interval_ns <= w->reactor.now_ns;
+    old_turns = is_old ? old_turns + 1 : 0; /* the interval may have become shorter just now */
+    if (old_turns > 2)
+        sim_fail("flow %u holds fragments back for longer than it may", first->index);
+    for (uint32_t i = 0; i < w->table.used_upto; i++) {
+        const struct connection *conn = &w->table.connections[i];
+        uint32_t count = 0;
+        if (conn->phase != CONNECTION_RECEIVING || !engine_is_holding(conn))
+            continue;
+        for (uint32_t k = conn->zcrx.fragment_head; k != ZCRX_FRAGMENT_NONE;
+             k = w->receiver.zcrx.fragments[k].next)
+            count++;
+        if (count > HELD_BACK_MAX)
+            sim_fail("flow %u holds %u fragments back", i, count);
+    }
+}
+
+/* Memory for no more than so many: the worker does not know. */
+void accounts_cut_table(void *worker, uint32_t entries_max) {
+    struct zcrx *z = &((struct worker *)worker)->receiver.zcrx;
+    if (entries_max < z->fragment_count)
+        z->fragments[entries_max - 1].next = ZCRX_FRAGMENT_NONE;
+}
+
+void accounts_check(void *worker) {
+    struct worker *w = worker;
     for (uint32_t i = 0; i < w->table.used_upto; i++)
         if (w->table.connections[i].phase != CONNECTION_FREE)
             check_connection(w, &w->table.connections[i]);
@@ -75,6 +106,8 @@ void accounts_check(const void *worker) {
         check_slots(w);
     else
         check_fragments(w);
+    if (w->settings.engine == ENGINE_ZCRX && w->reactor.fault.code == 0)
+        check_held_back(w);
 }
 
 /* A batch that could have its place now waits for nothing: the loop may not sleep on it. */
@@ -91,9 +124,12 @@ void accounts_check_sleep(void *worker) {
 /* After a drain everything has come back. */
 bool accounts_are_empty(const void *worker) {
     const struct worker *w = worker;
-    bool nothing_lent = w->settings.engine == ENGINE_ZCRX
-                            ? w->receiver.zcrx.refill.fragments_lent == 0
-                            : w->area.slots.free_bytes == w->area.slots_bytes;
+    bool nothing_lent =
+        w->settings.engine == ENGINE_ZCRX
+            ? w->receiver.zcrx.refill.fragments_lent == 0 &&
+                  w->receiver.zcrx.fragments_pending == 0 &&
+                  w->receiver.zcrx.relief.free_bytes == w->receiver.zcrx.relief.total_bytes
+            : w->area.slots.free_bytes == w->area.slots_bytes;
     return w->table.count == 0 && w->connections.peers.connections == 0 &&
            w->storage.batches.open == NULL && nothing_lent &&
            w->storage.batches.free_count == w->storage.batches.count;

@@ -8,6 +8,7 @@
  */
 #include "sim.h"
 
+#include <errno.h>
 #include <string.h>
 
 #include "worker.h"
@@ -113,6 +114,8 @@ void border_open(void) {
         sim_fail("no worker: %s for %s", w ? FAULT.call : "", w ? FAULT.object : "");
     if (sim.shape.engine == ENGINE_ZCRX && sim.shape.interface_index != 0)
         set_queues();
+    if (sim.shape.engine == ENGINE_ZCRX && sim.shape.fragment_entries_max != 0)
+        accounts_cut_table(w, sim.shape.fragment_entries_max);
     for (uint32_t i = 0; i < LISTENERS_COUNT; i++) {
         struct listener_settings l = {
             .fd = FD_LISTENER + (int)i,
@@ -342,10 +345,19 @@ static void some_command(void) {
     }
 }
 
+/* Receives pause in time: none is lost, unless the kernel did not see that they should. */
+static void check_lost(const struct event_detail *d) {
+    bool is_end = d->kind == EVENT_FLOW_INTERRUPTED || d->kind == EVENT_FLOW_REFUSED;
+    bool may_lose = sim.shape.missed_cancel_of != 0 || sim.shape.fragment_entries_max != 0;
+    if (is_end && d->end.error == ENOBUFS && !may_lose)
+        sim_fail("a fragment has come for which the table had no room");
+}
+
 static void read_events(void) {
     struct event e;
     while (mailbox_read(MAILBOX, &e)) {
         sim_log("event %u", e.detail.kind);
+        check_lost(&e.detail);
         if (e.detail.kind == EVENT_FLOW_ELSEWHERE && sim_one_of(3))
             sim_close(e.detail.elsewhere.fd);           /* the other worker has done with it */
         else if (e.detail.kind == EVENT_FLOW_ELSEWHERE) /* ... or gives it back */

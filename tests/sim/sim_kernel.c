@@ -152,6 +152,8 @@ static void cancel(const struct io_uring_sqe *sqe) {
     for (uint32_t i = 0; i < operations_count && result != 0; i++) {
         if (operations[i].user_data != sqe->addr)
             continue;
+        if (operations[i].opcode == OP_RECV_ZC && sim_one_of(sim.shape.missed_cancel_of))
+            break; /* it is where no cancel finds it just now: io_queue_async(), Linux 6.15 */
         result = sim_one_of(20) ? -EALREADY : 0;
         if (operations[i].opcode == IORING_OP_RECV || operations[i].opcode == IORING_OP_POLL_ADD ||
             operations[i].opcode == IORING_OP_ACCEPT || operations[i].opcode == OP_RECV_ZC)
@@ -188,6 +190,8 @@ static void begin_socket(struct operation *o, const struct io_uring_sqe *sqe) {
         socket_served(o->socket);
     if (sqe->opcode == IORING_OP_RECV && o->memory != NULL)
         disk_check_free(o->memory, o->bytes, "a receive");
+    if (sqe->opcode == OP_RECV_ZC && o->socket->has_bound_window)
+        sim_fail("port %u is received from, and its window is bound", o->socket->port);
     if (sqe->opcode == OP_RECV_ZC)
         o->bound = sqe->len != 0 ? sqe->len : UINT64_MAX;
 }
@@ -308,7 +312,7 @@ static void try_to_complete(uint32_t i) {
     }
     while (sim_has_room()) {
         enum ready ready = complete_one(o);
-        if (ready == READY_MORE && sim_below(4) != 0)
+        if (ready == READY_MORE && sim_below(sim.shape.tiny_packets ? 32 : 4) != 0)
             continue;
         if (ready != READY_DONE)
             return;

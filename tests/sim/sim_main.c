@@ -20,6 +20,7 @@
 
 #define KILLED_FIRST_OF 8u /* driver.py tells the documents */
 #define IMAGES_MAX 4u
+#define FEW_IMAGES_OF 16u
 
 struct sim sim;
 static char unflushed_path[512];
@@ -156,6 +157,22 @@ static void choose_small_store(struct shape *p) {
     p->write_trouble_of = p->late_answer_of = 0;
 }
 
+/* Many tiny fragments on few chunks: there may be more than the worker has room for. */
+static void choose_fragments(struct shape *p) {
+    p->engine = 1;
+    p->rx_buf_len = p->chunk_bytes = 65536;
+    p->area_bytes = 2u << 20;
+    p->tiny_packets = true;
+    p->senders_max = p->flows_max = 24;
+    p->payload_max = 40000;
+    p->cq_entries = ONE_OF(16, 64);
+    p->refill_entries = ONE_OF(8, 64);
+    p->slow_disk_of = ONE_OF(1, 3);
+    p->writes_in_flight_max = ONE_OF(1, 2);
+    p->missed_cancel_of = ONE_OF(0, 0, 2);
+    p->fragment_entries_max = ONE_OF(0, 0, 24);
+}
+
 /* For make bench-core: 64 raw flows at once, on one device that is quick, and no faults. */
 static void choose_plain(struct shape *p) {
     *p = (struct shape){
@@ -248,11 +265,15 @@ int main(int argc, char **argv) {
     choose_memory(&sim.shape);
     choose_times(&sim.shape);
     read_life();
-    if (sim_one_of(3))
+    if (sim_one_of(6))
+        choose_fragments(&sim.shape);
+    else if (sim_one_of(3))
         choose_crowd(&sim.shape);
     else if (sim_one_of(3))
         choose_small_store(&sim.shape);
     sim.shape.engine = (uint32_t)environment("SIM_ENGINE", sim.shape.engine);
+    if (environment("SIM_FEW_IMAGES", 0) != 0)
+        sim.shape.check_of *= FEW_IMAGES_OF;
     sim.shape.steps_max = strtoull(argv[2], NULL, 0);
     if (sim_one_of(3))
         sim.shape.steps_max = 1 + sim_random() % sim.shape.steps_max;

@@ -23,6 +23,7 @@
 
 static struct socket_ sockets[SOCKETS_MAX];
 static uint64_t listener_buffer_bytes[LISTENERS_COUNT];
+static bool listener_is_locked[LISTENERS_COUNT], listener_is_bound[LISTENERS_COUNT];
 static uint32_t by_descriptor[SOCKETS_MAX]; /* index + 1; 0: nobody's */
 static uint16_t ports_given;
 
@@ -41,6 +42,8 @@ struct socket_ *socket_connect(uint32_t listener) {
         sim_fail("more connections than are played");
     struct socket_ *s = &sockets[i];
     memset(s, 0, sizeof *s);
+    if (listener_is_locked[listener] || listener_is_bound[listener])
+        sim_fail("listener %u gives connections small windows for good", listener);
     s->is_used = s->is_pending = s->has_sender = true;
     s->index = i;
     s->listener = listener;
@@ -286,11 +289,18 @@ int sim_setsockopt(int fd, int level, int option, const void *value, socklen_t b
     bool is_listener = fd >= FD_LISTENER && fd < FD_LISTENER + (int)LISTENERS_COUNT;
     uint64_t *buffer_bytes =
         is_listener ? &listener_buffer_bytes[fd - FD_LISTENER] : &socket_of(fd)->buffer_bytes;
+    bool *is_bound =
+        is_listener ? &listener_is_bound[fd - FD_LISTENER] : &socket_of(fd)->has_bound_window;
     int half = 0;
     if (level == SOL_SOCKET && option == SO_RCVBUFFORCE && bytes == sizeof half) {
         memcpy(&half, value, sizeof half);
         *buffer_bytes = 2 * (uint64_t)half;
+        *is_bound = true; /* from Linux 7.3 on */
     }
+    if (is_listener && level == SOL_SOCKET)
+        listener_is_locked[fd - FD_LISTENER] = option != SO_BUF_LOCK;
+    if (level == IPPROTO_TCP && option == TCP_WINDOW_CLAMP)
+        *is_bound = false;
     return 0;
 }
 

@@ -24,6 +24,10 @@
 #define CHUNKS_MAX 4096u
 #define PAGE_BYTES 4096u
 #define PACKET_BYTES_MAX 1448u
+#define TINY_PACKET_BYTES 60u
+#define TINY_PACKET_COST_BYTES 768u
+#define TINY_PACKETS_OF_CHUNK 64u
+#define STARVED_TRIES_MAX 8u
 #define REGION_HEADER_BYTES 128u
 #define IFQ_ID 3u
 #define TOKEN (5ull << 48)
@@ -34,6 +38,7 @@ static struct {
     uint8_t *area, *region;
     uint64_t region_bytes, event_user_data;
     uint32_t chunk_count, entries, seen;
+    uint64_t returned_count; /* entries of the refill ring that were read */
     uint32_t references[CHUNKS_MAX], lent[CHUNKS_MAX]; /* lent: with the worker */
     uint32_t free[CHUNKS_MAX], free_count;
     struct abi_zcrx_stats *stats;
@@ -90,6 +95,7 @@ static void take_entries(uint32_t most) {
     look_at_entries();
     for (; most > 0 && *refill_head() != *refill_tail(); most--) {
         drop_reference(chunk_of_entry(*refill_head()));
+        nic.returned_count++;
         __atomic_store_n(refill_head(), *refill_head() + 1, __ATOMIC_RELEASE);
     }
 }
@@ -150,7 +156,8 @@ static uint32_t lay_packet(struct socket_ *s, uint32_t bytes) {
     if (s->count + 2 >= FRAGMENTS_MAX)
         return 0;
     bool is_large = sim.shape.chunk_bytes > PAGE_BYTES; /* several packets share a large one */
-    if (sim_one_of(is_large ? 16 : sim.shape.small_packets ? 4 : 1))
+    uint32_t leaves_of = is_large ? 16 : sim.shape.small_packets ? 4 : 1;
+    if (sim_one_of(sim.shape.tiny_packets ? TINY_PACKETS_OF_CHUNK : leaves_of))
         leave_chunk(s);
     while (laid < bytes) {
         if (s->chunk == UINT32_MAX || s->chunk_used == sim.shape.chunk_bytes) {
@@ -168,8 +175,8 @@ static uint32_t lay_packet(struct socket_ *s, uint32_t bytes) {
         uint64_t offset = (uint64_t)s->chunk * sim.shape.chunk_bytes + s->chunk_used;
         sender_wire(s, s->arrived + laid, nic.area + offset, part);
         struct fragment *last = last_of(s);
-        bool joins = s->count > 0 && s->chunk_used > 0 && last->offset + last->bytes == offset &&
-                     !last->is_copied && sim_below(2);
+        bool joins = s->count > 0 && !sim.shape.tiny_packets && s->chunk_used > 0 &&
+                     last->offset + last->bytes == offset && !last->is_copied && sim_below(2);
         if (joins) {
             last->bytes += part;
         } else {
@@ -184,11 +191,15 @@ static uint32_t lay_packet(struct socket_ *s, uint32_t bytes) {
 
 uint32_t nic_lay(struct socket_ *s, uint32_t bytes) {
     uint32_t laid = 0;
-    /* Each fragment that waits counts as a chunk, as the kernel's truesize has it. */
-    while (laid < bytes && (uint64_t)s->count * PAGE_BYTES < socket_buffer_bytes(s)) {
+    /* Each fragment that waits counts as a chunk, as the kernel's truesize has it; or as what a
+     * packet takes beside its bytes. */
+    uint64_t cost = sim.shape.tiny_packets ? TINY_PACKET_COST_BYTES : PAGE_BYTES;
+    while (laid < bytes && s->count * cost < socket_buffer_bytes(s)) {
         uint32_t packet = PACKET_BYTES_MAX;
         if (sim.shape.small_packets)
             packet = 1 + sim_below(sim_below(8) ? 200 : PACKET_BYTES_MAX);
+        if (sim.shape.tiny_packets)
+            packet = 1 + sim_below(sim_below(8) ? TINY_PACKET_BYTES : PACKET_BYTES_MAX);
         packet = packet < bytes - laid ? packet : bytes - laid;
         uint64_t arrived = s->arrived;
         s->arrived += laid; /* where the packet's bytes lie in the stream */
@@ -253,6 +264,17 @@ static int copy(struct socket_ *s, uint32_t bytes, uint64_t *offset) {
     return (int)bytes;
 }
 
+/* Who finds no chunk tries again when some came back, or after a while. */
+static void check_starved(struct socket_ *s) {
+    bool is_soon = s->starved_ns != 0 && sim.now_ns - s->starved_ns < MS / 2 &&
+                   s->starved_at == nic.returned_count;
+    s->starved_count = is_soon ? s->starved_count + 1 : 0;
+    s->starved_ns = sim.now_ns;
+    s->starved_at = nic.returned_count;
+    if (s->starved_count > STARVED_TRIES_MAX)
+        sim_fail("port %u finds no chunk, and tries again and again", s->port);
+}
+
 /* The receive brings the socket's next fragment. */
 static enum ready bring(struct operation *o, bool is_last) {
     struct socket_ *s = o->socket;
@@ -263,8 +285,10 @@ static enum ready bring(struct operation *o, bool is_last) {
         bytes = (uint32_t)o->bound;
     if (f.is_copied) {
         int got = copy(s, bytes, &offset);
-        if (got < 0)
+        if (got < 0) {
+            check_starved(s);
             return ends(o, got);
+        }
         bytes = (uint32_t)got;
     } else {
         uint32_t chunk = (uint32_t)(offset / sim.shape.chunk_bytes);
