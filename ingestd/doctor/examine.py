@@ -38,6 +38,7 @@ from ingestd.nic.findings import nic_findings
 from ingestd.nic.placement import placement_findings
 from ingestd.nic.plan import Steered, plan_changes, state_after
 from ingestd.nic.reading import read_nic
+from ingestd.nic.ring import rx_buf_findings
 from ingestd.nic.rule_trial import rule_trial_findings
 from ingestd.nic.shape import FAMILY_NAMES, predict
 from ingestd.nic.state import Family, NicState
@@ -182,6 +183,7 @@ def _interface(
         *trial,
         *placement_findings(state, engine.queues, cpus),
         *zcrx.ring_findings(settings, state),
+        *rx_buf_findings(state, engine.queues, engine.rx_buf),
     ]
     return state
 

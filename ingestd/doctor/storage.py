@@ -18,6 +18,7 @@ from ingestd.finding import Finding
 
 # Up to here every odd end costs next to nothing to copy: NVMe has 4, null_blk 2.
 MEM_ALIGN_FINE: Final = 64
+PIECE_BYTES: Final = 4096  # of the least receive buffer
 
 
 def storage_findings(
@@ -29,7 +30,7 @@ def storage_findings(
     except IngestdError as error:
         return None, [Finding("direct I/O", "fail", str(error))]
     queue = _queue_directory(path, sysfs)
-    return profile, [_alignment(profile), _boundary(profile), *_queue(queue)]
+    return profile, [_alignment(profile), _boundary(profile), *_queue(queue, profile.iovecs_max)]
 
 
 def _alignment(profile: DirectProfile) -> Finding:
@@ -70,9 +71,14 @@ def _queue_directory(path: str, sysfs: Path) -> Path | None:
     return None
 
 
-def _queue(queue: Path | None) -> Iterator[Finding]:
+def _queue(queue: Path | None, iovecs_max: int) -> Iterator[Finding]:
     if queue is None:
-        yield Finding("device queue", "ok", "the file system does not show a single device")
+        yield Finding(
+            "device queue",
+            "unknown",
+            "the file system does not show a single device",
+            "use a block device, or a file system on one, to have its limits shown",
+        )
         return
     cache, fua = _read(queue / "write_cache"), _read(queue / "fua")
     if cache == "write through":
@@ -87,6 +93,32 @@ def _queue(queue: Path | None) -> Iterator[Finding]:
     }
     shown = ", ".join(f"{name} {value}" for name, value in limits.items() if value)
     yield Finding("device queue", "ok", f"{shown}; larger writes are split by the kernel")
+    yield _segments(limits["max_segments"], iovecs_max)
+
+
+def _segments(limit: str, iovecs_max: int) -> Finding:
+    """Judge the pieces of one command (max_segments) by those of one write.
+
+    Documentation/ABI/stable/sysfs-block. Pieces that meet in memory count as one.
+    """
+    subject = "pieces"
+    if not limit.isdigit():
+        return Finding(
+            subject,
+            "unknown",
+            f"a write has up to {iovecs_max}, and how many a command takes is not reported",
+            "compare write requests in iostat -x with ingestd_write_latency_seconds_count",
+        )
+    if int(limit) >= iovecs_max:
+        return Finding(subject, "ok", f"a command takes all {iovecs_max} of a write")
+    commands = -(-iovecs_max // int(limit))
+    return Finding(
+        subject,
+        "ok",
+        f"a command takes {limit}, so that a write of {iovecs_max} is up to {commands} commands",
+        f"for one command each: larger receive buffers (engine.rx_buf), or write_bytes_max ="
+        f" {int(limit) * PIECE_BYTES}",
+    )
 
 
 def _read(path: Path) -> str:

@@ -7,6 +7,7 @@ card; of drivers that are not known here it is the least they can hold. Pure.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 from ingestd.finding import Finding
@@ -104,6 +105,31 @@ def ring_finding(
         text,
         _remedy(state, rx_buf_bytes, demand, area_bytes),
     )
+
+
+def rx_buf_findings(state: NicState, queues: Sequence[int], rx_buf_bytes: int) -> Iterator[Finding]:
+    """Return which size of receive buffers the kernel reports of queues that are held.
+
+    netdev-genl's queue-get has it in Linux 7.3, and only of a queue that io_uring holds.
+    """
+    for index in queues:
+        if index >= state.queue_count:
+            continue
+        queue, subject = state.queues[index], f"buffers of queue {index}"
+        if queue.held_by == "io_uring" and queue.rx_buf_len is not None:
+            text = f"the card has {queue.rx_buf_len} bytes each, of {rx_buf_bytes} asked for"
+            remedy = f"see dmesg for why; engine.rx_buf = {queue.rx_buf_len} states what it has"
+            if queue.rx_buf_len >= rx_buf_bytes:
+                yield Finding(subject, "ok", text)
+            else:
+                yield Finding(subject, "warn", text, remedy)
+        elif queue.held_by == "io_uring" or rx_buf_bytes > PAGE_BYTES:
+            yield Finding(
+                subject,
+                "unknown",
+                f"whether the card takes {rx_buf_bytes} bytes each is not reported",
+                "examine again while the daemon runs, on Linux 7.3 or newer",
+            )
 
 
 def _remedy(state: NicState, rx_buf_bytes: int, demand: Demand, area_bytes: int) -> str:

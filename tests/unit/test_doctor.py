@@ -81,7 +81,9 @@ def test_ready(bench: Bench) -> None:
     assert report.engine == "zcrx"
     assert report.ratios == {"data, IPv4": 1.0}
     assert list(report.sections) == ["machine", "interface zc0", "store data"]
-    assert {finding.verdict for finding in report.findings} == {"ok"}
+    found = {finding.subject: finding.verdict for finding in report.findings}
+    assert found.pop("device queue") == "unknown", "/dev/null is no disk"
+    assert set(found.values()) == {"ok"}
 
 
 @pytest.mark.parametrize(("mtu", "ratio"), [(1500, 1024 / 1448), (4148, 1.0), (9000, 8704 / 8948)])
@@ -148,6 +150,7 @@ def test_what_the_daemon_will_prepare_counts(bench: Bench) -> None:
     assert report.engine == "zcrx"
     found = {finding.subject: finding for finding in report.findings}
     assert "ethtool -X zc0 equal 3" in found["manage_nic"].text
+    assert found.pop("device queue").verdict == "unknown"
     unknown = found.pop("trial of a rule")
     assert (unknown.verdict, bench.nic.done) == ("unknown", bench_done), "rules are off as yet"
     assert {finding.verdict for finding in found.values()} == {"ok"}
@@ -279,6 +282,26 @@ def test_write_cache(tmp_path: Path, cache: str, fua: str, text: str) -> None:
     assert text in found["write cache"].text
     assert "max_segments 127" in found["device queue"].text
     assert {finding.verdict for finding in findings} == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("limits", "verdict", "text", "remedy"),
+    [
+        ({"max_segments": "256"}, "ok", "is up to 4 commands", "write_bytes_max = 1048576"),
+        ({"max_segments": "127"}, "ok", "is up to 9 commands", "engine.rx_buf"),
+        ({"max_segments": "1024"}, "ok", "takes all 1024", ""),
+        ({}, "unknown", "not reported", "iostat -x"),
+    ],
+)
+def test_pieces_of_a_command(
+    tmp_path: Path, limits: dict[str, str], verdict: str, text: str, remedy: str
+) -> None:
+    sysfs = _queue(tmp_path, write_cache="write back", **limits)
+    _, findings = storage_findings(str(tmp_path), lambda _: NVME, sysfs)
+    found = {finding.subject: finding for finding in findings}["pieces"]
+    assert found.verdict == verdict
+    assert text in found.text
+    assert remedy in found.remedy
 
 
 def test_a_device_that_takes_less(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import pytest
 
-from ingestd.nic.ring import ring_demand, ring_finding
-from ingestd.nic.state import NicState, Rings
+from ingestd.nic.ring import ring_demand, ring_finding, rx_buf_findings
+from ingestd.nic.state import NicState, Queue, Rings
 
 MIB = 1 << 20
 
@@ -75,3 +75,21 @@ def test_a_driver_that_does_not_report_its_ring(rings: Rings | None) -> None:
     found = ring_finding(state, 4096, 256 * MIB, MIB)
     assert found.verdict == "unknown"
     assert "ethtool -g eth0" in found.remedy
+
+
+@pytest.mark.parametrize(
+    ("queue", "asked", "verdict"),
+    [
+        (Queue(0, held_by="io_uring", rx_buf_len=65536), 65536, "ok"),
+        (Queue(0, held_by="io_uring", rx_buf_len=4096), 4096, "ok"),
+        (Queue(0, held_by="io_uring", rx_buf_len=4096), 65536, "warn"),
+        (Queue(0, held_by="io_uring"), 4096, "unknown"),  # a kernel that has no such answer
+        (Queue(0), 65536, "unknown"),  # nobody has asked the card yet
+        (Queue(0), 4096, None),  # every card has pages
+    ],
+)
+def test_the_size_that_the_card_has_given(queue: Queue, asked: int, verdict: str | None) -> None:
+    state = NicState("eth0", 2, 1500, True, queues=(queue,))
+    found = list(rx_buf_findings(state, [0, 7], asked))
+    assert [finding.verdict for finding in found] == ([verdict] if verdict else [])
+    assert all(finding.remedy for finding in found if finding.verdict != "ok")
