@@ -19,10 +19,13 @@ from typing import IO, Final, NamedTuple
 from crc32c import crc32c
 
 from ingestd.store.format import layout
+from ingestd.store.format.segment import SegmentState
 from ingestd.store.read.flows import Flow
 from ingestd.store.read.image import read_image
 from ingestd.store.read.reader import read_flow
 from ingestd.store.read.verify import DAMAGE, verify_store
+from ingestd.store.reclaim.deletion import remove_flows
+from ingestd.store.reclaim.presence import flows_of
 from ingestd.store.serve.served_store import open_for_serving
 from support.crash_disk import Disk
 from support.crash_store import Store, store_in_memory
@@ -147,9 +150,11 @@ class Run:
         return self.result
 
     def between(self, store: Store) -> None:
-        """Go on with the store as it is, or with all segments freed, or formatted anew."""
-        what = self.choose.choice(("go on", "go on", "free", "format"))
-        if what == "go on":
+        """Go on with the store as it is, less some flows, freed whole, or formatted anew."""
+        what = self.choose.choice(("go on", "go on", "remove", "remove", "free", "format"))
+        if what == "remove" and self.kept:
+            self.remove(store)
+        if what in ("go on", "remove"):
             return
         with open_for_serving(str(store.path)) as served:
             generation = served.superblock.generation
@@ -159,6 +164,24 @@ class Run:
         else:
             store.set_up(self.choose.randbytes(16), 1, bytes(store.bytes))
         self.kept.clear()
+
+    def remove(self, store: Store) -> None:
+        """Remove some flows, or all: they do not come back, and nothing else goes."""
+        ids = sorted(self.kept)
+        gone = self.choose.sample(ids, self.choose.choice((1, len(ids) // 2 or 1, len(ids))))
+        report = remove_flows(str(store.path), [flow_id.hex() for flow_id in gone])
+        self.kept = {key: kept for key, kept in self.kept.items() if key not in gone}
+        with read_image(str(store.path)) as found:
+            shown = {flow.flow_id for flow in found.flows}
+            useless = [
+                segment
+                for segment in found.segments
+                if segment.state is not SegmentState.FREE and not flows_of(segment) & shown
+            ]
+        if [result.error for result in report.outcomes] != [None] * len(gone):
+            raise SimulationError(f"flows were not removed: {report}, seed {self.seed}")
+        if shown != self.kept.keys() or useless:
+            raise SimulationError(f"{useless} is left of {gone}: make sim SEED={self.seed}")
 
     def live(self, store: Store) -> None:
         """One life of the daemon on this store."""
