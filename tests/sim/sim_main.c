@@ -86,14 +86,19 @@ static void choose_device(struct shape *p) {
     p->write_align = ONE_OF(512, 4096);
     p->virt_mask = ONE_OF(0, 4095);
     p->iovecs_max = ONE_OF(5, 16, 127, 1024);
-    p->is_file = sim_one_of(4);
+    if (sim_one_of(3)) { /* as NVMe has it */
+        p->mem_align = 4;
+        p->write_align = 512;
+        p->virt_mask = 4095;
+    }
+    p->is_file = sim_one_of(3);
     p->write_bytes_max = ONE_OF(65536, 131072, 1048576);
     p->writes_in_flight_max = ONE_OF(1, 2, 4, 16);
     p->write_trouble_of = ONE_OF(0, 0, 30, 8);
     p->flush_failure_of = ONE_OF(0, 0, 0, 0, 40);
     p->slow_disk_of = ONE_OF(0, 20, 3);
     p->disk_dies = sim_one_of(20);
-    p->file_goes = p->is_file && sim_one_of(4);
+    p->file_goes = p->is_file && sim_one_of(2);
 }
 
 static void choose_memory(struct shape *p) {
@@ -269,7 +274,7 @@ int main(int argc, char **argv) {
         choose_fragments(&sim.shape);
     else if (sim_one_of(3))
         choose_crowd(&sim.shape);
-    else if (sim_one_of(3))
+    else if (sim_one_of(2))
         choose_small_store(&sim.shape);
     sim.shape.engine = (uint32_t)environment("SIM_ENGINE", sim.shape.engine);
     if (environment("SIM_FEW_IMAGES", 0) != 0)

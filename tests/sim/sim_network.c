@@ -22,6 +22,7 @@
 #define FIRST_PORT 2000u
 
 static struct socket_ sockets[SOCKETS_MAX];
+static uint32_t sockets_upto; /* the first so many have been used: they are large */
 static uint64_t listener_buffer_bytes[LISTENERS_COUNT];
 static bool listener_is_locked[LISTENERS_COUNT], listener_is_bound[LISTENERS_COUNT];
 static uint32_t by_descriptor[SOCKETS_MAX]; /* index + 1; 0: nobody's */
@@ -41,6 +42,7 @@ struct socket_ *socket_connect(uint32_t listener) {
     if (i == SOCKETS_MAX)
         sim_fail("more connections than are played");
     struct socket_ *s = &sockets[i];
+    sockets_upto = i >= sockets_upto ? i + 1 : sockets_upto;
     memset(s, 0, sizeof *s);
     if (listener_is_locked[listener] || listener_is_bound[listener])
         sim_fail("listener %u gives connections small windows for good", listener);
@@ -78,7 +80,7 @@ void socket_served(struct socket_ *s) {
     s->is_served = true;
     if (!border_allows(s->listener, s->host))
         sim_fail("10.0.0.%u is let in by listener %u", s->host, s->listener);
-    for (uint32_t i = 0; i < SOCKETS_MAX; i++)
+    for (uint32_t i = 0; i < sockets_upto; i++)
         count += sockets[i].is_used && sockets[i].is_open && sockets[i].is_served &&
                  sockets[i].listener == s->listener && sockets[i].host == s->host;
     if (most != 0 && count > most)
@@ -153,7 +155,7 @@ static enum ready complete_accept(struct operation *o) {
         return done(o, -ECANCELED);
     if (!sim.calm && sim_one_of(sim.shape.accept_failure_of))
         return done(o, codes[sim_below(4)]);
-    for (uint32_t i = 0; i < SOCKETS_MAX; i++) {
+    for (uint32_t i = 0; i < sockets_upto; i++) {
         struct socket_ *s = &sockets[i];
         if (!s->is_used || !s->is_pending || s->listener != listener)
             continue;
