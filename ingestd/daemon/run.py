@@ -295,6 +295,7 @@ class Daemon:
             self._look_for_stop,
         )
         if nic is not None:
+            zcrx.judge_areas(settings, nic, self._workers, self._log)
             zcrx.announce_napi_ids(settings, self._workers, nic)
 
     def _is_failed(self, store_name: str) -> bool:

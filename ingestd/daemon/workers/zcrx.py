@@ -26,7 +26,7 @@ from ingestd.daemon.machine.zcrx_support import (
 from ingestd.daemon.workers.area import area_bytes_at_most, auto_write_bytes, locked_bytes_min
 from ingestd.daemon.workers.engine import EngineChoice, ZcrxQueue, choose_engine
 from ingestd.daemon.workers.worker import WorkerThread
-from ingestd.errors import IngestdError
+from ingestd.errors import EngineError, IngestdError
 from ingestd.finding import Finding, failures
 from ingestd.log import Log
 from ingestd.log_events import LogEvent
@@ -207,14 +207,44 @@ def _interface_obstacles(settings: Settings, nic: Nic, log: Log, undo: ExitStack
         return [Finding("interface", "fail", str(error))]
     for finding in findings:
         if finding.verdict == "warn":
-            log.emit(
-                LogEvent.NIC_WARNING,
-                interface=nic.interface,
-                subject=finding.subject,
-                warning=finding.text,
-                hint=finding.remedy,
-            )
+            _log_warning(log, nic, finding)
     return failures(findings)
+
+
+def _log_warning(log: Log, nic: Nic, finding: Finding) -> None:
+    log.emit(
+        LogEvent.NIC_WARNING,
+        interface=nic.interface,
+        subject=finding.subject,
+        warning=finding.text,
+        hint=finding.remedy,
+    )
+
+
+def judge_areas(settings: Settings, nic: Nic, workers: Iterable[WorkerThread], log: Log) -> None:
+    """Compare the rx ring with areas that "auto" made smaller than the most it takes.
+
+    Before their size is known, the most was judged. Raises EngineError where the ring leaves
+    nothing of an area.
+    """
+    from ingestd.nic.ring import ring_finding
+
+    state = nic.read()
+    for worker in workers:
+        name, area = worker.store_name, worker.area
+        if worker.index != 0 or area.area_bytes == area_bytes_at_most(settings.store[name]):
+            continue
+        finding = ring_finding(
+            state,
+            settings.engine.rx_buf,
+            area.area_bytes,
+            area.write_bytes_max,
+            f"rx ring, store {name}",
+        )
+        if finding.verdict == "fail":
+            raise EngineError(finding.sentence)
+        if finding.verdict == "warn":
+            _log_warning(log, nic, finding)
 
 
 def prepare(

@@ -8,19 +8,22 @@ import os
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from ingestd.address import parse_address
-from ingestd.config.settings import Settings
+from ingestd.config.settings import MIB, Settings
 from ingestd.core.border import Engine, FlowByCopy, FlowElsewhere
 from ingestd.daemon import run as daemon
 from ingestd.daemon import startup
 from ingestd.daemon.workers import zcrx
+from ingestd.daemon.workers.area import AreaPlan
 from ingestd.daemon.workers.zcrx import queues_of_stores, steered_families, wanted_flows
 from ingestd.errors import EngineError, ResourceError
 from ingestd.finding import Finding
+from ingestd.log import Log
 from ingestd.nic.findings import nic_findings
 from ingestd.nic.journal import journal_path, open_journal
 from ingestd.nic.plan import Steered, plan_changes
@@ -59,6 +62,35 @@ class FakeZcrxNic(zcrx.Nic):
 
     def device(self) -> FakeNic:
         return self.nic
+
+
+@pytest.mark.parametrize(
+    ("driver", "area_bytes", "is_refused", "warnings"),
+    [
+        ("mlx5_core", 256 * MIB, False, 0),  # the most of "auto": judged before
+        ("mlx5_core", 64 * MIB, False, 0),
+        ("mlx5_core", 32 * MIB, False, 1),
+        ("mlx5_core", 16 * MIB, True, 0),
+        ("zcsim", 4 * MIB, False, 1),
+    ],
+)
+def test_an_area_that_auto_made_small(
+    driver: str, area_bytes: int, is_refused: bool, warnings: int
+) -> None:
+    """The ring holds 16 MiB with mlx5 and an MTU of 9000, else 4 MiB."""
+    fake = FakeNic(driver=driver)
+    fake.mtu, fake.now.rings["rx"] = 9000, 1024
+    settings = Settings.model_validate(STORE | {"engine": ENGINE})
+    area = AreaPlan(area_bytes, area_bytes // 64, 2, area_bytes, "little memory")
+    workers: Any = [SimpleNamespace(store_name="data", index=i, area=area) for i in (0, 1)]
+    recorder = Recorder()
+    log = Log(recorder, "info")
+    if is_refused:
+        with pytest.raises(EngineError, match="ethtool -G zc0 rx 256"):
+            zcrx.judge_areas(settings, FakeZcrxNic(fake), workers, log)
+    else:
+        zcrx.judge_areas(settings, FakeZcrxNic(fake), workers, log)
+    assert len(recorder.fields("nic_warning")) == warnings
 
 
 class ZcrxScene(Scene):
