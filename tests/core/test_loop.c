@@ -144,7 +144,7 @@ bool storage_is_behind(const struct storage *s) {
     return false;
 }
 
-void storage_place(struct storage *s) {
+void storage_place_full(struct storage *s) {
     (void)s;
 }
 

@@ -31,6 +31,7 @@ CORE = PACKAGE / "core"
 # Files whose functions carry another noun than the file's name without a plural's `s`.
 NOUNS = {
     "connection/handover.h": ("handover", "connection"),
+    "receive/connection_table.h": ("connection",),
     "receive/zcrx/pending.c": ("pending", "zcrx"),
     "receive/zcrx/pending.h": ("zcrx",),
     "base/reactor.h": ("reactor", "time"),  # it owns the clock

@@ -129,8 +129,9 @@ static bool reactor_may_try_again(struct reactor *r, int code) {
     return true;
 }
 
-struct io_uring_sqe *reactor_sqe(struct reactor *r, enum uring_tag tag, uint32_t index) {
-    struct io_uring_sqe *sqe = io_uring_get_sqe(&r->ring);
+/* The queue is full. */
+static struct io_uring_sqe *reactor_sqe_after_submit(struct reactor *r) {
+    struct io_uring_sqe *sqe = NULL;
     while (sqe == NULL && r->fault.code == 0) {
         int code = io_uring_submit(&r->ring);
         if (code > 0)
@@ -139,8 +140,13 @@ struct io_uring_sqe *reactor_sqe(struct reactor *r, enum uring_tag tag, uint32_t
             break;
         sqe = io_uring_get_sqe(&r->ring);
     }
+    return sqe != NULL ? sqe : &r->lost;
+}
+
+struct io_uring_sqe *reactor_sqe(struct reactor *r, enum uring_tag tag, uint32_t index) {
+    struct io_uring_sqe *sqe = io_uring_get_sqe(&r->ring);
     if (sqe == NULL)
-        sqe = &r->lost;
+        sqe = reactor_sqe_after_submit(r);
     sqe->user_data = uring_tag(tag, index);
     return sqe;
 }

@@ -122,6 +122,7 @@ void connection_try_free(struct connections *c, struct connection *conn) {
         peers_remove(&c->peers, &peer);
     }
     c->listeners[conn->listener].connection_count--;
+    c->accepts_ns = 0;
     connection_table_put(c->table, conn);
 }
 

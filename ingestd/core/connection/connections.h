@@ -45,7 +45,9 @@ struct connections {
     struct admission admission;
     /* Sessions whose request found no room, oldest first; hellos come behind all others. */
     struct connection_list admission_backlog, hello_backlog;
+    uint32_t session_count;  /* of all listeners; 0: ingest has nothing to do in a turn */
     uint64_t session_serial; /* of the session begun last */
+    uint64_t accepts_ns;     /* no accept is to be armed before; 0: there may be room again */
     uint64_t flow_id_serial; /* of the id made next */
 };
 

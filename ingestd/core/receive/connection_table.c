@@ -27,7 +27,7 @@ static const char *const connection_phase_names[CONNECTION_PHASES_COUNT] = {
 };
 
 /* Which phases follow each. */
-static const uint32_t connection_phase_next[CONNECTION_PHASES_COUNT] = {
+const uint32_t connection_phase_next[CONNECTION_PHASES_COUNT] = {
     [CONNECTION_FREE] = PHASE(NEW),
     [CONNECTION_NEW] =
         PHASE(HELLO) | PHASE(POLLING) | PHASE(RECEIVING) | PHASE(STARVED) | PHASE(GONE),
@@ -53,11 +53,6 @@ bool connection_phase_may_follow(enum connection_phase from, enum connection_pha
 const char *connection_phase_name(enum connection_phase phase) {
     assert(phase < CONNECTION_PHASES_COUNT);
     return connection_phase_names[phase];
-}
-
-void connection_set_phase(struct connection *conn, enum connection_phase phase) {
-    assert(connection_phase_may_follow((enum connection_phase)conn->phase, phase));
-    conn->phase = (uint8_t)phase;
 }
 
 static struct connection_link *connection_table_link(struct connection_table *t, uint32_t index,
@@ -180,32 +175,13 @@ void connection_wait_in_order(struct connection_table *t, struct connection *con
     l->count++;
 }
 
-void connection_keep_waiting(struct connection_table *t, struct connection *conn,
-                             enum connection_queue queue, uint64_t since_ns) {
-    if (conn->queue != queue)
-        connection_wait(t, conn, queue, since_ns);
-}
-
-bool connection_is_behind(const struct connection_table *t, const struct connection *conn,
-                          enum connection_queue queue) {
-    uint32_t head = t->waiting[queue].head;
-    return head != CONNECTION_NONE && head != conn->index;
-}
-
-struct connection *connection_first(const struct connection_table *t, enum connection_queue queue) {
-    uint32_t head = t->waiting[queue].head;
-    return head == CONNECTION_NONE ? NULL : &t->connections[head];
-}
-
 static bool connection_table_is_linked(const struct connection_list *list,
                                        const struct connection_link *link, uint32_t index) {
     return link->prev != CONNECTION_NONE || link->next != CONNECTION_NONE || list->head == index;
 }
 
-void connection_idle_touch(struct connection_table *t, struct connection_list *list,
-                           struct connection *conn) {
-    if (list->tail == conn->index)
-        return;
+void connection_idle_move(struct connection_table *t, struct connection_list *list,
+                          struct connection *conn) {
     connection_idle_remove(t, list, conn);
     connection_table_append(t, list, conn->index, offsetof(struct connection, idle));
 }

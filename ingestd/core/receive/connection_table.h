@@ -13,7 +13,9 @@
 #ifndef INGESTD_RECEIVE_CONNECTION_TABLE_H
 #define INGESTD_RECEIVE_CONNECTION_TABLE_H
 
+#include <assert.h>
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "receive/block.h"
@@ -131,8 +133,13 @@ void connection_table_deinit(struct connection_table *t);
 struct connection *connection_table_take(struct connection_table *t); /* NULL when all are in use */
 void connection_table_put(struct connection_table *t, struct connection *conn);
 
+/* Which phases follow each, a bit for each one. */
+extern const uint32_t connection_phase_next[CONNECTION_PHASES_COUNT];
 /* The one place that changes a phase: only to one that the table of phases lets follow. */
-void connection_set_phase(struct connection *conn, enum connection_phase phase);
+static inline void connection_set_phase(struct connection *conn, enum connection_phase phase) {
+    assert(connection_phase_next[conn->phase] >> phase & 1u);
+    conn->phase = (uint8_t)phase;
+}
 /* For tests and documents. */
 bool connection_phase_may_follow(enum connection_phase from, enum connection_phase to);
 const char *connection_phase_name(enum connection_phase phase);
@@ -144,16 +151,32 @@ void connection_wait(struct connection_table *t, struct connection *conn,
 void connection_wait_in_order(struct connection_table *t, struct connection *conn,
                               enum connection_queue queue, uint64_t since_ns);
 /* The same, but it keeps its place and time if it stands in that queue already. */
-void connection_keep_waiting(struct connection_table *t, struct connection *conn,
-                             enum connection_queue queue, uint64_t since_ns);
+static inline void connection_keep_waiting(struct connection_table *t, struct connection *conn,
+                                           enum connection_queue queue, uint64_t since_ns) {
+    if (conn->queue != queue)
+        connection_wait(t, conn, queue, since_ns);
+}
 /* Whether others have waited longer in that queue. */
-bool connection_is_behind(const struct connection_table *t, const struct connection *conn,
-                          enum connection_queue queue);
-struct connection *connection_first(const struct connection_table *t, enum connection_queue queue);
+static inline bool connection_is_behind(const struct connection_table *t,
+                                        const struct connection *conn,
+                                        enum connection_queue queue) {
+    uint32_t head = t->waiting[queue].head;
+    return head != CONNECTION_NONE && head != conn->index;
+}
+static inline struct connection *connection_first(const struct connection_table *t,
+                                                  enum connection_queue queue) {
+    uint32_t head = t->waiting[queue].head;
+    return head == CONNECTION_NONE ? NULL : &t->connections[head];
+}
 
 /* Lists linked by `idle`. A listener's idle queue: least recently active first. */
-void connection_idle_touch(struct connection_table *t, struct connection_list *list,
-                           struct connection *conn);
+void connection_idle_move(struct connection_table *t, struct connection_list *list,
+                          struct connection *conn);
+static inline void connection_idle_touch(struct connection_table *t, struct connection_list *list,
+                                         struct connection *conn) {
+    if (list->tail != conn->index)
+        connection_idle_move(t, list, conn);
+}
 void connection_idle_remove(struct connection_table *t, struct connection_list *list,
                             struct connection *conn);
 

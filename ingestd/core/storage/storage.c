@@ -284,7 +284,8 @@ static uint64_t storage_place_due(struct storage *s) {
     return TIME_NEVER; /* what it waits for, if it does, wakes the loop */
 }
 
-void storage_place(struct storage *s) {
+void storage_place_full(struct storage *s) {
+    assert(s->batches.open->full);
     storage_place_due(s);
 }
 

@@ -122,7 +122,11 @@ void storage_finish(struct storage *s, bool wanted);
 /* A completion with TAG_WRITE, TAG_RETRY or TAG_FLUSH. */
 void storage_complete(struct storage *s, enum uring_tag tag, uint32_t index, int result);
 /* A full batch gets its place, if there is one now. */
-void storage_place(struct storage *s);
+void storage_place_full(struct storage *s);
+static inline void storage_place(struct storage *s) {
+    if (s->batches.open != NULL && s->batches.open->full)
+        storage_place_full(s);
+}
 /* Once a turn. Returns when to call again at the latest. */
 uint64_t storage_turn(struct storage *s);
 /* What has happened, oldest first; false: no more. Holds stay readable until the next call. */

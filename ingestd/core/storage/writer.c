@@ -110,6 +110,7 @@ static bool writer_open_segment(struct storage *s) {
 static void writer_close_filling(struct writer *x) {
     x->filling->state = LIVE_CLOSING;
     x->filling = NULL;
+    x->closing_count++;
 }
 
 /* Finds a segment with room: the one being filled, or a new one. */
@@ -326,6 +327,8 @@ static void writer_write_footer(struct storage *s, struct live_segment *l) {
     uint64_t offset;
     uint64_t bytes =
         segment_footer(&l->segment, s->settings.store_uuid, reactor_unix_ns(s->reactor), &offset);
+    assert(s->writer.closing_count > 0);
+    s->writer.closing_count--;
     l->state = LIVE_FOOTER;
     STAT_ADD(s->reactor, header_bytes, bytes);
     device_submit_single(s, l->footer_write, l->segment.footer, bytes, l->segment.offset + offset);
@@ -362,7 +365,8 @@ void writer_commit(struct storage *s) {
 uint64_t writer_turn(struct storage *s) {
     struct writer *x = &s->writer;
     assert(s->state != STORAGE_FAILED);
-    writer_write_footers(s);
+    if (x->closing || x->closing_count > 0)
+        writer_write_footers(s);
     uint64_t interval_ns = x->closing ? 0 : s->settings.commit_interval_ns;
     uint64_t due_ns = commit_due_ns(&x->commit, interval_ns);
     if (due_ns > s->reactor->now_ns)

@@ -56,6 +56,7 @@ struct ack {
 struct writer {
     struct live_segment live[SEGMENTS_LIVE_MAX];
     struct live_segment *filling; /* or NULL */
+    uint32_t closing_count;       /* live segments whose footer is not written yet */
     struct {
         uint32_t index;
         uint64_t sequence;

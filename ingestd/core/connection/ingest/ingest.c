@@ -30,6 +30,8 @@ static bool ingest_release(struct connections *c, struct connection *conn) {
     if (session_owes_report(conn->session))
         return false;
     connection_ack_remove(c->table, &l->acks_pending, conn);
+    assert(c->session_count > 0);
+    c->session_count--;
     session_pool_put(&l->sessions, conn->session);
     conn->session = NULL;
     conn->block = NULL;
@@ -243,6 +245,7 @@ static void ingest_on(struct connections *c, struct connection *conn,
 static void ingest_begin(struct connections *c, struct connection *conn) {
     struct listener *l = ingest_listener(c, conn);
     struct session *s = session_pool_take(&l->sessions);
+    c->session_count++;
     conn->session = s;
     conn->block = &s->block;
     connection_set_phase(conn, CONNECTION_HELLO);
@@ -414,6 +417,8 @@ static uint64_t ingest_end_unread(struct connections *c) {
 }
 
 uint64_t ingest_turn(struct connections *c) {
+    if (c->session_count == 0)
+        return TIME_NEVER;
     ingest_send_backlog(c, &c->admission_backlog);
     ingest_send_backlog(c, &c->hello_backlog);
     uint64_t next_ns = ingest_end_unread(c);
