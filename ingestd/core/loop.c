@@ -214,19 +214,22 @@ static uint64_t loop_publish(struct worker *w) {
 static uint64_t loop_turn(struct worker *w) {
     storage_place(
         &w->storage); /* what was full may have its place now, and connections wait behind it */
-    connection_serve_blocked(&w->connections);
+    if (connection_first(&w->table, QUEUE_BLOCKED) != NULL)
+        connection_serve_blocked(&w->connections);
     uint64_t next_ns = w->engine->turn(&w->receiver);
     loop_take_reports(w);
     next_ns = time_min(next_ns, connection_turn(&w->connections));
     handover_turn(&w->connections);
-    next_ns = time_min(next_ns, listeners_turn(&w->connections));
+    if (w->connections.accepts_ns <= w->reactor.now_ns)
+        w->connections.accepts_ns = listeners_turn(&w->connections);
+    next_ns = time_min(next_ns, w->connections.accepts_ns);
     next_ns = time_min(next_ns, loop_drain(w));
     loop_take_reports(w); /* of those that were stopped */
     uint32_t connections = w->table.count;
     next_ns = time_min(next_ns, storage_turn(&w->storage));
     loop_take_news(w);
-    next_ns = time_min(next_ns,
-                       ingest_turn(&w->connections)); /* last: it sends what has become durable */
+    if (w->connections.session_count > 0) /* last: it sends what has become durable */
+        next_ns = time_min(next_ns, ingest_turn(&w->connections));
     loop_take_reports(w);
     if (w->connections.draining && connections > 0 && w->table.count == 0)
         return w->reactor.now_ns; /* the last one has gone: the store is to be closed */

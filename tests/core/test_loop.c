@@ -113,6 +113,9 @@ void connection_serve_blocked(struct connections *c) {
 }
 
 uint64_t connection_turn(struct connections *c) {
+    if (stage.accepted > 0 && stage.accepted_in_turn == 0)
+        stage.accepted_in_turn = stage.turns;
+    stage.turns++;
     (void)c;
     return TIME_NEVER;
 }
@@ -122,9 +125,6 @@ void handover_turn(struct connections *c) {
 }
 
 uint64_t listeners_turn(struct connections *c) {
-    if (stage.accepted > 0 && stage.accepted_in_turn == 0)
-        stage.accepted_in_turn = stage.turns;
-    stage.turns++;
     (void)c;
     return TIME_NEVER;
 }

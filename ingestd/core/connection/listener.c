@@ -245,12 +245,9 @@ static uint64_t listener_accept_more(struct connections *c, struct listener *l) 
 }
 
 uint64_t listeners_turn(struct connections *c) {
-    if (c->reactor->now_ns < c->accepts_ns)
-        return c->accepts_ns;
     uint64_t next_ns = TIME_NEVER;
     for (uint32_t i = 0; i < c->listener_count; i++)
         next_ns = time_min(next_ns, listener_accept_more(c, &c->listeners[i]));
-    c->accepts_ns = next_ns;
     return next_ns;
 }
 

@@ -92,7 +92,8 @@ static inline struct peer listener_peer(const struct connection *conn) {
     return peers_name(conn->listener, conn->peer_family, conn->peer_address);
 }
 
-/* Once a turn: accepts to arm. Returns the next time. */
+/* Accepts to arm. Returns when to call again; before that, when there may be room again: see
+ * accepts_ns of struct connections. */
 uint64_t listeners_turn(struct connections *c);
 /* No more accepts. */
 void listeners_stop(struct connections *c);

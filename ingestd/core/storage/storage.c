@@ -113,11 +113,17 @@ static struct batch *storage_open_batch(struct storage *s) {
     return batch_open(p, s->reactor->now_ns, storage_is_exhausted(s));
 }
 
-/* Tries to place the open batch; true when a new one may be opened. */
+/* Tries to place the open batch; true when a new one may be opened. What has found no place is
+ * tried again only when something has changed: a completion, a commit, an acknowledgement taken,
+ * a segment granted, or the store's state. */
 static bool storage_close_batch(struct storage *s) {
     struct batch *b = s->batches.open;
+    assert(b->full || !s->place_waits);
+    if (s->place_waits)
+        return false;
     b->full = true;
-    if (!writer_place(s, b))
+    s->place_waits = !writer_place(s, b);
+    if (s->place_waits)
         return false;
     s->batches.open = NULL;
     return true;
@@ -184,10 +190,12 @@ void storage_request_flush(struct storage *s) {
 /* --- Full and failed stores ------------------------------------------------------------ */
 
 void storage_grant(struct storage *s, uint32_t segment_index, uint64_t sequence) {
+    s->place_waits = false;
     writer_grant(s, segment_index, sequence);
 }
 
 void storage_note_full(struct storage *s) {
+    s->place_waits = false;
     if (s->state == STORAGE_READY)
         s->state = STORAGE_FULL;
 }
@@ -208,6 +216,7 @@ static void storage_abandon(struct storage *s) {
     if (b == NULL)
         return;
     s->batches.open = NULL;
+    s->place_waits = false;
     batch_rewind(b);
     storage_note_done(s, b);
 }
@@ -255,6 +264,7 @@ static void storage_write_done(struct storage *s, const struct device_write *d) 
 }
 
 void storage_complete(struct storage *s, enum uring_tag tag, uint32_t index, int result) {
+    s->place_waits = false;
     if (tag == TAG_WRITE) {
         struct device_result r = device_complete(s, index, result);
         if (r.outcome == DEVICE_FAILED)
@@ -285,8 +295,9 @@ static uint64_t storage_place_due(struct storage *s) {
 }
 
 void storage_place_full(struct storage *s) {
-    assert(s->batches.open->full);
-    storage_place_due(s);
+    assert(s->batches.open->full && !s->place_waits);
+    if (s->batches.open->touch_count > 0)
+        storage_close_batch(s);
 }
 
 static void storage_publish(struct storage *s) {
@@ -303,6 +314,7 @@ static bool storage_commit(struct storage *s) {
         storage_fail(s, code, FAILED_LOST, 0);
     else
         writer_commit(s);
+    s->place_waits = false;
     return code == 0;
 }
 
@@ -359,6 +371,7 @@ bool storage_next_news(struct storage *s, struct storage_news *out) {
     }
     if (!writer_take_ack(s, &a))
         return false;
+    s->place_waits = false;
     *out = (struct storage_news){.kind = a.closes ? NEWS_CLOSED : NEWS_DURABLE, .stream = a.stream};
     return true;
 }

@@ -82,6 +82,7 @@ struct storage {
     bool full_pending, failed_pending; /* news that are not taken yet */
     uint32_t done_head, done_tail;     /* batches written or dropped, with holds to release */
     uint32_t done_touch;               /* of the first of them: reported up to here */
+    bool place_waits; /* the open batch found no place, and nothing has changed since */
     struct batch_pool batches;
     struct device device;
     struct writer writer;
@@ -124,7 +125,7 @@ void storage_complete(struct storage *s, enum uring_tag tag, uint32_t index, int
 /* A full batch gets its place, if there is one now. */
 void storage_place_full(struct storage *s);
 static inline void storage_place(struct storage *s) {
-    if (s->batches.open != NULL && s->batches.open->full)
+    if (s->batches.open != NULL && s->batches.open->full && !s->place_waits)
         storage_place_full(s);
 }
 /* Once a turn. Returns when to call again at the latest. */

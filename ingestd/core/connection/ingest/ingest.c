@@ -417,8 +417,6 @@ static uint64_t ingest_end_unread(struct connections *c) {
 }
 
 uint64_t ingest_turn(struct connections *c) {
-    if (c->session_count == 0)
-        return TIME_NEVER;
     ingest_send_backlog(c, &c->admission_backlog);
     ingest_send_backlog(c, &c->hello_backlog);
     uint64_t next_ns = ingest_end_unread(c);
