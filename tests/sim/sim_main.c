@@ -152,6 +152,12 @@ static void choose_crowd(struct shape *p) {
     p->write_align = 512;
     p->late_answer_of = 0;
     p->is_crowd = true;
+    if (sim_below(2)) { /* by recv to NVMe: many slots to a batch, that end beside a boundary */
+        p->engine = p->rx_buf_len = 0;
+        p->virt_mask = 4095;
+        p->mem_align = 4;
+        p->payload_max = 40000;
+    }
 }
 
 /* A store that is soon full. */
