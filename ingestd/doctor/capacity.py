@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from ingestd.errors import IngestdError
-from ingestd.finding import Finding
+from ingestd.errors import IngestdError, NotAStoreError
+from ingestd.finding import Finding, Verdict
 from ingestd.store.read.image import read_image
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ def capacity_finding(
         room = read(store.path)
     except IngestdError as error:
         text, _, remedy = str(error).partition(": ")
-        return Finding(SUBJECT, "warn", text, remedy or f"ingestd verify {store.path}")
+        # No engine starts on what is no store; of one that cannot be read now, serve may do more.
+        verdict: Verdict = "fail" if isinstance(error, NotAStoreError) else "warn"
+        return Finding(SUBJECT, verdict, text, remedy or f"ingestd verify {store.path}")
     percent = 100 * room.segments_free / room.segments
     text = f"{room.segments_free} of {room.segments} segments are free ({percent:.1f}%)"
     if store.on_full == "overwrite-oldest":

@@ -83,10 +83,11 @@ def examine(
     state = _interface(settings, read, ethtool_of, report)
     for name, store in settings.store.items():
         profile, findings = storage_findings(store.path, profile_of)
-        report.sections[f"store {name}"] = [*findings, capacity_finding(store, room)]
+        findings = [*findings, capacity_finding(store, room)]
+        report.sections[f"store {name}"] = findings
         if state is not None and profile is not None:
             report.ratios |= _ratios(settings, name, state, profile)
-        if profile is None:  # no engine writes without direct I/O
+        if failures(findings):  # no engine starts without a store, or writes without direct I/O
             report.reason = report.reason or failures(findings)[0].text
     if report.reason:
         return report

@@ -192,6 +192,17 @@ def test_no_interface_named(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> No
     assert not report.is_ready
 
 
+def test_a_file_that_is_no_store_stops_every_engine(
+    tmp_path: Path, bench: Bench, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "empty"
+    path.write_bytes(bytes(MIB))
+    assert main(["doctor", "--store", str(path)]) == EngineError.exit_code
+    shown = capsys.readouterr().out
+    assert "serve would not start" in shown
+    assert "ready" not in shown
+
+
 def test_areas_that_recv_may_not_lock(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     bench.engine = {"kind": "recv"}
     monkeypatch.setattr(examine_module, "locked_memory_limit", lambda: 4096)
@@ -350,7 +361,7 @@ def test_room_of_a_store_and_of_none(tmp_path: Path) -> None:
     assert capacity_of(str(path)) == (superblock.segment_count, superblock.segment_count)
     nowhere = StoreSettings(path=str(tmp_path / "nowhere"))
     finding = capacity_finding(nowhere)
-    assert (finding.verdict, finding.text) == ("warn", f"{nowhere.path} does not exist")
+    assert (finding.verdict, finding.text) == ("fail", f"{nowhere.path} does not exist")
     assert "ingestd format" in finding.remedy
 
 
