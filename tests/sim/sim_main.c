@@ -181,7 +181,7 @@ static void choose_fragments(struct shape *p) {
     p->slow_disk_of = ONE_OF(1, 3);
     p->writes_in_flight_max = ONE_OF(1, 2);
     p->missed_cancel_of = ONE_OF(0, 0, 2);
-    p->fragment_entries_max = ONE_OF(0, 0, 24);
+    p->fragment_entries_max = ONE_OF(0, 24);
 }
 
 /* For make bench-core: 64 raw flows at once, on one device that is quick, and no faults. */
