@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Settings of a card that its driver does not combine with zero-copy receive.
 
-By the source of mlx5_core (en_main.c and en_ethtool.c, Linux 7.3), not tried on
-any card. Of other drivers no such settings are known, so nothing is said. Pure.
+By patches to mlx5_core (en_main.c and en_ethtool.c) and the texts in its module of Linux
+7.3.4, not tried on any card. Of other drivers no such settings are known, so nothing is said. Pure.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rx ring's part of an area: how much memory its buffers hold, and what must be left.
 
-Invariants: arithmetic by the drivers' sources (Linux 7.3), not measured on any
+Invariants: arithmetic by the drivers' sources (of about Linux 7.0), not measured on any
 card; of drivers that are not known here it is the least they can hold. Pure.
 """
 

@@ -70,9 +70,11 @@ def _try(state: NicState, queue: int, ethtool: Ethtool, refusal: Verdict) -> Fin
     except EngineError as error:
         reason = str(error)
     after = ethtool.rules() or ()
-    # One whose number was not reported is known by what it says.
-    ours = {r.id for r in after if r.is_plain and (r.family, r.port) == ("tcp4", PORT)} - before
-    left = _take_away(ethtool, made_ids | ours)
+    alike = {r.id for r in after if r.is_plain and (r.family, r.port) == ("tcp4", PORT)}
+    new = {r.id for r in after if r.id in alike and r.queue == queue} - before
+    # One that is alike may be another's. Only where no number was reported, a new one that also
+    # has our queue is taken for ours.
+    left = _take_away(ethtool, made_ids or new)
     if left:
         numbers = ", ".join(map(str, sorted(left)))
         return Finding(
@@ -87,7 +89,7 @@ def _try(state: NicState, queue: int, ethtool: Ethtool, refusal: Verdict) -> Fin
     if reason:
         remedy = f"look for the driver's reason in dmesg, and try by hand: {command}"
         return Finding(SUBJECT, refusal, f"the card takes no steering rule: {reason}", remedy)
-    if not ours:
+    if not alike & made_ids:
         text = "the card took a rule, but does not list it, so whether it works is not known"
         return Finding(SUBJECT, "unknown", text, f"{command}, and ethtool -n {state.interface}")
     return Finding(SUBJECT, "ok", f"the card took a rule for port {PORT}, and gave it back")
