@@ -16,6 +16,8 @@
 
 #define PERIOD 65521u
 #define CONNECTIONS_MAX 96u
+#define VAIN_COUNT 8u
+#define RARER_MAX 8u
 #define HELLO_MAGIC "SIMHELLO"
 #define TRAILER_MAGIC "SIMTRAIL"
 
@@ -33,7 +35,8 @@ struct sender {
     uint64_t wire_bytes, head_bytes, base_bytes, payload_bytes, tail_bytes;
     uint64_t reset_at, silent_at; /* bytes of the wire; NEVER */
     uint64_t next_ns;
-    uint32_t parsed; /* of the socket's inbox */
+    uint32_t vain_count; /* so often in a row it could do nothing: it looks more rarely */
+    uint32_t parsed;     /* of the socket's inbox */
 };
 
 struct stream streams[STREAMS_MAX];
@@ -79,21 +82,20 @@ uint32_t stream_crc(const struct stream *s, uint64_t bytes) {
     return ~crc;
 }
 
-/* A hello, or a trailer: what is in front, and bytes that must come as they are. */
-static void make_block(const struct sender *s, const char *magic, uint64_t bytes, uint8_t *out) {
-    struct hello h = {
-        .stream = s->stream->number, .sender = (uint32_t)(s - senders), .bytes = bytes};
-    memcpy(h.magic, magic, sizeof h.magic);
-    for (uint32_t i = 0; i < BLOCK; i++)
-        out[i] = common_byte(s->stream->start + 7 * i + (uint8_t)magic[3]);
-    memcpy(out, &h, sizeof h);
-}
-
+/* Some bytes of a hello, or of a trailer: what is in front, and bytes that must come as they are.
+ */
 static void wire_block(const struct sender *s, const char *magic, uint64_t value, uint64_t at,
                        uint8_t *out, uint32_t bytes) {
-    uint8_t block[BLOCK];
-    make_block(s, magic, value, block);
-    memcpy(out, block + at, bytes);
+    struct hello h = {
+        .stream = s->stream->number, .sender = (uint32_t)(s - senders), .bytes = value};
+    memcpy(h.magic, magic, sizeof h.magic);
+    for (uint64_t i = at; i < at + bytes; i++)
+        out[i - at] = i < sizeof h ? ((const uint8_t *)&h)[i]
+                                   : common_byte(s->stream->start + 7 * i + (uint8_t)magic[3]);
+}
+
+static void make_block(const struct sender *s, const char *magic, uint64_t value, uint8_t *out) {
+    wire_block(s, magic, value, 0, out, BLOCK);
 }
 
 void sender_wire(struct socket_ *socket, uint64_t at, uint8_t *out, uint32_t bytes) {
@@ -394,13 +396,18 @@ static void act(struct sender *s) {
         socket_settle(k);
         return;
     }
+    uint64_t arrived = k->arrived;
     if (!s->is_sent)
         send_some(s);
+    s->vain_count = k->arrived > arrived ? 0 : s->vain_count + 1;
     if (!s->is_sent && sim.calm && s->was_told_last) {
         socket_end(k, false);
         s->is_sent = true;
     }
-    s->next_ns = sim.now_ns + 1 + sim_below(sim_one_of(10) ? 20000000 : 300000);
+    uint32_t rarer =
+        s->vain_count / VAIN_COUNT < RARER_MAX ? s->vain_count / VAIN_COUNT : RARER_MAX;
+    uint32_t most = sim_one_of(10) ? 20000000 : 300000u << rarer;
+    s->next_ns = sim.now_ns + 1 + sim_below(most);
 }
 
 void senders_step(void) {
