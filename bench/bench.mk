@@ -9,10 +9,12 @@
 # make bench-core  counts the core's instructions per receive, by room, below callgrind
 #              in the simulator: SEED=n, BENCH_ARGS="--functions 20"; needs valgrind alone
 #
+# make bench-versions  measures this build beside another one: OTHER=path of its program
+#
 # Needs socat, netcat-openbsd and mbuffer beside what a build needs, a quiet
 # machine and some 15 GiB of disk.
 
-.PHONY: bench bench-ack bench-core
+.PHONY: bench bench-ack bench-core bench-versions
 bench-ack: build ## measures the cost of acknowledgements
 	$(BIN)/python bench/ack.py $(BENCH_ARGS)
 
@@ -21,3 +23,6 @@ bench: build ## compares ingestd with other receivers (not part of the tests)
 
 bench-core: build ## counts the core's instructions per receive, by room (SEED=n)
 	$(BIN)/python bench/core_bench.py $(if $(SEED),--seed $(SEED)) $(BENCH_ARGS)
+
+bench-versions: build ## measures this build beside another one (OTHER=its program, BENCH_ARGS=...)
+	@$(BIN)/python bench/versions.py $(OTHER) $(BENCH_ARGS)

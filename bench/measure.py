@@ -35,14 +35,18 @@ INGESTD_NONE: Final = "ingestd-none"
 INGESTD_CRC32C: Final = "ingestd-crc32c"
 QUIET_CPU_PER_S: Final = 0.1  # more than that beside the benchmark makes its figures doubtful
 OURS: Final = (INGESTD_NONE, INGESTD_CRC32C)
+OTHER_NONE: Final = "other-none"  # another build of ingestd
+OTHER_CRC32C: Final = "other-crc32c"
+OTHERS: Final = (OTHER_NONE, OTHER_CRC32C)
 
 
 @dataclass(frozen=True, slots=True)
 class Programs:
-    """The compiled helpers."""
+    """The compiled helpers, and another build of ingestd, if it is to be compared with."""
 
     sender: Path
     upper_bound: Path
+    other: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,9 @@ def make_receiver(name: str, job: Job, programs: Programs) -> Receiver:
         return UpperBound(name, job, programs.upper_bound)
     if name in OURS:
         return Ingestd(name, job, name.removeprefix("ingestd-"))
+    if name in OTHERS:
+        assert programs.other is not None
+        return Ingestd(name, job, name.removeprefix("other-"), programs.other)
     return PEERS[name][0](name, job)
 
 

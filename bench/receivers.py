@@ -320,9 +320,10 @@ class Ingestd(Receiver):
     AREA_BYTES: Final = 256 * MIB
     area_bytes = AREA_BYTES
 
-    def __init__(self, name: str, job: Job, checksum: str) -> None:
+    def __init__(self, name: str, job: Job, checksum: str, program: Path = INGESTD) -> None:
         super().__init__(name, job)
         self.checksum = checksum
+        self.program = program
         self.store = job.directory / "ingestd.store"
         self.metrics_port = free_port()
         self._log: IO[Any] | None = None
@@ -343,7 +344,7 @@ class Ingestd(Receiver):
             self.store.unlink()
         flags = ["--force"] if self.store.exists() else ["--zero", "--size", str(size_bytes)]
         flags += ["--segment-size", str(self.job.segment_bytes)]
-        run_quietly(INGESTD, "format", self.store, *flags)
+        run_quietly(self.program, "format", self.store, *flags)
         connections_max = self.job.flows_count + self.job.idle_count + 64
         self.store.with_suffix(".toml").write_text(
             f'[store.bench]\npath = "{self.store}"\nchecksum = "{self.checksum}"\n'
@@ -357,7 +358,7 @@ class Ingestd(Receiver):
 
     def command(self) -> list[str | Path]:
         """One daemon for this run."""
-        return [INGESTD, "serve", "-c", self.store.with_suffix(".toml")]
+        return [self.program, "serve", "-c", self.store.with_suffix(".toml")]
 
     def check_answers(self, answers: list[dict[str, Any]]) -> None:
         """Every flow must have its receipt: all bytes, durable, sealed."""

@@ -99,6 +99,20 @@ def test_acknowledgements_are_measured(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(TIMEOUT_S)
+@pytest.mark.needs_root  # the bench's areas are locked memory, more than 8 MiB
+@pytest.mark.timeout(TIMEOUT_S)
+@pytest.mark.skipif(not INGESTD.exists(), reason="ingestd is not installed here")
+def test_two_builds_are_measured_in_turn(tmp_path: Path) -> None:
+    """This build is the other one as well."""
+    command = [sys.executable, ROOT / "bench" / "versions.py", INGESTD, "--rounds", "1"]
+    command += ["--size-mib", "2", "--flows", "1", "3", "--directory", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    table = [line for line in done.stdout.splitlines() if line.startswith("| flows-")]
+    assert len(table) == 2 * 2 * 2, done.stdout
+    assert not list(tmp_path.iterdir()), "its files are removed"
+
+
 @pytest.mark.parametrize("engine", core_bench.ENGINES)
 def test_a_plain_life_is_played(engine: str) -> None:
     """What make bench-core counts in it ends, and every byte is received; without callgrind."""
