@@ -122,7 +122,7 @@ class Run:
     seed: int
     steps: int
     trace: Path | None = None
-    few_images: bool = False  # most of a run's time goes to them, and most faults show without
+    images_of: int = 1  # moments: most of a run's time goes to them, most faults show without
     choose: random.Random = field(init=False)
     kept: dict[bytes, Kept] = field(default_factory=dict)
     result: Result = field(init=False)
@@ -208,7 +208,7 @@ class Run:
         self.result.lives += 1
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True, env={**os.environ, "SIM_FEW_IMAGES": "1" if self.few_images else ""},
+            text=True, env={**os.environ, "SIM_IMAGES_OF": str(self.images_of)},
         ) as process:  # fmt: skip
             assert process.stdin is not None
             assert process.stdout is not None
@@ -417,10 +417,10 @@ def check_promise(store: Store, stream: Stream, flow: Flow | None) -> None:
 
 
 def simulate(
-    program: Path, seed: int, steps: int, *, trace: Path | None = None, few_images: bool = False
+    program: Path, seed: int, steps: int, *, trace: Path | None = None, images_of: int = 1
 ) -> Result:
     """Play one seed. Raises SimulationError."""
-    return Run(program, seed, steps, trace, few_images).play()
+    return Run(program, seed, steps, trace, images_of).play()
 
 
 def fresh_seed() -> int:

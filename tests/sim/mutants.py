@@ -30,7 +30,7 @@ from support.native import CORE
 
 SECONDS: Final = 60.0
 STEPS: Final = 2000
-MANY_IMAGES_OF: Final = 4  # seeds; of the others' lives few moments are looked at
+IMAGES_OF: Final = (4, 16, 16, 16)  # so few of the moments of one seed of four, and of the others
 BEGIN: Final = "<!-- written by make sim-mutants -->\n"
 END: Final = "<!-- until here -->\n"
 
@@ -188,7 +188,7 @@ def hunt(program: Path, seconds: float) -> tuple[float, str]:
     while cpu_s() < begun_s + seconds:
         seed = fresh_seed()
         try:
-            simulate(program, seed, STEPS, few_images=seed % MANY_IMAGES_OF != 0)
+            simulate(program, seed, STEPS, images_of=IMAGES_OF[seed % len(IMAGES_OF)])
         except SimulationError as error:
             if os.environ.get("MUTANT") and not os.environ.get("REPEAT"):
                 print(error)

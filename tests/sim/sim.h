@@ -53,7 +53,7 @@ struct shape {
     uint64_t steps_max;
     uint64_t crash_step; /* power fails here; NEVER: the life ends by a drain */
     uint32_t engine, interface_index, rx_buf_len, chunk_bytes;
-    bool checksum, is_file, is_crowd, keeps_bounds, small_packets;
+    bool checksum, is_file, is_crowd, is_full, keeps_bounds, small_packets;
     bool is_plain; /* for make bench-core: nothing rare happens */
     uint32_t mem_align, write_align, virt_mask, iovecs_max, block_bytes;
     uint64_t area_bytes;

@@ -20,7 +20,6 @@
 
 #define KILLED_FIRST_OF 8u /* driver.py tells the documents */
 #define IMAGES_MAX 4u
-#define FEW_IMAGES_OF 16u
 
 struct sim sim;
 static char unflushed_path[512];
@@ -160,12 +159,18 @@ static void choose_crowd(struct shape *p) {
     }
 }
 
-/* A store that is soon full. */
+/* A store that is soon full; of many short flows some have just ended then. */
 static void choose_small_store(struct shape *p) {
+    bool is_crowded = sim_below(2) != 0;
+    if (is_crowded)
+        choose_crowd(p);
     if (sim.segments_count > 1)
-        sim.segments_count = 1 + sim_below(2);
-    p->payload_max = 600000;
-    p->write_trouble_of = p->late_answer_of = 0;
+        sim.segments_count = is_crowded ? 1 : 1 + sim_below(2);
+    p->payload_max = is_crowded ? 150000 : 600000;
+    p->write_trouble_of = p->late_answer_of = p->flush_failure_of = 0;
+    p->disk_dies = false;
+    p->slow_disk_of = ONE_OF(1, 3, 20);
+    p->is_full = true;
 }
 
 /* Many tiny fragments on few chunks: there may be more than the worker has room for. */
@@ -283,12 +288,14 @@ int main(int argc, char **argv) {
     else if (sim_one_of(2))
         choose_small_store(&sim.shape);
     sim.shape.engine = (uint32_t)environment("SIM_ENGINE", sim.shape.engine);
-    if (environment("SIM_FEW_IMAGES", 0) != 0)
-        sim.shape.check_of *= FEW_IMAGES_OF;
+    sim.shape.check_of *= (uint32_t)environment("SIM_IMAGES_OF", 1);
     sim.shape.steps_max = strtoull(argv[2], NULL, 0);
-    if (sim_one_of(3))
+    if (!sim.shape.is_full && sim_one_of(3))
         sim.shape.steps_max = 1 + sim_random() % sim.shape.steps_max;
-    sim.shape.crash_step = sim_below(2) ? 1 + sim_random() % sim.shape.steps_max : NEVER;
+    if (sim_one_of(sim.shape.is_full ? 4 : 2))
+        sim.shape.crash_step = 1 + sim_random() % sim.shape.steps_max;
+    else
+        sim.shape.crash_step = NEVER;
     if (environment("SIM_PLAIN", 0) != 0) {
         choose_plain(&sim.shape);
         sim.shape.steps_max = sim.shape.crash_step = NEVER;
