@@ -122,6 +122,15 @@ MUTANTS: Final = (
         ((r"\w+->error = ENOBUFS;\s+\w+->drop = true;", ""),),
     ),
     Mutant(
+        "the table of fragments is never low",
+        ((r"(return )(r->zcrx\.fragment_count - r->zcrx\.fragments_pending) < coming;",
+          r"\1\2 > UINT32_MAX - coming;"),),
+    ),
+    Mutant(
+        "the table of fragments has room for one turn only",
+        ((r"(coming = )2ull \* (r->reactor->ring)", r"\1 1ull * \2"),),
+    ),
+    Mutant(
         "the refill ring is not read for what comes by copy",
         ((r"(\n +)zcrx_flush_refill\(r\);", r"\1(void)zcrx_flush_refill;"),),
     ),

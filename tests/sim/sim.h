@@ -69,6 +69,7 @@ struct shape {
     uint32_t command_of, check_of;
     uint32_t missed_cancel_of;     /* of a zero-copy receive: it goes on */
     uint32_t fragment_entries_max; /* fragments that the worker has room for; 0: as it likes */
+    bool is_table_known;           /* ... beside those that two turns can bring, and it knows */
     bool tiny_packets;             /* many to a chunk */
     bool disk_dies, file_goes, is_queue_owned;
     uint32_t allow[LISTENERS_COUNT];    /* which of sim_border.c's allow lists */
@@ -256,7 +257,7 @@ bool border_allows(uint32_t listener, uint8_t host);
 
 /* --- sim_accounts.c: what needs the worker's inner fields --- */
 void accounts_check(void *worker);
-void accounts_cut_table(void *worker, uint32_t entries_max);
+void accounts_cut_table(void *worker, uint32_t entries_max, bool is_known);
 void accounts_check_sleep(void *worker);
 bool accounts_are_empty(const void *worker);
 

@@ -90,11 +90,18 @@ static void check_held_back(struct worker *w) {
     }
 }
 
-/* Memory for no more than so many: the worker does not know. */
-void accounts_cut_table(void *worker, uint32_t entries_max) {
-    struct zcrx *z = &((struct worker *)worker)->receiver.zcrx;
-    if (entries_max < z->fragment_count)
-        z->fragments[entries_max - 1].next = ZCRX_FRAGMENT_NONE;
+/* Memory for no more than so many: the worker does not know. Or it does, and has so many more than
+ * it keeps free for what is coming. */
+void accounts_cut_table(void *worker, uint32_t entries_max, bool is_known) {
+    struct worker *w = worker;
+    struct zcrx *z = &w->receiver.zcrx;
+    if (is_known)
+        entries_max += 2 * w->reactor.ring.cq.ring_entries;
+    if (entries_max >= z->fragment_count)
+        return;
+    z->fragments[entries_max - 1].next = ZCRX_FRAGMENT_NONE;
+    if (is_known)
+        z->fragment_count = entries_max;
 }
 
 void accounts_check(void *worker) {

@@ -115,7 +115,7 @@ void border_open(void) {
     if (sim.shape.engine == ENGINE_ZCRX && sim.shape.interface_index != 0)
         set_queues();
     if (sim.shape.engine == ENGINE_ZCRX && sim.shape.fragment_entries_max != 0)
-        accounts_cut_table(w, sim.shape.fragment_entries_max);
+        accounts_cut_table(w, sim.shape.fragment_entries_max, sim.shape.is_table_known);
     for (uint32_t i = 0; i < LISTENERS_COUNT; i++) {
         struct listener_settings l = {
             .fd = FD_LISTENER + (int)i,
@@ -348,7 +348,8 @@ static void some_command(void) {
 /* Receives pause in time: none is lost, unless the kernel did not see that they should. */
 static void check_lost(const struct event_detail *d) {
     bool is_end = d->kind == EVENT_FLOW_INTERRUPTED || d->kind == EVENT_FLOW_REFUSED;
-    bool may_lose = sim.shape.missed_cancel_of != 0 || sim.shape.fragment_entries_max != 0;
+    bool is_cut = sim.shape.fragment_entries_max != 0 && !sim.shape.is_table_known;
+    bool may_lose = sim.shape.missed_cancel_of != 0 || is_cut;
     if (is_end && d->end.error == ENOBUFS && !may_lose)
         sim_fail("a fragment has come for which the table had no room");
 }

@@ -218,7 +218,7 @@ static void flush_covered(bool is_good) {
 enum ready disk_flush_complete(struct operation *o) {
     bool is_good = !is_dead && (sim.calm || !sim_one_of(sim.shape.flush_failure_of));
     sim.store_failed = sim.store_failed || !is_good;
-    if (sim.shape.file_goes && !sim.calm && file == FILE_IS_THERE && sim_one_of(20)) {
+    if (sim.shape.file_goes && !sim.calm && file == FILE_IS_THERE && sim_one_of(8)) {
         file = FILE_DELETED + sim_below(3);
         sim.store_failed = true;
         sim_log("the file is gone: %u", file);

@@ -185,8 +185,9 @@ static void choose_fragments(struct shape *p) {
     p->refill_entries = ONE_OF(8, 64);
     p->slow_disk_of = ONE_OF(1, 3);
     p->writes_in_flight_max = ONE_OF(1, 2);
-    p->missed_cancel_of = ONE_OF(0, 0, 2);
-    p->fragment_entries_max = ONE_OF(0, 24);
+    p->is_table_known = sim_below(2) != 0;
+    p->missed_cancel_of = p->is_table_known ? 0 : ONE_OF(0, 0, 2);
+    p->fragment_entries_max = p->is_table_known ? ONE_OF(0, 4, 4, 24, 24) : 24;
 }
 
 /* For make bench-core: 64 raw flows at once, on one device that is quick, and no faults. */
@@ -281,7 +282,7 @@ int main(int argc, char **argv) {
     choose_memory(&sim.shape);
     choose_times(&sim.shape);
     read_life();
-    if (sim_one_of(6))
+    if (sim_one_of(4))
         choose_fragments(&sim.shape);
     else if (sim_one_of(3))
         choose_crowd(&sim.shape);
