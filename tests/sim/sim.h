@@ -115,6 +115,7 @@ struct operation {
     int fd;
     uint8_t opcode;
     bool is_cancelled;
+    uint64_t cancelled_step;
     struct socket_ *socket; /* or NULL */
     struct disk_write *write;
     struct sockaddr_storage *peer;

@@ -155,6 +155,8 @@ static void cancel(const struct io_uring_sqe *sqe) {
         if (operations[i].opcode == OP_RECV_ZC && sim_one_of(sim.shape.missed_cancel_of))
             break; /* it is where no cancel finds it just now: io_queue_async(), Linux 6.15 */
         result = sim_one_of(20) ? -EALREADY : 0;
+        if (!operations[i].is_cancelled)
+            operations[i].cancelled_step = sim.step;
         if (operations[i].opcode == IORING_OP_RECV || operations[i].opcode == IORING_OP_POLL_ADD ||
             operations[i].opcode == IORING_OP_ACCEPT || operations[i].opcode == OP_RECV_ZC)
             operations[i].is_cancelled = true;

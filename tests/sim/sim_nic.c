@@ -309,7 +309,9 @@ enum ready nic_complete(struct operation *o) {
     static const int troubles[] = {-ENOSPC, -ENOMEM, -EINTR};
     struct socket_ *s = o->socket;
     bool trouble = !sim.calm && sim_one_of(sim.shape.receive_end_of);
-    if (o->is_cancelled && sim_below(2))
+    /* What the queue had no room for is not received any more: a request that is cancelled ends
+     * before it looks at its socket again (io_poll_check_events(), Linux 6.15). */
+    if (o->is_cancelled && (sim.step > o->cancelled_step + 1 || sim_one_of(4)))
         return ends(o, -ECANCELED);
     if (o->bound == 0) /* just like the end of the stream */
         return ends(o, 0);
