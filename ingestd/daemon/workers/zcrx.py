@@ -47,12 +47,6 @@ class Nic:
     def __init__(self, interface: str) -> None:
         self.interface = interface
 
-    def findings(self, wanted: Sequence[Steered]) -> list[Finding]:
-        """Return what is to be said of it."""
-        from ingestd.nic.findings import nic_findings
-
-        return nic_findings(self.read(), wanted)
-
     def read(self) -> NicState:
         """Return what it is like now."""
         from ingestd.nic.reading import read_nic
@@ -198,13 +192,16 @@ def ring_findings(settings: Settings, state: NicState) -> list[Finding]:
 
 
 def _interface_obstacles(settings: Settings, nic: Nic, log: Log, undo: ExitStack) -> list[Finding]:
+    from ingestd.nic.findings import nic_findings
+
     wanted = wanted_flows(settings)
     try:
         if settings.engine.manage_nic:
             prepare(settings.engine, nic, wanted, log, undo)
-        findings = [*nic.findings(wanted), *ring_findings(settings, nic.read())]
+        state = nic.read()
     except IngestdError as error:
         return [Finding("interface", "fail", str(error))]
+    findings = [*nic_findings(state, wanted), *ring_findings(settings, state)]
     for finding in findings:
         if finding.verdict == "warn":
             _log_warning(log, nic, finding)

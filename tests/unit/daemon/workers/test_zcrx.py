@@ -22,9 +22,7 @@ from ingestd.daemon.workers import zcrx
 from ingestd.daemon.workers.area import AreaPlan
 from ingestd.daemon.workers.zcrx import queues_of_stores, steered_families, wanted_flows
 from ingestd.errors import EngineError, ResourceError
-from ingestd.finding import Finding
 from ingestd.log import Log
-from ingestd.nic.findings import nic_findings
 from ingestd.nic.journal import journal_path, open_journal
 from ingestd.nic.plan import Steered, plan_changes
 from ingestd.nic.state import NicState
@@ -47,9 +45,6 @@ class FakeZcrxNic(zcrx.Nic):
     def __init__(self, nic: FakeNic) -> None:
         super().__init__(nic.interface)
         self.nic = nic
-
-    def findings(self, wanted: Sequence[Steered]) -> list[Finding]:
-        return nic_findings(self.nic.read(), wanted)
 
     def read(self) -> NicState:
         return self.nic.read()
