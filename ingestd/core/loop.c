@@ -212,8 +212,8 @@ static uint64_t loop_publish(struct worker *w) {
 }
 
 static uint64_t loop_turn(struct worker *w) {
-    storage_place(
-        &w->storage); /* what was full may have its place now, and connections wait behind it */
+    /* What was full may have its place now, and connections wait behind it. */
+    storage_place(&w->storage);
     if (connection_first(&w->table, QUEUE_BLOCKED) != NULL)
         connection_serve_blocked(&w->connections);
     uint64_t next_ns = w->engine->turn(&w->receiver);

@@ -196,11 +196,12 @@ def hunt(program: Path, seconds: float) -> tuple[float, str]:
     begun_s = cpu_s()
     while cpu_s() < begun_s + seconds:
         seed = fresh_seed()
+        images_of = IMAGES_OF[seed % len(IMAGES_OF)]
         try:
-            simulate(program, seed, STEPS, images_of=IMAGES_OF[seed % len(IMAGES_OF)])
+            simulate(program, seed, STEPS, images_of=images_of)
         except SimulationError as error:
             # A failure that the fault does not explain is one of the core: its seed says which.
-            print(f"seed {seed}, a moment of {IMAGES_OF[seed % len(IMAGES_OF)]}: {error}\n")
+            print(f"seed {seed}, a moment of {images_of}: {error}\n")
             return cpu_s() - begun_s, what_is_wrong(str(error))
     return float("inf"), ""
 
