@@ -20,7 +20,6 @@
 #define SUBMIT_PATIENCE_NS 10000000000ull
 /* A wait longer than requested by this: the process or the machine was stopped. */
 #define LOOP_PAUSE_NS 100000000ull
-static_assert(REACTOR_TURN_NS_MAX == 1000000000ull, "the longest wait is a second");
 
 /* --- The ring --------------------------------------------------------------------- */
 
@@ -160,10 +159,9 @@ void reactor_cancel(struct reactor *r, enum uring_tag tag, uint32_t index, enum 
 int reactor_wait(struct reactor *r, uint64_t next_ns) {
     uint64_t wait_ns = next_ns > r->now_ns ? next_ns - r->now_ns : 0;
     wait_ns = time_min(wait_ns, REACTOR_TURN_NS_MAX);
-    bool is_longest = wait_ns == REACTOR_TURN_NS_MAX; /* a second */
     struct __kernel_timespec t = {
-        .tv_sec = is_longest,
-        .tv_nsec = is_longest ? 0 : (long long)wait_ns,
+        .tv_sec = (long long)(wait_ns / 1000000000ull),
+        .tv_nsec = (long long)(wait_ns % 1000000000ull),
     };
     struct io_uring_cqe *cqe;
     if (r->fault.code != 0)
