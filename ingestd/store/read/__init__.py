@@ -3,6 +3,7 @@
 
 __all__ = [
     "flow_age",
+    "flow_source",
     "flows",
     "image",
     "inspection",

@@ -39,6 +39,7 @@ from ingestd.store.metadata.superblock import (
     read_superblock,
     write_superblocks,
 )
+from ingestd.store.read.flow_source import FlowSource, StoreFlowSource
 from ingestd.store.read.flows import Flow
 from ingestd.store.read.image import StoreImage, image_of
 from ingestd.store.read.point_query import Found, find_flows
@@ -278,6 +279,10 @@ class ServedStore:
     def find_flows(self, wanted: Set[bytes], is_stopped: Callable[[], bool]) -> Found:
         """Look for flows by their ids; as of lookup.find_flows(). Any thread may call."""
         return find_flows(self._device, self.superblock, wanted, is_stopped)
+
+    def flow_source(self, is_stopped: Callable[[], bool] = lambda: False) -> FlowSource:
+        """Return who lists the store's flows; a reading ends soon after `is_stopped`."""
+        return StoreFlowSource(self._device, self.superblock, is_stopped)
 
     def close(self) -> None:
         """Release the store and its lock; a second call does nothing."""
