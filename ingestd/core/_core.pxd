@@ -66,6 +66,10 @@ cdef extern from "base/mailbox.h" nogil:
         command_adopt adopt
         command_connection connection
         int error
+    struct event_seal:
+        uint64_t durable_bytes
+        uint32_t crc
+        bint has_crc
     struct event_end:
         uint32_t reason
         int error
@@ -93,7 +97,7 @@ cdef extern from "base/mailbox.h" nogil:
     struct event_detail:
         uint32_t kind
         uint64_t base_bytes
-        uint64_t durable_bytes
+        event_seal seal
         event_end end
         int accept_error
         event_store_failure store_failure
@@ -148,6 +152,7 @@ cdef extern from "connection/ingest/admission.h" nogil:
         uint32_t flags
         uint64_t bytes_count
         uint32_t crc
+        uint32_t reason
         uint8_t flow[16]
         char peer[64]
         uint8_t challenge[32]
@@ -176,6 +181,9 @@ cdef extern from "connection/ingest/session.h" nogil:
         _HELLO_TIMEOUT "SESSION_ERROR_HELLO_TIMEOUT"
 
 cdef extern from "connection/listener.h" nogil:
+    struct listener:
+        uint32_t index
+    uint32_t listener_connections(const listener *l)
     enum:
         _DENIED_NETWORK "DENIED_NETWORK"
         _DENIED_PEER "DENIED_PEER"
@@ -242,6 +250,8 @@ cdef extern from "worker.h" nogil:
     struct receiver:
         zcrx zcrx
     struct connections:
+        uint32_t listener_count
+        listener listeners[16]
         admission admission
     struct worker:
         reactor reactor

@@ -82,6 +82,8 @@ class Worker:
     def set_commit_interval(self, interval_ns: int) -> None: ...
     def set_idle_timeout(self, listener_index: int, timeout_ns: int) -> None:
         """0: none."""
+    def listener_connections(self) -> dict[int, int]:
+        """Return how many connections each listener has, by its index. Any thread may call."""
     def adopt(self, fd: int, listener_index: int) -> None:
         """Take over an accepted connection, and its descriptor."""
     def end_flow(self, connection: tuple[int, int]) -> None:

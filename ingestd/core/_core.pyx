@@ -98,7 +98,7 @@ cdef detail_of(const event_detail *d):
     if d.kind == _FLOW_OPENED:
         return FlowOpened(d.base_bytes)
     if d.kind == _FLOW_SEALED:
-        return FlowSealed(d.durable_bytes)
+        return FlowSealed(d.seal.durable_bytes, d.seal.crc if d.seal.has_crc else None)
     if d.kind == _FLOW_INTERRUPTED:
         return FlowInterrupted(d.end.reason, d.end.error, d.end.durable_bytes)
     if d.kind == _FLOW_REFUSED:
@@ -256,6 +256,15 @@ cdef class Worker:
         c.idle_timeout.listener_index, c.idle_timeout.timeout_ns = listener_index, timeout_ns
         self.post(c)
 
+    def listener_connections(self):
+        cdef uint32_t i
+        counts = {}
+        for i in range(self.w.connections.listener_count):
+            index = self.w.connections.listeners[i].index
+            counts[index] = counts.get(index, 0) + listener_connections(
+                &self.w.connections.listeners[i])
+        return counts
+
     def adopt(self, fd, listener_index):
         cdef command c
         c.kind = _ADOPT
@@ -293,7 +302,7 @@ cdef class Worker:
                 bool(q.flags & _REQUEST_STORED), bool(q.flags & _REQUEST_SEALED),
                 PyBytes_FromStringAndSize(<char *>q.flow, 16), (<bytes>q.peer).decode(),
                 PyBytes_FromStringAndSize(<char *>q.challenge, 32),
-                PyBytes_FromStringAndSize(<char *>q.block, 4096)))
+                PyBytes_FromStringAndSize(<char *>q.block, 4096), q.reason))
         return requests
 
     def admit(self, connection, bytes flow, *, base_bytes, limit_bytes, crc, bint is_crc_known,

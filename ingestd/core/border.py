@@ -90,6 +90,7 @@ class FlowSealed(NamedTuple):
     """A flow has ended with all of its bytes durable."""
 
     durable_bytes: int = 0
+    crc32c: int | None = None  # of all of its bytes; None: not known
 
 
 class FlowInterrupted(NamedTuple):
@@ -264,3 +265,4 @@ class AdmissionRequest(NamedTuple):
     peer: str
     challenge: bytes  # 32 bytes, those of the greeting
     block: bytes  # 4096 bytes: hello or trailer
+    reason: int = 0  # ended and not sealed: close_reason of format/format.h

@@ -86,6 +86,12 @@ enum event_kind {
     EVENT_FLOW_DENIED = 15,
 };
 
+struct event_seal {
+    uint64_t durable_bytes;
+    uint32_t crc; /* of all of the flow's bytes, if has_crc */
+    bool has_crc;
+};
+
 struct event_end {
     uint32_t reason; /* enum close_reason */
     int error;       /* an errno, or 0 */
@@ -129,7 +135,7 @@ struct event_detail {
     uint32_t kind; /* enum event_kind */
     union {
         uint64_t base_bytes;                      /* FLOW_OPENED */
-        uint64_t durable_bytes;                   /* FLOW_SEALED */
+        struct event_seal seal;                   /* FLOW_SEALED */
         struct event_end end;                     /* FLOW_INTERRUPTED, FLOW_REFUSED */
         int accept_error;                         /* ACCEPT_FAILED */
         struct event_store_failure store_failure; /* STORE_FAILED */

@@ -37,7 +37,8 @@ void connection_closed(struct connections *c, struct connection *conn) {
         STAT_ADD(c->reactor, flows_sealed, 1);
         connection_event(c, conn,
                          (struct event_detail){.kind = EVENT_FLOW_SEALED,
-                                               .durable_bytes = conn->stream.durable_bytes});
+                                               .seal = {conn->stream.durable_bytes,
+                                                        conn->stream.crc, conn->checksummed}});
     } else if (stored) {
         STAT_ADD(c->reactor, flows_interrupted, 1);
         connection_event_end(c, conn, EVENT_FLOW_INTERRUPTED);
@@ -121,7 +122,7 @@ void connection_try_free(struct connections *c, struct connection *conn) {
         struct peer peer = listener_peer(conn);
         peers_remove(&c->peers, &peer);
     }
-    c->listeners[conn->listener].connection_count--;
+    listener_count_connection(&c->listeners[conn->listener], -1);
     c->accepts_ns = 0;
     connection_table_put(c->table, conn);
 }

@@ -176,7 +176,7 @@ static void listener_begin(struct connections *c, struct listener *l, int fd, bo
     listener_note_opening(conn, l);
     conn->checksummed = c->settings.checksum;
     conn->adopted = adopted;
-    l->connection_count++;
+    listener_count_connection(l, 1);
     if (listener_is_elsewhere(c, conn))
         return; /* the worker that it belongs to counts it, and greets it */
     c->engine->take(c->receiver, conn);

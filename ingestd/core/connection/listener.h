@@ -69,7 +69,7 @@ struct listener {
     struct denied denied[DENIALS_COUNT];
     uint32_t flows_per_peer_max; /* 0: no limit */
     uint32_t flows_max;
-    uint32_t connection_count;
+    uint32_t connection_count; /* written by the worker's thread alone, read by any */
     char name[LISTENER_NAME_BYTES];
     struct connection_list idle;
     bool accepting;    /* an accept is under way */
@@ -79,6 +79,16 @@ struct listener {
     struct sockaddr_storage peer;
     socklen_t peer_bytes;
 };
+
+static inline void listener_count_connection(struct listener *l, int change) {
+    __atomic_store_n(&l->connection_count, l->connection_count + (uint32_t)change,
+                     __ATOMIC_RELAXED);
+}
+
+/* Any thread. */
+static inline uint32_t listener_connections(const struct listener *l) {
+    return __atomic_load_n(&l->connection_count, __ATOMIC_RELAXED);
+}
 
 /* Its accept is complete: a descriptor, or -errno. */
 void listener_accepted(struct connections *c, uint32_t listener, int result);

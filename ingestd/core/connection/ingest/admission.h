@@ -50,6 +50,7 @@ struct admission_request {
     uint32_t flags;
     uint64_t bytes_count; /* trailer: of the payload; ended: durable ones */
     uint32_t crc;         /* the flow's chain at bytes_count, for a connection that resumes it */
+    uint32_t reason;      /* ended: enum close_reason, if it was not sealed */
     uint8_t flow[16];
     char peer[REQUEST_PEER_BYTES];
     uint8_t challenge[SESSION_CHALLENGE_BYTES];

@@ -136,6 +136,7 @@ static bool ingest_send_request(struct connections *c, struct connection *conn) 
         .bytes_count =
             s->pending == NOTE_ENDED ? conn->stream.durable_bytes : conn->stream.stored_bytes,
         .crc = conn->stream.crc,
+        .reason = s->pending == NOTE_ENDED ? conn->reason : CLOSE_REASON_NONE,
     };
     bool whole = conn->stream.durable_bytes == conn->stream.stored_bytes;
     q.flags = (conn->checksummed ? REQUEST_HAS_CRC : 0) | (whole ? REQUEST_WHOLE : 0) |
