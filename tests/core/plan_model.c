@@ -157,9 +157,10 @@ static struct account expect(struct plan_model *m, uintptr_t begin, uintptr_t en
         return a;
     }
     uint64_t body = (last < end ? last : end) - first;
-    if (last - first < m->profile.copy_below && !(begin == first && begin == merges_at)) {
-        a.small = a.padded_in_place != 0 ? body - a.tail : body;
-        a.boundary = middle - a.small;
+    if (body < m->profile.copy_below && !(begin == first && begin == merges_at)) {
+        a.small = body;
+        a.tail = a.padded_in_place != 0 ? 0 : a.tail;
+        a.boundary = end - begin - a.head - a.tail - body;
         a.padded_in_place = 0;
         return a;
     }

@@ -44,6 +44,7 @@ PROGRAMS = {
     "test_network": (TESTS / "core" / "test_network.c",),
     "test_peers": (TESTS / "core" / "test_peers.c",),
     "test_plan": (TESTS / "core" / "test_plan.c", MODEL),
+    "test_plan_small": (TESTS / "core" / "test_plan_small.c", MODEL),
     "test_plan_random": (TESTS / "core" / "test_plan_random.c", MODEL),
     "test_refill": (TESTS / "core" / "test_refill.c",),
     "test_outbox": (TESTS / "core" / "test_outbox.c",),

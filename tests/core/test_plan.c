@@ -161,24 +161,6 @@ static void copies_of_one_flow_are_one_extent(void) {
     teardown(m);
 }
 
-static void small_pieces_are_copied(void) {
-    struct plan_profile p = nvme;
-    p.copy_below = 512;
-    struct plan_model *m = setup(&p, true);
-    CHECK_EQUAL(model_add(m, 0, 0, 508, 0), 508);
-    CHECK_EQUAL(m->batch.bounced_bytes[BOUNCE_SMALL], 508);
-    CHECK_EQUAL(model_add(m, 0, PAGE, 512, 0), 512);
-    CHECK_EQUAL(m->batch.direct_bytes, 512);
-    /* It lies right behind the last direct piece: no iovec, no reason to copy. */
-    CHECK_EQUAL(model_add(m, 0, PAGE + 512, 8, 0), 8);
-    CHECK_EQUAL(m->batch.direct_bytes, 520);
-    CHECK_EQUAL(m->batch.iov_count, 3);
-    CHECK_EQUAL(model_add(m, 0, PAGE + 520, 9, 0), 9);
-    CHECK_EQUAL(m->batch.direct_bytes, 528);
-    CHECK_EQUAL(m->batch.bounced_bytes[BOUNCE_TAIL], 1);
-    teardown(m);
-}
-
 static void boundary_makes_inner_pieces_whole_pages(void) {
     struct plan_profile p = nvme;
     p.virt_mask = PAGE - 1;
@@ -465,7 +447,6 @@ static const struct harness_test tests[] = {
     TEST(slack_is_not_used_up_to_a_boundary),
     TEST(copies_are_packed_byte_by_byte),
     TEST(copies_of_one_flow_are_one_extent),
-    TEST(small_pieces_are_copied),
     TEST(boundary_makes_inner_pieces_whole_pages),
     TEST(header_ends_on_the_boundary),
     TEST(batch_fills_to_the_last_byte),

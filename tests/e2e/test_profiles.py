@@ -20,6 +20,11 @@ from typing import Final
 import pytest
 
 from ingestd.errors import ConfigError
+from ingestd.store.format.layout import BLOCK_BYTES_MIN, SEGMENT_DATA_BLOCK
+from ingestd.store.format.records import Batch
+from ingestd.store.read.image import read_image
+from ingestd.store.read.read_ahead import read_batch
+from ingestd.store.read.scan import Scanner
 from support import profile_worker, tally
 from support.daemon import Daemon, format_store, run_ingestd
 from support.observe import assert_clean, image_bytes
@@ -105,6 +110,40 @@ def test_part_full_slots_on_a_disk_with_a_virtual_boundary(tmp_path: Path) -> No
             for sender, payload in zip(senders, payloads, strict=True)
         ]
     assert_same(store, sent)
+
+
+@pytest.mark.fault("profile")
+@pytest.mark.parametrize("profile", [(4, 512, 0), (512, 4096, 0), (4096, 4096, 0), NVME], ids=str)
+def test_pieces_of_slow_flows_share_blocks(
+    tmp_path: Path, profile: tuple[int, int, int], seed: int
+) -> None:
+    """A batch has no more padding than its last block, however many flows it has pieces of."""
+    store = format_store(tmp_path / "store.img")
+    payloads = [Payload(seed + n, 60) for n in range(64)]
+    with served(store, profile) as address:
+        sent = send_with_silences(address, payloads)
+    assert_same(store, sent)
+    payload_bytes = 0
+    for batch in batches_of(store):
+        header = batch.header
+        padding_bytes = header.batch_bytes - header.header_bytes - header.payload_bytes
+        assert 0 <= padding_bytes < BLOCK_BYTES_MIN, batch
+        payload_bytes += header.payload_bytes
+    assert payload_bytes == sum(payload.size for payload in payloads)
+
+
+def batches_of(store: Path) -> Iterator[Batch]:
+    """Walk the batches of every segment that is in use."""
+    with read_image(str(store)) as image:
+        scanner = Scanner(image.device, image.superblock)
+        for segment in image.segments:
+            place, window = scanner.place(segment.sequence), scanner.window(segment.index)
+            at = SEGMENT_DATA_BLOCK * image.superblock.block_bytes
+            for number in range(segment.batch_count):
+                batch = read_batch(window, place, at, number)
+                assert batch is not None
+                yield batch
+                at = batch.end
 
 
 def test_a_stricter_profile_is_stated_in_the_configuration(

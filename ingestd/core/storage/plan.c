@@ -228,7 +228,11 @@ static void plan_count_bounced(struct plan_batch *b, const struct plan_profile *
     const uint32_t m_mask = p->mem_align - 1;
     const uint32_t bytes = s.head + s.body + s.tail;
     const uint32_t head = smaller(bytes, (0u - (uint32_t)(uintptr_t)f->data) & m_mask);
-    const uint32_t tail = s.body_pad != 0 ? 0 : (bytes - head) & m_mask;
+    /* What could have been padded in place is small up to its end, and has no tail. */
+    const uint32_t lead =
+        smaller(bytes, (0u - (uint32_t)(uintptr_t)f->data) & (uint32_t)edge_mask(p));
+    const bool has_end = s.body_pad != 0 || (small_bytes != 0 && lead + small_bytes == bytes);
+    const uint32_t tail = has_end ? 0 : (bytes - head) & m_mask;
     const uint32_t copied = s.head + s.tail;
     if (copied == 0)
         return;
@@ -263,8 +267,8 @@ static struct split plan_split_fragment(const struct plan_batch *b, const struct
     } else {
         return all_copied;
     }
-    if (s.body + s.body_pad < p->copy_below && !merges(b, f, s.head)) {
-        *small_bytes = s.body - (s.body_pad != 0 ? (uint32_t)end & (p->mem_align - 1) : 0);
+    if (s.body < p->copy_below && !merges(b, f, s.head)) {
+        *small_bytes = s.body;
         return all_copied;
     }
     return s;

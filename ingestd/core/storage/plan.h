@@ -19,6 +19,8 @@
  *    rest as boundary.
  *  - A tail that lacks fewer than M bytes to the next edge is not copied where
  *    `slack` covers them: zeros are put behind it in place.
+ *  - A direct piece of fewer than copy_below bytes, padding not counted, is copied
+ *    as small, its tail included, unless it continues the last iovec.
  *  - Copied pieces follow one another byte by byte, also of different flows, in
  *    one bounce iovec, which is padded up to an edge before a direct piece.
  *

@@ -15,6 +15,8 @@
  * one: the device is busy anyway, and what gathers shares a write and a flush. */
 #define URGENT_WRITES_MAX 2u
 #define SEGMENT_BATCHES_MIN 16u
+/* Of each batch's memory, where pieces lie in slots: locked, and times the writes in flight. */
+#define SLOT_COPIES_BYTES_MAX (128u * 1024u)
 
 /* --- Memory ------------------------------------------------------------------------- */
 
@@ -29,18 +31,27 @@ static uint32_t storage_batch_count(const struct storage *s) {
     return s->settings.writes_in_flight_max + 1; /* one is filled meanwhile */
 }
 
-/* Pieces that are padded in place end on a boundary of their own. Those that begin and end
- * anywhere bounce a head and a tail each, or everything where the device has a virtual
- * boundary that they do not respect. */
+/* A piece in a slot begins on a page, and is padded in place up to its edge, or copied behind
+ * the copies of others. Padding writes up to an edge of zeros, copying costs a memcpy: below half
+ * an edge a batch of padded pieces would be more zeros than payload. */
+static uint32_t storage_copy_below(const struct storage_settings *settings) {
+    uint32_t half_edge = settings->mem_align / 2;
+    bool gathers = settings->any_address || half_edge < PLAN_GATHER_BYTES_MIN;
+    return gathers ? PLAN_GATHER_BYTES_MIN : half_edge;
+}
+
+/* The copies that a batch has room for. Pieces that begin and end anywhere bounce a head and a
+ * tail each, or everything where the device has a virtual boundary that they do not respect. Of
+ * those in slots only the short ones are copied: a batch that has no room for more of them is
+ * large enough that its header and a write cost little. */
 static uint32_t storage_bounce_bytes(const struct storage *s) {
-    const struct batch_pool *b = &s->batches;
-    uint64_t least = plan_bounce_bytes_min(&b->profile);
-    if (!s->settings.any_address)
-        return (uint32_t)least;
-    uint64_t edges = 2ull * (b->profile.mem_align + PLAN_GATHER_BYTES_MIN) * BATCH_HOLDS_MAX;
-    uint64_t most =
-        b->profile.virt_mask != 0 ? b->payload_bytes_max : time_min(edges, b->payload_bytes_max);
-    return (uint32_t)((least + most + AREA_PAGE_BYTES - 1) / AREA_PAGE_BYTES * AREA_PAGE_BYTES);
+    const struct plan_profile *p = &s->batches.profile;
+    uint64_t most = SLOT_COPIES_BYTES_MAX;
+    if (s->settings.any_address)
+        most = p->virt_mask != 0 ? s->batches.payload_bytes_max
+                                 : 2ull * (p->mem_align + PLAN_GATHER_BYTES_MIN) * BATCH_HOLDS_MAX;
+    uint64_t bytes = plan_bounce_bytes_min(p) + time_min(most, s->batches.payload_bytes_max);
+    return (uint32_t)((bytes + AREA_PAGE_BYTES - 1) / AREA_PAGE_BYTES * AREA_PAGE_BYTES);
 }
 
 bool storage_init(struct storage *s, const struct storage_settings *settings) {
@@ -66,7 +77,7 @@ bool storage_init(struct storage *s, const struct storage_settings *settings) {
         .virt_mask = settings->virt_mask,
         .iovecs_max = settings->iovecs_max,
         .batch_bytes_max = (uint32_t)payload_max + 2 * BATCH_HEADER_BYTES_MAX,
-        .copy_below = settings->any_address ? PLAN_GATHER_BYTES_MIN : 0,
+        .copy_below = storage_copy_below(settings),
     };
     b->bounce_bytes = storage_bounce_bytes(s);
     return plan_profile_is_usable(&b->profile, b->header_bytes_max, BATCH_IOVECS_MAX) &&
@@ -144,6 +155,16 @@ static struct batch *storage_batch_for(struct storage *s, struct storage_stream 
     }
 }
 
+/* The open batch had no memory left to copy the piece into: the next one has. */
+static uint32_t storage_append_anew(struct storage *s, struct storage_stream *t,
+                                    const struct batch_piece *piece) {
+    if (!storage_close_batch(s) || storage_batch_for(s, t, piece->bytes, false) == NULL)
+        return 0;
+    uint32_t taken = batch_add(&s->batches, t, piece);
+    assert(taken > 0); /* an empty batch takes the first part of any piece */
+    return taken;
+}
+
 uint32_t storage_append(struct storage *s, struct storage_stream *t,
                         const struct batch_piece *piece) {
     struct batch_pool *p = &s->batches;
@@ -155,6 +176,8 @@ uint32_t storage_append(struct storage *s, struct storage_stream *t,
     if (b == NULL)
         return 0;
     uint32_t taken = batch_add(p, t, piece);
+    if (taken == 0)
+        return storage_append_anew(s, t, piece);
     if (b->plan.payload_end >= p->payload_bytes_max || taken < piece->bytes ||
         b->hold_count >= p->holds_max)
         storage_close_batch(s);
