@@ -118,7 +118,7 @@ def histories(
     order = draw(st.permutations(range(SEGMENTS_MAX)))
     for index in order[: draw(st.integers(1, SEGMENTS_MAX))]:
         with_crc = draw(st.booleans()) if checksum is None else checksum
-        _segment(draw, history, builder.segment(index), flows, with_crc, intact)
+        fill_segment(draw, history, builder.segment(index), flows, with_crc, intact)
     return history
 
 
@@ -150,7 +150,7 @@ def _earlier_life(draw: st.DrawFn, fresh: StoreBuilder) -> StoreBuilder:
     )
 
 
-def _segment(
+def fill_segment(
     draw: st.DrawFn,
     history: History,
     segment: SegmentWriter,

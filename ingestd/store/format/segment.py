@@ -55,6 +55,25 @@ class Span:
     has_crc32c: bool
     flags: int = 0
 
+    @classmethod
+    def of_row(cls, row: RecordSpanRow, index: int, sequence: int) -> Span:
+        """Return the span that a footer of that segment has as a record."""
+        return cls(
+            flow=row.flow,
+            segment_index=index,
+            segment_sequence=sequence,
+            first_offset=row.first_offset,
+            end_offset=row.end_offset,
+            durable_end=row.end_offset,
+            first_batch_block=row.first_batch_block,
+            last_batch_block=row.last_batch_block,
+            crc_before=row.crc_before,
+            crc_after=row.crc_after,
+            # Where no CRC is kept, the fields are 0; that both are 0 by chance is harmless.
+            has_crc32c=row.first_offset == row.end_offset or bool(row.crc_before or row.crc_after),
+            flags=row.flags,
+        )
+
     def row(self) -> RecordSpanRow:
         """Return the record of this span in a footer."""
         return RecordSpanRow(

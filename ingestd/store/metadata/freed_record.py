@@ -19,7 +19,7 @@ import struct
 import sys
 import threading
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, TypeAlias
 
@@ -139,10 +139,19 @@ def clear_headers(device: Device, superblock: Superblock, indexes: Iterable[int]
 
 
 class Reclaimer:
-    """Reclaims segments of one store; whoever calls reclaim() holds `mutex`."""
+    """Reclaims segments of one store; whoever calls reclaim() holds `mutex`.
 
-    def __init__(self, device: Device, superblock: Superblock) -> None:
+    `on_reclaimed` is called with segments once their headers are gone, under the mutex.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        superblock: Superblock,
+        on_reclaimed: Callable[[Sequence[SegmentImage]], None] = lambda _: None,
+    ) -> None:
         self.mutex = threading.Lock()
+        self._on_reclaimed = on_reclaimed
         self._device = device
         self._superblock = superblock
         self._freed = read_freed(device, superblock)
@@ -190,6 +199,7 @@ class Reclaimer:
             )
         )
         clear_headers(self._device, self._superblock, [segment.index for segment in segments])
+        self._on_reclaimed(segments)
 
     def _write(self, now: Freed) -> None:
         # Who read segments before they went reads the record after that, and finds them in it.

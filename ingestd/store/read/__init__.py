@@ -2,6 +2,7 @@
 """Reading a store: scanning segments, the image of all flows, a flow's bytes, verification."""
 
 __all__ = [
+    "assembly",
     "flow_age",
     "flow_source",
     "flows",

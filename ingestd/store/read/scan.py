@@ -141,6 +141,16 @@ class Scanner:
         row = decode_block(SEGMENT_HEADER, SEGMENT_MAGIC, block, self.superblock.store_uuid)
         return row is not None and row.segment_sequence == sequence
 
+    def has_footer(self, index: int, sequence: int) -> bool:
+        """Return whether the segment has a footer of that sequence, the worker's last word.
+
+        Raises StoreDamagedError if the device cannot read.
+        """
+        end = self.superblock.segment_offset(index) + self.superblock.segment_bytes
+        block = self.device.read(end - self.superblock.block_bytes, SEGMENT_FOOTER.size_bytes)
+        row = decode_block(SEGMENT_FOOTER, FOOTER_MAGIC, block, self.superblock.store_uuid)
+        return row is not None and row.segment_sequence == sequence
+
     def place(self, sequence: int) -> Place:
         """Return what a batch of the segment with that sequence must fit."""
         return Place(
@@ -339,24 +349,7 @@ def _closed(image: SegmentImage, footer: SegmentFooterRow, records: Records) -> 
     image.batches_end = image.committed_end = footer.batches_end
     image.payload_bytes = footer.payload_bytes
     image.events = records.events
-    image.spans = [
-        Span(
-            flow=row.flow,
-            segment_index=image.index,
-            segment_sequence=image.sequence,
-            first_offset=row.first_offset,
-            end_offset=row.end_offset,
-            durable_end=row.end_offset,
-            first_batch_block=row.first_batch_block,
-            last_batch_block=row.last_batch_block,
-            crc_before=row.crc_before,
-            crc_after=row.crc_after,
-            # Where no CRC is kept, the fields are 0; that both are 0 by chance is harmless.
-            has_crc32c=row.first_offset == row.end_offset or bool(row.crc_before or row.crc_after),
-            flags=row.flags,
-        )
-        for row in records.spans
-    ]
+    image.spans = [Span.of_row(row, image.index, image.sequence) for row in records.spans]
     return image
 
 

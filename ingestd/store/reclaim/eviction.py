@@ -22,8 +22,6 @@ from typing import Final, NamedTuple
 from ingestd.core_limits import SEGMENTS_LIVE_MAX, SEGMENTS_READY_MAX
 from ingestd.errors import StoreDamagedError, StoreError
 from ingestd.store.device.device import Device
-from ingestd.store.format.layout import FOOTER_MAGIC, SEGMENT_FOOTER
-from ingestd.store.format.records import decode_block
 from ingestd.store.format.segment import SegmentImage, SegmentState
 from ingestd.store.metadata.freed_record import Reclaimer
 from ingestd.store.metadata.superblock import Superblock
@@ -164,7 +162,8 @@ class Evictor:
             if place in self._passed_over:
                 continue
             try:
-                has_footer = self._has_footer(*place)
+                sequence, index = place
+                has_footer = self._scanner.has_footer(index, sequence)
             except StoreDamagedError:
                 self._pass_over(*place)
                 continue
@@ -176,12 +175,6 @@ class Evictor:
 
     def _pass_over(self, sequence: int, index: int) -> None:
         self._passed_over[sequence, index] = self._clock() + UNREADABLE_PAUSE_S
-
-    def _has_footer(self, sequence: int, index: int) -> bool:
-        end = self._superblock.segment_offset(index) + self._superblock.segment_bytes
-        block = self._device.read(end - self._superblock.block_bytes, SEGMENT_FOOTER.size_bytes)
-        row = decode_block(SEGMENT_FOOTER, FOOTER_MAGIC, block, self._superblock.store_uuid)
-        return row is not None and row.segment_sequence == sequence
 
     def _report(self, segment: SegmentImage) -> None:
         flows = {span.flow: None for span in segment.spans if span.end_offset > span.first_offset}

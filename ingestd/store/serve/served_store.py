@@ -14,10 +14,15 @@ import heapq
 import threading
 import time
 from collections.abc import Callable, Iterator, Set
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final
 
 from ingestd.errors import StoreDamagedError, StoreError
+from ingestd.store.catalogue.keeper import CatalogueKeeper
+from ingestd.store.catalogue.schema import CatalogueError
+from ingestd.store.catalogue.source import CataloguedFlowSource
 from ingestd.store.device.device import READ_BYTES_MAX, Device
 from ingestd.store.device.holder import write_holder
 from ingestd.store.device.opening import open_locked
@@ -39,15 +44,16 @@ from ingestd.store.metadata.superblock import (
     read_superblock,
     write_superblocks,
 )
-from ingestd.store.read.flow_source import FlowSource, StoreFlowSource
+from ingestd.store.read.flow_source import FlowSource
 from ingestd.store.read.flows import Flow
 from ingestd.store.read.image import StoreImage, image_of
-from ingestd.store.read.point_query import Found, find_flows
+from ingestd.store.read.point_query import Found
 from ingestd.store.reclaim.eviction import Evictor, Overwritten
 from ingestd.store.reclaim.sweep import Sweeper
 from ingestd.store.serve.backing_check import is_elsewhere, loss_of, missing_bytes
 from ingestd.store.serve.backing_space import BackingSpace
 from ingestd.store.serve.compaction import compact_newest
+from ingestd.store.serve.segments_in_use import SegmentsInUse
 
 # The kernel takes an io_uring down after its process is gone, and holds the store's file
 # meanwhile: some tenths of a second, seconds on a busy machine.
@@ -92,12 +98,16 @@ class ServedStore:
         flows: list[Flow] | None = None,
         ended: list[tuple[int, int]] | None = None,
         used_count: int = 0,
+        in_use: SegmentsInUse | None = None,
+        keeper: CatalogueKeeper | None = None,
     ) -> None:
         """`used_count`: sequences of this generation that the opening has used already."""
+        self.keeper = keeper  # None: there is no catalogue
+        self._in_use = in_use or SegmentsInUse()
         self._flows = flows or []
         self._ended = ended or []
         self._recycler: Evictor | None = None
-        self._reclaimer = Reclaimer(device, superblock)
+        self._reclaimer = Reclaimer(device, superblock, self._in_use.discard)
         self.superblock = superblock
         self.recovery = recovery
         self._device = device
@@ -268,6 +278,7 @@ class ServedStore:
             self._counter += 1
             assert self._counter <= SEQUENCE_COUNTER_MAX
             sequence = sequence_of(self.superblock.generation, self._counter)
+        self._in_use.add(index, sequence)
         if self._recycler is not None:
             self._recycler.note_granted(index, sequence)
         return index, sequence
@@ -278,14 +289,19 @@ class ServedStore:
 
     def find_flows(self, wanted: Set[bytes], is_stopped: Callable[[], bool]) -> Found:
         """Look for flows by their ids; as of lookup.find_flows(). Any thread may call."""
-        return find_flows(self._device, self.superblock, wanted, is_stopped)
+        return self._answering(is_stopped).find(wanted)
 
     def flow_source(self, is_stopped: Callable[[], bool] = lambda: False) -> FlowSource:
         """Return who lists the store's flows; a reading ends soon after `is_stopped`."""
-        return StoreFlowSource(self._device, self.superblock, is_stopped)
+        return self._answering(is_stopped)
+
+    def _answering(self, is_stopped: Callable[[], bool]) -> CataloguedFlowSource:
+        return CataloguedFlowSource(self.keeper, self._device, self.superblock, is_stopped)
 
     def close(self) -> None:
         """Release the store and its lock; a second call does nothing."""
+        if self.keeper is not None:
+            self.keeper.close()
         self._device.close()
 
     def __enter__(self) -> ServedStore:
@@ -301,8 +317,11 @@ def open_for_serving(
     expected_uuid: str | None = None,
     on_wait: Callable[[float], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    catalogues: Path | None = None,
 ) -> ServedStore:
     """Lock a store, recover it, and raise its generation.
+
+    `catalogues`: the directory in which its catalogue is kept; None: it has none.
 
     A store that is held is waited for, up to HELD_WAIT_S; `on_wait` is called
     once then, with that number of seconds. `on_progress` is called as image_of()
@@ -313,7 +332,7 @@ def open_for_serving(
     """
     device = open_locked(path, wait_s=HELD_WAIT_S, on_wait=on_wait)
     try:
-        return _recover(device, expected_uuid, on_progress or _no_progress)
+        return _recover(device, expected_uuid, on_progress or _no_progress, catalogues)
     except BaseException:
         device.close()
         raise
@@ -324,7 +343,10 @@ def _no_progress(_done_count: int, _total_count: int) -> None:
 
 
 def _recover(
-    device: Device, expected_uuid: str | None, on_progress: Callable[[int, int], None]
+    device: Device,
+    expected_uuid: str | None,
+    on_progress: Callable[[int, int], None],
+    catalogues: Path | None,
 ) -> ServedStore:
     started_s = time.monotonic()
     reading = read_superblock(device)
@@ -359,7 +381,16 @@ def _recover(
     ended = [(s.sequence, s.index) for s in image.segments if s.state is SegmentState.CLOSED]
     summary = replace(summary, segments_compacted=len(compaction.freed))
     used_count = COMPACTED_COUNTER if compaction.made else 0
-    return ServedStore(device, superblock, free, summary, image.flows, ended, used_count)
+    in_use = SegmentsInUse(s for s in image.segments if s.state is not SegmentState.FREE)
+    keeper = None
+    if catalogues is not None:
+        is_damaged = summary.segments_damaged > 0
+        keeper = CatalogueKeeper(catalogues, device, superblock, in_use, is_damaged=is_damaged)
+        with suppress(CatalogueError):  # whoever keeps it meets it again, and tells
+            keeper.begin(image.segments)
+    return ServedStore(
+        device, superblock, free, summary, image.flows, ended, used_count, in_use, keeper
+    )
 
 
 def _next_generation(

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The catalogue of one store: fed a segment at a time, read in snapshots.
+
+Invariants: a segment goes in once, as a whole, with all of its flows, in one transaction, and goes
+out so; the table of flows is what assembly.py makes of the parts that are in, under the context
+that is kept beside them. Nothing that is in is ever changed but by that. One thread feeds; any
+may take snapshots, which wait for nobody.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence, Set
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Final
+
+from ingestd.store.catalogue import schema
+from ingestd.store.catalogue.rows import (
+    FLOW_COLUMNS,
+    PART_COLUMNS,
+    SegmentFacts,
+    flow_row,
+    part_rows,
+    segments_of_parts,
+)
+from ingestd.store.catalogue.schema import (
+    CatalogueError,
+    Context,
+    ForeignCatalogueError,
+    biased,
+    context_of,
+    put_context,
+)
+from ingestd.store.catalogue.snapshot import Snapshot
+from ingestd.store.format.segment import SegmentImage
+from ingestd.store.read.assembly import assemble
+from ingestd.store.read.flows import Anomaly, Flow
+
+# So many flows at a time are put together anew when the context changes.
+FLOWS_AT_ONCE: Final = 10_000
+
+_PUT_PART: Final = f"INSERT INTO parts({PART_COLUMNS}) VALUES ({', '.join('?' * 6)})"  # noqa: S608
+_PUT_FLOW: Final = f"INSERT OR REPLACE INTO flows({FLOW_COLUMNS}) VALUES ({', '.join('?' * 16)})"  # noqa: S608
+
+
+class Catalogue:
+    """A catalogue that is there; close it. All but open() and take_away() raise CatalogueError."""
+
+    def __init__(self, path: Path, connection: sqlite3.Connection, reason: str | None) -> None:
+        self.path = path
+        self.made_because = reason  # why it was made anew; None: it was found
+        self._writer = connection
+
+    @classmethod
+    def open(cls, directory: Path, store_uuid: bytes) -> Catalogue:
+        """Open the catalogue of a store, or make an empty one in its place.
+
+        Raises CatalogueError where neither can be done.
+        """
+        path = schema.path_of(directory, store_uuid)
+        with schema.translated(path):
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            with schema.translated(path):
+                return cls(path, schema.open_found(path, store_uuid), None)
+        except ForeignCatalogueError as error:
+            reason = str(error)
+        except CatalogueError as error:
+            if not error.is_damage:
+                raise
+            reason = f"it was damaged: {error}"
+        with schema.translated(path):
+            return cls(path, schema.create(path, store_uuid), reason)
+
+    def close(self) -> None:
+        """Close it; what was fed stays. A second call does nothing."""
+        with suppress(sqlite3.Error):
+            self._writer.close()
+
+    def take_away(self) -> None:
+        """Close it and take its file away, so that the next opening makes it anew."""
+        self.close()
+        with suppress(OSError):
+            schema.remove(self.path)
+
+    @contextmanager
+    def snapshot(self) -> Iterator[Snapshot]:
+        """Read what is in now; by one thread, while it is held."""
+        with schema.translated(self.path):
+            connection = schema.connect(self.path)
+            try:
+                connection.execute("BEGIN")
+                yield Snapshot(connection)
+            finally:
+                connection.close()
+
+    def put(self, segment: SegmentImage) -> None:
+        """Feed a segment that does not change any more, with all of its flows."""
+        assert segment.sequence, segment.index
+        with self._transaction() as connection:
+            rows = list(part_rows(segment))
+            flows = {row[0] for row in rows}
+            connection.execute(
+                "INSERT INTO segments(sequence, place, is_closed, facts) VALUES (?, ?, ?, ?)",
+                SegmentFacts.of_image(segment).row(),
+            )
+            connection.executemany(_PUT_PART, rows)
+            # What a footer says is here already; what a reading of batches says is cut to that.
+            own = (
+                [segment]
+                if segment.footer
+                else segments_of_parts((segment.index, *r) for r in rows)
+            )
+            _derive(connection, flows, context_of(connection), own)
+
+    def drop(self, sequences: Iterable[int]) -> None:
+        """Take segments out that are gone from the store."""
+        for sequence in sequences:
+            with self._transaction() as connection:
+                flows = Snapshot(connection).flow_ids_in([sequence])
+                key = (biased(sequence),)
+                connection.execute("DELETE FROM parts WHERE sequence = ?", key)
+                connection.execute("DELETE FROM segments WHERE sequence = ?", key)
+                _derive(connection, flows, context_of(connection))
+
+    def set_context(self, context: Context) -> None:
+        """Have the flows put together under a context; nothing is done if they are."""
+        with self._transaction() as connection:
+            if context_of(connection) == context:
+                return
+            put_context(connection, context)
+            changed = sorted(Snapshot(connection).flow_ids_not_plain())
+            for at in range(0, len(changed), FLOWS_AT_ONCE):
+                _derive(connection, set(changed[at : at + FLOWS_AT_ONCE]), context)
+
+    @contextmanager
+    def _transaction(self) -> Iterator[sqlite3.Connection]:
+        with schema.translated(self.path):
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writer
+            except BaseException:
+                with suppress(sqlite3.Error):
+                    self._writer.execute("ROLLBACK")
+                raise
+            self._writer.execute("COMMIT")
+
+
+def assembled(
+    segments: Sequence[SegmentImage], context: Context
+) -> tuple[list[Flow], list[Anomaly]]:
+    """Return the flows of segments as a reading of the whole store shows them under a daemon."""
+    return assemble(
+        segments,
+        generation=context.generation,
+        live=True,
+        freed_sequence=int(context.has_evicted),
+        is_cut=context.has_damage,
+    )
+
+
+def _derive(
+    connection: sqlite3.Connection,
+    flows: Set[bytes],
+    context: Context,
+    own: Sequence[SegmentImage] = (),
+) -> None:
+    """Put flows together from their parts, those of `own` segments at hand.
+
+    Flows of which nothing is in any more go.
+    """
+    at_hand = {segment.sequence for segment in own}
+    parts = Snapshot(connection).parts_of(flows, at_hand)
+    made, anomalies = assembled([*own, *parts], context)
+    odd = {anomaly.flow for anomaly in anomalies}
+    connection.executemany(_PUT_FLOW, (flow_row(f, is_odd=f.flow in odd) for f in made))
+    gone = flows - {flow.flow_id for flow in made}
+    connection.executemany("DELETE FROM flows WHERE flow = ?", ((flow,) for flow in gone))

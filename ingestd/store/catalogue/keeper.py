@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeping a catalogue up to date with the store that it is of.
+
+Invariants: what is to be fed or taken out follows from what is in use and what is in, never from
+an event that could be lost; a segment is fed once it does not change any more: it has a footer,
+or an earlier generation left it. A catalogue that turns out to be damaged is taken away, and made
+anew. turn() and begin() are one thread's; answers() is for any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Final
+
+from ingestd.store.catalogue.answers import Answers
+from ingestd.store.catalogue.catalogue import Catalogue
+from ingestd.store.catalogue.rows import SegmentFacts
+from ingestd.store.catalogue.schema import CatalogueError, Context
+from ingestd.store.device.device import Device
+from ingestd.store.format.layout import generation_of
+from ingestd.store.format.segment import SegmentImage, SegmentState
+from ingestd.store.metadata.freed_record import read_freed
+from ingestd.store.metadata.superblock import Superblock
+from ingestd.store.read.scan import Scanner
+
+# A segment gets its footer a little later than the grant of the one behind it.
+LOOKS_AFTER_CHANGE: Final = 10
+
+
+class CatalogueKeeper:
+    """Of one store that this process serves.
+
+    `in_use`: as of Answers; `is_damaged`: likewise.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        device: Device,
+        superblock: Superblock,
+        in_use: Callable[[], Mapping[int, int]],
+        *,
+        is_damaged: bool,
+    ) -> None:
+        self._directory = directory
+        self._device = device
+        self._superblock = superblock
+        self._in_use = in_use
+        self._is_damaged = is_damaged
+        self._scanner = Scanner(device, superblock, live=True)
+        self._catalogue: Catalogue | None = None
+        self._is_stopping = False
+        self._seen: Mapping[int, int] | None = None  # what was in use at the last turn
+        self._looks_left = 0
+        self.made_because: str | None = None  # why it was made anew last
+        self.unfed_count = 0  # of segments in use, as of the last turn
+
+    @property
+    def is_ready(self) -> bool:
+        """Return whether there is a catalogue to be asked."""
+        return self._catalogue is not None
+
+    def begin(self, segments: Iterable[SegmentImage]) -> None:
+        """Open the catalogue, and take out what is not as the opening of the store found it.
+
+        Raises CatalogueError; then turn() tries again to open it, and it is empty.
+        """
+        catalogue = self._open()
+        found = {segment.sequence: segment for segment in segments if segment.sequence}
+        try:
+            with catalogue.snapshot() as snapshot:
+                facts = snapshot.segments()
+            stale = [item.sequence for item in facts if not _is_of(item, found.get(item.sequence))]
+            if 2 * len(stale) > len(facts):  # another life of the store: to begin anew is quicker
+                self._take_away(catalogue)
+                self._open()
+                self.made_because = "it did not fit the store"
+            else:
+                catalogue.drop(stale)
+        except CatalogueError:
+            self._take_away(catalogue)
+            raise
+
+    def turn(self) -> bool:
+        """Feed what can be fed, take out what is gone; return True. Raises CatalogueError.
+
+        Also StoreDamagedError where the device cannot be read.
+        """
+        in_use = self._in_use()
+        if self._catalogue is not None and in_use == self._seen:
+            if self._looks_left == 0:
+                return True
+            self._looks_left -= 1
+        else:
+            self._looks_left = LOOKS_AFTER_CHANGE
+        catalogue = self._catalogue or self._open()
+        try:
+            self._feed(catalogue, in_use)
+        except CatalogueError as error:
+            if error.is_damage:
+                self._take_away(catalogue)
+            raise
+        self._seen = in_use
+        return True
+
+    def stop(self) -> None:
+        """Let a turn end soon. By any thread."""
+        self._is_stopping = True
+
+    def close(self) -> None:
+        """Close the catalogue; turn() is over."""
+        catalogue, self._catalogue = self._catalogue, None
+        if catalogue is not None:
+            catalogue.close()
+
+    def answers(self, is_stopped: Callable[[], bool] = lambda: False) -> Answers | None:
+        """Return who answers; None: there is no catalogue now. By any thread."""
+        catalogue = self._catalogue
+        if catalogue is None:
+            return None
+        return Answers(
+            catalogue, self._device, self._superblock, self._in_use, self._is_damaged, is_stopped
+        )
+
+    def _open(self) -> Catalogue:
+        catalogue = Catalogue.open(self._directory, self._superblock.store_uuid)
+        self.made_because = catalogue.made_because
+        self._catalogue = catalogue
+        return catalogue
+
+    def _take_away(self, catalogue: Catalogue) -> None:
+        self._catalogue = None
+        catalogue.take_away()
+
+    def _feed(self, catalogue: Catalogue, in_use: Mapping[int, int]) -> None:
+        with catalogue.snapshot() as snapshot:
+            fed = snapshot.sequences()
+        catalogue.drop(fed - in_use.keys())
+        unfed = sorted(in_use.keys() - fed)
+        self.unfed_count = len(unfed)
+        has_evicted = read_freed(self._device, self._superblock).sequence > 0
+        generation = self._superblock.generation
+        catalogue.set_context(Context(generation, has_evicted, self._is_damaged))
+        for sequence in unfed:
+            if self._is_stopping:
+                return
+            segment = self._settled(in_use[sequence], sequence)
+            if segment is not None:
+                catalogue.put(segment)
+                self.unfed_count -= 1
+
+    def _settled(self, index: int, sequence: int) -> SegmentImage | None:
+        """Read a segment that does not change any more; None: it may."""
+        is_older = generation_of(sequence) < self._superblock.generation
+        if not is_older and not self._scanner.has_footer(index, sequence):
+            return None
+        segment = self._scanner.scan(index)
+        if segment.sequence != sequence:  # reclaimed meanwhile, or its header is damaged
+            return None
+        return segment if is_older or segment.state is SegmentState.CLOSED else None
+
+
+def _is_of(facts: SegmentFacts, segment: SegmentImage | None) -> bool:
+    """Return whether a segment is in as it was found, and is not to be read again."""
+    if segment is None or segment.state is not SegmentState.CLOSED or not facts.is_closed:
+        return False
+    footer = segment.footer
+    # A store that was put back from a copy may have used the same sequence again.
+    return (facts.place, facts.opened_ns) == (segment.index, segment.opened_ns) and (
+        footer is None
+        or (facts.closed_ns, facts.records_crc32c) == (footer.closed_ns, footer.records_crc32c)
+    )
