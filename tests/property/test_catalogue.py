@@ -76,8 +76,8 @@ class World:
         self.store, self.unclosed = None, []
 
     def turn(self) -> None:
-        if self.store is not None and self.store.keeper is not None:
-            self.store.keeper.turn()
+        if self.store is not None and self.store.feeder is not None:
+            self.store.feeder.turn()
 
     def write(self) -> None:
         """A worker fills a segment, and has not ended it yet, or has."""
@@ -190,12 +190,12 @@ class World:
         """Compare listings and look-ups with a reading of the whole store."""
         if self.store is None:
             return
-        keeper = self.store.keeper
-        assert keeper is not None
-        assert keeper.is_ready
+        feeder = self.store.feeder
+        assert feeder is not None
+        assert feeder.is_ready
         image = self.image()
         shown = {flow.flow_id: flow for flow in image.flows}
-        source = keeper.answers()  # what flow_source() asks, if nothing fails
+        source = feeder.answers()  # what flow_source() asks, if nothing fails
         assert source is not None
         for order in (FlowOrder(), FlowOrder(FlowSort.BYTES, True), FlowOrder(FlowSort.NAME)):
             expected = [replace(f, spans=()) for f in selected(image.flows, order=order)]

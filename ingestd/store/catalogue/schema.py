@@ -61,7 +61,7 @@ _TABLES: Final = (
 
 
 class Context(NamedTuple):
-    """What the flows of a store depend on beside their records.
+    """The facts that the flows of a store depend on beside their records.
 
     `generation`: the superblock's; `has_evicted`: segments went that shown flows began in;
     `has_damage`: a segment cannot be read, or lies behind the device's end.

@@ -12,7 +12,7 @@ from contextlib import suppress
 from itertools import chain
 
 from ingestd.errors import StoreError
-from ingestd.store.catalogue.keeper import CatalogueKeeper
+from ingestd.store.catalogue.feeder import CatalogueFeeder
 from ingestd.store.catalogue.schema import CatalogueError
 from ingestd.store.device.device import Device
 from ingestd.store.metadata.superblock import Superblock
@@ -29,16 +29,16 @@ from ingestd.store.read.point_query import Found, QueryStoppedError, find_flows
 
 
 class CataloguedFlowSource:
-    """As FlowSource; `keeper` None: the store has no catalogue."""
+    """As FlowSource; `feeder` None: the store has no catalogue."""
 
     def __init__(
         self,
-        keeper: CatalogueKeeper | None,
+        feeder: CatalogueFeeder | None,
         device: Device,
         superblock: Superblock,
         is_stopped: Callable[[], bool],
     ) -> None:
-        self._answers = keeper.answers(is_stopped) if keeper is not None else None
+        self._answers = feeder.answers(is_stopped) if feeder is not None else None
         self._device = device
         self._superblock = superblock
         self._is_stopped = is_stopped

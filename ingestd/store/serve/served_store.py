@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Final
 
 from ingestd.errors import StoreDamagedError, StoreError
-from ingestd.store.catalogue.keeper import CatalogueKeeper
+from ingestd.store.catalogue.feeder import CatalogueFeeder
 from ingestd.store.catalogue.schema import CatalogueError
 from ingestd.store.catalogue.source import CataloguedFlowSource
 from ingestd.store.device.device import READ_BYTES_MAX, Device
@@ -99,10 +99,10 @@ class ServedStore:
         ended: list[tuple[int, int]] | None = None,
         used_count: int = 0,
         in_use: SegmentsInUse | None = None,
-        keeper: CatalogueKeeper | None = None,
+        feeder: CatalogueFeeder | None = None,
     ) -> None:
         """`used_count`: sequences of this generation that the opening has used already."""
-        self.keeper = keeper  # None: there is no catalogue
+        self.feeder = feeder  # None: there is no catalogue
         self._in_use = in_use or SegmentsInUse()
         self._flows = flows or []
         self._ended = ended or []
@@ -296,12 +296,12 @@ class ServedStore:
         return self._answering(is_stopped)
 
     def _answering(self, is_stopped: Callable[[], bool]) -> CataloguedFlowSource:
-        return CataloguedFlowSource(self.keeper, self._device, self.superblock, is_stopped)
+        return CataloguedFlowSource(self.feeder, self._device, self.superblock, is_stopped)
 
     def close(self) -> None:
         """Release the store and its lock; a second call does nothing."""
-        if self.keeper is not None:
-            self.keeper.close()
+        if self.feeder is not None:
+            self.feeder.close()
         self._device.close()
 
     def __enter__(self) -> ServedStore:
@@ -382,14 +382,14 @@ def _recover(
     summary = replace(summary, segments_compacted=len(compaction.freed))
     used_count = COMPACTED_COUNTER if compaction.made else 0
     in_use = SegmentsInUse(s for s in image.segments if s.state is not SegmentState.FREE)
-    keeper = None
+    feeder = None
     if catalogues is not None:
         is_damaged = summary.segments_damaged > 0
-        keeper = CatalogueKeeper(catalogues, device, superblock, in_use, is_damaged=is_damaged)
-        with suppress(CatalogueError):  # whoever keeps it meets it again, and tells
-            keeper.begin(image.segments)
+        feeder = CatalogueFeeder(catalogues, device, superblock, in_use, is_damaged=is_damaged)
+        with suppress(CatalogueError):  # whoever feeds it meets it again, and says so
+            feeder.begin(image.segments)
     return ServedStore(
-        device, superblock, free, summary, image.flows, ended, used_count, in_use, keeper
+        device, superblock, free, summary, image.flows, ended, used_count, in_use, feeder
     )
 
 

@@ -46,15 +46,15 @@ def served(path: Path) -> ServedStore:
 def fed(path: Path) -> Path:
     """Have a catalogue fed with all that there is; return its file."""
     with served(path) as store:
-        assert store.keeper is not None
-        store.keeper.turn()
-        assert store.keeper.unfed_count == 0
+        assert store.feeder is not None
+        store.feeder.turn()
+        assert store.feeder.unfed_count == 0
     return path_of(path.parent / "catalogues", store.superblock.store_uuid)
 
 
 def shown(store: ServedStore) -> list[tuple[bytes, int, str | None]]:
-    assert store.keeper is not None
-    answers = store.keeper.answers()
+    assert store.feeder is not None
+    answers = store.feeder.answers()
     assert answers is not None
     return [(flow.flow_id, flow.bytes, flow.checksum) for flow in answers.flows()]
 
@@ -63,13 +63,13 @@ def test_a_catalogue_is_found_again(path: Path) -> None:
     file = fed(path)
     assert file.stat().st_mode & 0o777 == 0o600
     with served(path) as store:
-        keeper = store.keeper
-        assert keeper is not None
-        assert keeper.made_because is None
+        feeder = store.feeder
+        assert feeder is not None
+        assert feeder.made_because is None
         assert [flow[:2] for flow in shown(store)] == [(ONE, 3), (TWO, 15)]
-        keeper.turn()
-        assert keeper.unfed_count == 0
-        answers = keeper.answers()
+        feeder.turn()
+        assert feeder.unfed_count == 0
+        answers = feeder.answers()
         assert answers is not None
         flow = answers.flow(TWO)
         assert flow is not None
@@ -122,13 +122,13 @@ def test_what_is_no_catalogue_of_the_store_is_made_anew(
 ) -> None:
     spoil(fed(path))
     with served(path) as store:
-        keeper = store.keeper
-        assert keeper is not None
-        assert keeper.made_because is not None
-        assert re.search(reason, keeper.made_because)
+        feeder = store.feeder
+        assert feeder is not None
+        assert feeder.made_because is not None
+        assert re.search(reason, feeder.made_because)
         expected = shown(store)  # from the segments
-        keeper.turn()
-        assert keeper.unfed_count == 0
+        feeder.turn()
+        assert feeder.unfed_count == 0
         assert shown(store) == expected
         assert len(expected) == 2
 
@@ -136,8 +136,8 @@ def test_what_is_no_catalogue_of_the_store_is_made_anew(
 def test_a_catalogue_damaged_while_it_is_used_is_made_anew(path: Path) -> None:
     file = fed(path)
     with served(path) as store:
-        keeper = store.keeper
-        assert keeper is not None
+        feeder = store.feeder
+        assert feeder is not None
         with sqlite3.connect(file) as connection:
             connection.execute("UPDATE parts SET records = x'00'")
         source = store.flow_source()
@@ -147,23 +147,23 @@ def test_a_catalogue_damaged_while_it_is_used_is_made_anew(path: Path) -> None:
         with sqlite3.connect(file) as connection:
             connection.execute("DELETE FROM segments")
         with pytest.raises(CatalogueError):  # it would be fed what it has
-            keeper.turn()
-        assert not keeper.is_ready
+            feeder.turn()
+        assert not feeder.is_ready
         assert [flow.flow_id for flow in store.flow_source().flows()] == [ONE, TWO]
-        keeper.turn()
-        assert keeper.unfed_count == 0
+        feeder.turn()
+        assert feeder.unfed_count == 0
         assert [flow[:2] for flow in shown(store)] == [(ONE, 3), (TWO, 15)]
 
 
 def test_a_directory_that_cannot_be_made_is_no_reason_not_to_open(path: Path) -> None:
     (path.parent / "catalogues").write_text("a file")
     with served(path) as store:
-        assert store.keeper is not None
-        assert not store.keeper.is_ready
+        assert store.feeder is not None
+        assert not store.feeder.is_ready
         assert [flow.flow_id for flow in store.flow_source().flows()] == [ONE, TWO]
         assert store.find_flows({ONE}, lambda: False).flows[ONE].bytes == 3
         with pytest.raises(CatalogueError, match="catalogues"):
-            store.keeper.turn()
+            store.feeder.turn()
 
 
 def test_the_same_sequence_of_another_life_is_fed_anew(builder: StoreBuilder, path: Path) -> None:
@@ -177,8 +177,8 @@ def test_the_same_sequence_of_another_life_is_fed_anew(builder: StoreBuilder, pa
     other.save(path)
     with served(path) as store:
         assert shown(store)[0][:2] == (TWO, 7)
-        assert store.keeper is not None
-        store.keeper.turn()
+        assert store.feeder is not None
+        store.feeder.turn()
         assert [flow[:2] for flow in shown(store)] == [(TWO, 7)]
 
 

@@ -28,7 +28,7 @@ from ingestd.store.read.scan import Scanner
 LOOKS_AFTER_CHANGE: Final = 10
 
 
-class CatalogueKeeper:
+class CatalogueFeeder:
     """Of one store that this process serves.
 
     `in_use`: as of Answers; `is_damaged`: likewise.
