@@ -11,10 +11,13 @@
 #
 # make bench-versions  measures this build beside another one: OTHER=path of its program
 #
+# make compare  measures the ways from a TCP flow to a file with O_DIRECT side by side, for
+#              docs/comparison.md; as root; COMPARE_ARGS go to the program
+#
 # Needs socat, netcat-openbsd and mbuffer beside what a build needs, a quiet
 # machine and some 15 GiB of disk.
 
-.PHONY: bench bench-ack bench-core bench-versions
+.PHONY: bench bench-ack bench-core bench-versions compare
 bench-ack: build ## measures the cost of acknowledgements
 	$(BIN)/python bench/ack.py $(BENCH_ARGS)
 
@@ -26,3 +29,6 @@ bench-core: build ## counts the core's instructions per receive, by room (SEED=n
 
 bench-versions: build ## measures this build beside another one (OTHER=its program, BENCH_ARGS=...)
 	@$(BIN)/python bench/versions.py $(OTHER) $(BENCH_ARGS)
+
+compare: build ## measures the ways from a TCP flow to a disk side by side (COMPARE_ARGS=...)
+	@$(BIN)/python bench/compare.py $(COMPARE_ARGS)

@@ -29,6 +29,7 @@ from bench.receivers import (
     Receiver,
     UpperBound,
 )
+from bench.way_receiver import WAYS, Way
 
 UPPER_BOUND: Final = "upper-bound"
 INGESTD_NONE: Final = "ingestd-none"
@@ -47,6 +48,7 @@ class Programs:
     sender: Path
     upper_bound: Path
     other: Path | None = None
+    ways: Path | None = None  # bench/ways, for `make compare`
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,18 +136,24 @@ def make_receiver(name: str, job: Job, programs: Programs) -> Receiver:
     if name in OTHERS:
         assert programs.other is not None
         return Ingestd(name, job, name.removeprefix("other-"), programs.other)
+    if name in WAYS:
+        assert programs.ways is not None
+        return Way(name, job, programs.ways)
     return PEERS[name][0](name, job)
 
 
-def _sender(programs: Programs, job: Job, port: int, congestion: str) -> subprocess.Popen[str]:
+def _sender(
+    programs: Programs, job: Job, receiver: Receiver, congestion: str
+) -> subprocess.Popen[str]:
     """The sender, with its idle connections open, waiting for a line."""
     command = [
         str(programs.sender),
-        f"--port={port}",
+        f"--port={receiver.port}",
         f"--flows={job.flows_count}",
         f"--flow-bytes={job.flow_bytes}",
         f"--idle={job.idle_count}",
         f"--congestion={congestion}",
+        *receiver.sender_flags,
     ]
     process = subprocess.Popen(
         command,
@@ -203,7 +211,7 @@ def run_once(
     """Measure one receiver once. Raises BenchError."""
     job = Job(settings.directory, scenario.flows_count, scenario.flow_bytes, scenario.idle_count)
     with make_receiver(name, job, programs) as receiver:
-        sender = _sender(programs, job, receiver.port, settings.congestion)
+        sender = _sender(programs, job, receiver, settings.congestion)
         try:
             baseline = quiet.baseline_cpu_per_s(settings.baseline_s)
             receiver.mark()

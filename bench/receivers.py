@@ -125,6 +125,7 @@ class Receiver:
 
     closes_when_durable = False  # the sender's last closed connection is the end of the run
     area_bytes: int | None = None
+    sender_flags: tuple[str, ...] = ()  # what it wants to be sent otherwise
 
     def __init__(self, name: str, job: Job) -> None:
         self.name = name

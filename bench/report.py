@@ -44,7 +44,7 @@ class Report:
     planner: Sequence[dict[str, Any]]
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table; every column but the first is aligned right."""
     lines = [heads, ["---", *["--:"] * (len(heads) - 1)], *rows]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
@@ -85,7 +85,7 @@ HEADS: Final = (
 
 def _one_flow(report: Report, figures: Figures) -> str:
     del report
-    return _table(("one flow", *HEADS), _receiver_rows(figures, "flows-1"))
+    return table(("one flow", *HEADS), _receiver_rows(figures, "flows-1"))
 
 
 def _many_flows(report: Report, figures: Figures) -> str:
@@ -96,7 +96,7 @@ def _many_flows(report: Report, figures: Figures) -> str:
         count = int(scenario.removeprefix("flows-"))
         each = report.total_bytes / count / MIB
         head = f"{count:,} flows of {each:.1f} MiB"
-        parts.append(_table((head, *HEADS), _receiver_rows(figures, scenario)))
+        parts.append(table((head, *HEADS), _receiver_rows(figures, scenario)))
     return "\n\n".join(parts)
 
 
@@ -111,7 +111,7 @@ def _idle(report: Report, figures: Figures) -> str:
             row += [f"{figures.median(scenario, INGESTD_CRC32C, cpu):.3f}", f"{memory:.1f}"]
             rows.append(row)
     heads = ("idle connections", HEADS[0], HEADS[2], "memory beyond the area, MiB")
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _where_bytes_went(report: Report, figures: Figures) -> str:
@@ -136,7 +136,7 @@ def _where_bytes_went(report: Report, figures: Figures) -> str:
                 ]
             )
     heads = ("", "writes per GiB", "written beyond payload", "padding", "copied by us", "by kernel")
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 def _bars(report: Report, figures: Figures) -> str:
@@ -150,7 +150,7 @@ def _bars(report: Report, figures: Figures) -> str:
         ]
         for bar in report.bars
     ]
-    return _table(("bar", "wanted", "measured", "verdict"), rows)
+    return table(("bar", "wanted", "measured", "verdict"), rows)
 
 
 def _machine(report: Report, figures: Figures) -> str:
@@ -168,7 +168,7 @@ def _machine(report: Report, figures: Figures) -> str:
         ["payload of a run", f"{report.total_bytes / 2**30:.2f} GiB"],
         ["CPU in use beside, before each run", f"{100 * max(baselines):.0f}% of one CPU at most"],
     ]
-    return _table(("", "on what"), rows).replace("--:", "---")
+    return table(("", "on what"), rows).replace("--:", "---")
 
 
 def _picture(report: Report, figures: Figures) -> str:
@@ -191,7 +191,7 @@ def _planner(report: Report, figures: Figures) -> str:
         for p in report.planner
     ]
     heads = ("per fragment", "ns, median (least to most)", "instructions", "iovecs")
-    return _table((*heads, "bytes copied", "bytes of padding"), rows)
+    return table((*heads, "bytes copied", "bytes of padding"), rows)
 
 
 def _model_receive(report: Report, figures: Figures) -> str:
@@ -208,7 +208,7 @@ def _model_receive(report: Report, figures: Figures) -> str:
         for p in model.PUBLISHED
     ]
     heads = ("fragments", "published, Gbit/s", "ns per fragment", "planner, ns", "model, Gbit/s")
-    return _table(heads, rows)
+    return table(heads, rows)
 
 
 RATES_GBIT_PER_S: Final = (10, 25, 100)
@@ -223,7 +223,7 @@ def _model_area(report: Report, figures: Figures) -> str:
         + [f"{model.area_bytes(rate, ms / 1e3, POSTED_BYTES) / MIB:.0f} MiB" for ms in LATENCIES_MS]
         for rate in RATES_GBIT_PER_S
     ]
-    return _table(("rate", *(f"writes of {ms} ms" for ms in LATENCIES_MS)), rows)
+    return table(("rate", *(f"writes of {ms} ms" for ms in LATENCIES_MS)), rows)
 
 
 PARTS: Final = {

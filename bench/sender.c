@@ -11,8 +11,11 @@
  * media is thereby timed until they are. Prints one JSON object; answers that
  * are JSON objects are in it as they came.
  *
+ * With --copy it sends from its own memory instead: the packets then have pages that nothing
+ * else maps, which TCP_ZEROCOPY_RECEIVE needs.
+ *
  *   sender --port P [--host H] [--flows N] [--flow-bytes B] [--idle M]
- *          [--congestion NAME]
+ *          [--congestion NAME] [--copy]
  */
 #include <fcntl.h>
 #include <getopt.h>
@@ -52,9 +55,11 @@ struct sender {
     uint32_t flow_count;
     uint32_t idle_count;
     uint64_t flow_bytes;
+    bool is_copying;
     struct sockaddr_storage address;
     socklen_t address_bytes;
     int source;
+    uint8_t *copy_source; /* where is_copying */
     int epoll;
     struct flow *flows;
     int *idle;
@@ -62,13 +67,10 @@ struct sender {
 
 static void parse(struct sender *s, int argc, char **argv) {
     static const struct option options[] = {
-        {"host", required_argument, NULL, 'h'},
-        {"port", required_argument, NULL, 'p'},
-        {"flows", required_argument, NULL, 'n'},
-        {"flow-bytes", required_argument, NULL, 'b'},
-        {"idle", required_argument, NULL, 'i'},
-        {"congestion", required_argument, NULL, 'c'},
-        {NULL, 0, NULL, 0},
+        {"host", required_argument, NULL, 'h'},  {"port", required_argument, NULL, 'p'},
+        {"flows", required_argument, NULL, 'n'}, {"flow-bytes", required_argument, NULL, 'b'},
+        {"idle", required_argument, NULL, 'i'},  {"congestion", required_argument, NULL, 'c'},
+        {"copy", no_argument, NULL, 'y'},        {NULL, 0, NULL, 0},
     };
     int option;
     while ((option = getopt_long(argc, argv, "", options, NULL)) != -1) {
@@ -90,6 +92,9 @@ static void parse(struct sender *s, int argc, char **argv) {
             break;
         case 'c':
             s->congestion = optarg;
+            break;
+        case 'y':
+            s->is_copying = true;
             break;
         default:
             exit(2);
@@ -124,7 +129,10 @@ static void make_source(struct sender *s) {
     s->source = (int)check(memfd_create("source", MFD_CLOEXEC), "memfd_create");
     if (check(write(s->source, bytes, SOURCE_BYTES), "write to memory file") != SOURCE_BYTES)
         die("write to memory file", ENOSPC);
-    free(bytes);
+    if (s->is_copying)
+        s->copy_source = bytes;
+    else
+        free(bytes);
 }
 
 static void allow_files(uint64_t count) {
@@ -193,9 +201,13 @@ static void half_close(struct sender *s, struct flow *f) {
 static void send_some(struct sender *s, struct flow *f) {
     uint64_t most = SOURCE_BYTES - (uint64_t)f->source_offset;
     ssize_t sent = 0;
-    if (f->bytes_left > 0)
-        sent = sendfile(f->fd, s->source, &f->source_offset,
-                        f->bytes_left < most ? f->bytes_left : most);
+    uint64_t bytes = f->bytes_left < most ? f->bytes_left : most;
+    if (bytes > 0 && s->is_copying) {
+        sent = send(f->fd, s->copy_source + f->source_offset, bytes, 0);
+        f->source_offset += sent > 0 ? sent : 0;
+    } else if (bytes > 0) {
+        sent = sendfile(f->fd, s->source, &f->source_offset, bytes);
+    }
     if (sent < 0 && (errno == EAGAIN || errno == EINTR))
         return;
     if (sent < 0) {

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from bench import core_bench
+from bench import compare, core_bench, way_receiver
 from bench.figures import Bar, Figures, bars, throughput
 from bench.measure import (
     INGESTD_CRC32C,
@@ -26,7 +26,7 @@ from bench.measure import (
     Run,
     scenarios,
 )
-from bench.receivers import INGESTD, PEERS, BenchError
+from bench.receivers import INGESTD, PEERS, BenchError, Job
 from bench.report import insert
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -111,6 +111,45 @@ def test_two_builds_are_measured_in_turn(tmp_path: Path) -> None:
     table = [line for line in done.stdout.splitlines() if line.startswith("| flows-")]
     assert len(table) == 2 * 2 * 2, done.stdout
     assert not list(tmp_path.iterdir()), "its files are removed"
+
+
+@pytest.mark.needs_root  # a network namespace, and a setting of the kernel
+@pytest.mark.timeout(TIMEOUT_S)
+@pytest.mark.skipif(not INGESTD.exists(), reason="ingestd is not installed here")
+def test_ways_from_socket_to_file_are_compared(tmp_path: Path) -> None:
+    """Each way stores what was sent, copies what its system calls say, and has a row."""
+    before = compare.SINGLE_PAGES.read_text()
+    command = [sys.executable, ROOT / "bench" / "compare.py", "--no-docs", "--rounds", "1"]
+    command += ["--size-mib", "8", "--quiet-wait-s", "0", "--directory", tmp_path]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line.strip("| ").split(" | ") for line in done.stdout.splitlines() if " | " in line]
+    rows = {cells[0]: cells[1:] for cells in lines}
+    copies = {name: rows[label][-2:] for name, label in compare.LABELS.items()}
+    for name in (UPPER_BOUND, "epoll", "uring-incremental", "splice", *OURS):
+        assert copies[name][0] == "1.000", name
+    assert copies["uring-multishot"] == ["1.000", "1.000"]
+    assert rows[compare.LABELS["splice-direct"]][0] == "refused: Invalid argument"
+    assert float(copies["tcp-zerocopy"][0]) < 1
+    assert compare.SINGLE_PAGES.read_text() == before
+    assert not list(tmp_path.iterdir()), "its files are removed"
+    document = (ROOT / "docs" / "comparison.md").read_text(encoding="utf-8")
+    assert "| way | " in insert(document, {"ways": done.stdout, "conditions": ""})
+
+
+def test_a_way_that_stores_other_bytes_has_no_figure(tmp_path: Path) -> None:
+    """What lies in the file is compared with the sender's bytes."""
+    job = Job(tmp_path, 1, way_receiver.SOURCE_BYTES + 2)
+    way = way_receiver.Way("epoll", job, tmp_path / "ways")
+    source = bytes(range(256)) * (way_receiver.SOURCE_BYTES // 256)
+    way.path.write_bytes(source + source[:2])
+    way.check_file()
+    way.path.write_bytes(source + source[1:3])
+    with pytest.raises(BenchError, match="other bytes"):
+        way.check_file()
+    way.path.write_bytes(bytes(2 * way_receiver.SOURCE_BYTES))
+    with pytest.raises(BenchError, match="nothing"):
+        way.check_file()
 
 
 @pytest.mark.parametrize("engine", core_bench.ENGINES)
