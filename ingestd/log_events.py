@@ -35,6 +35,17 @@ class LogEvent(Enum):
         "another process, perhaps one that is ending, holds the store; the start waits for it",
     )
     STORE_OPENED = "store_opened", "info", "a store is locked, recovered and ready to be written"
+    CATALOGUE_CHOSEN = (
+        "catalogue_chosen",
+        "info",
+        "where the catalogue of a store's flows is kept, and whether it was there",
+    )
+    CATALOGUE_FED = "catalogue_fed", "info", "the catalogue has every segment that was closed"
+    CATALOGUE_FAILED = (
+        "catalogue_failed",
+        "warning",
+        "the catalogue cannot be used now; it is tried again, and the store is read meanwhile",
+    )
     SUPERBLOCK_DAMAGED = (
         "superblock_damaged",
         "warning",

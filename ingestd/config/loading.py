@@ -44,7 +44,7 @@ def load(path: str | None, overrides: Overrides | None = None) -> Settings:
     tables = {} if path is None else _read_toml(path)
     flags = _apply(overrides, tables)
     try:
-        settings = _name_stores(Settings.model_validate(tables))
+        settings = _with_state_dir(_name_stores(Settings.model_validate(tables)))
         problems = crosscheck(settings, cpus_online())
     except ValidationError as error:
         problems = describe(error, Settings)
@@ -116,6 +116,18 @@ def _name_stores(settings: Settings) -> Settings:
         for name, listener in settings.listener.items()
     }
     return settings.model_copy(update={"listener": named})
+
+
+def _with_state_dir(settings: Settings) -> Settings:
+    """Let the service manager name the state directory, where the file does not.
+
+    systemd.exec(5): STATE_DIRECTORY has the paths that StateDirectory= makes, with colons between.
+    """
+    first = os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    if settings.daemon.state_dir is not None or not first.startswith("/"):
+        return settings
+    daemon = settings.daemon.model_copy(update={"state_dir": first})
+    return settings.model_copy(update={"daemon": daemon})
 
 
 def _sentence(problem: Problem, source: str, flags: Mapping[str, str]) -> str:

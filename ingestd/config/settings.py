@@ -233,6 +233,9 @@ class DaemonSettings(_Section):
     """The process as a whole."""
 
     drain_timeout_s: float = Field(default=10, ge=0, le=3600)
+    state_dir: str | None = Field(
+        default=None, max_length=PATH_CHARS_MAX, pattern=r"\A(?:/[^\x00]*)?\z"
+    )
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from ingestd.address import Address
@@ -49,6 +50,7 @@ if TYPE_CHECKING:
 # Descriptors of the process itself: stores, rings, event fds, log, metrics.
 DESCRIPTORS_OWN_COUNT: Final = 256
 WARNINGS_SHOWN_MAX: Final = 10
+CATALOGUES_NAME: Final = "catalogue"  # of the directory of all catalogues, in the state directory
 # For workers that are ended because the start failed or another one died.
 ABANDON_TIMEOUT_S: Final = 2.0
 
@@ -63,6 +65,7 @@ class StoreOpener(Protocol):
         expected_uuid: str | None = None,
         on_wait: Callable[[float], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
+        catalogues: Path | None = None,
     ) -> ServedStore: ...
 
 
@@ -110,13 +113,18 @@ def open_store(
 ) -> ServedStore:
     """Lock and recover one store; to be closed by the caller, also when this fails later."""
     wanted = settings.store[name]
+    state_dir = settings.daemon.state_dir
 
     def report_held(wait_s: float) -> None:
         log.emit(LogEvent.STORE_HELD, store=name, path=wanted.path, wait_s=wait_s)
 
     def step(on_progress: Callable[[int, int], None]) -> ServedStore:
         return opener(
-            wanted.path, expected_uuid=wanted.uuid, on_wait=report_held, on_progress=on_progress
+            wanted.path,
+            expected_uuid=wanted.uuid,
+            on_wait=report_held,
+            on_progress=on_progress,
+            catalogues=Path(state_dir) / CATALOGUES_NAME if state_dir else None,
         )
 
     return attended(name, step)
@@ -143,8 +151,22 @@ def prepare_store(settings: Settings, name: str, store: ServedStore, log: Log) -
         segments_free=store.segments_free_count,
     )
     _log_recovery(name, store.recovery, log)
+    _log_catalogue(name, store, log)
     if missing_bytes:
         _log_sparse(name, store, missing_bytes, log)
+
+
+def _log_catalogue(name: str, store: ServedStore, log: Log) -> None:
+    feeder = store.feeder
+    if feeder is None:
+        path, reason = "none", "there is no state directory (daemon.state_dir)"
+    elif not feeder.is_ready:
+        path, reason = "none", "it cannot be opened, which is tried again"
+    elif feeder.made_because is not None:
+        path, reason = str(feeder.path), f"it is made anew: {feeder.made_because}"
+    else:
+        path, reason = str(feeder.path), "it was found"
+    log.emit(LogEvent.CATALOGUE_CHOSEN, store=name, catalogue=path, reason=reason)
 
 
 def _log_sparse(name: str, store: ServedStore, missing_bytes: int, log: Log) -> None:

@@ -57,6 +57,7 @@ class FakeStore:
     flows: list[Flow] = field(default_factory=list)
     mutex: threading.Lock = field(default_factory=threading.Lock)
     sweeper: FakeSweeper = field(default_factory=FakeSweeper)
+    feeder: None = None
 
     def __post_init__(self) -> None:
         self.fd = os.open(self.path, os.O_RDONLY)
@@ -137,6 +138,7 @@ class FakeOpener:
         expected_uuid: str | None = None,
         on_wait: Callable[[float], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
+        catalogues: Path | None = None,
     ) -> FakeStore:
         assert expected_uuid is None
         assert on_wait is not None

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from ingestd.daemon.admission.flow_lock import FlowLock
 from ingestd.daemon.base.threads import join_threads
 from ingestd.daemon.maintenance.capacity_log import CapacityLog
+from ingestd.daemon.maintenance.catalogue_feed import CatalogueFeed
 from ingestd.daemon.maintenance.maintenance_thread import MaintenanceThread
 from ingestd.daemon.maintenance.store_watch import StoreWatch
 from ingestd.log import Log
@@ -52,6 +53,7 @@ class Maintenance:
         self._watches: list[CapacityLog] = []
         self._maintainers: dict[str, MaintenanceThread] = {}
         self._store_watches: dict[str, StoreWatch] = {}
+        self._feeds: dict[str, CatalogueFeed] = {}
         self._stores: dict[str, ServedStore] = {}
 
     def add(
@@ -69,6 +71,8 @@ class Maintenance:
             name, store, self.flow_locks[name], retentions, is_failed
         )
         self._store_watches[name] = StoreWatch(name, store, self._workers, self._log)
+        if store.feeder is not None:
+            self._feeds[name] = CatalogueFeed(name, store.feeder, self._log)
         percent = settings.store[name].warn_free_percent
         watch = CapacityLog(name, store, percent, self._log, self._forgetter(name))
         self._watches.append(watch)
@@ -87,6 +91,8 @@ class Maintenance:
             watch.periodic.start()
         for maintainer in self._maintainers.values():
             maintainer.start()
+        for feed in self._feeds.values():
+            feed.start()
 
     def close(self, timeout_s: float) -> list[str]:
         """End all of them, and log what they did last; return who hangs."""
@@ -94,8 +100,11 @@ class Maintenance:
             watch.periodic.stop()
         for maintainer in self._maintainers.values():
             maintainer.stop()
+        for feed in self._feeds.values():
+            feed.stop()
         threads = [watch.periodic.thread for watch in self._store_watches.values()]
         threads += [maintainer.thread for maintainer in self._maintainers.values()]
+        threads += [feed.periodic.thread for feed in self._feeds.values()]
         stuck = join_threads(threads, timeout_s)
         self._log_reports()
         return stuck

@@ -16,7 +16,7 @@ from typing import Final
 from ingestd.store.catalogue.answers import Answers
 from ingestd.store.catalogue.catalogue import Catalogue
 from ingestd.store.catalogue.rows import SegmentFacts
-from ingestd.store.catalogue.schema import CatalogueError, Context
+from ingestd.store.catalogue.schema import CatalogueError, Context, path_of
 from ingestd.store.device.device import Device
 from ingestd.store.format.layout import generation_of
 from ingestd.store.format.segment import SegmentImage, SegmentState
@@ -55,6 +55,11 @@ class CatalogueFeeder:
         self._looks_left = 0
         self.made_because: str | None = None  # why it was made anew last
         self.unfed_count = 0  # of segments in use, as of the last turn
+
+    @property
+    def path(self) -> Path:
+        """Return the catalogue's file."""
+        return path_of(self._directory, self._superblock.store_uuid)
 
     @property
     def is_ready(self) -> bool:

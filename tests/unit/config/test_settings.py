@@ -393,6 +393,22 @@ def test_log_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     os.close(terminal)
 
 
+# --- the state directory ----------------------------------------------------------
+
+
+def test_the_service_manager_names_the_state_directory(
+    toml: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    assert toml(MINIMAL).daemon.state_dir is None
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/ingestd:/var/lib/other")
+    assert toml(MINIMAL).daemon.state_dir == "/var/lib/ingestd"
+    assert toml(MINIMAL + "[daemon]\nstate_dir = '/srv/s'\n").daemon.state_dir == "/srv/s"
+    assert toml(MINIMAL + "[daemon]\nstate_dir = ''\n").daemon.state_dir == ""  # there is none
+    with pytest.raises(ConfigError, match="state_dir: is not valid here"):
+        toml(MINIMAL + "[daemon]\nstate_dir = 'relative'\n")
+
+
 # --- protocols -------------------------------------------------------------------
 
 

@@ -68,6 +68,7 @@ def test_a_life(
         "engine_chosen",
         "store_opened",
         "recovered",
+        "catalogue_chosen",
         "area_chosen",
         "worker_started",
         "area_without_hugepages",
