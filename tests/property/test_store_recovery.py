@@ -81,11 +81,13 @@ def test_an_image_shows_exactly_what_counts(history: History) -> None:
         assert sum(s.batches_dropped for s in image.segments) == history.batches_dropped
 
 
+@pytest.mark.parametrize("catalogues", [None, "catalogues"])
 @CAREFUL
 @given(history=histories())
-def test_recovery_keeps_it_and_is_idempotent(history: History) -> None:
+def test_recovery_keeps_it_and_is_idempotent(catalogues: str | None, history: History) -> None:
     with saved(history.builder) as path:
-        with open_for_serving(str(path)) as store:
+        place = path.parent / catalogues if catalogues else None
+        with open_for_serving(str(path), catalogues=place) as store:
             assert store.recovery.segments_damaged == 0
             assert store.recovery.segments_open == 0
             assert store.recovery.warnings == ()
@@ -93,7 +95,8 @@ def test_recovery_keeps_it_and_is_idempotent(history: History) -> None:
             check_shown(history, image, durable=True)
             assert image.segment_counts()["open"] == 0
         before = path.read_bytes()
-        with open_for_serving(str(path)) as store:
+        with open_for_serving(str(path), catalogues=place) as store:
+            assert store.recovery.flows == len(history.expected)
             assert (store.recovery.segments_recovered, store.recovery.segments_freed) == (0, 0)
         after = path.read_bytes()
         assert before[layout.SEGMENTS_OFFSET :] == after[layout.SEGMENTS_OFFSET :]
@@ -163,9 +166,12 @@ def _check_prefixes(image: StoreImage, sent: dict[bytes, bytes]) -> None:
         assert is_prefix(bytes(shown), sent.get(flow.flow_id, b""))
 
 
+@pytest.mark.parametrize("catalogues", [None, "catalogues"])
 @CAREFUL
 @given(history=histories(), data=st.data())
-def test_overwritten_regions_never_crash_nor_leak(history: History, data: st.DataObject) -> None:
+def test_overwritten_regions_never_crash_nor_leak(
+    catalogues: str | None, history: History, data: st.DataObject
+) -> None:
     builder = history.builder
     sent = {flow: bytes(model.data) for flow, model in builder.flows.items()}
     for _ in range(data.draw(st.integers(1, 4))):
@@ -177,7 +183,8 @@ def test_overwritten_regions_never_crash_nor_leak(history: History, data: st.Dat
     checked = all(_has_checksum(builder, flow) for flow in sent)
     with saved(builder) as path:
         verify_store(str(path))
-        with open_for_serving(str(path)), read_image(str(path)) as image:
+        place = path.parent / catalogues if catalogues else None
+        with open_for_serving(str(path), catalogues=place), read_image(str(path)) as image:
             if checked:
                 _check_prefixes(image, sent)
 
@@ -204,10 +211,11 @@ def test_a_truncated_store_never_crashes(history: History, data: st.DataObject) 
             _check_prefixes(image, sent)
 
 
+@pytest.mark.parametrize("catalogues", [None, "catalogues"])
 @CAREFUL
 @given(history=histories(intact=True), data=st.data())
 def test_contradictions_under_a_right_checksum_never_crash(
-    history: History, data: st.DataObject
+    catalogues: str | None, history: History, data: st.DataObject
 ) -> None:
     """A writer with a bug, or malice: fields that make no sense, with a CRC32C that is right."""
     builder = history.builder
@@ -220,7 +228,10 @@ def test_contradictions_under_a_right_checksum_never_crash(
         builder.image[first:end] = layout.sealed(bytes(builder.image[first:end]))
     with saved(builder) as path:
         verify_store(str(path))
-        with open_for_serving(str(path)), read_image(str(path)) as image:
+        place = path.parent / catalogues if catalogues else None
+        with open_for_serving(str(path), catalogues=place) as store, read_image(str(path)) as image:
+            shown = {flow.flow_id: flow.bytes for flow in store.flow_source().flows()}
+            assert shown == {flow.flow_id: flow.bytes for flow in image.flows}
             for flow in image.flows:
                 with suppress(StoreDamagedError):
                     assert sum(map(len, read_flow(image, flow))) == flow.bytes

@@ -182,7 +182,7 @@ class Admission:
             self._refuse_candidate(candidate, REMOVED)
         elif known is not None:
             self._resume(candidate, known)
-        elif index.must_ask(flow):
+        elif candidate.hello.flow is not None and index.must_ask(flow):
             self._look_up(candidate)
         elif candidate.hello.resume is True:
             self._refuse_candidate(candidate, Refusal("unknown_flow", "there is no such flow"))

@@ -32,6 +32,19 @@ class BloomFilter:
         for flow in ids:
             self.add(flow)
 
+    @classmethod
+    def of(cls, ids: Iterable[bytes], count: int) -> BloomFilter:
+        """Return a filter of many ids, some `count` of them, in less time than add() takes."""
+        made = cls()
+        size = min(max(FILTER_BYTES_MIN, count * BITS_PER_ID // 8), FILTER_BYTES_MAX)
+        bits = bytearray(size)
+        made._filters.append(bits)
+        made._room_count = max(0, size * 8 // BITS_PER_ID - count)
+        for flow in ids:
+            for bit in _bits(bits, *made._hashes(flow)):
+                bits[bit >> 3] |= 1 << (bit & 7)
+        return made
+
     def __contains__(self, flow: bytes) -> bool:
         if not self._filters:
             return False

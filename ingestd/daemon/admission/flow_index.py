@@ -3,7 +3,8 @@
 
 Invariants:
  - A flow that is in the store is never taken for a new one: one of protocol `raw` is
-   known by its id alone, and every other id is in the filter, or has its details here.
+   known by its id alone, and every other id is in a filter, or has its details here. Until it
+   is known which flows the opening left, the store is asked about every other id.
  - Details are kept of DETAILS_MAX flows of protocol `ingest`: those used last, and of
    these the interrupted ones before the sealed; of others the store itself is asked.
  - The memory is bounded, however many flows were ever seen.
@@ -45,10 +46,17 @@ RAW: Final = Known(False, 0, 0, False, is_resumable=False)
 
 
 class FlowIndex:
-    """The flows of one store; begins with those that were recovered."""
+    """The flows of one store; begins with those that were recovered.
+
+    None: they are not known yet; complete() follows.
+    """
 
     def __init__(
-        self, store_uuid: bytes, flows: Iterable[Flow] = (), *, details_max: int = DETAILS_MAX
+        self,
+        store_uuid: bytes,
+        flows: Iterable[Flow] | None = (),
+        *,
+        details_max: int = DETAILS_MAX,
     ) -> None:
         self._store_uuid = store_uuid
         self._details_max = details_max
@@ -56,7 +64,9 @@ class FlowIndex:
         self._sealed: OrderedDict[bytes, Known] = OrderedDict()
         self._unsealed: OrderedDict[bytes, Known] = OrderedDict()
         self._others = BloomFilter()
-        flows = list(flows)
+        # Of flows that were there before: None, as long as nobody said which.
+        self._recovered = BloomFilter() if flows is not None else None
+        flows = list(flows or ())
         resumable = (flow for flow in flows if flow.protocol == PROTOCOL_INGEST)
         for flow in reversed(nlargest(details_max, resumable, key=_use_of)):
             self._put(flow.flow_id, known_of(flow))
@@ -75,7 +85,11 @@ class FlowIndex:
 
     def must_ask(self, flow: bytes) -> bool:
         """Return whether the store has to be asked about a flow that find() does not find."""
-        return flow in self._others
+        return self._recovered is None or flow in self._recovered or flow in self._others
+
+    def complete(self, recovered: BloomFilter) -> None:
+        """Know of the flows that the store had when it was opened, or had got since."""
+        self._recovered = recovered
 
     def note(self, flow: bytes, known: Known) -> None:
         """Keep the details of a flow; those used least may have to go."""

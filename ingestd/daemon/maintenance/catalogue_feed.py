@@ -12,6 +12,8 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, Final
 
+from ingestd.daemon.admission.bloom_filter import BloomFilter
+from ingestd.daemon.admission.marked_ids import is_raw_id
 from ingestd.daemon.base.periodic import Periodic
 from ingestd.errors import StoreError
 from ingestd.log import Log
@@ -25,10 +27,17 @@ FEED_INTERVAL_S: Final = 1.0
 
 
 class CatalogueFeed:
-    """Of one store; `periodic` has the thread."""
+    """Of one store; `periodic` has the thread.
 
-    def __init__(self, name: str, feeder: CatalogueFeeder, log: Log) -> None:
+    `wants_ids`: whoever admits flows is to know which there are; take_ids() returns them once.
+    """
+
+    def __init__(
+        self, name: str, feeder: CatalogueFeeder, log: Log, *, wants_ids: bool = False
+    ) -> None:
         self._name = name
+        self._wants_ids = wants_ids
+        self._ids: BloomFilter | None = None
         self._feeder = feeder
         self._log = log
         self._begun_s: float | None = None  # None: it was logged that all is fed
@@ -42,11 +51,24 @@ class CatalogueFeed:
 
     def stop(self) -> None:
         """Let the thread end soon."""
+        self.periodic.stop()  # first: what a turn that is cut short has fed is not all
         self._feeder.stop()
-        self.periodic.stop()
+
+    def take_ids(self) -> BloomFilter | None:
+        """Return, and forget, the ids of all flows, once they are known. By any thread."""
+        ids, self._ids = self._ids, None
+        return ids
 
     def _turn(self) -> bool:
         self._feeder.turn()
+        is_whole = self._feeder.unfed_older_count == 0 and not self.periodic.is_stopping
+        if self._wants_ids and is_whole:
+            with self._feeder.flow_ids() as (count, ids):
+                store_uuid = self._feeder.store_uuid
+                self._ids = BloomFilter.of(
+                    (flow for flow in ids if not is_raw_id(flow, store_uuid)), count
+                )
+            self._wants_ids = False
         if self._begun_s is not None and not self.periodic.is_stopping:
             self._log.emit(
                 LogEvent.CATALOGUE_FED,

@@ -72,7 +72,8 @@ class Maintenance:
         )
         self._store_watches[name] = StoreWatch(name, store, self._workers, self._log)
         if store.feeder is not None:
-            self._feeds[name] = CatalogueFeed(name, store.feeder, self._log)
+            is_asked = any(item.protocol == "ingest" for _, item in settings.listeners_of(name))
+            self._feeds[name] = CatalogueFeed(name, store.feeder, self._log, wants_ids=is_asked)
         percent = settings.store[name].warn_free_percent
         watch = CapacityLog(name, store, percent, self._log, self._forgetter(name))
         self._watches.append(watch)
@@ -128,6 +129,10 @@ class Maintenance:
         for watch in self._watches:
             watch.tick()
         self._log_reports()
+        for name, feed in self._feeds.items():
+            ids, index = feed.take_ids(), self._indexes.get(name)
+            if ids is not None and index is not None:
+                index.complete(ids)
 
     def _log_reports(self) -> None:
         for name, maintainer in self._maintainers.items():

@@ -9,7 +9,9 @@ anew. turn() and begin() are one thread's; answers() is for any.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -22,6 +24,7 @@ from ingestd.store.format.layout import generation_of
 from ingestd.store.format.segment import SegmentImage, SegmentState
 from ingestd.store.metadata.freed_record import read_freed
 from ingestd.store.metadata.superblock import Superblock
+from ingestd.store.metadata.tombstones import read_removals
 from ingestd.store.read.scan import Scanner
 
 # A segment gets its footer a little later than the grant of the one behind it.
@@ -42,19 +45,28 @@ class CatalogueFeeder:
         in_use: Callable[[], Mapping[int, int]],
         *,
         is_damaged: bool,
+        catalogue: Catalogue | None = None,
     ) -> None:
+        """`catalogue`: what is open already; else it is opened when it is needed."""
         self._directory = directory
         self._device = device
         self._superblock = superblock
         self._in_use = in_use
         self._is_damaged = is_damaged
         self._scanner = Scanner(device, superblock, live=True)
-        self._catalogue: Catalogue | None = None
+        self._catalogue = catalogue
         self._is_stopping = False
+        self._is_compared = False  # what is in was found in the store by its opening
         self._seen: Mapping[int, int] | None = None  # what was in use at the last turn
         self._looks_left = 0
-        self.made_because: str | None = None  # why it was made anew last
+        self.made_because = catalogue.made_because if catalogue else None  # why it is a new one
         self.unfed_count = 0  # of segments in use, as of the last turn
+        self.unfed_older_count = 0  # of these, of earlier generations: they could not be read
+
+    @property
+    def store_uuid(self) -> bytes:
+        """Return the UUID of the store that it is of."""
+        return self._superblock.store_uuid
 
     @property
     def path(self) -> Path:
@@ -71,7 +83,7 @@ class CatalogueFeeder:
 
         Raises CatalogueError; then turn() tries again to open it, and it is empty.
         """
-        catalogue = self._open()
+        catalogue = self._catalogue or self._open()
         found = {segment.sequence: segment for segment in segments if segment.sequence}
         try:
             with catalogue.snapshot() as snapshot:
@@ -83,31 +95,32 @@ class CatalogueFeeder:
                 self.made_because = "it did not fit the store"
             else:
                 catalogue.drop(stale)
+            self._is_compared = True
         except CatalogueError:
             self._take_away(catalogue)
             raise
 
-    def turn(self) -> bool:
-        """Feed what can be fed, take out what is gone; return True. Raises CatalogueError.
+    def turn(self, segments_max: int | None = None) -> None:
+        """Feed what can be fed, take out what is gone.
 
-        Also StoreDamagedError where the device cannot be read.
+        Nothing is fed if it is more than `segments_max`. Raises CatalogueError, and
+        StoreDamagedError where the device cannot be read.
         """
         in_use = self._in_use()
         if self._catalogue is not None and in_use == self._seen:
             if self._looks_left == 0:
-                return True
+                return
             self._looks_left -= 1
         else:
             self._looks_left = LOOKS_AFTER_CHANGE
-        catalogue = self._catalogue or self._open()
+        catalogue = self._catalogue or self._open_later()
         try:
-            self._feed(catalogue, in_use)
+            self._feed(catalogue, in_use, segments_max)
         except CatalogueError as error:
             if error.is_damage:
                 self._take_away(catalogue)
             raise
         self._seen = in_use
-        return True
 
     def stop(self) -> None:
         """Let a turn end soon. By any thread."""
@@ -128,25 +141,56 @@ class CatalogueFeeder:
             catalogue, self._device, self._superblock, self._in_use, self._is_damaged, is_stopped
         )
 
+    def _found(self) -> Catalogue:
+        if self._catalogue is None:
+            raise CatalogueError(f"{self.path} is not there now", is_damage=False)
+        return self._catalogue
+
     def _open(self) -> Catalogue:
         catalogue = Catalogue.open(self._directory, self._superblock.store_uuid)
         self.made_because = catalogue.made_because
         self._catalogue = catalogue
         return catalogue
 
+    def _open_later(self) -> Catalogue:
+        """Open the catalogue while the store is served, when nothing vouches for what it has."""
+        catalogue = self._open()
+        if not self._is_compared and catalogue.made_because is None:
+            self._take_away(catalogue)
+            catalogue = self._open()
+            self.made_because = "it was not compared with the store when that was opened"
+        return catalogue
+
     def _take_away(self, catalogue: Catalogue) -> None:
-        self._catalogue = None
+        self._catalogue, self._is_compared = None, False
         catalogue.take_away()
 
-    def _feed(self, catalogue: Catalogue, in_use: Mapping[int, int]) -> None:
+    @contextmanager
+    def flow_ids(self) -> Iterator[tuple[int, Iterator[bytes]]]:
+        """Read the ids of all flows that are in, and their number. Raises CatalogueError."""
+        with self._found().snapshot() as snapshot:
+            yield snapshot.flow_counts().total(), snapshot.flow_ids()
+
+    def counts(self) -> Counter[str]:
+        """Return how many flows there are, by state, once all is fed. Raises CatalogueError."""
+        removed = read_removals(self._device, self._superblock).flows
+        with self._found().snapshot() as snapshot:
+            return snapshot.flow_counts() - snapshot.flow_counts(removed)
+
+    def _feed(
+        self, catalogue: Catalogue, in_use: Mapping[int, int], segments_max: int | None
+    ) -> None:
         with catalogue.snapshot() as snapshot:
             fed = snapshot.sequences()
         catalogue.drop(fed - in_use.keys())
         unfed = sorted(in_use.keys() - fed)
         self.unfed_count = len(unfed)
-        has_evicted = read_freed(self._device, self._superblock).sequence > 0
         generation = self._superblock.generation
+        self.unfed_older_count = sum(generation_of(sequence) < generation for sequence in unfed)
+        has_evicted = read_freed(self._device, self._superblock).sequence > 0
         catalogue.set_context(Context(generation, has_evicted, self._is_damaged))
+        if segments_max is not None and len(unfed) > segments_max:
+            return
         for sequence in unfed:
             if self._is_stopping:
                 return
@@ -154,6 +198,7 @@ class CatalogueFeeder:
             if segment is not None:
                 catalogue.put(segment)
                 self.unfed_count -= 1
+                self.unfed_older_count -= generation_of(sequence) < generation
 
     def _settled(self, index: int, sequence: int) -> SegmentImage | None:
         """Read a segment that does not change any more; None: it may."""

@@ -56,6 +56,7 @@ _TABLES: Final = (
     " labels TEXT, first_offset INTEGER NOT NULL, missing TEXT, is_plain INTEGER NOT NULL)",
     "CREATE UNIQUE INDEX flows_by_id ON flows(flow)",
     "CREATE INDEX flows_by_start ON flows(started, flow)",
+    "CREATE INDEX flows_not_sealed ON flows(state, started, flow) WHERE state != 'sealed'",
     "CREATE INDEX flows_not_plain ON flows(flow) WHERE NOT is_plain",
 )
 

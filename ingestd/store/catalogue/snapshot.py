@@ -8,6 +8,7 @@ CatalogueError, or sqlite3.Error, says that it cannot be read.
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterable, Iterator, Set
 from itertools import islice
 from typing import Any, Final
@@ -22,7 +23,7 @@ from ingestd.store.catalogue.rows import (
 from ingestd.store.catalogue.schema import Context, biased, context_of, unbiased
 from ingestd.store.format.segment import SegmentImage
 from ingestd.store.read.flow_source import FlowFilter, FlowOrder, FlowSort
-from ingestd.store.read.flows import Flow
+from ingestd.store.read.flows import STATE_SEALED, Flow
 
 # SQLITE_MAX_VARIABLE_NUMBER was 999 before 3.32.
 VARIABLES_MAX: Final = 900
@@ -97,9 +98,27 @@ class Snapshot:
         # Names and labels are compared as everywhere else, by the filter itself.
         return filter(wanted.matcher(), map(flow_of_row, rows))
 
-    def flows_count(self) -> int:
-        """Return the number of flows that are in, removed ones included."""
-        return int(self._connection.execute("SELECT count(*) FROM flows").fetchone()[0])
+    def flow_ids(self) -> Iterator[bytes]:
+        """Give the ids of all flows that are in, removed ones included."""
+        rows = self._connection.execute("SELECT flow FROM flows INDEXED BY flows_by_id")
+        return (flow for (flow,) in rows)
+
+    def flow_counts(self, flows: Set[bytes] | None = None) -> Counter[str]:
+        """Return how many flows are in, by state; or how many of these."""
+        if flows is None:
+            # In these words the partial index answers: most flows are sealed.
+            rows = self._connection.execute(
+                "SELECT state, count(*) FROM flows WHERE state != 'sealed' GROUP BY state"
+            )
+            counts = Counter(dict(rows.fetchall()))
+            (total,) = self._connection.execute("SELECT count(*) FROM flows").fetchone()
+            counts[STATE_SEALED] = total - counts.total()
+            return counts
+        states = (
+            self._connection.execute("SELECT state FROM flows WHERE flow = ?", (flow,)).fetchone()
+            for flow in flows
+        )
+        return Counter(row[0] for row in states if row is not None)
 
 
 def _conditions(wanted: FlowFilter) -> tuple[str, list[Any]]:

@@ -174,8 +174,11 @@ def image_of(
     live: bool,
     thorough: bool,
     on_progress: Callable[[int, int], None] | None = None,
+    scan: Callable[[int], SegmentImage] | None = None,
 ) -> StoreImage:
     """Scan every segment of an open store and put its flows together.
+
+    `scan` reads a segment in another way; then the flows are only what it returns of them.
 
     `on_progress` is called by several threads with how many segments are scanned, and
     how many there are; what it raises ends the scan, and is raised.
@@ -187,19 +190,19 @@ def image_of(
             f"{device.path} has {device.size_bytes} bytes and was formatted with"
             f" {superblock.store_bytes}: its end is missing, and what lay there with it"
         )
-    scanner = Scanner(device, superblock, live=live, thorough=thorough)
+    read = scan or Scanner(device, superblock, live=live, thorough=thorough).scan
     # Behind the device's end there is nothing to be read, whatever size the superblock states.
     room_bytes = max(0, device.size_bytes - superblock.segments_offset)
     present_count = min(superblock.segment_count, room_bytes // superblock.segment_bytes)
     numbers = itertools.count()
 
-    def scan(index: int) -> SegmentImage:
+    def scan_next(index: int) -> SegmentImage:
         if on_progress is not None:
             on_progress(next(numbers), present_count)
-        return scanner.scan(index)
+        return read(index)
 
     with ThreadPoolExecutor(SCAN_THREADS, "store-scan") as pool:
-        segments = list(pool.map(scan, range(present_count)))
+        segments = list(pool.map(scan_next, range(present_count)))
     # Whatever number the superblock states, those that cannot be there cost nothing.
     missing_count = superblock.segment_count - present_count
     # Read last: whatever was reclaimed, or removed, before a segment was scanned is known by then.

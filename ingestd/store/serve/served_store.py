@@ -1,118 +1,58 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opening a store for the daemon: lock, recovery, and the free segments to hand out.
+"""A store that the daemon has opened: locked and recovered, with free segments to hand out.
 
-Invariants: nothing is concluded from the absence of bytes before they were
-looked for, nor made permanent before what was found is on stable media; a
-crash at any point leaves a store that the next opening recovers to the same
-flows; recovering a recovered store changes nothing but the generation. A
-segment is handed out once. take_segment() may be called by any thread.
+Invariants: a segment is handed out once, and is in use from then on until it is reclaimed.
+take_segment() may be called by any thread.
 """
 
 from __future__ import annotations
 
 import heapq
 import threading
-import time
-from collections.abc import Callable, Iterator, Set
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Final
 
-from ingestd.errors import StoreDamagedError, StoreError
-from ingestd.store.catalogue.feeder import CatalogueFeeder
-from ingestd.store.catalogue.schema import CatalogueError
+from ingestd.errors import StoreError
 from ingestd.store.catalogue.source import CataloguedFlowSource
-from ingestd.store.device.device import READ_BYTES_MAX, Device
-from ingestd.store.device.holder import write_holder
+from ingestd.store.device.device import Device
 from ingestd.store.device.opening import open_locked
-from ingestd.store.format.layout import (
-    GENERATION_MAX,
-    SEGMENT_DATA_BLOCK,
-    SEQUENCE_COUNTER_MAX,
-    sequence_of,
-)
+from ingestd.store.format.layout import SEQUENCE_COUNTER_MAX, sequence_of
 from ingestd.store.format.segment import SegmentImage, SegmentState
-from ingestd.store.metadata.footer import build_footer
-from ingestd.store.metadata.freed_record import Reclaimer, clear_headers
-from ingestd.store.metadata.request_block import RequestBlock
-from ingestd.store.metadata.superblock import (
-    Superblock,
-    SuperblockReading,
-    check_store,
-    raised,
-    read_superblock,
-    write_superblocks,
-)
+from ingestd.store.metadata.freed_record import Reclaimer
 from ingestd.store.read.flow_source import FlowSource
 from ingestd.store.read.flows import Flow
-from ingestd.store.read.image import StoreImage, image_of
 from ingestd.store.read.point_query import Found
 from ingestd.store.reclaim.eviction import Evictor, Overwritten
 from ingestd.store.reclaim.sweep import Sweeper
 from ingestd.store.serve.backing_check import is_elsewhere, loss_of, missing_bytes
 from ingestd.store.serve.backing_space import BackingSpace
-from ingestd.store.serve.compaction import compact_newest
-from ingestd.store.serve.segments_in_use import SegmentsInUse
+from ingestd.store.serve.recovery import Recovered, RecoverySummary, recover
 
 # The kernel takes an io_uring down after its process is gone, and holds the store's file
 # meanwhile: some tenths of a second, seconds on a busy machine.
 HELD_WAIT_S: Final = 5.0
-# The first of a generation's sequences is that of the segment that the opening may make.
-COMPACTED_COUNTER: Final = 1
 
-
-@dataclass(frozen=True, slots=True)
-class RecoverySummary:
-    """The results of opening a store.
-
-    The counts of segments are those after the recovery: `segments_open` are
-    older ones that hold no room for a footer. `segments_recovered` were left
-    open and got one; `segments_freed` were opened and never used; of
-    `segments_compacted`, what they held was put together in one.
-    """
-
-    segments_free: int
-    segments_open: int
-    segments_closed: int
-    segments_damaged: int
-    segments_recovered: int
-    segments_freed: int
-    flows: int
-    flows_interrupted: int
-    batches_dropped: int
-    seconds: float
-    warnings: tuple[str, ...]
-    segments_compacted: int = 0
+__all__ = ["HELD_WAIT_S", "RecoverySummary", "ServedStore", "open_for_serving"]
 
 
 class ServedStore:
     """A store that this process alone writes to; close it, or use it as a context manager."""
 
-    def __init__(
-        self,
-        device: Device,
-        superblock: Superblock,
-        free: list[int],
-        recovery: RecoverySummary,
-        flows: list[Flow] | None = None,
-        ended: list[tuple[int, int]] | None = None,
-        used_count: int = 0,
-        in_use: SegmentsInUse | None = None,
-        feeder: CatalogueFeeder | None = None,
-    ) -> None:
-        """`used_count`: sequences of this generation that the opening has used already."""
-        self.feeder = feeder  # None: there is no catalogue
-        self._in_use = in_use or SegmentsInUse()
-        self._flows = flows or []
-        self._ended = ended or []
+    def __init__(self, device: Device, recovered: Recovered) -> None:
+        superblock = recovered.superblock
+        segments = recovered.segments
+        self._flows = recovered.flows
+        self._ended = [(s.sequence, s.index) for s in segments if s.state is SegmentState.CLOSED]
+        self.feeder = recovered.feeder  # None: there is no catalogue
+        self._in_use = recovered.in_use
         self._recycler: Evictor | None = None
         self._reclaimer = Reclaimer(device, superblock, self._in_use.discard)
         self.superblock = superblock
-        self.recovery = recovery
+        self.recovery = recovered.summary
         self._device = device
-        self._free = sorted(free)
-        self._counter = self._counter_first = used_count
+        self._free = [s.index for s in segments if s.state is SegmentState.FREE]
+        self._counter = self._counter_first = recovered.used_count
         self._mutex = threading.Lock()
         self._recycles_ahead = False
         self._room: BackingSpace | None = None  # of a file that has lost space
@@ -188,9 +128,12 @@ class ServedStore:
         with self._mutex:
             return len(self._free)
 
-    def take_recovered_flows(self) -> list[Flow]:
-        """Return the flows that the opening found, and forget them: there may be many."""
-        flows, self._flows = self._flows, []
+    def take_recovered_flows(self) -> list[Flow] | None:
+        """Return the flows that the opening found, and forget them: there may be many.
+
+        None: the opening did not look for them, as there is a catalogue to be asked.
+        """
+        flows, self._flows = self._flows, None
         return flows
 
     def overwrite_oldest(self, workers_count: int) -> None:
@@ -322,7 +265,6 @@ def open_for_serving(
     """Lock a store, recover it, and raise its generation.
 
     `catalogues`: the directory in which its catalogue is kept; None: it has none.
-
     A store that is held is waited for, up to HELD_WAIT_S; `on_wait` is called
     once then, with that number of seconds. `on_progress` is called as image_of()
     does, and is still called after the scan; what it raises ends the opening,
@@ -332,7 +274,8 @@ def open_for_serving(
     """
     device = open_locked(path, wait_s=HELD_WAIT_S, on_wait=on_wait)
     try:
-        return _recover(device, expected_uuid, on_progress or _no_progress, catalogues)
+        recovered = recover(device, expected_uuid, on_progress or _no_progress, catalogues)
+        return ServedStore(device, recovered)
     except BaseException:
         device.close()
         raise
@@ -340,133 +283,3 @@ def open_for_serving(
 
 def _no_progress(_done_count: int, _total_count: int) -> None:
     """Nobody wants to know."""
-
-
-def _recover(
-    device: Device,
-    expected_uuid: str | None,
-    on_progress: Callable[[int, int], None],
-    catalogues: Path | None,
-) -> ServedStore:
-    started_s = time.monotonic()
-    reading = read_superblock(device)
-    check_store(device, reading.superblock, expected_uuid)
-    # The daemon that wrote last may have died before its flush: what is read
-    # from here on is on stable media before anything rests on it.
-    device.sync()
-    image = image_of(device, reading, live=False, thorough=True, on_progress=on_progress)
-    clear_headers(device, reading.superblock, image.half_freed)
-    superblock = raised(reading.superblock, _next_generation(device, reading, image.segments))
-    write_holder(device, superblock.store_uuid)
-    write_superblocks(device, superblock)
-    RequestBlock(device, superblock).clear()
-    count = len(image.segments)
-
-    def each() -> Iterator[SegmentImage]:
-        for segment in image.segments:
-            on_progress(count, count)
-            yield segment
-
-    again = [_write_again(device, superblock, segment) for segment in each()]
-    if any(again):
-        device.sync()
-    outcome = [_settle(device, superblock, segment) for segment in each()]
-    if any(outcome):
-        device.sync()
-    compaction = compact_newest(
-        device, superblock, image, sequence_of(superblock.generation, COMPACTED_COUNTER)
-    )
-    free = [segment.index for segment in image.segments if segment.state is SegmentState.FREE]
-    summary = _summary(image, outcome, time.monotonic() - started_s)
-    ended = [(s.sequence, s.index) for s in image.segments if s.state is SegmentState.CLOSED]
-    summary = replace(summary, segments_compacted=len(compaction.freed))
-    used_count = COMPACTED_COUNTER if compaction.made else 0
-    in_use = SegmentsInUse(s for s in image.segments if s.state is not SegmentState.FREE)
-    feeder = None
-    if catalogues is not None:
-        is_damaged = summary.segments_damaged > 0
-        feeder = CatalogueFeeder(catalogues, device, superblock, in_use, is_damaged=is_damaged)
-        with suppress(CatalogueError):  # whoever feeds it meets it again, and says so
-            feeder.begin(image.segments)
-    return ServedStore(
-        device, superblock, free, summary, image.flows, ended, used_count, in_use, feeder
-    )
-
-
-def _next_generation(
-    device: Device, reading: SuperblockReading, segments: list[SegmentImage]
-) -> int:
-    """A generation that no segment can have: sequences are never used twice.
-
-    A copy of the superblock that cannot be read may have been one ahead of the
-    other, and a segment of that generation may have lost its header. Raises
-    StoreDamagedError where there is none: no store lives through so many openings.
-    """
-    highest = max([reading.superblock.generation, *(segment.generation for segment in segments)])
-    following = highest + (2 if reading.warnings else 1)
-    if following > GENERATION_MAX:
-        raise StoreDamagedError(
-            f"{device.path} states generation {highest}, after which there is none: copy its"
-            " flows to another store with: ingestd cat"
-        )
-    return following
-
-
-def _write_again(device: Device, superblock: Superblock, segment: SegmentImage) -> bool:
-    """Write what counts without word of a flush where it lies; return whether there is such.
-
-    A flush that failed may have dropped it from the device's cache, and the daemon
-    that knew is gone. A later flush would succeed and vouch for nothing.
-    """
-    if segment.state is not SegmentState.OPEN or segment.batch_count == 0:
-        return False
-    base, block_bytes = superblock.segment_offset(segment.index), superblock.block_bytes
-    if segment.committed_end == 0:
-        device.write(base, device.read(base, block_bytes))
-    begin = max(segment.committed_end, SEGMENT_DATA_BLOCK * block_bytes)
-    for at in range(begin, segment.batches_end, READ_BYTES_MAX):
-        size = min(READ_BYTES_MAX, segment.batches_end - at)
-        device.write(base + at, device.read(base + at, size))
-    return begin < segment.batches_end
-
-
-def _settle(device: Device, superblock: Superblock, segment: SegmentImage) -> bool:
-    """Give a segment that an earlier generation left open its footer, or free it.
-
-    Returns whether something was written; `segment` is changed to what it is now.
-    """
-    if segment.state is not SegmentState.OPEN:
-        return False
-    base = superblock.segment_offset(segment.index)
-    if segment.batch_count == 0 and segment.footer is None:
-        device.write(base, bytes(superblock.block_bytes))
-        segment.state = SegmentState.FREE
-        return True
-    footer = build_footer(segment, superblock, time.time_ns())
-    if footer is None:
-        segment.warnings.append(f"segment {segment.index} has no room for a footer")
-        return False
-    device.write(base + superblock.segment_bytes - len(footer), footer)
-    segment.state = SegmentState.CLOSED
-    return True
-
-
-def _summary(image: StoreImage, outcome: list[bool], seconds: float) -> RecoverySummary:
-    counts = image.segment_counts()
-    written = [segment for segment, did in zip(image.segments, outcome, strict=True) if did]
-    freed = sum(segment.state is SegmentState.FREE for segment in written)
-    warnings = list(image.warnings)
-    warnings += [w for s in image.segments for w in s.warnings if w not in warnings]
-    return RecoverySummary(
-        segments_free=counts["free"],
-        segments_open=counts["open"],
-        segments_closed=counts["closed"],
-        segments_damaged=counts["damaged"],
-        segments_recovered=len(written) - freed,
-        segments_freed=freed,
-        flows=len(image.flows),
-        flows_interrupted=sum(flow.state == "interrupted" for flow in image.flows),
-        batches_dropped=sum(segment.batches_dropped for segment in image.segments),
-        seconds=seconds,
-        warnings=tuple(warnings),
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import random
 
+from ingestd.daemon.admission.bloom_filter import BloomFilter
 from ingestd.daemon.admission.flow_index import RAW, FlowIndex, Known, known_of
 from ingestd.store.format.segment import Span
 from ingestd.store.read.flows import Flow
@@ -51,6 +52,21 @@ def test_flows_are_found_by_their_details_or_their_ids() -> None:
     assert index.find(an_id(3)) == Known(True, 1, 2, True)
     index.note_other(an_id(4))
     assert index.must_ask(an_id(4))
+
+
+def test_the_store_is_asked_about_every_flow_until_it_is_known_which_there_are() -> None:
+    index = FlowIndex(STORE_UUID, None)
+    index.note(an_id(1), Known(True, 1, 2, True))
+    index.forget(an_id(1))
+    assert index.must_ask(an_id(1))
+    assert index.must_ask(an_id(2))
+    assert index.find(RAW_FLOW.bytes) == RAW
+    ids = [an_id(number) for number in range(2, 500)]
+    index.complete(BloomFilter.of(ids, 100))  # more came than were announced
+    assert all(index.must_ask(flow) for flow in ids)
+    assert index.must_ask(an_id(1)), "what was noted before counts on"
+    others = [an_id(number) for number in range(500, 1500)]
+    assert sum(index.must_ask(flow) for flow in others) < 100
 
 
 def test_the_store_is_asked_about_what_was_forgotten() -> None:
