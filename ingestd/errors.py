@@ -18,7 +18,8 @@ Exception tree (exit code)::
     ├── ResourceError (13)        memory, locked memory or descriptors are insufficient
     ├── SenderError (14)          the daemon did not acknowledge what was sent
     ├── SystemCallError (15)      any other system call that failed
-    └── FlowInUseError (16)       a flow cannot be removed while it is received
+    ├── FlowInUseError (16)       a flow cannot be removed while it is received
+    └── ControlError (17)         a daemon cannot be asked over its control socket, or refuses
 
 A message is one sentence that names the object and, behind a colon or in a
 second clause, the remedy. Bugs are not in this tree: they are assertions.
@@ -131,3 +132,13 @@ class FlowInUseError(IngestdError):
     """The flow is being received, and cannot be removed until it has ended."""
 
     exit_code = 16
+
+
+class ControlError(IngestdError):
+    """A daemon cannot be asked over its control socket, or refuses what it is asked."""
+
+    exit_code = 17
+
+    def __init__(self, text: str, *, code: str | None = None) -> None:
+        super().__init__(text)
+        self.code = code  # of the daemon's error line (docs/control.md); None: there was none

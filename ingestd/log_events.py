@@ -68,7 +68,14 @@ class LogEvent(Enum):
         "warning",
         "the limit of file descriptors is lower than the configured flows may need",
     )
-    LISTENING = "listening", "info", "a listener or the metrics endpoint is bound"
+    CONTROL_OFF = "control_off", "info", "there is no control socket, as none is configured"
+    CONTROL_COMMAND = (
+        "control_command",
+        "info",
+        "somebody asked over the control socket to change something",
+    )
+    CONTROL_FAILED = "control_failed", "error", "a command of the control socket met a bug"
+    LISTENING = "listening", "info", "a listener, or the metrics or control endpoint, is bound"
     READY = "ready", "info", "every listener accepts flows"
     FLOW_OPENED = "flow_opened", "debug", "a connection was accepted and is a flow"
     FLOW_RESUMED = "flow_resumed", "info", "a connection resumes a flow at an offset"

@@ -19,11 +19,13 @@ from typing import Final, NoReturn
 from ingestd import __version__
 from ingestd.address import PORT_MAX, Address, parse_address
 from ingestd.cli.cat_command import run_cat
+from ingestd.cli.ctl_command import add_ctl
 from ingestd.cli.doctor_command import run_doctor
 from ingestd.cli.inspect_command import run_inspect
 from ingestd.cli.nic_commands import run_nic_apply, run_nic_check, run_nic_undo
 from ingestd.cli.rm_command import run_rm
 from ingestd.cli.run_commands import run_check_config, run_serve
+from ingestd.cli.selection import add_filters, add_order
 from ingestd.cli.send_command import run_send
 from ingestd.cli.store_commands import run_format, run_info, run_ls
 from ingestd.cli.streams import secure_standard_streams
@@ -144,6 +146,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_send(commands)
     _add_check_config(commands)
     _add_doctor(commands)
+    add_ctl(commands)
     _add_nic(commands)
     return parser
 
@@ -198,6 +201,9 @@ def _add_serve(commands: _Commands[_Parser]) -> None:
         "--listen", metavar="HOST:PORT", help='address of the listener "default", raw protocol'
     )
     parser.add_argument("--metrics", metavar="HOST:PORT", help="address of the metrics endpoint")
+    parser.add_argument(
+        "--control", metavar="auto|off|PATH", help="path of the control socket, for ingestd ctl"
+    )
     parser.add_argument("--engine", metavar="auto|recv|zcrx", help="engine that receives payload")
     parser.add_argument(
         "--area", metavar="auto|SIZE", help="receive memory of each worker, such as 64MiB"
@@ -213,6 +219,9 @@ def _add_readers(commands: _Commands[_Parser]) -> None:
         parser = _add(commands, name, text, run)
         parser.add_argument("store", metavar="STORE", help="block device or file")
         parser.add_argument("--json", action="store_true", help="print JSON, for programs")
+        if name == "ls":
+            add_filters(parser)
+            add_order(parser)
 
 
 def _add_inspect(commands: _Commands[_Parser]) -> None:
@@ -251,7 +260,14 @@ def _add_cat(commands: _Commands[_Parser]) -> None:
 def _add_rm(commands: _Commands[_Parser]) -> None:
     parser = _add(commands, "rm", "remove flows permanently, and reclaim their segments", run_rm)
     parser.add_argument("store", metavar="STORE", help="block device or file")
-    parser.add_argument("flows", metavar="FLOW", nargs="+", help="flow id, or its first characters")
+    parser.add_argument(
+        "flows", metavar="FLOW", nargs="*", help="flow id, or 8 or more of its first characters"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only show what would be removed")
+    parser.add_argument(
+        "--yes", action="store_true", help="do not ask before removing what filters select"
+    )
+    add_filters(parser)
 
 
 def _add_send(commands: _Commands[_Parser]) -> None:

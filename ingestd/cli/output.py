@@ -12,6 +12,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, NoReturn, TextIO
 
 from ingestd.cli.streams import wait_for_room
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from tqdm import tqdm
 
 COLUMN_GAP: Final = "  "
+ROWS_MEASURED: Final = 10_000
 
 
 def print_json(value: object) -> None:
@@ -37,11 +39,16 @@ def print_pairs(pairs: Iterable[tuple[str, object]]) -> None:
         print(f"  {key:{width}}{COLUMN_GAP}{value}".rstrip())
 
 
-def print_table(head: Sequence[str], rows: Sequence[Sequence[str]], right: frozenset[str]) -> None:
-    """Print rows in columns as wide as needed; columns in right are flush right."""
-    cells = [tuple(head), *(tuple(safe(cell) for cell in row) for row in rows)]
+def print_table(head: Sequence[str], rows: Iterable[Sequence[str]], right: frozenset[str]) -> None:
+    """Print rows in columns as wide as needed; columns in right are flush right.
+
+    Of very many rows, the first ROWS_MEASURED decide the widths, and the others are printed as
+    they come.
+    """
+    every = (tuple(safe(cell) for cell in row) for row in rows)
+    cells = [tuple(head), *islice(every, ROWS_MEASURED)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    for row in cells:
+    for row in chain(cells, every):
         aligned = [
             f"{cell:>{width}}" if name in right else f"{cell:{width}}"
             for name, cell, width in zip(head, row, widths, strict=True)

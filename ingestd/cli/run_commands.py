@@ -24,6 +24,7 @@ def run_serve(arguments: Namespace) -> int:
         store=arguments.store,
         listen=arguments.listen,
         metrics=arguments.metrics,
+        control=arguments.control,
         engine=arguments.engine,
         area=arguments.area,
     )

@@ -10,8 +10,10 @@ from __future__ import annotations
 import time
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from ingestd.cli.output import (
     counted,
@@ -22,12 +24,12 @@ from ingestd.cli.output import (
     safe,
     short_time,
 )
+from ingestd.errors import ControlError
 from ingestd.sizes import full_size, short_size
 
 if TYPE_CHECKING:
     from ingestd.daemon.machine.direct_io import DirectProfile
     from ingestd.store.metadata.superblock import Superblock
-    from ingestd.store.read.flows import Flow
     from ingestd.store.read.image import StoreImage
 
 _COLUMNS: Final = ("FLOW", "STATE", "SIZE", "BYTES", "STARTED", "NAME", "PEER")
@@ -62,44 +64,106 @@ def _geometry(superblock: Superblock) -> list[tuple[str, object]]:
     ]
 
 
-def run_ls(arguments: Namespace) -> int:
-    """List the flows, oldest first."""
+class Listing(NamedTuple):
+    """Flows as their JSON objects, as they come; and whether a daemon gives them."""
+
+    flows: Iterator[dict[str, Any]]
+    is_served: bool
+
+
+@contextmanager
+def listed(store: str, arguments: Namespace) -> Iterator[Listing]:
+    """List flows as the flags select them, by the daemon that serves the store, if there is one.
+
+    Flags of an order and a limit need not be there.
+    """
+    from ingestd.cli.selection import filter_arguments
+    from ingestd.control.finding import find_serving
+
+    sort, limit = getattr(arguments, "sort", None), getattr(arguments, "limit", None)
+    serving = find_serving(store)
+    if serving is not None:
+        with serving.client as client:
+            flows = client.flows(
+                serving.store, **filter_arguments(arguments), sort=sort, limit=limit
+            )
+            try:
+                first = list(islice(flows, 1))
+            except ControlError as error:
+                # It has no time, or ends: the store can be read without it.
+                if error.code not in (None, "busy", "stopping", "failed"):
+                    raise
+            else:
+                yield Listing(chain(first, flows), is_served=True)
+                return
+    with _read_listing(store, arguments) as flows:
+        yield Listing(flows, is_served=False)
+
+
+@contextmanager
+def _read_listing(store: str, arguments: Namespace) -> Iterator[Iterator[dict[str, Any]]]:
+    from ingestd.cli.selection import filter_of
     from ingestd.store.read.flow_age import floor_ns, is_misdated
+    from ingestd.store.read.flow_source import FlowOrder, ImageFlowSource
     from ingestd.store.read.image import read_image
 
-    with read_image(arguments.store) as image:
+    order = FlowOrder.parse(getattr(arguments, "sort", "started"))
+    with read_image(store) as image:
         _report_warnings(image.warnings)
         now_ns = time.time_ns()
         floor = floor_ns(image.superblock, now_ns)
-        shown = [(flow, is_misdated(flow, floor, now_ns)) for flow in image.flows]
-        if arguments.json:
-            for flow, misdated in shown:
-                print_json({**flow.as_dict(), "misdated": misdated})
-        else:
-            print_table(_COLUMNS, [_row(*item) for item in shown], _FLUSH_RIGHT)
-            if misdated_count := sum(misdated for _, misdated in shown):
-                note(
-                    f"{misdated_count} of {len(shown)} flows, marked with ?, began or ended when"
-                    " they cannot have: the clock was wrong then, or is now"
-                )
+        found = ImageFlowSource(image).flows(
+            filter_of(arguments), order, getattr(arguments, "limit", None)
+        )
+        yield ({**flow.as_dict(), "misdated": is_misdated(flow, floor, now_ns)} for flow in found)
+
+
+def run_ls(arguments: Namespace) -> int:
+    """List the flows, oldest first unless another order is asked for."""
+    with listed(arguments.store, arguments) as listing:
+        print_flows(listing.flows, as_json=arguments.json)
     return 0
 
 
-def _row(flow: Flow, misdated: bool) -> tuple[str, ...]:
+def print_flows(flows: Iterator[dict[str, Any]], *, as_json: bool) -> None:
+    """Print flows as they come, and how many of them have times that cannot be."""
+    shown_count = misdated_count = 0
+
+    def counted_flows() -> Iterator[dict[str, Any]]:
+        nonlocal shown_count, misdated_count
+        for flow in flows:
+            shown_count += 1
+            misdated_count += flow["misdated"]
+            yield flow
+
+    if as_json:
+        for flow in flows:
+            print_json(flow)
+        return
+    print_table(_COLUMNS, map(_row, counted_flows()), _FLUSH_RIGHT)
+    if misdated_count:
+        note(
+            f"{misdated_count} of {shown_count} flows, marked with ?, began or ended when"
+            " they cannot have: the clock was wrong then, or is now"
+        )
+
+
+def _row(flow: Mapping[str, Any]) -> tuple[str, ...]:
     return (
-        flow.flow,
-        flow.state,
-        short_size(flow.bytes),
+        flow["flow"],
+        flow["state"],
+        short_size(flow["bytes"]),
         _bytes_text(flow),
-        short_time(flow.started) + ("?" if misdated else ""),
-        flow.name or "-",
-        flow.peer or "-",
+        short_time(flow["started"]) + ("?" if flow["misdated"] else ""),
+        flow["name"] or "-",
+        flow["peer"] or "-",
     )
 
 
-def _bytes_text(flow: Flow) -> str:
+def _bytes_text(flow: Mapping[str, Any]) -> str:
     """Return how many bytes, or FIRST..END where those before FIRST were overwritten."""
-    return f"{flow.first_offset}..{flow.bytes}" if flow.first_offset else str(flow.bytes)
+    first, end = flow["first_offset"], flow["bytes"]
+    return f"{first}..{end}" if first else str(end)
 
 
 def _report_warnings(warnings: Iterable[str]) -> None:
@@ -117,12 +181,42 @@ def run_info(arguments: Namespace) -> int:
         from ingestd.daemon.workers.worker import device_profile
 
         profile = device_profile(image.path)
+        daemon = _daemon_of(arguments.store) if image.served else None
         if arguments.json:
-            print_json(_info_object(image, profile))
+            print_json({**_info_object(image, profile), "daemon": daemon})
         else:
             print(f"{safe(image.path)}: a store of ingestd")
-            print_pairs(_info_pairs(image, profile))
+            print_pairs([*_info_pairs(image, profile), ("daemon", _daemon_text(daemon))])
     return 0
+
+
+def _daemon_of(store: str) -> dict[str, Any] | None:
+    """Return what the daemon that serves a store says of it; None if it cannot be asked."""
+    from ingestd.control.finding import find_serving
+
+    serving = find_serving(store)
+    if serving is None:
+        return None
+    with serving.client as client:
+        try:
+            status = client.status()
+        except ControlError:
+            return None
+        (own,) = (found for found in status["stores"] if found["name"] == serving.store)
+        process = {key: status[key] for key in ("pid", "version", "state", "uptime_s")}
+        return {**process, "socket": client.path, "store": own}
+
+
+def _daemon_text(daemon: dict[str, Any] | None) -> str | None:
+    if daemon is None:
+        return None
+    store = daemon["store"]
+    failure = store["failure"] or store["maintenance_failure"]
+    text = (
+        f"process {daemon['pid']}, {daemon['state']}, store {store['name']!r} {store['state']},"
+        f" {store['connections']} connections, {daemon['socket']}"
+    )
+    return f"{text}: {failure}" if failure else text
 
 
 def _info_object(image: StoreImage, profile: DirectProfile) -> dict[str, Any]:

@@ -18,7 +18,16 @@ from pydantic import ValidationError
 
 from ingestd.config.checks import crosscheck
 from ingestd.config.problems import Problem, describe
-from ingestd.config.settings import DEFAULT_NAME, MIB, LogSettings, Overrides, Settings
+from ingestd.config.settings import (
+    AUTO,
+    CONTROL_OFF,
+    DEFAULT_NAME,
+    MIB,
+    ControlSettings,
+    LogSettings,
+    Overrides,
+    Settings,
+)
 from ingestd.errors import ConfigError
 from ingestd.sizes import exact_size
 
@@ -31,6 +40,7 @@ _OVERRIDE_KEYS: Final = {
     "store": ("store", DEFAULT_NAME, "path"),
     "listen": ("listener", DEFAULT_NAME, "address"),
     "metrics": ("metrics", "address"),
+    "control": ("control", "socket"),
     "engine": ("engine", "kind"),
 }
 
@@ -168,6 +178,17 @@ def log_target(log: LogSettings, stderr_fd: int = 2) -> Literal["journald", "con
     if os.environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}":
         return "journald"
     return "console" if os.isatty(stderr_fd) else "json"
+
+
+def control_path(control: ControlSettings) -> str | None:
+    """Return where the control socket is to be; None: nowhere.
+
+    systemd.exec(5): RUNTIME_DIRECTORY names those of RuntimeDirectory=, with colons between.
+    """
+    if control.socket != AUTO:
+        return None if control.socket == CONTROL_OFF else control.socket
+    directory = os.environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return f"{directory}/control" if directory else None
 
 
 def effective_toml(settings: Settings) -> str:

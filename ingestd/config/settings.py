@@ -40,11 +40,13 @@ GIB: Final = 1024 * MIB
 
 DEFAULT_NAME: Final = "default"
 PATH_CHARS_MAX: Final = 4095
+CONTROL_PATH_CHARS_MAX: Final = 255  # as bytes, it fits into the holder record of a store
 SECTIONS_COUNT_MAX: Final = 64
 WORKERS_COUNT_MAX: Final = 64
 STREAM_BYTES_MAX: Final = 2**63 - 1  # of a flow, as the store's format counts them
 RETAIN_S_MAX: Final = 315360000  # ten years
 AREA_BYTES_MIN: Final = 1 * MIB
+CONTROL_OFF: Final = "off"
 AUTO: Final = "auto"  # of an area or its writes: as large as fits, at the start
 DEVICELESS: Final = "none"  # engine.interface: zero-copy receive without a NIC, for tests
 
@@ -222,6 +224,18 @@ class EngineSettings(_Section):
         return self.interface == DEVICELESS
 
 
+class ControlSettings(_Section):
+    """The control socket; "auto": below the directory that systemd made for it, else off.
+
+    `group`: who may read besides root and the daemon's own user; None: the daemon's own group.
+    """
+
+    socket: Annotated[
+        str, Field(max_length=CONTROL_PATH_CHARS_MAX, pattern=r"\A(?:auto|off|/[^\x00]*[^/\x00])\z")
+    ] = AUTO
+    group: Annotated[str, Field(pattern=r"\A[A-Za-z_][A-Za-z0-9_.-]{0,63}\z")] | None = None
+
+
 class LogSettings(_Section):
     """Level and form of the log."""
 
@@ -245,6 +259,7 @@ class Overrides:
     store: str | None = None
     listen: str | None = None
     metrics: str | None = None
+    control: str | None = None
     engine: str | None = None
     area: str | None = None
 
@@ -256,6 +271,7 @@ class Settings(_Section):
     listener: dict[Name, ListenerSettings] = Field(default={}, max_length=SECTIONS_COUNT_MAX)
     metrics: MetricsSettings = MetricsSettings()
     engine: EngineSettings = EngineSettings()
+    control: ControlSettings = ControlSettings()
     log: LogSettings = LogSettings()
     daemon: DaemonSettings = DaemonSettings()
 

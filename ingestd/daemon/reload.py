@@ -7,8 +7,8 @@ restart is logged at each reload until there was one. Owned by the main thread.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 from ingestd.config.diff import diff
 from ingestd.config.loading import reload
@@ -21,6 +21,18 @@ if TYPE_CHECKING:
     from ingestd.config.settings import Settings
     from ingestd.daemon.admission.admission import Admission
     from ingestd.daemon.workers.worker import WorkerThread
+
+
+class ReloadOutcome(NamedTuple):
+    """The keys that a reload changed, dotted; `error`: why it changed nothing.
+
+    `keys_refused`: by listener, why its key file is not used, and the keys before are.
+    """
+
+    changed: Sequence[str] = ()
+    needs_restart: Sequence[str] = ()
+    keys_refused: Mapping[str, str] = {}
+    error: str = ""
 
 
 class Reloader:
@@ -36,13 +48,13 @@ class Reloader:
         workers: Sequence[WorkerThread],
         listener_names: Sequence[str],
         admission: Admission,
-    ) -> None:
+    ) -> ReloadOutcome:
         """Apply what of a changed configuration can be; a bad one changes nothing."""
         try:
             new = reload(self.settings)
         except ConfigError as error:
             self._log.emit(LogEvent.CONFIG_REFUSED, error=str(error))
-            return
+            return ReloadOutcome(error=str(error))
         changed = diff(self.settings, new).changed_at_run_time
         waiting = diff(self._started, new).needs_restart
         self.settings = new
@@ -56,7 +68,8 @@ class Reloader:
         if waiting:
             self._log.emit(LogEvent.CONFIG_NEEDS_RESTART, keys=list(waiting))
         # Another path waits for a restart, like every option that names what is served.
-        reread_keys(self._started.listener, admission, self._log)
+        keys_refused = reread_keys(self._started.listener, admission, self._log)
+        return ReloadOutcome(changed, waiting, keys_refused)
 
     def _apply_idle_timeouts(
         self, new: Settings, workers: Sequence[WorkerThread], listener_names: Sequence[str]

@@ -2,8 +2,9 @@
 """The daemon: everything brought up in order, looked after, and taken down.
 
 Invariants:
- - Order: addresses (bound), stores (locked, recovered), workers (set up), listeners,
-   pumps, run, metrics, READY=1. What a failed start has done is undone in reverse.
+ - Order: addresses and control socket (bound), stores (locked, recovered), workers (set
+   up), listeners, pumps, run, metrics, control, READY=1. What a failed start has done is
+   undone in reverse.
    All locks come before the first area: the kernel releases a killed daemon's
    registered memory, and so of its hugepages, before its registered file, and so
    its lock.
@@ -24,7 +25,7 @@ import os
 import selectors
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -36,6 +37,8 @@ from ingestd.daemon.admission.flow_index import FlowIndex
 from ingestd.daemon.admission.listener_policy import policy_of
 from ingestd.daemon.base.listen import bind_listener
 from ingestd.daemon.base.waker import Waker
+from ingestd.daemon.control.status_report import StatusReport
+from ingestd.daemon.controlling import Control
 from ingestd.daemon.exit_code import (
     EXIT_CODE_BUG,
     exit_code_at_end,
@@ -45,7 +48,7 @@ from ingestd.daemon.exit_code import (
 )
 from ingestd.daemon.interruptible import Progress, StartStoppedError, attend
 from ingestd.daemon.maintenance.coordinator import Maintenance
-from ingestd.daemon.reload import Reloader
+from ingestd.daemon.reload import Reloader, ReloadOutcome
 from ingestd.daemon.segments.granting import Granting
 from ingestd.daemon.shutdown import CLOSE_TIME_S, STEP_TIME_MAX_S, Shutdown
 from ingestd.daemon.signals import SignalInbox
@@ -61,20 +64,19 @@ from ingestd.daemon.startup import (
     stop_workers,
 )
 from ingestd.daemon.status import StatusLine
+from ingestd.daemon.telemetry.flow_events import FlowEvents
 from ingestd.daemon.telemetry.worker_events import EventLog
 from ingestd.daemon.telemetry.worker_health import WorkerHealth
 from ingestd.daemon.workers import zcrx
 from ingestd.daemon.workers.engine import EngineChoice, fall_back
 from ingestd.daemon.workers.handover import Handover
 from ingestd.daemon.workers.worker import Core, WorkerThread, kernel_features
-from ingestd.errors import (
-    EngineError,
-    ResourceError,
-)
+from ingestd.errors import ConfigError, EngineError, ResourceError
 from ingestd.log import Log
 from ingestd.log_events import LogEvent
 
 if TYPE_CHECKING:
+    from ingestd.address import Address
     from ingestd.config.settings import Settings
     from ingestd.daemon.base.listen import ListenerSockets
     from ingestd.daemon.workers.engine import ZcrxQueue
@@ -129,6 +131,7 @@ class Daemon:
         self._maintenance = Maintenance(self._flow_indexes, self._workers, log)
         self._failed_stores: set[str] = set()
         self._watch = WorkerHealth(self._workers, self._failed_stores, log)
+        self._control = Control(self.wake, log)
         self._reload_wanted = False
         self._deadline_s: float | None = None  # set: stopping, and until when
         self._is_ready = False
@@ -200,6 +203,8 @@ class Daemon:
         metrics_sockets = bind_listener("metrics", metrics, 1) if metrics else None
         if metrics_sockets is not None:
             undo.callback(metrics_sockets.close)
+        self._control.bind(settings.control)
+        undo.callback(self._control.unbind)
         self._open_stores(undo)
         engine = self._start_workers(engine, nic_undo, undo)
         self._look_for_stop()
@@ -207,22 +212,22 @@ class Daemon:
         self._listener_names = [name for name, _ in listening]
         advice = zcrx.by_copy_advice(settings, listening) if engine.kind == "zcrx" else None
         self._event_log = EventLog(self._log, self._listener_names, advice)
+        protocols = [(name, settings.listener[name].protocol) for name in self._listener_names]
+        self._flow_events = FlowEvents(self._control.events, protocols)
         self._admission = Admission(
             self._log,
             [self._policies[name] for name in self._listener_names],
             self._flow_indexes,
             self._maintenance.flow_locks,
             self.wake,
+            self._flow_events,
         )
         undo.callback(self._admission.close)
-        self._handover = Handover(
-            [(name, settings.listener[name].protocol) for name in self._listener_names],
-            self._log,
-            self._admission.refused_counts,
-        )
+        self._handover = Handover(protocols, self._log, self._admission.refused_counts)
         self._run_workers(undo)
         if metrics_sockets is not None:
             self._bring_up_metrics(metrics_sockets, engine, undo)
+        self._bring_up_control(listening, undo)
         self._log.emit(
             LogEvent.READY,
             addresses=[str(address) for _, address in listening],
@@ -235,7 +240,9 @@ class Daemon:
     def _open_stores(self, undo: ExitStack) -> None:
         settings = self._settings
         for name in settings.store:
-            store = open_store(settings, name, self._open_store, self._attended, self._log)
+            store = open_store(
+                settings, name, self._open_store, self._attended, self._log, self._control.path
+            )
             self._stores[name] = store
             undo.callback(self._close_store, store)
             prepare_store(settings, name, store, self._log)
@@ -347,6 +354,21 @@ class Daemon:
         for address in server.addresses:
             self._log.emit(LogEvent.LISTENING, listener="metrics", address=str(address))
 
+    def _bring_up_control(self, listening: Sequence[tuple[str, Address]], undo: ExitStack) -> None:
+        addresses: dict[str, list[str]] = {}
+        for name, address in listening:
+            addresses.setdefault(name, []).append(str(address))
+        status = StatusReport(
+            self._settings,
+            self._stores,
+            self._workers,
+            addresses,
+            self._maintenance_failures,
+            lambda: self._deadline_s is not None,
+        )
+        self._control.start(self._stores, self._maintenance, status, self._reload_by_control)
+        undo.callback(self._closing.end, "control", self._control.close)
+
     def _maintenance_failures(self) -> dict[str, str]:
         """The reason why maintenance fails now, by store. By any thread."""
         granting = self._granting.failures() if self._granting is not None else {}
@@ -373,6 +395,7 @@ class Daemon:
 
     def _on_wake(self) -> None:
         self._waker.clear()
+        self._control.settle()
         self._report_events()
 
     def _report_events(self) -> None:
@@ -388,6 +411,7 @@ class Daemon:
                 elif isinstance(event.detail, StoreFailed):
                     self._failed_stores.add(worker.store_name)
                 self._event_log.report(worker, event)
+                self._flow_events.report(worker, event)
 
     def _look_after_workers(self) -> None:
         """End the loop if a worker, or a pump, did what it must not."""
@@ -418,6 +442,7 @@ class Daemon:
         self._log.report_suppressed()
         counters = [worker.counters() for worker in self._workers]
         self._watch.look_for_lost_events(counters)
+        self._flow_events.look_for_lost(counters)
         self._maintenance.tick()
         if self._granting is not None:
             self._granting.tick()
@@ -454,7 +479,16 @@ class Daemon:
             worker.stop_accepting()
             worker.drain(drain_s)
 
-    def _reload(self) -> None:
+    def _reload(self) -> ReloadOutcome:
         systemd.notify_reloading()
-        self._reloader.reload(self._workers, self._listener_names, self._admission)
+        outcome = self._reloader.reload(self._workers, self._listener_names, self._admission)
         systemd.notify_ready(self._status_line())
+        return outcome
+
+    def _reload_by_control(self) -> dict[str, object]:
+        if self._deadline_s is not None:
+            raise ConfigError("the daemon is ending: nothing is changed any more")
+        outcome = self._reload()
+        if outcome.error:
+            raise ConfigError(outcome.error)
+        return {key: value for key, value in outcome._asdict().items() if key != "error"}

@@ -63,6 +63,7 @@ class StoreOpener(Protocol):
         path: str,
         *,
         expected_uuid: str | None = None,
+        control: str = "",
         on_wait: Callable[[float], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
         catalogues: Path | None = None,
@@ -110,8 +111,12 @@ def open_store(
     opener: StoreOpener,
     attended: Attended,
     log: Log,
+    control: str = "",
 ) -> ServedStore:
-    """Lock and recover one store; to be closed by the caller, also when this fails later."""
+    """Lock and recover one store; to be closed by the caller, also when this fails later.
+
+    `control`: the path of the control socket, for those who find the store.
+    """
     wanted = settings.store[name]
     state_dir = settings.daemon.state_dir
 
@@ -122,6 +127,7 @@ def open_store(
         return opener(
             wanted.path,
             expected_uuid=wanted.uuid,
+            control=control,
             on_wait=report_held,
             on_progress=on_progress,
             catalogues=Path(state_dir) / CATALOGUES_NAME if state_dir else None,

@@ -15,6 +15,8 @@ from ingestd.daemon.admission.admission import Admission
 from ingestd.daemon.admission.flow_index import FlowIndex
 from ingestd.daemon.admission.flow_lock import FlowLock
 from ingestd.daemon.admission.listener_policy import ListenerPolicy
+from ingestd.daemon.telemetry.event_stream import EventStream
+from ingestd.daemon.telemetry.flow_events import FlowEvents
 from ingestd.log import Log
 from ingestd.store.device.opening import open_device
 from ingestd.store.metadata.superblock import read_superblock
@@ -43,7 +45,9 @@ class FakeStore:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.superblock = SimpleNamespace(store_uuid=STORE_UUID)
+        self.superblock = SimpleNamespace(
+            store_uuid=STORE_UUID, uuid=str(uuid.UUID(bytes=STORE_UUID))
+        )
         self.lookups: list[frozenset[bytes]] = []
         self.before_lookup: Callable[[], None] = lambda: None
 
@@ -116,6 +120,7 @@ def request(kind: RequestKind, connection: tuple[int, int], **fields: Any) -> An
             "listener_index": 0,
             "bytes_count": 0,
             "crc": 0,
+            "reason": 0,
             "is_crc_known": True,
             "is_whole": True,
             "is_stored": True,
@@ -137,6 +142,7 @@ class Gate:
         self.gate = FlowLock()
         self.log = Recorder()
         self.woken = 0
+        self.stream = EventStream()
         self.workers = [FakeWorker(0, path), FakeWorker(1, path)]
         self.admission = Admission(
             Log(self.log, "debug"),
@@ -144,6 +150,7 @@ class Gate:
             {"data": self.index},
             {"data": self.gate},
             self.wake,
+            FlowEvents(self.stream, [(door.name, "ingest") for door in DOORS]),
         )
 
     def wake(self) -> None:

@@ -7,6 +7,7 @@ a daemon that does not get ready fails the test with everything that it logged.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -70,7 +71,10 @@ class Daemon:
     wrapper: tuple[str, ...] = ()  # a command that runs the rest of its command line
     log: Path | None = None  # default: beside the store, which must not be a device then
     log_path: Path = field(init=False)
+    control: Path = field(init=False)  # the control socket
     process: subprocess.Popen[bytes] = field(init=False)
+    # Those of one test may have one store.
+    _number: int = field(default_factory=itertools.count().__next__, init=False)
 
     def __enter__(self) -> Self:
         self.start()
@@ -105,6 +109,8 @@ class Daemon:
         command = [PROGRAM, "serve", "--store", str(self.store)]
         command += ["--listen", f"{shown_host}:{self.port}"]
         command += ["--metrics", f"{shown_host}:{self.metrics_port}"]
+        self.control = self.log_path.with_suffix(f".control-{self._number}")
+        command += ["--control", str(self.control)]
         if self.config is not None:
             command += ["-c", str(self.config)]
         self.log_path.touch()

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ingestd.errors import StoreError
-from ingestd.store.metadata.request_block import Request
 from ingestd.store.metadata.superblock import Superblock
+from ingestd.store.read.flow_source import FlowSource
 from ingestd.store.read.flows import Flow
 from ingestd.store.reclaim.eviction import Overwritten
 from ingestd.store.reclaim.sweep import SweepCounts
@@ -34,9 +34,6 @@ class FakeSweeper:
         self.room_count = 100
         self.blocked_count = 0
         self.held_count = 0
-
-    def requests(self) -> list[Request]:
-        return []
 
     may_retry = True
 
@@ -75,6 +72,11 @@ class FakeStore:
 
     def loss(self) -> int | None:
         return None
+
+    token = bytes(16)
+
+    def flow_source(self, is_stopped: Callable[[], bool]) -> FlowSource:
+        raise AssertionError("nobody lists its flows")
 
     def is_elsewhere(self) -> bool:
         return False
@@ -136,11 +138,13 @@ class FakeOpener:
         path: str,
         *,
         expected_uuid: str | None = None,
+        control: str = "",
         on_wait: Callable[[float], None] | None = None,
         on_progress: Callable[[int, int], None] | None = None,
         catalogues: Path | None = None,
     ) -> FakeStore:
         assert expected_uuid is None
+        assert control == ""
         assert on_wait is not None
         assert on_progress is not None
         if path in self.held_paths:

@@ -12,9 +12,8 @@ import pytest
 from ingestd.daemon.admission.flow_lock import FlowLock
 from ingestd.daemon.maintenance import maintenance_thread
 from ingestd.daemon.maintenance.maintenance_thread import MaintenanceThread
+from ingestd.daemon.maintenance.removals import Removal, RemovalState
 from ingestd.log_events import LogEvent
-from ingestd.store.device.opening import open_device
-from ingestd.store.metadata.request_block import Request, RequestBlock, RequestState
 from ingestd.store.reclaim.retention import Retention
 from ingestd.store.reclaim.sweep import Sweeper
 from ingestd.store.serve.served_store import ServedStore, open_for_serving
@@ -45,8 +44,7 @@ class Stage:
         self.flow_lock = FlowLock(self.store.sweeper.removed)
         self.is_failed = False
         self.maintainer = self.make_maintainer({})
-        self.device = open_device(str(path), write=True)
-        self.box = RequestBlock(self.device, self.store.superblock)
+        self.asked: list[Removal] = []
         self.scans_count = 0
 
     def make_maintainer(self, retentions: dict[str, Retention]) -> MaintenanceThread:
@@ -54,11 +52,17 @@ class Stage:
             "s", self.store, self.flow_lock, retentions, lambda: self.is_failed
         )
 
-    def ask(self, *flows: bytes, token: int = 7) -> None:
-        self.box.write(self.box.read() + [Request(flow, token) for flow in flows])
+    def ask(self, *flows: bytes, maintainer: MaintenanceThread | None = None) -> Removal:
+        self.asked.append((maintainer or self.maintainer).removals.ask(flows))
+        return self.asked[-1]
 
-    def answers(self) -> list[RequestState]:
-        return [request.state for request in self.box.read()]
+    def answers(self) -> list[RemovalState | None]:
+        """Of each flow that was asked for, in order; None: not answered, or by an error."""
+        return [
+            asked.results[flow].state if asked.results else None
+            for asked in self.asked
+            for flow in asked.flows
+        ]
 
     def begin(self) -> SegmentWriter:
         """A worker begins a segment that it was granted."""
@@ -94,5 +98,4 @@ def staged(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     monkeypatch.setattr(maintenance_thread, "SWEEP_PAUSE_TIMES", 0)
     monkeypatch.setattr(maintenance_thread, "REQUEST_PAUSE_TIMES", 0)
     yield made
-    made.device.close()
     made.store.close()

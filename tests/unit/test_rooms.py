@@ -15,7 +15,16 @@ from graphlib import CycleError, TopologicalSorter
 from tests.unit.test_tidy import MODULES, ROOT, _fail_if_any, _imports, _module_of
 
 # Each room may import those before it of its part.
-DAEMON = ("base", "machine", "workers", "segments", "telemetry", "admission", "maintenance")
+DAEMON = (
+    "base",
+    "machine",
+    "workers",
+    "segments",
+    "telemetry",
+    "admission",
+    "maintenance",
+    "control",
+)
 STORE = ("format", "device", "metadata", "read", "catalogue", "reclaim", "serve")
 ALLOWED: dict[str, set[str]] = {
     **{f"daemon.{room}": {f"daemon.{r}" for r in DAEMON[:i]} for i, room in enumerate(DAEMON)},

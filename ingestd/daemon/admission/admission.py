@@ -39,6 +39,7 @@ from ingestd.daemon.admission.rules import (
     refusal_of_resume,
     refusal_of_trailer,
 )
+from ingestd.daemon.telemetry.flow_events import FlowEvents, FlowTexts
 from ingestd.daemon.telemetry.worker_events import hello_failure
 from ingestd.log import Log
 from ingestd.log_events import LogEvent
@@ -79,6 +80,11 @@ class _Candidate:
         return self.worker.name, self.request.connection
 
     @property
+    def texts(self) -> FlowTexts:
+        """The name and labels that the hello gives the flow."""
+        return FlowTexts(self.hello.name, self.hello.labels)
+
+    @property
     def address(self) -> str:
         """The peer's address, without the port."""
         return self.request.peer.rpartition(":")[0]
@@ -102,6 +108,7 @@ class Admission:
         indexes: Mapping[str, FlowIndex],
         flow_locks: Mapping[str, FlowLock],
         wake: Callable[[], None],
+        flow_events: FlowEvents,
     ) -> None:
         self.refused_counts: Counter[tuple[str, str, str]] = Counter()  # store, listener, code
         self.lookups_waiting_counts = dict.fromkeys(indexes, 0)  # by store
@@ -110,6 +117,7 @@ class Admission:
         self._indexes = indexes
         self._flow_locks = flow_locks
         self._wake = wake
+        self._flow_events = flow_events
         self._live: dict[_FlowKey, _Live] = {}
         self._flow_of: dict[_Connection, _FlowKey] = {}
         self._waiting: set[_Connection] = set()  # without an answer yet
@@ -251,6 +259,9 @@ class Admission:
             name=(hello.name or "").encode(),
             labels=labels_text(hello).encode(),
         )
+        self._flow_events.opened(
+            worker, candidate.request, candidate.flow, candidate.texts, known.bytes_count
+        )
 
     # --- A store that must be asked -----------------------------------------------------
 
@@ -328,6 +339,7 @@ class Admission:
             self._on_unadmitted_end(connection)
             return
         live = self._live.pop(key)
+        self._flow_events.ended(worker, request, key[1], live.candidate.texts)
         if request.is_stored:
             self._indexes[key[0]].note(
                 key[1],

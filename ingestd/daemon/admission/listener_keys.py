@@ -20,15 +20,23 @@ if TYPE_CHECKING:
     from ingestd.daemon.admission.admission import Admission
 
 
-def reread_keys(listeners: Mapping[str, ListenerSettings], admission: Admission, log: Log) -> None:
-    """Read every listener's key file again, and log the result."""
+def reread_keys(
+    listeners: Mapping[str, ListenerSettings], admission: Admission, log: Log
+) -> dict[str, str]:
+    """Read every listener's key file again, and log the result.
+
+    Returns, by listener, why a file is not used, so that the keys before are.
+    """
+    refused = {}
     for name, listener in listeners.items():
         if listener.key_file is None:
             continue
         try:
             keys = load_keys(listener.key_file)
         except ConfigError as error:
+            refused[name] = str(error)
             log.emit(LogEvent.KEYS_REFUSED, listener=name, error=str(error))
         else:
             admission.set_keys(name, keys)
             log.emit(LogEvent.KEYS_RELOADED, listener=name, keys_count=len(keys))
+    return refused

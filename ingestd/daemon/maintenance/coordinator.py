@@ -24,6 +24,7 @@ from ingestd.store.reclaim.retention import NS_PER_S, Retention
 if TYPE_CHECKING:
     from ingestd.config.settings import Settings
     from ingestd.daemon.admission.flow_index import FlowIndex
+    from ingestd.daemon.maintenance.removals import RemovalResult
     from ingestd.daemon.workers.worker import WorkerThread
     from ingestd.store.serve.served_store import ServedStore
 
@@ -85,6 +86,12 @@ class Maintenance:
                 index.forget(flow)
 
         return forget
+
+    def remove(
+        self, name: str, flows: Sequence[bytes], is_stopped: Callable[[], bool]
+    ) -> list[RemovalResult]:
+        """Remove flows of a store, as Removals.remove() does. By any thread that may wait."""
+        return self._maintainers[name].removals.remove(flows, is_stopped)
 
     def start(self) -> None:
         """Start the maintenance threads and watches. Raises ResourceError."""

@@ -18,14 +18,14 @@ import threading
 import time
 import traceback
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from ingestd.daemon.base.backoff import Backoff
 from ingestd.daemon.base.threads import block_signals, join_threads, start_thread
 from ingestd.daemon.maintenance.capacity_log import segment_fields
-from ingestd.daemon.maintenance.delete_requests import DeleteRequests
 from ingestd.daemon.maintenance.expiry import Expiry
+from ingestd.daemon.maintenance.removals import Removal, Removals
 from ingestd.errors import StoreError
 from ingestd.log_events import LogEvent
 from ingestd.store.read.image import ScanStoppedError
@@ -72,9 +72,8 @@ class MaintenanceThread:
         self._sweeper = store.sweeper
         self._flow_lock = flow_lock
         self._terms = Expiry(retentions, self._report)
-        self._requests = DeleteRequests(
-            self._sweeper, flow_lock, self._report, is_stopped=self._is_stopped
-        )
+        self._wanted = threading.Event()
+        self.removals = Removals(self._sweeper, flow_lock, self._report, self._wanted.set)
         self._is_failed = is_failed
         self._backoff = Backoff()
         self._stop = threading.Event()
@@ -98,15 +97,13 @@ class MaintenanceThread:
     def stop(self) -> None:
         """Let the thread end, once the step that is under way is done."""
         self._stop.set()
+        self._wanted.set()
         self._sweeper.stop()
 
     def close(self, timeout_s: float = CLOSE_TIME_S) -> list[str]:
         """Release the store; return the thread's name if it hangs."""
         self.stop()
         return join_threads([self.thread], timeout_s)
-
-    def _is_stopped(self) -> bool:
-        return self._stop.is_set()
 
     def take_reports(self) -> list[tuple[LogEvent, dict[str, Any]]]:
         """Return, and forget, what is to be logged; of too much, what came last is only counted."""
@@ -122,12 +119,18 @@ class MaintenanceThread:
 
     def _main(self) -> None:
         block_signals()
-        while not self._stop.wait(TURN_INTERVAL_S):
-            self.turn()
+        while not self._stop.is_set():
+            self._wanted.wait(TURN_INTERVAL_S)
+            self._wanted.clear()
+            if not self._stop.is_set():
+                self.turn()
+        self.removals.refuse(self.removals.take(), "the daemon is ending")
 
     def turn(self) -> None:
         """Do what there is to do now."""
         if self._is_failed() or not self._backoff.is_due or not self._sweeper.may_retry:
+            reason = self.failure or "the store has failed: the daemon's log has the reason"
+            self.removals.refuse(self.removals.take(), reason)
             return
         try:
             self._turn(time.monotonic())
@@ -152,7 +155,14 @@ class MaintenanceThread:
 
     def _turn(self, now_s: float) -> None:
         self._terms.look()
-        asked = self._requests.take(now_s) if now_s >= self._next_answer_s else []
+        asked = self.removals.take() if now_s >= self._next_answer_s else []
+        try:
+            self._answer_and_sweep(asked, now_s)
+        except BaseException as error:
+            self.removals.refuse(asked, str(error) or "the daemon is ending")
+            raise
+
+    def _answer_and_sweep(self, asked: Sequence[Removal], now_s: float) -> None:
         self._expire(now_s)
         is_due = now_s >= self._next_sweep_s and self._has_cause()
         if not asked and not is_due:
@@ -161,7 +171,7 @@ class MaintenanceThread:
             image = self._sweeper.scan()
             took_s = time.monotonic() - now_s
             if asked:
-                self._requests.answer(image, asked)
+                self.removals.answer(image, asked)
                 self._sweeps_left = SWEEPS_AFTER_CHANGE
             self._sweep(image)
         end_s = time.monotonic()

@@ -358,6 +358,10 @@ class WorkerThread:
         """Return the worker's counters, named as in core/base/stats.h."""
         return self.core_worker.counters()
 
+    def listener_connections(self) -> dict[int, int]:
+        """Return how many connections each listener has, by its index."""
+        return self.core_worker.listener_connections()
+
     def histograms(self) -> dict[str, tuple[int, ...]]:
         """Return counts per latency bucket."""
         return self.core_worker.histograms()

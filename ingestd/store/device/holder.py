@@ -32,6 +32,7 @@ HOLDER_OFFSET: Final = 448 * 1024
 PLACES_MAX: Final = 8
 PROC: Final = Path("/proc")
 _PLACE: Final = struct.Struct("<QQQ")
+CONTROL_BYTES_MAX: Final = 1020
 _KINDS: Final = {"file": 1 << 63, "device": 0}  # st_dev and st_rdev have no such bit
 _ZOMBIES: Final = ("Z", "X")
 
@@ -50,6 +51,7 @@ class HolderRow(NamedTuple):
     started_ticks: int
     pid_namespace: int
     places: bytes
+    control: bytes
 
 
 HOLDER_RECORD: Final = Layout(
@@ -67,7 +69,8 @@ HOLDER_RECORD: Final = Layout(
         ("started_ticks", "Q"),
         ("pid_namespace", "Q"),
         ("places", f"{PLACES_MAX * _PLACE.size}s"),
-        ("zero", "3816x"),
+        ("control", f"{CONTROL_BYTES_MAX}s"),
+        ("zero", "2796x"),
     ),
 )
 
@@ -86,6 +89,7 @@ class Holder:
     started_ticks: int
     pid_namespace: int
     places: tuple[tuple[int, int, int], ...]
+    control: str = ""  # path of its control socket; empty: it has none
 
     def is_at(self, layers: Sequence[Layer]) -> bool:
         """Return whether the record was written here, and did not come along with a copy."""
@@ -107,8 +111,10 @@ class Holder:
         return any(_is_alive(pid, self.started_ticks, proc) for pid in _outer_pids(self.pid, proc))
 
 
-def write_holder(device: Device, store_uuid: bytes) -> None:
+def write_holder(device: Device, store_uuid: bytes, control: str = "") -> None:
     """Write this process's record, valid until the device is closed. Raises StoreError.
+
+    `control`: the path of the control socket by which the process is asked.
 
     take_claim() comes before. It is not flushed: with the machine, the process is gone as well.
     """
@@ -129,6 +135,7 @@ def write_holder(device: Device, store_uuid: bytes) -> None:
         started_ticks=_started_ticks(os.getpid(), PROC)[0],
         pid_namespace=_pid_namespace(),
         places=b"".join(_PLACE.pack(*place) for place in places),
+        control=os.fsencode(control),
     )
     block = sealed(HOLDER_RECORD.pack(row))
     device.write(HOLDER_OFFSET, block.ljust(device.align_bytes, b"\0"))
@@ -149,7 +156,10 @@ def read_holder(device: Device) -> Holder | None:
     if not is_intact(data) or row.version != FORMAT_VERSION or row.place_count > PLACES_MAX:
         return None
     places = tuple(_PLACE.iter_unpack(row.places[: row.place_count * _PLACE.size]))
-    return Holder(row.token, row.boot_id, row.pid, row.started_ticks, row.pid_namespace, places)
+    control = os.fsdecode(row.control.rstrip(b"\0"))
+    return Holder(
+        row.token, row.boot_id, row.pid, row.started_ticks, row.pid_namespace, places, control
+    )
 
 
 def _places(layers: Sequence[Layer]) -> list[tuple[int, int, int]]:

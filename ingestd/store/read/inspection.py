@@ -38,7 +38,6 @@ from ingestd.store.format.layout import (
 from ingestd.store.format.records import Batch, batch_header_bytes, is_of_place
 from ingestd.store.format.segment import SegmentImage, SegmentState
 from ingestd.store.metadata.freed_record import FREED_MAGIC, FREED_OFFSETS, FREED_RECORD, read_freed
-from ingestd.store.metadata.request_block import REQUEST_BLOCK, REQUEST_MAGIC, REQUEST_OFFSET
 from ingestd.store.metadata.superblock import COPIES, Superblock, read_superblock
 from ingestd.store.read.read_ahead import AHEAD_BYTES, Window, read_batch
 from ingestd.store.read.scan import SEARCH_BYTES, Scanner, extent_crc32c
@@ -134,7 +133,6 @@ class Inspector:
         places: list[tuple[Layout[Any], bytes, int]] = [
             (HOLDER_RECORD, HOLDER_MAGIC, HOLDER_OFFSET),
             *((FREED_RECORD, FREED_MAGIC, offset) for offset in FREED_OFFSETS),
-            (REQUEST_BLOCK, REQUEST_MAGIC, REQUEST_OFFSET),
         ]
         return [self._read(layout, magic, offset) for layout, magic, offset in places]
 

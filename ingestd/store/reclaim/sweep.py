@@ -11,7 +11,7 @@ by one thread, but for stop(), `removed` and the counts, which are for any.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -19,7 +19,6 @@ from ingestd.errors import StoreError
 from ingestd.store.device.device import Device
 from ingestd.store.format.segment import SegmentImage, SegmentState
 from ingestd.store.metadata.freed_record import Reclaimer
-from ingestd.store.metadata.request_block import Request, RequestBlock, RequestState
 from ingestd.store.metadata.superblock import Superblock, SuperblockReading
 from ingestd.store.metadata.tombstones import Tombstones, read_removals
 from ingestd.store.read.image import ScanStoppedError, StoreImage, image_of
@@ -89,7 +88,6 @@ class Sweeper:
         self._hand_out = hand_out
         self._scanner = Scanner(device, superblock, live=live)
         self._table: Tombstones = read_removals(device, superblock)
-        self._box = RequestBlock(device, superblock)
         self.removed: frozenset[bytes] = self._table.flows
         self.counts = SweepCounts()
         self.blocked_count = 0  # as of the last sweep's Swept
@@ -275,31 +273,6 @@ class Sweeper:
         """Let flows of which nothing is left go out of the table. Raises StoreError."""
         self._table.drop(flow for flow in flows if flow in self.removed)
         self.removed = self._table.flows
-
-    def requests(self) -> list[Request]:
-        """Return what the block of requests holds; nothing while another process has its lock."""
-        with self._box.locked() as is_ours:
-            return self._box.read() if is_ours else []
-
-    def answer(
-        self, states: Mapping[tuple[bytes, int], RequestState], stale: Set[tuple[bytes, int]]
-    ) -> bool:
-        """Give requests, by flow and token, their states; take the `stale` ones away.
-
-        False: another process has the block's lock, and nothing was done.
-        """
-        with self._box.locked() as is_ours:
-            if not is_ours:
-                return False
-            before = self._box.read()
-            after = [
-                request._replace(state=states.get((request.flow, request.token), request.state))
-                for request in before
-                if (request.flow, request.token) not in stale
-            ]
-            if after != before:
-                self._box.write(after)
-            return True
 
 
 def is_readable(image: StoreImage) -> bool:

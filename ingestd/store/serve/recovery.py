@@ -28,7 +28,6 @@ from ingestd.store.format.layout import GENERATION_MAX, SEGMENT_DATA_BLOCK, sequ
 from ingestd.store.format.segment import SegmentImage, SegmentState
 from ingestd.store.metadata.footer import build_footer
 from ingestd.store.metadata.freed_record import clear_headers
-from ingestd.store.metadata.request_block import RequestBlock
 from ingestd.store.metadata.superblock import (
     Superblock,
     SuperblockReading,
@@ -92,6 +91,7 @@ class Recovered(NamedTuple):
 def recover(
     device: Device,
     expected_uuid: str | None,
+    control: str,
     on_progress: Callable[[int, int], None],
     catalogues: Path | None,
 ) -> Recovered:
@@ -109,9 +109,8 @@ def recover(
     )
     clear_headers(device, reading.superblock, image.half_freed)
     superblock = raised(reading.superblock, _next_generation(device, reading, image.segments))
-    write_holder(device, superblock.store_uuid)
+    write_holder(device, superblock.store_uuid, control)
     write_superblocks(device, superblock)
-    RequestBlock(device, superblock).clear()
     outcome = _put_right(device, superblock, image, on_progress)
     in_use = SegmentsInUse(s for s in image.segments if s.state is not SegmentState.FREE)
     feeder = None

@@ -71,6 +71,11 @@ class ServedStore:
         """Open for reading and writing with O_DIRECT; -1 once closed."""
         return self._device.fd
 
+    @property
+    def token(self) -> bytes:
+        """The token of this opening, which the holder record in the store has as well."""
+        return self._device.token
+
     def loss(self) -> int | None:
         """Return why the store is not there any more, an errno of backing_check.py; None: it is."""
         return loss_of(self._device, self.superblock)
@@ -258,6 +263,7 @@ def open_for_serving(
     path: str,
     *,
     expected_uuid: str | None = None,
+    control: str = "",
     on_wait: Callable[[float], None] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     catalogues: Path | None = None,
@@ -268,13 +274,13 @@ def open_for_serving(
     A store that is held is waited for, up to HELD_WAIT_S; `on_wait` is called
     once then, with that number of seconds. `on_progress` is called as image_of()
     does, and is still called after the scan; what it raises ends the opening,
-    which is as safe as a crash. Raises NotAStoreError,
+    which is as safe as a crash. `control`: as of write_holder(). Raises NotAStoreError,
     StoreBusyError, StoreDamagedError or StoreError; of a UUID that is not the
     expected one, StoreError.
     """
     device = open_locked(path, wait_s=HELD_WAIT_S, on_wait=on_wait)
     try:
-        recovered = recover(device, expected_uuid, on_progress or _no_progress, catalogues)
+        recovered = recover(device, expected_uuid, control, on_progress or _no_progress, catalogues)
         return ServedStore(device, recovered)
     except BaseException:
         device.close()

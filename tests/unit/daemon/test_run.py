@@ -66,6 +66,7 @@ def test_a_life(
     assert scene.log.names() == [
         "daemon_starting",
         "engine_chosen",
+        "control_off",
         "store_opened",
         "recovered",
         "catalogue_chosen",

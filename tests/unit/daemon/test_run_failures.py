@@ -225,11 +225,12 @@ def test_a_keeper_that_breaks_goes_on_and_the_process_too(
         def broken() -> None:
             raise error
 
-        works = scene.store.sweeper.requests
-        scene.store.sweeper.requests = broken
+        (maintainer,) = scene.daemon._maintenance._maintainers.values()
+        works = maintainer._terms.look
+        maintainer._terms.look = broken
         wait_for(lambda: len(scene.log.fields("maintenance_failed")) >= 2, "two tries")
         assert scene.daemon._maintenance_failures() == {"data": repr(error)}
-        scene.store.sweeper.requests = works
+        maintainer._terms.look = works
         wait_for(lambda: "maintenance_resumed" in scene.log.names(), "the end of it")
         assert scene.daemon._maintenance_failures() == {}
 

@@ -51,7 +51,8 @@ def test_a_keeper_whose_device_hangs(scene: Scene, hang: threading.Event) -> Non
         return []
 
     def scenario() -> None:
-        scene.store.sweeper.requests = requests
+        (maintainer,) = scene.daemon._maintenance._maintainers.values()
+        maintainer.removals.take = requests
         assert is_reading.wait(WAIT_S)
 
     assert scene.play(scenario) == 0

@@ -10,10 +10,10 @@ import pytest
 
 from ingestd.daemon.maintenance.expiry import Expiry
 from ingestd.daemon.maintenance.maintenance_thread import MaintenanceThread
+from ingestd.daemon.maintenance.removals import RemovalState
 from ingestd.daemon.maintenance.steady_clock import Reading, SteadyClock
 from ingestd.log_events import LogEvent
 from ingestd.store.format.segment import SegmentState
-from ingestd.store.metadata.request_block import RequestState
 from ingestd.store.metadata.tombstones import Tombstones
 from ingestd.store.read.image import StoreImage, read_image
 from ingestd.store.read.reader import read_flow
@@ -207,9 +207,9 @@ def test_a_flow_that_was_gone_on_with_while_the_store_was_read_stays(
     monkeypatch.setattr(Sweeper, "scan", slow)
     maintainer = stage.make_maintainer({} if is_asked else {"data": Retention(for_ns=1)})
     if is_asked:
-        stage.ask(ONE)
+        stage.ask(ONE, maintainer=maintainer)
     maintainer.turn()
-    assert stage.answers() == ([RequestState.IN_USE] if is_asked else [])
+    assert stage.answers() == ([RemovalState.IN_USE] if is_asked else [])
     with tally.acknowledged(5004), read_image(str(stage.path)) as image:
         assert b"".join(read_flow(image, image.find(ONE.hex()))) == b"x" * 5000 + b"more"
     assert ONE not in stage.store.sweeper.removed

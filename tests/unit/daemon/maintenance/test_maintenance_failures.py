@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from ingestd.daemon.base import backoff
+from ingestd.daemon.maintenance.removals import RemovalState
 from ingestd.log_events import LogEvent
-from ingestd.store.metadata.request_block import RequestState
 from ingestd.store.reclaim.sweep import Sweeper
-from support.maintenance import ONE, Stage, staged
+from support.maintenance import ONE, TWO, Stage, staged
 
 
 @pytest.fixture
@@ -39,10 +39,11 @@ def test_a_flush_that_failed_is_never_tried_again(
     assert event is LogEvent.MAINTENANCE_FAILED
     assert "cannot be flushed" in fields["error"]
     assert fields["retry_s"] == "at the next start"
-    assert stage.answers() == [RequestState.SEEN]
+    assert "cannot be flushed" in stage.asked[0].error
     assert stage.flow_lock.is_removed(ONE), "nobody knows what was written"
+    stage.ask(TWO)
     stage.maintainer.turn()
-    assert stage.answers() == [RequestState.SEEN]
+    assert "cannot be flushed" in stage.asked[1].error
     assert stage.maintainer.failure
 
 
@@ -50,10 +51,9 @@ def test_a_flush_that_failed_is_never_tried_again(
 def test_a_device_that_refuses_once_is_tried_again(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A read that fails, or a write: after a pause the removal is done as it was asked for."""
+    """A read that fails, or a write: who asked hears of it, and after a pause may ask again."""
     clock = [0.0]
     stage.maintainer._backoff = backoff.Backoff(lambda: clock[0])
-    stage.ask(ONE)
     for call in ("preadv", "pwritev"):
         with monkeypatch.context() as patch:
 
@@ -61,7 +61,9 @@ def test_a_device_that_refuses_once_is_tried_again(
                 raise OSError(errno.EIO, "made up")
 
             patch.setattr(os, call, refuse)
+            asked = stage.ask(ONE)
             stage.maintainer.turn()
+            assert "made up" in asked.error
         ((event, fields),) = stage.maintainer.take_reports()
         assert event is LogEvent.MAINTENANCE_FAILED
         assert fields["retry_s"] in (1.0, 2.0)
@@ -69,10 +71,11 @@ def test_a_device_that_refuses_once_is_tried_again(
         assert stage.maintainer.take_reports() == [], "the pause is not over"
         clock[0] += 2.0
     assert stage.maintainer.failure
+    asked = stage.ask(ONE)
     stage.maintainer.turn()
     assert LogEvent.MAINTENANCE_RESUMED in stage.news()
     assert stage.maintainer.failure == ""
-    assert stage.answers() == [RequestState.REMOVED]
+    assert asked.results[ONE].state is RemovalState.REMOVED
     assert stage.store.sweeper.removed >= {ONE}
 
 
@@ -81,7 +84,7 @@ def test_a_scan_ends_when_the_keeper_is_to_stop(stage: Stage) -> None:
     stage.maintainer.stop()
     stage.maintainer.turn()
     assert stage.maintainer.take_reports() == []
-    assert stage.answers() == [RequestState.SEEN]
+    assert stage.asked[0].error == "the daemon is ending"
 
 
 def test_a_sweep_ends_soon_when_the_daemon_does(
@@ -97,5 +100,5 @@ def test_a_sweep_ends_soon_when_the_daemon_does(
     monkeypatch.setattr(Sweeper, "scan", stopped_then)
     stage.ask(ONE)
     stage.maintainer.turn()
-    assert stage.answers() == [RequestState.REMOVED]
+    assert stage.answers() == [RemovalState.REMOVED]
     assert stage.news() == [LogEvent.FLOW_REMOVED], "its segment is given back at the next start"

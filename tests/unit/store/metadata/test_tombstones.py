@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The table of removed flows, the block of requests, and removing without a daemon."""
+"""The table of removed flows, and removing without a daemon."""
 
 from __future__ import annotations
 
 import fcntl
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -15,14 +14,6 @@ from ingestd.errors import FlowNotFoundError, StoreBusyError, StoreError, UsageE
 from ingestd.store.device.opening import open_device, open_locked
 from ingestd.store.format.layout import sealed
 from ingestd.store.metadata.freed_record import read_freed
-from ingestd.store.metadata.request_block import (
-    REQUEST_BLOCK,
-    REQUEST_OFFSET,
-    REQUESTS_MAX,
-    Request,
-    RequestBlock,
-    RequestState,
-)
 from ingestd.store.metadata.superblock import read_superblock
 from ingestd.store.metadata.tombstones import (
     FLOWS_MAX,
@@ -34,9 +25,9 @@ from ingestd.store.metadata.tombstones import (
     Tombstones,
     read_removals,
 )
+from ingestd.store.read.flow_source import FlowFilter
 from ingestd.store.read.image import read_image
 from ingestd.store.read.verify import verify_store
-from ingestd.store.reclaim import deletion
 from ingestd.store.reclaim.deletion import remove_flows
 from ingestd.store.serve.served_store import open_for_serving
 from support.store_builder import Close, Extent, Open, StoreBuilder
@@ -80,8 +71,6 @@ def shown(path: Path) -> set[bytes]:
 
 def test_the_structs_fill_their_places() -> None:
     assert REMOVAL_SECTOR.size_bytes == SECTOR_BYTES
-    assert REQUEST_OFFSET + REQUEST_BLOCK.size_bytes == TABLE_OFFSET
-    assert REQUEST_BLOCK.size_bytes == 65536, "a block of a device, however large"
     assert TABLE_OFFSET + TABLE_BYTES == 1024 * 1024
 
 
@@ -169,7 +158,7 @@ def test_a_flow_alone_in_its_segment_gives_it_back(path: Path) -> None:
     report = remove_flows(str(path), ["11111111"])
     ((flow, size, error),) = report.outcomes
     assert (flow.replace("-", ""), size, error) == (ONE.hex(), 5000, None)
-    assert (report.segments_freed_count, report.is_served) == (1, False)
+    assert report.segments_freed_count == 1
     assert states(path) == ["free", "closed", "closed", "free"]
     assert shown(path) == {TWO, THREE}
     assert changed(path, lambda _: None).flows == set(), "nothing of it is left"
@@ -215,34 +204,6 @@ def test_what_finds_room_is_removed_and_the_rest_is_named(
     assert shown(path) == {THREE}
 
 
-def test_the_time_for_an_answer_begins_with_the_question(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Reading a large store takes longer, before it is asked and, once it was seen, behind that."""
-    clock = [0.0]
-    read, box_read = deletion.read_image, RequestBlock.read
-    monkeypatch.setattr(deletion.time, "monotonic", lambda: clock[0])
-    monkeypatch.setattr(deletion.time, "sleep", lambda seconds: None)
-
-    def slow(name: str) -> object:
-        clock[0] += 100.0
-        return read(name)
-
-    def answered(box: RequestBlock) -> list[Request]:
-        requests = box_read(box)
-        clock[0] += 20.0
-        state = RequestState.SEEN if clock[0] < 500 else RequestState.REMOVED
-        return [request._replace(state=state) for request in requests]
-
-    monkeypatch.setattr(deletion, "read_image", slow)
-    monkeypatch.setattr(RequestBlock, "read", answered)
-    with open_device(str(path)) as holder:
-        fcntl.flock(holder.fd, fcntl.LOCK_EX)
-        report = remove_flows(str(path), ["11111111"], timeout_s=30.0)
-    assert [outcome.error for outcome in report.outcomes] == [None]
-    assert clock[0] >= 500
-
-
 def test_unknown_flows_do_not_keep_others(path: Path) -> None:
     report = remove_flows(str(path), ["ffffffff", "11111111", "1111-11111"])
     kinds = [type(outcome.error) for outcome in report.outcomes]
@@ -259,59 +220,17 @@ def test_what_is_no_name_removes_nothing(path: Path, name: str) -> None:
     assert shown(path) == {ONE, TWO, THREE}
 
 
-def test_a_store_that_somebody_holds_but_no_daemon_answers(path: Path) -> None:
+def test_a_store_that_somebody_holds(path: Path) -> None:
     with open_device(str(path)) as holder:
         fcntl.flock(holder.fd, fcntl.LOCK_EX)
-        report = remove_flows(str(path), ["11111111"], timeout_s=0.3)
-    ((_, _, error),) = report.outcomes
-    assert isinstance(error, StoreBusyError)
-    assert "did not answer in time" in str(error)
+        with pytest.raises(StoreBusyError):
+            remove_flows(str(path), ["11111111"])
     assert shown(path) == {ONE, TWO, THREE}
-    with open_device(str(path)) as device:
-        box = RequestBlock(device, read_superblock(device).superblock)
-        assert box.read() == [], "it is withdrawn"
 
 
-def test_the_holder_goes_away(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    holder = open_device(str(path))
-    fcntl.flock(holder.fd, fcntl.LOCK_EX)
-    sleep = deletion.time.sleep
-    steps: list[float] = []
-
-    def one_step(seconds: float) -> None:
-        steps.append(seconds)
-        if len(steps) == 3:
-            holder.close()
-        sleep(seconds)
-
-    monkeypatch.setattr(deletion.time, "sleep", one_step)
-    report = remove_flows(str(path), ["11111111", "33333333"])
-    assert [outcome.error for outcome in report.outcomes] == [None, None]
-    assert (report.is_served, report.segments_freed_count) == (False, 1)
-    assert shown(path) == {TWO}
-
-
-# --- The block of requests --------------------------------------------------------------
-
-
-def test_requests_come_back_as_they_were_written(path: Path) -> None:
-    with open_device(str(path), write=True) as device:
-        box = RequestBlock(device, read_superblock(device).superblock)
-        assert box.read() == []
-        many = [Request(os.urandom(16), n, RequestState(n % 4 + 1)) for n in range(REQUESTS_MAX)]
-        box.write(many)
-        assert box.read() == many
-        block = bytearray(device.read(REQUEST_OFFSET, 65536))
-        block[4000] ^= 1
-        device.write(REQUEST_OFFSET, bytes(block))
-        assert box.read() == [], "half a block asks for nothing"
-
-
-def test_one_at_a_time(path: Path) -> None:
-    with open_device(str(path), write=True) as one, open_device(str(path), write=True) as two:
-        superblock = read_superblock(one).superblock
-        first, second = RequestBlock(one, superblock), RequestBlock(two, superblock)
-        with first.locked() as mine, second.locked() as other:
-            assert (mine, other) == (True, False)
-        with second.locked() as mine:
-            assert mine
+def test_flows_are_removed_by_a_filter(path: Path) -> None:
+    wanted = FlowFilter(since_ns=1, states=frozenset({"sealed"}))
+    report = remove_flows(str(path), ["11111111"], wanted)
+    assert {outcome.flow[:2] for outcome in report.outcomes} == {"11", "22", "33"}
+    assert shown(path) == set()
+    assert remove_flows(str(path), selected=wanted).outcomes == []

@@ -116,7 +116,6 @@ def test_all_places(path: Path, capsys: Capture) -> None:
         "holder_record",
         "freed_record",
         "freed_record",
-        "request_block",
     ]
     assert {place["verdict"] for place in told["places"]} == {"absent"}
     assert [(s["index"], s["state"], s["batches"]) for s in told["segments"]] == [

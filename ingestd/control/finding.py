@@ -1,0 +1,52 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finding the daemon that serves a store, by what it wrote into the store itself.
+
+Invariants: a path leads to nothing by its name. The store's holder record names the socket; the
+record counts only where it was written, as copies of a store have it too, and the daemon behind
+the socket must serve a store that it opened with the record's token, which no other opening has.
+Any thread may call.
+"""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from ingestd.control.client import ControlClient
+from ingestd.errors import ControlError
+from ingestd.store.device.holder import read_holder
+from ingestd.store.device.opening import open_device
+
+CONNECT_TIMEOUT_S: Final = 10.0
+
+
+class Serving(NamedTuple):
+    """A daemon that serves a store, under a name of its own; `client` is to be closed."""
+
+    client: ControlClient
+    store: str
+
+
+def find_serving(path: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Serving | None:
+    """Return the daemon that serves the store at a path, if it can be asked; else None.
+
+    Raises what open_device() and read_holder() do.
+    """
+    with open_device(path) as device:
+        holder = read_holder(device)
+        if holder is None or not holder.control or not holder.is_at(device.layers):
+            return None
+    try:
+        client = ControlClient(holder.control, timeout_s=timeout_s)
+    except ControlError:
+        return None
+    try:
+        for store in client.status()["stores"]:
+            if store["token"] == holder.token.hex():
+                return Serving(client, str(store["name"]))
+    except (ControlError, KeyError, TypeError):
+        pass
+    except BaseException:
+        client.close()
+        raise
+    client.close()
+    return None
