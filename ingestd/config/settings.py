@@ -117,6 +117,13 @@ def _as_path(value: object, check: ValidatorFunctionWrapHandler) -> object:
     return check(value)
 
 
+def _socket_place(text: str) -> str:
+    is_path = text.startswith("/") and not text.endswith("/") and "\0" not in text
+    if text not in (AUTO, CONTROL_OFF) and not is_path:
+        raise ValueError(f'{text[:64]!r} is no place for a socket: write "auto", "off" or /a/path')
+    return text
+
+
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -231,7 +238,7 @@ class ControlSettings(_Section):
     """
 
     socket: Annotated[
-        str, Field(max_length=CONTROL_PATH_CHARS_MAX, pattern=r"\A(?:auto|off|/[^\x00]*[^/\x00])\z")
+        str, Field(max_length=CONTROL_PATH_CHARS_MAX), AfterValidator(_socket_place)
     ] = AUTO
     group: Annotated[str, Field(pattern=r"\A[A-Za-z_][A-Za-z0-9_.-]{0,63}\z")] | None = None
 

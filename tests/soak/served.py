@@ -36,7 +36,8 @@ class SoakDaemon(Daemon):
         self.log_path = self.log or self.store.with_name("daemon.log")
         self.log_path.touch()
         starts_before = len(self.events(READY_EVENT))
-        self._launch([PROGRAM, "serve", "-c", str(self.config)])
+        self.control = self.store.with_name("control")
+        self._launch([PROGRAM, "serve", "-c", str(self.config), "--control", str(self.control)])
         self._wait_until_ready(starts_before)
 
 

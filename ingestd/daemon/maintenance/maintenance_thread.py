@@ -19,6 +19,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from ingestd.daemon.base.backoff import Backoff
@@ -29,13 +30,14 @@ from ingestd.daemon.maintenance.removals import Removal, Removals
 from ingestd.errors import StoreError
 from ingestd.log_events import LogEvent
 from ingestd.store.read.image import ScanStoppedError
-from ingestd.store.reclaim.candidates import Candidate
+from ingestd.store.reclaim.candidates import REASON_REMOVED, Candidate
 from ingestd.store.reclaim.presence import damaged_indexes
 
 if TYPE_CHECKING:
     from ingestd.daemon.admission.flow_lock import FlowLock
     from ingestd.store.read.image import StoreImage
     from ingestd.store.reclaim.retention import Retention
+    from ingestd.store.reclaim.sweep import Swept
     from ingestd.store.serve.served_store import ServedStore
 
 TURN_INTERVAL_S: Final = 1.0
@@ -171,7 +173,7 @@ class MaintenanceThread:
             image = self._sweeper.scan()
             took_s = time.monotonic() - now_s
             if asked:
-                self.removals.answer(image, asked)
+                self.removals.answer(image, asked, partial(self._reclaim, image))
                 self._sweeps_left = SWEEPS_AFTER_CHANGE
             self._sweep(image)
         end_s = time.monotonic()
@@ -201,6 +203,15 @@ class MaintenanceThread:
         self._sweeps_left = max(0, self._sweeps_left - 1)
         expired = self._terms.expired(image)
         swept = self._sweeper.sweep(image, expired, self._flow_lock.claim, self._flow_lock.release)
+        self._note_swept(image, swept)
+
+    def _reclaim(self, image: StoreImage, flows: frozenset[bytes]) -> frozenset[bytes]:
+        """Give back what only such flows lie in; return those of which nothing is left."""
+        swept = self._sweeper.sweep(image, flows, reason=REASON_REMOVED)
+        self._note_swept(image, swept)
+        return swept.gone
+
+    def _note_swept(self, image: StoreImage, swept: Swept) -> None:
         for item in swept.freed:
             self._report_freed(item)
         if swept.discard_error is not None:

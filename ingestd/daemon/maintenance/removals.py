@@ -124,48 +124,72 @@ class Removals:
                 request.error = error
                 request.is_over.set()
 
-    def answer(self, image: StoreImage, asked: Sequence[Removal]) -> None:
+    def answer(
+        self,
+        image: StoreImage,
+        asked: Sequence[Removal],
+        reclaim: Callable[[frozenset[bytes]], frozenset[bytes]],
+    ) -> None:
         """Remove what may be removed, durably, and answer. Raises StoreError, with no answer.
 
-        `asked`: what take() returned before the image was begun.
+        `asked`: what take() returned before the image was begun; `reclaim`: has segments of the
+        image reclaimed in which only such flows lie, and returns those of which nothing is left.
         """
         shown = {flow.flow_id: flow for flow in image.flows}
-        states = self._remove(shown, dict.fromkeys(f for a in asked for f in a.flows))
+        states = self._remove(shown, dict.fromkeys(f for a in asked for f in a.flows), reclaim)
         results = {f: RemovalResult(s, _size(shown.get(f))) for f, s in states.items()}
         for request in asked:
             request.results = results
             request.is_over.set()
 
     def _remove(
-        self, shown: Mapping[bytes, Flow], wanted: Iterable[bytes]
+        self,
+        shown: Mapping[bytes, Flow],
+        wanted: Iterable[bytes],
+        reclaim: Callable[[frozenset[bytes]], frozenset[bytes]],
     ) -> dict[bytes, RemovalState]:
-        removed: list[bytes] = []
+        claimed: list[bytes] = []
         states: dict[bytes, RemovalState] = {}
-        room_count = self._sweeper.room_count
         for flow in wanted:
             if flow not in shown:  # also what was removed before
                 states[flow] = RemovalState.UNKNOWN
             elif shown[flow].state == STATE_OPEN or not self._flow_lock.claim(flow):
                 states[flow] = RemovalState.IN_USE
-            elif len(removed) == room_count:
-                self._flow_lock.release(flow)
-                states[flow] = RemovalState.NO_ROOM
             else:
-                removed.append(flow)
+                claimed.append(flow)
                 states[flow] = RemovalState.REMOVED
-            if states[flow] in (RemovalState.IN_USE, RemovalState.NO_ROOM):
-                reason = states[flow].value
-                self._report(LogEvent.REMOVAL_REFUSED, flow=shown[flow].flow, reason=reason)
-        self._sweeper.remove(removed, REASON_REMOVED)
-        for flow in removed:
-            entry = shown[flow]
-            self._report(
-                LogEvent.FLOW_REMOVED,
-                flow=entry.flow,
-                bytes=_size(entry),
-                reason=REASON_REMOVED,
-            )
+        for flow in self._write(claimed, reclaim):
+            self._flow_lock.release(flow)
+            states[flow] = RemovalState.NO_ROOM
+        for flow, state in states.items():
+            if state is not RemovalState.UNKNOWN:
+                self._report_state(shown[flow], state)
         return states
+
+    def _write(
+        self,
+        flows: Sequence[bytes],
+        reclaim: Callable[[frozenset[bytes]], frozenset[bytes]],
+    ) -> Sequence[bytes]:
+        """Remove flows that are claimed; return those for which there is no room.
+
+        More than the table of removed flows has room for go with their segments, as far as
+        nothing else lies in these.
+        """
+        left = flows
+        if len(left) > self._sweeper.room_count:
+            gone = reclaim(frozenset(left)) | self._sweeper.removed
+            left = [flow for flow in left if flow not in gone]
+        room_count = self._sweeper.room_count
+        self._sweeper.remove(left[:room_count], REASON_REMOVED)
+        return left[room_count:]
+
+    def _report_state(self, flow: Flow, state: RemovalState) -> None:
+        if state is RemovalState.REMOVED:
+            size = _size(flow)
+            self._report(LogEvent.FLOW_REMOVED, flow=flow.flow, bytes=size, reason=REASON_REMOVED)
+        else:
+            self._report(LogEvent.REMOVAL_REFUSED, flow=flow.flow, reason=state.value)
 
 
 def _size(flow: Flow | None) -> int:

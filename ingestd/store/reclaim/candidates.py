@@ -67,12 +67,13 @@ def plan_reclaim(
     expired: Set[bytes] = frozenset(),
     room_count: int = 0,
     elsewhere: Set[bytes] = frozenset(),
+    reason: str = REASON_RETENTION,
 ) -> ReclaimPlan:
     """Decide which segments to reclaim, the oldest first.
 
     `removed`: the flows of the table; `expired`: others that need not be kept;
     `room_count`: how many more fit into the table; `elsewhere`: of those that expired,
-    such as may lie in a segment that cannot be read.
+    such as may lie in a segment that cannot be read; `reason`: why they are not kept.
     """
     used = sorted((s for s in segments if s.sequence), key=lambda s: s.sequence)
     held = [(segment, flows_of(segment)) for segment in used]
@@ -84,8 +85,8 @@ def plan_reclaim(
             continue
         dying = flows - removed
         if dying <= expired:
-            reason = REASON_RETENTION if dying else REASON_REMOVED
-            freeable.append(Candidate(segment, reason, flows))
+            why = reason if dying else REASON_REMOVED
+            freeable.append(Candidate(segment, why, flows))
             wide.append([flow for flow in sorted(dying) if places[flow] > 1])
     return _grouped(freeable, wide, places, room_count)
 

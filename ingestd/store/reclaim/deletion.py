@@ -89,6 +89,14 @@ class _Deletion:
         image = sweeper.scan()
         clear_headers(device, superblock, image.half_freed)
         self._resolve(image)
+        if len(self._flows) > sweeper.room_count:
+            # More than the table has room for go with their segments, as far as they can.
+            swept = sweeper.sweep(image, frozenset(self._flows), reason=REASON_REMOVED)
+            self.report.segments_freed_count += len(swept.freed)
+            for flow in self._flows.keys() & (swept.gone | sweeper.removed):
+                self._done(flow)
+            sweeper.drop(swept.gone)
+            image = sweeper.scan()
         while True:
             fitting = list(self._flows)[: sweeper.room_count]
             sweeper.remove(fitting, REASON_REMOVED)

@@ -147,18 +147,20 @@ class Sweeper:
         expired: frozenset[bytes] = frozenset(),
         claim: Callable[[bytes], bool] = lambda _: True,
         release: Callable[[bytes], None] = lambda _: None,
+        reason: str = REASON_RETENTION,
     ) -> Swept:
         """Give back, durably, every segment in which nothing is kept.
 
         `expired`: flows that need not be kept; of these, each that goes is claimed
-        before, and stays where `claim` refuses; a claim that was not needed is released.
-        Raises StoreError if the device refuses: then claims stay.
+        before, and stays where `claim` refuses; a claim that was not needed is released;
+        `reason`: why they need not be kept. Raises StoreError if the device refuses: then
+        claims stay.
         """
         removed = self.removed
         self._discard_error = None
-        plan = self._plan(image, expired, claim, release)
+        plan = self._plan(image, expired, claim, release, reason)
         if plan.removals:
-            self.remove(plan.removals, REASON_RETENTION)
+            self.remove(plan.removals, reason)
         freed: list[Candidate] = []
         alone: frozenset[bytes] = frozenset()
         for group in plan.groups:
@@ -168,7 +170,7 @@ class Sweeper:
         alone -= removed | self.removed
         for flow in _flows_of(plan.segments) - alone - removed - self.removed:
             release(flow)
-        self.counts.flows[REASON_RETENTION] += len(alone)
+        self.counts.flows[reason] += len(alone)
         self.blocked_count = plan.blocked_count
         indexes = {item.segment.index for item in freed}
         unseen = flows_gone(image.segments, indexes, self.removed)
@@ -187,6 +189,7 @@ class Sweeper:
         expired: frozenset[bytes],
         claim: Callable[[bytes], bool],
         release: Callable[[bytes], None],
+        reason: str,
     ) -> ReclaimPlan:
         """Decide, until every flow that goes is claimed."""
         claimed: set[bytes] = set()
@@ -200,6 +203,7 @@ class Sweeper:
                 expired=expired,
                 room_count=self._table.room_count,
                 elsewhere=elsewhere,
+                reason=reason,
             )
             going = {flow for item in plan.segments for flow in item.flows} - self.removed
             fed = {flow for flow in going - claimed if not claim(flow)}

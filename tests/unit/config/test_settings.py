@@ -12,13 +12,14 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from ingestd.address import Address
 from ingestd.config import loading
 from ingestd.config.checks import crosscheck
 from ingestd.config.diff import diff
 from ingestd.config.loading import cpus_online, effective_toml, load, reload
-from ingestd.config.settings import LogSettings, Overrides, Settings
+from ingestd.config.settings import ControlSettings, LogSettings, Overrides, Settings
 from ingestd.errors import ConfigError
 
 DOCUMENTED = Path(__file__).parents[3] / "config" / "ingestd.toml"
@@ -391,6 +392,24 @@ def test_log_target(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert loading.log_target(auto, terminal) == "console"
     os.close(leader)
     os.close(terminal)
+
+
+# --- the control socket -----------------------------------------------------------
+
+
+def test_where_the_control_socket_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RUNTIME_DIRECTORY", raising=False)
+    assert loading.control_path(ControlSettings()) is None
+    monkeypatch.setenv("RUNTIME_DIRECTORY", "/run/ingestd:/run/more")
+    assert loading.control_path(ControlSettings()) == "/run/ingestd/control"
+    assert loading.control_path(ControlSettings(socket="off")) is None
+    assert loading.control_path(ControlSettings(socket="/tmp/c")) == "/tmp/c"
+
+
+@pytest.mark.parametrize("path", ["", "relative", "/", "/ends/", "/a\0b", "/" + 255 * "x"])
+def test_what_is_no_place_for_a_socket(path: str) -> None:
+    with pytest.raises(ValidationError):
+        ControlSettings(socket=path)
 
 
 # --- the state directory ----------------------------------------------------------

@@ -25,6 +25,7 @@ from support.store_builder import (
 )
 
 FLOWS_COUNT = 5000  # of one request
+OTHER = b"\x55" * 16
 
 
 @pytest.fixture
@@ -65,14 +66,6 @@ def test_what_is_fed_is_refused(stage: Stage) -> None:
     assert stage.store.sweeper.removed == {TWO}
     stage.flow_lock.end(ONE)
     assert stage.flow_lock.begin(ONE), "it was not claimed"
-
-
-def test_one_too_many(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Sweeper, "room_count", 1)
-    stage.ask(ONE, TWO)
-    stage.maintainer.turn()
-    assert stage.answers() == [RemovalState.REMOVED, RemovalState.NO_ROOM]
-    assert not stage.flow_lock.is_removed(TWO)
 
 
 def test_it_comes_back_for_a_segment_that_is_closed_later(stage: Stage) -> None:
@@ -205,3 +198,28 @@ def test_what_waits_at_the_end_is_refused(stage: Stage) -> None:
     stage.maintainer.close()
     assert stage.asked[0].error == "the daemon is ending"
     assert stage.scans_count == 0
+
+
+def test_flows_without_room_go_with_their_segments(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONE and TWO have segments of their own; what lies beside a flow that is kept has no room."""
+    monkeypatch.setattr(Sweeper, "room_count", 0)
+    segment = stage.begin()
+    for flow in (OPEN, OTHER):
+        segment.batch(Open(flow), Extent(flow, b"x"), Close(flow))
+    segment.close()
+    stage.put(segment)
+    free_count = stage.store.segments_free_count
+    stage.ask(ONE, TWO, OPEN)
+    stage.maintainer.turn()
+    assert stage.answers() == [RemovalState.REMOVED, RemovalState.REMOVED, RemovalState.NO_ROOM]
+    assert stage.store.segments_free_count == free_count + 2
+    assert stage.store.sweeper.removed == set()
+    assert stage.store.sweeper.counts.flows["removed"] == 2
+    assert [flow.flow_id for flow in stage.store.flow_source().flows()] == [OPEN, OTHER]
+    assert stage.flow_lock.is_removed(ONE)
+    assert not stage.flow_lock.is_removed(OPEN)
+    monkeypatch.setattr(maintenance_thread, "DROP_DELAY_S", 0.0)
+    stage.maintainer.turn()
+    assert set(stage.maintainer.take_gone()) == {ONE, TWO}

@@ -186,22 +186,38 @@ def test_what_lies_beside_a_kept_flow_waits_for_it(path: Path) -> None:
     assert changed(path, lambda _: None).flows == set()
 
 
+@pytest.mark.parametrize("room_count", [0, 1])
+def test_more_flows_than_there_is_room_for_go_with_their_segments(
+    path: Path, monkeypatch: pytest.MonkeyPatch, room_count: int
+) -> None:
+    _leave_room(monkeypatch, room_count)
+    report = remove_flows(str(path), ["11111111", "22222222", "33333333"])
+    assert [outcome.error for outcome in report.outcomes] == 3 * [None]
+    assert report.segments_freed_count == 3
+    assert shown(path) == set()
+    assert changed(path, lambda _: None).flows == set()
+
+
 def test_what_finds_room_is_removed_and_the_rest_is_named(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One place is left: that of ONE is free again once its segment is given back, TWO's is not."""
+    """A part of TWO lies beside THREE, which is kept: it needs a place in the table."""
+    _leave_room(monkeypatch, 0)
+    report = remove_flows(str(path), ["11111111", "22222222"])
+    errors = {outcome.flow[:2]: outcome.error for outcome in report.outcomes}
+    assert errors["11"] is None
+    assert isinstance(errors["22"], StoreError)
+    assert "was not removed" in str(errors["22"])
+    assert report.segments_freed_count == 1
+    assert shown(path) == {TWO, THREE}
+
+
+def _leave_room(monkeypatch: pytest.MonkeyPatch, room_count: int) -> None:
     room = Tombstones.room_count.fget
     assert room is not None
     monkeypatch.setattr(
-        Tombstones, "room_count", property(lambda table: room(table) - FLOWS_MAX + 1)
+        Tombstones, "room_count", property(lambda table: room(table) - FLOWS_MAX + room_count)
     )
-    report = remove_flows(str(path), ["11111111", "22222222", "33333333"])
-    errors = {outcome.flow[:2]: outcome.error for outcome in report.outcomes}
-    assert (errors["11"], errors["22"]) == (None, None)
-    assert isinstance(errors["33"], StoreError)
-    assert "was not removed" in str(errors["33"])
-    assert report.segments_freed_count == 2
-    assert shown(path) == {THREE}
 
 
 def test_unknown_flows_do_not_keep_others(path: Path) -> None:
