@@ -179,6 +179,7 @@ static bool worker_init_storage(struct worker *w) {
         .flush_interval_ns = s->flush_interval_ns,
         .commit_interval_ns = s->commit_interval_ns,
         .checksum = s->checksum,
+        .part_record_bytes = s->part_record_bytes,
     };
     memcpy(out.store_uuid, s->store_uuid, sizeof out.store_uuid);
     if (zcrx) /* several batches must fit into the area, and leave the NIC its part */

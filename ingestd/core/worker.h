@@ -37,8 +37,9 @@ struct worker_settings {
     uint64_t flush_interval_ns;
     uint64_t commit_interval_ns;
     bool checksum;
-    uint32_t engine;          /* enum worker_engine */
-    uint32_t interface_index; /* zcrx; 0: the kernel's device-less mode */
+    uint32_t part_record_bytes; /* for tests: so soon a part of a footer is written; 0: when full */
+    uint32_t engine;            /* enum worker_engine */
+    uint32_t interface_index;   /* zcrx; 0: the kernel's device-less mode */
     uint32_t rx_queue;
     uint32_t rx_buf_len;     /* requested; 0: a page */
     uint32_t refill_entries; /* a power of two */

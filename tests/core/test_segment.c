@@ -16,7 +16,7 @@
 #define FLOWS 50
 
 static const uint8_t store[16] = {1, 2, 3};
-static uint8_t *footer, *header;
+static uint8_t *footer, *other, *header;
 static struct record_span spans[SPANS_MAX];
 
 static struct segment opened(void) {
@@ -127,6 +127,101 @@ static void the_footer_tells_what_was_appended(void) {
     CHECK_EQUAL(seen, f->span_count);
 }
 
+/* The records at `at` are the spans of all that was appended since the last part, and so many
+ * copies; what comes next begins anew. */
+static void check_records(const uint8_t *at, uint64_t record_bytes, struct model *flows,
+                          uint64_t copies, uint32_t span_count) {
+    const uint8_t *end = at + record_bytes;
+    uint64_t spans_seen = 0, copies_seen = 0;
+    for (; at < end; at += ((const struct record_head *)(const void *)at)->record_bytes) {
+        const struct record_head *r = (const void *)at;
+        if (r->kind == RECORD_SPAN)
+            check_span((const void *)at, flows), spans_seen++;
+        else
+            copies_seen++;
+    }
+    CHECK_EQUAL(spans_seen, span_count);
+    CHECK_EQUAL(copies_seen, copies);
+    for (int i = 0; i < FLOWS; i++)
+        flows[i].here = false;
+}
+
+/* A part is a batch whose payload is a block that says what comes behind it. */
+static void check_part(const struct segment *s, const uint8_t *begin, uint64_t bytes,
+                       struct model *flows, uint64_t copies) {
+    const struct batch_header *h = (const void *)begin;
+    const struct footer_part *p = (const void *)(begin + BLOCK);
+    struct footer_part without = *p;
+    without.crc32c = 0;
+    CHECK_EQUAL(h->header_bytes, BLOCK);
+    CHECK_EQUAL(h->batch_bytes, bytes);
+    CHECK_EQUAL(h->batch_index, s->batch_count - 1);
+    CHECK_EQUAL(h->flags, BATCH_IS_PART | BATCH_HAS_CRC32C);
+    CHECK_EQUAL(h->record_count + h->record_bytes + h->payload_bytes, 0);
+    CHECK(memcmp(p->magic, PART_MAGIC, 8) == 0);
+    CHECK_EQUAL(p->crc32c, frame_crc32c(0, &without, sizeof without));
+    CHECK_EQUAL(p->segment_sequence, s->sequence);
+    CHECK_EQUAL(p->part_number, s->part_count);
+    CHECK_EQUAL(p->record_count, copies + p->span_count);
+    CHECK_EQUAL(p->records_crc32c, frame_crc32c(0, begin + 2 * BLOCK, p->record_bytes));
+    CHECK_EQUAL(s->last_part_offset, s->end_bytes - bytes + BLOCK);
+    CHECK_EQUAL(s->last_part_record_bytes, p->record_bytes);
+    check_records(begin + 2 * BLOCK, p->record_bytes, flows, copies, p->span_count);
+}
+
+static void parts_tell_what_came_before_them(void) {
+    struct model flows[FLOWS] = {0};
+    uint64_t copies = 0, offset, before_offset = 0, before_bytes = 0;
+    for (int i = 0; i < FLOWS; i++)
+        memset(flows[i].id, i + 1, 16);
+    struct segment s = opened();
+    CHECK(!segment_fits_behind_part(&s, BLOCK, 200, 0)); /* it would be empty */
+    for (uint32_t part = 1; part <= 5; part++) {
+        for (int i = 0; i < 5; i++)
+            CHECK(add_batch(&s, flows, &copies));
+        struct frame_batch info = {.store_uuid = store, .flags = BATCH_HAS_CRC32C};
+        uint8_t *full = s.footer;
+        uint64_t bytes = segment_part(&s, &info, full == footer ? other : footer);
+        const struct footer_part *p = (const void *)(full - BLOCK);
+        CHECK_EQUAL(s.part_count, part);
+        CHECK_EQUAL(p->previous_offset, before_offset);
+        CHECK_EQUAL(p->previous_record_bytes, before_bytes);
+        check_part(&s, full - 2 * BLOCK, bytes, flows, copies);
+        before_offset = s.last_part_offset;
+        before_bytes = p->record_bytes;
+        copies = 0;
+    }
+    CHECK(add_batch(&s, flows, &copies));
+    CHECK_EQUAL(s.batch_count, 31);
+    s.committed_batches = s.batch_count;
+    uint64_t bytes = segment_footer(&s, store, 99, &offset);
+    const struct segment_footer *f = (const void *)(s.footer + bytes - BLOCK);
+    CHECK_EQUAL(f->part_count, 5);
+    CHECK_EQUAL(f->last_part_offset, before_offset);
+    CHECK_EQUAL(f->last_part_record_bytes, before_bytes);
+    check_records(s.footer, f->record_bytes, flows, copies, f->span_count);
+}
+
+/* A batch that no footer's memory has room for fits behind a part, up to the segment's end. */
+static void a_full_footer_does_not_end_the_segment(void) {
+    struct model flows[FLOWS] = {0};
+    uint64_t copies = 0;
+    struct segment s = opened();
+    s.footer_capacity = 3 * BLOCK;
+    while (add_batch(&s, flows, &copies))
+        continue;
+    CHECK(s.end_bytes < s.bytes / 2);
+    while (segment_fits_behind_part(&s, 2 * BLOCK, 400, 0)) {
+        struct frame_batch info = {.store_uuid = store};
+        segment_part(&s, &info, s.footer == footer ? other : footer);
+        CHECK(segment_fits(&s, 2 * BLOCK, 400, 0));
+        while (add_batch(&s, flows, &copies))
+            continue;
+    }
+    CHECK(s.part_count >= 2);
+    CHECK(s.end_bytes + 12 * BLOCK > s.bytes);
+}
+
 static void last_words_may_use_the_reserve(void) {
     struct segment s = opened();
     const uint32_t reserve = segment_reserve_bytes(BYTES);
@@ -163,13 +258,13 @@ static void a_header_has_a_block_at_least(void) {
 
 int main(void) {
     static const struct harness_test tests[] = {
-        TEST(the_footer_tells_what_was_appended),
-        TEST(last_words_may_use_the_reserve),
-        TEST(an_empty_segment_takes_the_largest_batch),
-        TEST(a_header_has_a_block_at_least),
+        TEST(the_footer_tells_what_was_appended),       TEST(parts_tell_what_came_before_them),
+        TEST(a_full_footer_does_not_end_the_segment),   TEST(last_words_may_use_the_reserve),
+        TEST(an_empty_segment_takes_the_largest_batch), TEST(a_header_has_a_block_at_least),
     };
     random_seed();
-    footer = aligned_alloc(BLOCK, 1 << 20);
+    footer = (uint8_t *)aligned_alloc(BLOCK, (1 << 20) + 2 * BLOCK) + 2 * BLOCK;
+    other = (uint8_t *)aligned_alloc(BLOCK, (1 << 20) + 2 * BLOCK) + 2 * BLOCK;
     header = aligned_alloc(BLOCK, BATCH_HEADER_BYTES_MAX);
     return harness_run(tests, sizeof tests / sizeof tests[0]);
 }

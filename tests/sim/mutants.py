@@ -114,6 +114,25 @@ MUTANTS: Final = (
           r" if (committed) l->segment.committed_batches = l->segment.batch_count;"),),
     ),
     Mutant(
+        "a part of a footer that names none before it",
+        ((r"(\w+->previous_offset) = [^;]+;", r"\1 = 0;"),),
+    ),
+    Mutant(
+        "a footer that does not name its last part",
+        ((r"(\w+->last_part_offset) = s->end_bytes \+ s->block_bytes;",
+          r"if (s->part_count == 1) \1 = s->end_bytes + s->block_bytes;"),),
+    ),
+    Mutant(
+        "a footer's memory used again while a part is written from it",
+        ((r"(device_submit_single\(s, full->part_write[^;]*;)", r"\1 full->is_used = false;"),
+         (r"assert\(m->is_used\);\s", ""),),
+    ),
+    Mutant(
+        "a flow's span continued behind a part",
+        ((r" \|\| ref->part != s->part_count\)", ")"),
+         (r"assert\(n->end_offset == t->first_offset && [^;]*;", ""),),
+    ),
+    Mutant(
         "a fragment that finds no place is not given back",
         ((r"refill_return\(&r->zcrx\.refill, offset \+ taken\);", ""),),
     ),

@@ -63,6 +63,7 @@ struct shape {
     uint32_t sq_entries, cq_entries; /* the played ring's */
     uint32_t refill_entries;
     uint32_t senders_max, payload_max, receive_buffer_bytes;
+    uint32_t part_record_bytes; /* so soon a part of a footer is written; 0: when it is full */
     /* One of so many; 0: none. */
     uint32_t write_trouble_of, flush_failure_of, slow_disk_of, reset_of, pause_of, wall_jump_of;
     uint32_t refused_submit_of, accept_failure_of, receive_end_of, late_answer_of, late_grant_of;
@@ -136,7 +137,7 @@ enum ready disk_complete(struct operation *o);
 void disk_flush_submit(struct operation *o);
 enum ready disk_flush_complete(struct operation *o);
 /* --- sim_records.c: a batch on its way to the disk says whose bytes it has --- */
-void records_submitted(const uint8_t *header, uint64_t bytes);
+void records_submitted(const uint8_t *data, uint64_t bytes, uint64_t offset);
 void records_check(const uint8_t *data, uint64_t bytes);
 void records_safe(const uint8_t *data, uint64_t bytes, bool is_whole);
 /* Nobody may reuse memory from which a write under way reads. */

@@ -89,6 +89,7 @@ static struct worker_settings settings(void) {
         .flush_interval_ns = p->flush_interval_ns,
         .commit_interval_ns = p->commit_interval_ns,
         .checksum = p->checksum,
+        .part_record_bytes = p->part_record_bytes,
         .engine = p->engine,
         .interface_index = p->interface_index,
         .rx_buf_len = p->rx_buf_len,

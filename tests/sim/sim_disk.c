@@ -104,7 +104,7 @@ void disk_submit(struct operation *o, const struct iovec *iov, uint32_t count, b
         if (!writes[i]->is_done && writes[i]->offset < d->offset + d->bytes &&
             d->offset < writes[i]->offset + writes[i]->bytes)
             sim_fail("two writes under way overlap at byte %llu", (unsigned long long)d->offset);
-    records_submitted(d->iov[0].iov_base, d->iov[0].iov_len);
+    records_submitted(d->iov[0].iov_base, d->iov[0].iov_len, d->offset);
     d->crc = memory_crc(d);
     writes[writes_count++] = o->write = d;
     o->not_before_ns = sim.now_ns + latency_ns();

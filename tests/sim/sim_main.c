@@ -288,6 +288,8 @@ int main(int argc, char **argv) {
         choose_crowd(&sim.shape);
     else if (sim_one_of(2))
         choose_small_store(&sim.shape);
+    if (sim_below(2)) /* a footer has many parts */
+        sim.shape.part_record_bytes = ONE_OF(1, 500, 4000);
     sim.shape.engine = (uint32_t)environment("SIM_ENGINE", sim.shape.engine);
     sim.shape.check_of *= (uint32_t)environment("SIM_IMAGES_OF", 1);
     sim.shape.steps_max = strtoull(argv[2], NULL, 0);

@@ -1,13 +1,63 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * Looks at each batch that was written whole: the bytes of each of its extents are those that
- * the flow's sender has sent.
+ * the flow's sender has sent. Of footers and their parts it looks, in the order in which they
+ * are submitted, whether each names the part before it.
  */
 #include "sim.h"
 
 #include <string.h>
 
 #include "format/format.h"
+
+#define CHAINS_COUNT 1024u /* more than a life has segments */
+
+/* The parts of one segment's footer. */
+static struct chain {
+    uint64_t sequence, last_offset, last_record_bytes;
+    uint32_t part_count;
+} chains[CHAINS_COUNT];
+
+static struct chain *chain_of(uint64_t sequence) {
+    struct chain *c = &chains[sequence % CHAINS_COUNT];
+    if (c->sequence != sequence)
+        *c = (struct chain){.sequence = sequence};
+    return c;
+}
+
+static void check_part_submitted(const uint8_t *data, uint64_t bytes, uint64_t offset) {
+    struct batch_header h;
+    struct footer_part p;
+    memcpy(&h, data, sizeof h);
+    memcpy(&p, data + h.header_bytes, sizeof p);
+    const uint64_t records_at = (uint64_t)h.header_bytes + sim.shape.block_bytes;
+    struct chain *c = chain_of(h.segment_sequence);
+    if (memcmp(p.magic, PART_MAGIC, FORMAT_MAGIC_BYTES) != 0 ||
+        p.segment_sequence != h.segment_sequence || h.record_count != 0 || h.payload_bytes != 0)
+        sim_fail("a part of a footer does not say what it is");
+    if (p.record_bytes == 0 || records_at + p.record_bytes > bytes ||
+        bytes >= records_at + p.record_bytes + sim.shape.block_bytes)
+        sim_fail("a part of %llu bytes of records lies in %llu bytes",
+                 (unsigned long long)p.record_bytes, (unsigned long long)bytes);
+    if (sim_crc32c(0, data + records_at, p.record_bytes) != p.records_crc32c)
+        sim_fail("a part's records are others than it says");
+    if (c->last_offset == offset % SEGMENT_BYTES + h.header_bytes)
+        return; /* the write is tried again */
+    if (p.part_number != ++c->part_count || p.previous_offset != c->last_offset ||
+        p.previous_record_bytes != c->last_record_bytes)
+        sim_fail("part %u of a footer does not name the one before", p.part_number);
+    c->last_offset = offset % SEGMENT_BYTES + h.header_bytes;
+    c->last_record_bytes = p.record_bytes;
+}
+
+static void check_footer_submitted(const uint8_t *block) {
+    struct segment_footer f;
+    memcpy(&f, block, sizeof f);
+    const struct chain *c = chain_of(f.segment_sequence);
+    if (f.part_count != c->part_count || f.last_part_offset != c->last_offset ||
+        f.last_part_record_bytes != c->last_record_bytes)
+        sim_fail("a footer has %u parts, and names %u", c->part_count, f.part_count);
+}
 
 static struct stream *stream_by_id(const uint8_t id[16]) {
     for (uint32_t i = 0; i < streams_count; i++)
@@ -53,15 +103,24 @@ static void check_extent(const struct record_head *r, const uint8_t *payload, ui
     }
 }
 
-void records_submitted(const uint8_t *header, uint64_t bytes) {
+void records_submitted(const uint8_t *data, uint64_t bytes, uint64_t offset) {
     struct batch_header h;
-    if (bytes < sizeof h || memcmp(header, BATCH_MAGIC, FORMAT_MAGIC_BYTES) != 0)
+    if (bytes < sizeof h)
         return;
-    memcpy(&h, header, sizeof h);
+    if (bytes >= sim.shape.block_bytes) {
+        const uint8_t *last = data + bytes - sim.shape.block_bytes;
+        if (memcmp(last, FOOTER_MAGIC, FORMAT_MAGIC_BYTES) == 0)
+            check_footer_submitted(last);
+    }
+    if (memcmp(data, BATCH_MAGIC, FORMAT_MAGIC_BYTES) != 0)
+        return;
+    memcpy(&h, data, sizeof h);
     if (h.header_bytes > bytes)
         sim_fail("a batch's header lies in two pieces");
+    if (h.flags & BATCH_IS_PART)
+        check_part_submitted(data, bytes, offset);
     for (uint64_t at = sizeof h; at < sizeof h + h.record_bytes;) {
-        const struct record_head *r = (const void *)(header + at);
+        const struct record_head *r = (const void *)(data + at);
         if (r->kind == RECORD_OPEN)
             note_open(r);
         at += r->record_bytes;

@@ -18,7 +18,7 @@ from typing import Final, Literal, TypeAlias
 
 from crc32c import crc32c
 
-from ingestd.store.format import layout
+from ingestd.store.format import footer_part, layout
 from ingestd.store.format.layout import round_up, sealed
 
 MIB: Final = 1024 * 1024
@@ -204,6 +204,8 @@ class SegmentWriter:
         self._copies: list[bytes] = []
         self._parts: list[tuple[bytes, _FlowPart]] = []
         self._last_parts: dict[bytes, _FlowPart] = {}
+        self.part_count = 0
+        self._last_part = (0, 0)  # its block's offset, its records' bytes
 
     @property
     def batch_count(self) -> int:
@@ -234,7 +236,8 @@ class SegmentWriter:
                 written.append((len(payload), len(payload) + len(item.data)))
                 records.append(self._extent(item, len(payload), checksum))
                 payload += item.data
-        self._append(b"".join(records), len(records), payload, written, checksum, committed, lost)
+        flags = layout.BATCH_HAS_CRC32C if checksum else 0
+        self._append(b"".join(records), len(records), payload, written, flags, committed, lost)
 
     def _append(
         self,
@@ -242,14 +245,15 @@ class SegmentWriter:
         record_count: int,
         payload: bytearray,
         written: list[tuple[int, int]],
-        checksum: bool,
+        flags: int,
         committed: int,
         lost: Lost,
     ) -> None:
         block_bytes = self.store.block_bytes
         header_bytes = round_up(layout.BATCH_HEADER.size_bytes + len(records), block_bytes)
         padded = payload.ljust(round_up(len(payload), block_bytes), b"\xee")
-        payload_bytes = sum(end - first for first, end in written)
+        is_part = bool(flags & layout.BATCH_IS_PART)
+        payload_bytes = 0 if is_part else sum(end - first for first, end in written)
         row = layout.BatchHeaderRow(
             magic=layout.BATCH_MAGIC,
             crc32c=0,
@@ -261,7 +265,7 @@ class SegmentWriter:
             batch_bytes=header_bytes + len(padded),
             record_count=record_count,
             record_bytes=len(records),
-            flags=layout.BATCH_HAS_CRC32C if checksum else 0,
+            flags=flags,
             reserved=0,
             payload_bytes=payload_bytes,
             made_ns=self.store.now_ns(),
@@ -275,7 +279,7 @@ class SegmentWriter:
             padded = padded[: max(0, len(payload) - 1) // block_bytes * block_bytes]
         if lost not in ("all", "payload"):
             self.store.put(at + header_bytes, bytes(padded), used=False)
-        if counts and checksum:
+        if counts and flags:
             begin = at + header_bytes
             self.store.used += [(begin + first, begin + end) for first, end in written]
         self.batch_offsets.append(self.at)
@@ -379,9 +383,27 @@ class SegmentWriter:
         at = self.base + (layout.SEGMENT_MARK_BLOCK + number) * self.store.block_bytes
         self.store.put(at, sealed(layout.COMMIT_MARK.pack(row)), used=used)
 
-    def close(self, *, lose_records: bool = False) -> None:
-        """Write the footer; the marks do not count from here on."""
-        block_bytes, segment_bytes = self.store.block_bytes, self.store.segment_bytes
+    def part(self, *, checksum: bool = True, committed: int = 0, lost: Lost = "no") -> None:
+        """Append a part of the footer: all records so far that are in none."""
+        records, record_count, span_count = self._take_records()
+        row = footer_part.FooterPartRow(
+            layout.PART_MAGIC, 0, layout.FORMAT_VERSION, self.store.store_uuid, self.sequence,
+            self.part_count + 1, record_count, len(records), *self._last_part,
+            crc32c(records), span_count,
+        )  # fmt: skip
+        block_bytes = self.store.block_bytes
+        payload = bytearray(sealed(footer_part.FOOTER_PART.pack(row)).ljust(block_bytes, b"\0"))
+        self._last_part = (self.at + block_bytes, len(records))
+        self.part_count += 1
+        flags = layout.BATCH_IS_PART | (layout.BATCH_HAS_CRC32C if checksum else 0)
+        covered = [
+            (0, footer_part.FOOTER_PART.size_bytes),
+            (block_bytes, block_bytes + len(records)),
+        ]
+        self._append(b"", 0, payload + records, covered, flags, committed, lost)
+
+    def _take_records(self) -> tuple[bytes, int, int]:
+        """The records that no part has, with their number and that of SPANs; these begin anew."""
         rows = [*self._copies]
         for flow, part in self._parts:
             row = layout.RecordSpanRow(
@@ -394,7 +416,14 @@ class SegmentWriter:
                 part.crc_after,
             )
             rows.append(layout.SPAN.pack(row))
-        records = b"".join(rows)
+        span_count = len(self._parts)
+        self._copies, self._parts, self._last_parts = [], [], {}
+        return b"".join(rows), len(rows), span_count
+
+    def close(self, *, lose_records: bool = False) -> None:
+        """Write the footer; the marks do not count from here on."""
+        block_bytes, segment_bytes = self.store.block_bytes, self.store.segment_bytes
+        records, record_count, span_count = self._take_records()
         records_offset = segment_bytes - block_bytes - round_up(len(records), block_bytes)
         assert records_offset >= self.at
         footer = layout.SegmentFooterRow(
@@ -404,14 +433,17 @@ class SegmentWriter:
             store_uuid=self.store.store_uuid,
             segment_sequence=self.sequence,
             batch_count=self.batch_count,
-            record_count=len(self._copies) + len(self._parts),
+            record_count=record_count,
             records_offset=records_offset,
             record_bytes=len(records),
             batches_end=self.at,
             payload_bytes=self.payload_bytes,
             closed_ns=self.store.now_ns(),
             records_crc32c=crc32c(records),
-            span_count=len(self._parts),
+            span_count=span_count,
+            last_part_offset=self._last_part[0],
+            last_part_record_bytes=self._last_part[1],
+            part_count=self.part_count,
         )
         if not lose_records:
             self.store.put(self.base + records_offset, records, used=True)

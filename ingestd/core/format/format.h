@@ -22,7 +22,7 @@
 #error "the store format is little-endian and written as it lies in memory"
 #endif
 
-#define FORMAT_VERSION 1u
+#define FORMAT_VERSION 2u
 #define FORMAT_UUID_BYTES 16
 
 #define SUPERBLOCK_MAGIC "INGESTSB"
@@ -30,6 +30,7 @@
 #define MARK_MAGIC "INGESTMK"
 #define BATCH_MAGIC "INGESTBT"
 #define FOOTER_MAGIC "INGESTFT"
+#define PART_MAGIC "INGESTFP"
 #define FORMAT_MAGIC_BYTES 8
 
 /* Superblock A lies at byte 0, superblock B here; segments begin behind both. */
@@ -100,6 +101,7 @@ struct commit_mark {
 static_assert(sizeof(struct commit_mark) == 4096, "commit_mark");
 
 #define BATCH_HAS_CRC32C 1u /* the extents' crc fields are filled in */
+#define BATCH_IS_PART 2u    /* has no records; behind its header lies a footer_part */
 
 /* A batch: this header, its records, zeros up to header_bytes, then payload. */
 struct batch_header {
@@ -216,8 +218,29 @@ struct record_span {
 };
 static_assert(sizeof(struct record_span) == 56, "record_span");
 
-/* First 4096 bytes of a closed segment's last block. The records (copies of
- * its OPEN and CLOSE records, then its SPANs) lie at records_offset of the
+/* A part of the footer, written as a batch before the segment is closed: the first
+ * 4096 bytes of the block behind the batch's header. Its records (copies of OPEN and
+ * CLOSE records, then SPANs) begin one block behind it, and are those of the batches
+ * between the previous part and this one. */
+struct footer_part {
+    char magic[8];
+    uint32_t crc32c; /* of all 4096 bytes */
+    uint32_t version;
+    uint8_t store_uuid[16];
+    uint64_t segment_sequence;
+    uint32_t part_number; /* 1, 2, ... in its segment */
+    uint32_t record_count;
+    uint64_t record_bytes;
+    uint64_t previous_offset;       /* of the part before, from the segment's start; 0: none */
+    uint64_t previous_record_bytes; /* its record_bytes: one read takes all of it */
+    uint32_t records_crc32c;
+    uint32_t span_count;
+    uint8_t zero[4016];
+};
+static_assert(sizeof(struct footer_part) == 4096, "footer_part");
+
+/* First 4096 bytes of a closed segment's last block. The records that no part has
+ * (copies of OPEN and CLOSE records, then SPANs) lie at records_offset of the
  * segment. A footer is written only after all batches of its segment are on
  * stable media, so it stands for a commit mark of all of them. */
 struct segment_footer {
@@ -235,7 +258,11 @@ struct segment_footer {
     uint64_t closed_ns;
     uint32_t records_crc32c; /* of record_bytes bytes at records_offset */
     uint32_t span_count;
-    uint8_t zero[4000];
+    uint64_t last_part_offset; /* from the segment's start; 0: it has none */
+    uint64_t last_part_record_bytes;
+    uint32_t part_count;
+    uint32_t reserved;
+    uint8_t zero[3976];
 };
 static_assert(sizeof(struct segment_footer) == 4096, "segment_footer");
 

@@ -32,11 +32,12 @@ enum device_write_kind {
     DEVICE_SEGMENT_HEADER,
     DEVICE_MARK,
     DEVICE_FOOTER,
+    DEVICE_PART, /* of a footer */
 };
 
 struct device_write {
     uint32_t index; /* in device.writes */
-    uint32_t owner; /* batch index, or live segment index */
+    uint32_t owner; /* batch index, live segment index, or footer memory index */
     uint8_t kind;
     bool in_flight;
     bool stable; /* complete only once on stable media (RWF_DSYNC) */

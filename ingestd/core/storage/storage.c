@@ -86,7 +86,7 @@ bool storage_init(struct storage *s, const struct storage_settings *settings) {
 
 uint64_t storage_own_bytes(const struct storage *s) {
     return batch_pool_own_bytes(storage_batch_count(s), s->batches.bounce_bytes) +
-           writer_own_bytes(s->settings.segment_bytes, s->settings.block_bytes);
+           writer_own_bytes(&s->settings);
 }
 
 int storage_open(struct storage *s, struct reactor *r, struct area *a) {
@@ -95,7 +95,7 @@ int storage_open(struct storage *s, struct reactor *r, struct area *a) {
     s->area = a;
     if (batch_pool_open(&s->batches, a, count) < 0)
         return fault_set(&r->fault, ENOMEM, "calloc", "batches");
-    int code = device_open(s, count + 3 * SEGMENTS_LIVE_MAX);
+    int code = device_open(s, count + WRITER_WRITES_COUNT);
     if (code == 0 && writer_open(s) < 0)
         code = fault_set(&r->fault, ENOMEM, "calloc", "segments");
     return code;

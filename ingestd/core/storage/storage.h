@@ -43,6 +43,7 @@ struct storage_settings {
     uint64_t flush_interval_ns;
     uint64_t commit_interval_ns;
     bool checksum;
+    uint32_t part_record_bytes; /* for tests: so soon a part of a footer is written; 0: when full */
 };
 
 enum storage_state {

@@ -12,13 +12,22 @@
 #include "base/trace.h"
 #include "storage/storage.h"
 
-static uint32_t writer_span_capacity(uint64_t segment_bytes) {
-    return segment_footer_bytes_max(segment_bytes) / (uint32_t)sizeof(struct record_span);
+static uint32_t writer_footer_bytes(const struct storage_settings *settings) {
+    return segment_footer_bytes_max(settings->segment_bytes);
 }
 
-uint64_t writer_own_bytes(uint64_t segment_bytes, uint32_t block_bytes) {
-    uint64_t one = segment_footer_bytes_max(segment_bytes) + 2ull * block_bytes;
-    return SEGMENTS_LIVE_MAX * (one + 3ull * AREA_PAGE_BYTES);
+static uint32_t writer_span_capacity(const struct storage_settings *settings) {
+    return writer_footer_bytes(settings) / (uint32_t)sizeof(struct record_span);
+}
+
+static uint64_t writer_memory_bytes(const struct storage_settings *settings) {
+    return writer_footer_bytes(settings) + (uint64_t)SEGMENT_PART_BLOCKS * settings->block_bytes;
+}
+
+uint64_t writer_own_bytes(const struct storage_settings *settings) {
+    uint64_t memory = writer_memory_bytes(settings) + AREA_PAGE_BYTES;
+    uint64_t live = 2ull * (settings->block_bytes + AREA_PAGE_BYTES);
+    return FOOTER_MEMORIES_COUNT * memory + SEGMENTS_LIVE_MAX * live;
 }
 
 static int writer_open_live(struct storage *s, struct live_segment *l, uint32_t index) {
@@ -26,8 +35,7 @@ static int writer_open_live(struct storage *s, struct live_segment *l, uint32_t 
     struct device_write *writes = &s->device.writes[s->batches.count + 3 * index];
     l->header = area_own(s->area, set->block_bytes);
     l->mark = area_own(s->area, set->block_bytes);
-    l->segment.footer = area_own(s->area, segment_footer_bytes_max(set->segment_bytes));
-    l->segment.spans = calloc(writer_span_capacity(set->segment_bytes), sizeof *l->segment.spans);
+    l->segment.spans = calloc(writer_span_capacity(set), sizeof *l->segment.spans);
     l->header_write = &writes[0];
     l->mark_write = &writes[1];
     l->footer_write = &writes[2];
@@ -41,6 +49,14 @@ static int writer_open_live(struct storage *s, struct live_segment *l, uint32_t 
     return l->segment.spans ? 0 : -ENOMEM;
 }
 
+static void writer_open_memory(struct storage *s, uint32_t index) {
+    struct footer_memory *m = &s->writer.memories[index];
+    m->bytes = area_own(s->area, writer_memory_bytes(&s->settings));
+    m->part_write = &s->device.writes[s->batches.count + 3 * SEGMENTS_LIVE_MAX + index];
+    m->part_write->kind = DEVICE_PART;
+    m->part_write->owner = index;
+}
+
 int writer_open(struct storage *s) {
     struct writer *x = &s->writer;
     int code = 0;
@@ -52,6 +68,8 @@ int writer_open(struct storage *s) {
         code = -ENOMEM;
     for (uint32_t i = 0; i < SEGMENTS_LIVE_MAX && code == 0; i++)
         code = writer_open_live(s, &x->live[i], i);
+    for (uint32_t i = 0; i < FOOTER_MEMORIES_COUNT && code == 0; i++)
+        writer_open_memory(s, i);
     x->commit_reported = true;
     return code;
 }
@@ -74,8 +92,23 @@ void writer_grant(struct storage *s, uint32_t index, uint64_t sequence) {
         s->state = STORAGE_READY;
 }
 
-/* The oldest grant becomes the segment being filled; false when there is none,
- * or all live segments still wait for their commits. */
+/* NULL: all are used, one at least by a part that is being written. */
+static struct footer_memory *writer_take_memory(struct writer *x) {
+    for (uint32_t i = 0; i < FOOTER_MEMORIES_COUNT; i++) {
+        if (x->memories[i].is_used)
+            continue;
+        x->memories[i].is_used = true;
+        return &x->memories[i];
+    }
+    return NULL;
+}
+
+static uint8_t *writer_records_of(const struct storage *s, const struct footer_memory *m) {
+    return m->bytes + (size_t)SEGMENT_PART_BLOCKS * s->settings.block_bytes;
+}
+
+/* The oldest grant becomes the segment being filled; false when there is none, all live
+ * segments still wait for their commits, or a part has the last memory for a footer. */
 static bool writer_open_segment(struct storage *s) {
     struct writer *x = &s->writer;
     const struct storage_settings *set = &s->settings;
@@ -85,13 +118,16 @@ static bool writer_open_segment(struct storage *s) {
             l = &x->live[i];
     if (l == NULL || x->ready_count == 0 || !commit_has_room(&x->commit))
         return false;
+    l->memory = writer_take_memory(x);
+    if (l->memory == NULL)
+        return false;
     uint32_t index = x->ready[0].index;
     uint64_t sequence = x->ready[0].sequence;
     memmove(&x->ready[0], &x->ready[1], --x->ready_count * sizeof x->ready[0]);
     segment_open(&l->segment, index, sequence, set->segments_offset + index * set->segment_bytes,
-                 set->segment_bytes, set->block_bytes, l->segment.footer,
-                 segment_footer_bytes_max(set->segment_bytes), l->segment.spans,
-                 writer_span_capacity(set->segment_bytes));
+                 set->segment_bytes, set->block_bytes, writer_records_of(s, l->memory),
+                 writer_footer_bytes(set), l->segment.spans, writer_span_capacity(set));
+    l->segment.part_record_bytes = set->part_record_bytes;
     memset(l->header, 0, set->block_bytes);
     frame_segment_header((void *)l->header, set->store_uuid, sequence, index, set->worker_index,
                          reactor_unix_ns(s->reactor));
@@ -113,6 +149,30 @@ static void writer_close_filling(struct writer *x) {
     x->closing_count++;
 }
 
+/* The records of the segment's footer so far go into the segment; false while there is no
+ * memory for those to come. */
+static bool writer_place_part(struct storage *s, struct live_segment *l) {
+    struct writer *x = &s->writer;
+    struct segment *g = &l->segment;
+    struct footer_memory *full = l->memory, *next = writer_take_memory(x);
+    if (next == NULL)
+        return false;
+    struct frame_batch info = {
+        .store_uuid = s->settings.store_uuid,
+        .flags = s->settings.checksum ? BATCH_HAS_CRC32C : 0,
+        .made_ns = reactor_unix_ns(s->reactor),
+    };
+    uint64_t offset = g->offset + g->end_bytes;
+    uint64_t bytes = segment_part(g, &info, writer_records_of(s, next));
+    l->memory = next;
+    full->part_item = commit_begin(&x->commit);
+    x->item_end[full->part_item % UNCOMMITTED_ITEMS_MAX] = g->end_bytes;
+    x->item_begun[full->part_item % UNCOMMITTED_ITEMS_MAX] = s->reactor->now_ns;
+    STAT_ADD(s->reactor, header_bytes, bytes);
+    device_submit_single(s, full->part_write, full->bytes, bytes, offset);
+    return true;
+}
+
 /* Finds a segment with room: the one being filled, or a new one. */
 static struct live_segment *writer_segment_for(struct storage *s, const struct batch *b) {
     struct writer *x = &s->writer;
@@ -123,6 +183,8 @@ static struct live_segment *writer_segment_for(struct storage *s, const struct b
         last && !b->uses_reserve ? segment_reserve_bytes(s->settings.segment_bytes) : 0;
     if (x->filling && segment_fits(&x->filling->segment, bytes, records, reserve))
         return x->filling;
+    if (x->filling && segment_fits_behind_part(&x->filling->segment, bytes, records, reserve))
+        return writer_place_part(s, x->filling) ? x->filling : NULL;
     if (last && s->state == STORAGE_FULL)
         reactor_event(s->reactor, (struct event_detail){.kind = EVENT_STORE_FULL});
     if (last)
@@ -249,10 +311,21 @@ void writer_batch_done(struct storage *s, const struct batch *b) {
         commit_written(&s->writer.commit, b->item, s->reactor->now_ns);
 }
 
+static void writer_part_done(struct storage *s, struct footer_memory *m) {
+    assert(m->is_used);
+    m->is_used = false;
+    if (s->state != STORAGE_FAILED)
+        commit_written(&s->writer.commit, m->part_item, s->reactor->now_ns);
+}
+
 void writer_write_done(struct storage *s, const struct device_write *d) {
     struct writer *x = &s->writer;
     struct live_segment *l = &x->live[d->owner % SEGMENTS_LIVE_MAX];
     assert(d->kind != DEVICE_BATCH);
+    if (d->kind == DEVICE_PART) {
+        writer_part_done(s, &x->memories[d->owner]);
+        return;
+    }
     if (d->kind == DEVICE_SEGMENT_HEADER && s->state != STORAGE_FAILED)
         commit_written(&x->commit, l->header_item, s->reactor->now_ns);
     if (d->kind == DEVICE_MARK) {
@@ -261,6 +334,7 @@ void writer_write_done(struct storage *s, const struct device_write *d) {
     }
     if (d->kind == DEVICE_FOOTER) {
         l->state = LIVE_NONE;
+        l->memory->is_used = false;
         reactor_event(s->reactor,
                       (struct event_detail){.kind = EVENT_SEGMENT_CLOSED,
                                             .segment = {l->segment.index, l->segment.sequence}});

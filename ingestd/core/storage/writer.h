@@ -7,7 +7,9 @@
  *    header, its batches, the next segment's header, ...
  *  - Without checksums nothing counts as durable before a commit mark, written after the
  *    flush, is itself on stable media.
- *  - A footer is written only when its whole segment is committed.
+ *  - A footer is written only when its whole segment is committed; a part of it is a
+ *    batch like any other.
+ *  - A footer's memory is free, with a live segment, or under the write of a part.
  */
 #ifndef INGESTD_STORAGE_WRITER_H
 #define INGESTD_STORAGE_WRITER_H
@@ -22,6 +24,10 @@
 
 #define SEGMENTS_LIVE_MAX 4u
 #define SEGMENTS_READY_MAX 4u
+/* Each live segment has one; one more is written as a part while the segment is filled. */
+#define FOOTER_MEMORIES_COUNT (SEGMENTS_LIVE_MAX + 1u)
+/* Of a live segment its header, its mark and its footer; and the parts of footers. */
+#define WRITER_WRITES_COUNT (3u * SEGMENTS_LIVE_MAX + FOOTER_MEMORIES_COUNT)
 #define UNCOMMITTED_ITEMS_MAX 4096u /* a power of two */
 #ifndef ACKS_MAX
 #define ACKS_MAX 65536u /* a power of two */
@@ -34,8 +40,17 @@ enum live_state {
     LIVE_FOOTER,  /* its footer is being written */
 };
 
+/* What the records of a footer, or of a part of it, are gathered in and written from. */
+struct footer_memory {
+    uint8_t *bytes; /* a part's two blocks come first, then the records */
+    struct device_write *part_write;
+    uint64_t part_item;
+    bool is_used;
+};
+
 struct live_segment {
     struct segment segment;
+    struct footer_memory *memory;
     uint8_t state;
     bool marking; /* its mark is being written */
     uint64_t header_item;
@@ -55,6 +70,7 @@ struct ack {
 
 struct writer {
     struct live_segment live[SEGMENTS_LIVE_MAX];
+    struct footer_memory memories[FOOTER_MEMORIES_COUNT];
     struct live_segment *filling; /* or NULL */
     uint32_t closing_count;       /* live segments whose footer is not written yet */
     struct {
@@ -74,8 +90,9 @@ struct writer {
 };
 
 struct storage;
+struct storage_settings;
 
-uint64_t writer_own_bytes(uint64_t segment_bytes, uint32_t block_bytes);
+uint64_t writer_own_bytes(const struct storage_settings *settings);
 int writer_open(struct storage *s); /* 0 or -ENOMEM */
 void writer_close(struct storage *s);
 
@@ -85,7 +102,7 @@ void writer_grant(struct storage *s, uint32_t index, uint64_t sequence);
 bool writer_place(struct storage *s, struct batch *b);
 /* The batch is written. */
 void writer_batch_done(struct storage *s, const struct batch *b);
-/* Another write is complete: of a segment's header, mark or footer. */
+/* Another write is complete: of a segment's header, mark, footer, or part of one. */
 void writer_write_done(struct storage *s, const struct device_write *d);
 /* The flush is done: each segment that it covers gets its mark. */
 void writer_flush_done(struct storage *s);

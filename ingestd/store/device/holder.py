@@ -22,7 +22,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ingestd.store.device.stacking import Layer
-from ingestd.store.format.layout import FORMAT_VERSION, Layout, is_intact, sealed
+from ingestd.store.format.layout import (
+    FORMAT_VERSION,
+    FORMAT_VERSIONS,
+    Layout,
+    is_intact,
+    sealed,
+)
 
 if TYPE_CHECKING:
     from ingestd.store.device.device import Device
@@ -153,7 +159,7 @@ def read_holder(device: Device) -> Holder | None:
     if len(data) < HOLDER_RECORD.size_bytes or not data.startswith(HOLDER_MAGIC):
         return None
     row = HOLDER_RECORD.unpack(data)
-    if not is_intact(data) or row.version != FORMAT_VERSION or row.place_count > PLACES_MAX:
+    if not is_intact(data) or row.version not in FORMAT_VERSIONS or row.place_count > PLACES_MAX:
         return None
     places = tuple(_PLACE.iter_unpack(row.places[: row.place_count * _PLACE.size]))
     control = os.fsdecode(row.control.rstrip(b"\0"))

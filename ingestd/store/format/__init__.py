@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
 """The on-disk format: structs, records, and the contents of one segment as values. Pure."""
 
-__all__ = ["layout", "records", "segment"]
+__all__ = ["footer_part", "layout", "records", "segment"]

@@ -15,7 +15,8 @@ from typing import Final, Generic, NamedTuple, TypeAlias, TypeVar
 
 from crc32c import crc32c
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
+FORMAT_VERSIONS: Final = (1, FORMAT_VERSION)  # that are read: 1 has no parts of footers
 FORMAT_UUID_BYTES: Final = 16
 FORMAT_MAGIC_BYTES: Final = 8
 
@@ -24,6 +25,7 @@ SEGMENT_MAGIC: Final = b"INGESTSG"
 MARK_MAGIC: Final = b"INGESTMK"
 BATCH_MAGIC: Final = b"INGESTBT"
 FOOTER_MAGIC: Final = b"INGESTFT"
+PART_MAGIC: Final = b"INGESTFP"
 
 SUPERBLOCK_B_OFFSET: Final = 512 * 1024
 SEGMENTS_OFFSET: Final = 1024 * 1024
@@ -45,6 +47,7 @@ BATCH_HEADER_BYTES_MAX: Final = 65536
 RECORD_TEXT_BYTES_MAX: Final = 2048
 
 BATCH_HAS_CRC32C: Final = 1
+BATCH_IS_PART: Final = 2
 
 RECORD_EXTENT: Final = 1
 RECORD_OPEN: Final = 2
@@ -263,6 +266,9 @@ class SegmentFooterRow(NamedTuple):
     closed_ns: int
     records_crc32c: int
     span_count: int
+    last_part_offset: int = 0
+    last_part_record_bytes: int = 0
+    part_count: int = 0
 
 
 Row = TypeVar("Row", bound=tuple[object, ...])
@@ -295,7 +301,7 @@ class Layout(Generic[Row]):
         return result
 
 
-_IDENTITY = (("magic", "8s"), ("crc32c", "I"), ("version", "I"), ("store_uuid", "16s"))
+IDENTITY: Final = (("magic", "8s"), ("crc32c", "I"), ("version", "I"), ("store_uuid", "16s"))
 _HEAD = (
     ("head.kind", "H"),
     ("head.record_bytes", "H"),
@@ -307,7 +313,7 @@ SUPERBLOCK: Final = Layout(
     "superblock",
     SuperblockRow,
     (
-        *_IDENTITY,
+        *IDENTITY,
         ("generation", "Q"),
         ("store_bytes", "Q"),
         ("segments_offset", "Q"),
@@ -323,7 +329,7 @@ SEGMENT_HEADER: Final = Layout(
     "segment_header",
     SegmentHeaderRow,
     (
-        *_IDENTITY,
+        *IDENTITY,
         ("segment_sequence", "Q"),
         ("segment_index", "I"),
         ("worker_index", "I"),
@@ -335,7 +341,7 @@ COMMIT_MARK: Final = Layout(
     "commit_mark",
     CommitMarkRow,
     (
-        *_IDENTITY,
+        *IDENTITY,
         ("segment_sequence", "Q"),
         ("mark_sequence", "Q"),
         ("batches_committed", "I"),
@@ -429,7 +435,7 @@ SEGMENT_FOOTER: Final = Layout(
     "segment_footer",
     SegmentFooterRow,
     (
-        *_IDENTITY,
+        *IDENTITY,
         ("segment_sequence", "Q"),
         ("batch_count", "I"),
         ("record_count", "I"),
@@ -440,7 +446,11 @@ SEGMENT_FOOTER: Final = Layout(
         ("closed_ns", "Q"),
         ("records_crc32c", "I"),
         ("span_count", "I"),
-        ("zero", "4000x"),
+        ("last_part_offset", "Q"),
+        ("last_part_record_bytes", "Q"),
+        ("part_count", "I"),
+        ("reserved", "4x"),
+        ("zero", "3976x"),
     ),
 )
 

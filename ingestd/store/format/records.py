@@ -20,11 +20,12 @@ from ingestd.store.format.layout import (
     BATCH_HAS_CRC32C,
     BATCH_HEADER,
     BATCH_HEADER_BYTES_MAX,
+    BATCH_IS_PART,
     BATCH_MAGIC,
     CLOSE,
     EXTENT,
     FORMAT_MAGIC_BYTES,
-    FORMAT_VERSION,
+    FORMAT_VERSIONS,
     OPEN,
     RECORD_CLOSE,
     RECORD_EXTENT,
@@ -53,7 +54,7 @@ UNIT_BYTES: Final = 512
 FLIPPED_BYTES_MAX: Final = 64
 
 _VERSION_AT: Final = slice(12, 16)  # of every such struct but a batch header
-_VERSION: Final = FORMAT_VERSION.to_bytes(4, "little")
+_VERSIONS: Final = tuple(version.to_bytes(4, "little") for version in FORMAT_VERSIONS)
 _UUID_AT: Final = slice(16, 32)
 _SEQUENCE_AT: Final = slice(32, 40)
 
@@ -152,6 +153,11 @@ class Batch:
     def has_crc32c(self) -> bool:
         """Return whether the extents' CRCs are filled in."""
         return bool(self.header.flags & BATCH_HAS_CRC32C)
+
+    @property
+    def is_part(self) -> bool:
+        """Return whether it is a part of the segment's footer, and has nothing of any flow."""
+        return bool(self.header.flags & BATCH_IS_PART)
 
 
 def decode_records(data: Bytes, record_count: int) -> Records | None:
@@ -269,7 +275,7 @@ def decode_block(layout: Layout[Row], magic: bytes, data: Bytes, store_uuid: byt
     block = memoryview(data)[: layout.size_bytes]
     if len(block) < layout.size_bytes or block[:FORMAT_MAGIC_BYTES] != magic:
         return None
-    if block[_VERSION_AT] != _VERSION or block[_UUID_AT] != store_uuid:
+    if block[_VERSION_AT] not in _VERSIONS or block[_UUID_AT] != store_uuid:
         return None
     return layout.unpack(block) if is_intact(block) else None
 

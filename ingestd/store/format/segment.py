@@ -11,6 +11,7 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from ingestd.store.format.footer_part import PartPlace
 from ingestd.store.format.layout import (
     RECORD_SPAN,
     SPAN,
@@ -115,6 +116,7 @@ class SegmentImage:
     events: list[Event] = field(default_factory=list)
     mark: CommitMarkRow | None = None
     footer: SegmentFooterRow | None = None
+    parts: list[PartPlace] = field(default_factory=list)  # where a walk found them
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -129,6 +131,7 @@ class Tally:
     def __init__(self, segment_index: int, segment_sequence: int, block_bytes: int) -> None:
         self.spans: list[Span] = []
         self.events: list[Event] = []
+        self.parts: list[PartPlace] = []
         self.batch_count = 0
         self.payload_bytes = 0
         self._index = segment_index
@@ -138,6 +141,8 @@ class Tally:
 
     def add(self, batch: Batch, *, durable: bool) -> None:
         """Add the next batch; `durable`: it is known to be on stable media."""
+        if batch.is_part:
+            self._add_part(batch)
         block = batch.offset // self._block_bytes
         for extent in batch.records.extents:
             span = self._span_for(extent, block)
@@ -151,6 +156,11 @@ class Tally:
             self.events.append(event)
         self.batch_count += 1
         self.payload_bytes += batch.header.payload_bytes
+
+    def _add_part(self, batch: Batch) -> None:
+        """Begin each flow's spans anew, as the writer does."""
+        self.parts.append(PartPlace(batch, len(self.events), len(self.spans)))
+        self._current = {}
 
     def _span_for(self, extent: RecordExtentRow, block: int) -> Span:
         """The span that the extent continues, or a new one where it does not."""

@@ -18,6 +18,7 @@ from ingestd.store.format.layout import (
     BLOCK_BYTES_MAX,
     BLOCK_BYTES_MIN,
     FORMAT_VERSION,
+    FORMAT_VERSIONS,
     GENERATION_MAX,
     SEGMENT_BYTES_MAX,
     SEGMENT_BYTES_MIN,
@@ -171,10 +172,10 @@ def _decode(path: str, data: Bytes) -> Superblock | None:
     row = SUPERBLOCK.unpack(data)
     if row.magic != SUPERBLOCK_MAGIC:
         return None
-    if row.version != FORMAT_VERSION:
+    if row.version not in FORMAT_VERSIONS:
         raise NotAStoreError(
-            f"{path} is a store of format version {row.version}, and this ingestd knows only"
-            f" version {FORMAT_VERSION}: use the ingestd that made it"
+            f"{path} is a store of format version {row.version}, and this ingestd knows"
+            f" versions up to {FORMAT_VERSION}: use the ingestd that made it"
         )
     found = Superblock(
         store_uuid=row.store_uuid,

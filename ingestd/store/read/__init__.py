@@ -6,6 +6,7 @@ __all__ = [
     "flow_age",
     "flow_source",
     "flows",
+    "footer_records",
     "image",
     "inspection",
     "point_query",

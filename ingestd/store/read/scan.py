@@ -4,8 +4,9 @@
 Invariants: a batch counts only if its header is whole and of this segment's
 life, every batch before it counts, and it is known not to be torn: a commit
 mark, a footer or a later header says that it is on stable media, or all its
-extents have the CRC32C that they state. Scanning never writes, and whatever
-the bytes are, it ends with an answer. Several threads may scan at once.
+extents, or what of the footer lies in it, have the CRC32C that they state. Scanning
+never writes, and whatever the bytes are, it ends with an answer. Several threads may
+scan at once.
 """
 
 from __future__ import annotations
@@ -36,7 +37,6 @@ from ingestd.store.format.layout import (
     CommitMarkRow,
     SegmentFooterRow,
     SegmentHeaderRow,
-    footer_bytes_max,
     round_up,
 )
 from ingestd.store.format.records import (
@@ -45,13 +45,13 @@ from ingestd.store.format.records import (
     Place,
     Records,
     decode_block,
-    decode_records,
     is_of_place,
     is_remains,
     is_torn,
 )
 from ingestd.store.format.segment import SegmentImage, SegmentState, Span, Tally
 from ingestd.store.metadata.superblock import Superblock
+from ingestd.store.read.footer_records import FooterReader, read_part
 from ingestd.store.read.read_ahead import AHEAD_BYTES, Window, read_batch
 
 TAIL_BYTES: Final = 16 * 1024
@@ -118,7 +118,8 @@ class Scanner:
         )
         if footer is not None and footer.segment_sequence == row.segment_sequence:
             image.footer = footer
-            records = self._footer_records(base, footer, tail)
+            reader = FooterReader(self.device, self.superblock, index, footer)
+            records = reader.records(tail, self.wanted)
             if records is not None:
                 return _closed(image, footer, records), block
             # A footer is one device write: power loss may leave its block without its records.
@@ -194,37 +195,6 @@ class Scanner:
                 best = mark
         return best
 
-    def _footer_records(self, base: int, footer: SegmentFooterRow, tail: bytes) -> Records | None:
-        """The records behind a whole footer block; None if they are not as it says."""
-        segment_bytes = self.superblock.segment_bytes
-        end = footer.records_offset + footer.record_bytes
-        if footer.record_bytes > footer_bytes_max(segment_bytes):
-            return None  # no writer makes so large a one: not to be read at all
-        if end > segment_bytes - self.superblock.block_bytes:
-            return None
-        if footer.batches_end > footer.records_offset:
-            return None
-        at = footer.records_offset - (segment_bytes - len(tail))
-        if at >= 0:
-            data: Bytes = memoryview(tail)[at : at + footer.record_bytes]
-        else:
-            data = self._read_long(base + footer.records_offset, footer.record_bytes)
-        if len(data) != footer.record_bytes or crc32c(data) != footer.records_crc32c:
-            return None
-        if self.wanted is not None:
-            text = bytes(data)
-            if not any(flow in text for flow in self.wanted):
-                return Records([], [], [])
-        records = decode_records(data, footer.record_count)
-        return records if records and len(records.spans) == footer.span_count else None
-
-    def _read_long(self, offset: int, size: int) -> bytes:
-        pieces = [
-            self.device.read(at, min(READ_BYTES_MAX, offset + size - at))
-            for at in range(offset, offset + size, READ_BYTES_MAX)
-        ]
-        return b"".join(pieces)
-
     def _walk(self, image: SegmentImage, *, footer_remains: bool) -> None:
         """Fill in the image of a segment without a usable footer, batch by batch."""
         place, window = self.place(image.sequence), self.window(image.index)
@@ -264,7 +234,7 @@ class Scanner:
                 image.committed_end = batch.end
             tally.add(batch, durable=is_covered)
             accepted += 1
-        image.spans, image.events = tally.spans, tally.events
+        image.spans, image.events, image.parts = tally.spans, tally.events, tally.parts
         image.batch_count, image.payload_bytes = tally.batch_count, tally.payload_bytes
         image.batches_dropped = len(pending) - accepted
         image.batches_missing = max(0, covered - found)
@@ -355,6 +325,8 @@ def _closed(image: SegmentImage, footer: SegmentFooterRow, records: Records) -> 
 
 def batch_is_whole(window: Window, batch: Batch) -> bool:
     """Return whether the batch's payload proves by its CRCs that it is not torn."""
+    if batch.is_part and read_part(window, batch) is None:
+        return False
     return batch.has_crc32c and all(
         extent_crc32c(window, batch, number) == extent.crc_after
         for number, extent in enumerate(batch.records.extents)

@@ -20,7 +20,7 @@ from ingestd.store.format.layout import (
     COMMIT_MARK,
     CRC_OFFSET,
     FORMAT_MAGIC_BYTES,
-    FORMAT_VERSION,
+    FORMAT_VERSIONS,
     SEGMENT_FOOTER,
     SEGMENT_HEADER,
     Bytes,
@@ -135,7 +135,7 @@ def judge(
     if data[:FORMAT_MAGIC_BYTES] != magic:
         return Verdict.ABSENT, f"something that does not begin with {magic.decode()}"
     fields = fields_of(layout, data)
-    if fields.get("version", FORMAT_VERSION) != FORMAT_VERSION:
+    if fields.get("version", FORMAT_VERSIONS[-1]) not in FORMAT_VERSIONS:
         return Verdict.FOREIGN, f"whole, and of format version {fields['version']}"
     if store_uuid is not None and fields["store_uuid"] != store_uuid:
         return Verdict.FOREIGN, f"whole, and of store {shown('store_uuid', fields['store_uuid'])}"

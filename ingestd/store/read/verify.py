@@ -27,6 +27,7 @@ from ingestd.store.format.layout import (
 from ingestd.store.format.records import Batch, Place, decode_block, is_remains
 from ingestd.store.format.segment import SegmentImage, SegmentState, Span, Tally
 from ingestd.store.metadata.footer import has_room
+from ingestd.store.read.footer_records import read_part, whole_parts
 from ingestd.store.read.image import StoreImage, read_image
 from ingestd.store.read.read_ahead import Window, read_batch
 from ingestd.store.read.scan import Scanner, batch_remains, extent_crc32c
@@ -184,6 +185,12 @@ class _SegmentCheck:
 
     def _check_batch(self, window: Window, batch: Batch) -> None:
         self._report.batches += 1
+        if batch.is_part and read_part(window, batch) is None:
+            self._find(
+                DAMAGE,
+                f"batch {batch.header.batch_index} at byte {batch.offset}: the part of the"
+                " footer that it is does not match its checksum",
+            )
         if not batch.has_crc32c:
             self._report.bytes_without_checksum += batch.header.payload_bytes
             return
@@ -232,7 +239,8 @@ class _SegmentCheck:
             self._check_block(number, block)
         if segment.footer is not None:
             self._find(DOUBT, "the records of its footer are torn or damaged")
-        if not has_room(segment, self._superblock):
+        chain = whole_parts(self._image.device, self._superblock, segment)
+        if not has_room(segment, self._superblock, chain):
             self._find(DOUBT, "it has no room for a footer")
 
     def _blocks(self) -> list[bytes]:

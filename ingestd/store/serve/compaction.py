@@ -188,6 +188,8 @@ def _copy(
     device.write(base, bytes(block_bytes))
     for segment in run:
         for batch in _batches(device, superblock, segment):
+            if batch.is_part:
+                continue  # the copy's footer has all records
             moved = _moved(batch, at, sequence, tally.batch_count)
             _write_batch(device, superblock, (segment, batch), base, moved)
             tally.add(moved, durable=True)

@@ -137,7 +137,9 @@ def load_newest(
     for segment in newest[:SEGMENTS_MAX]:
         # A run of twice as much is cut off by compaction itself.
         batch_bytes += segment.batches_end
-        record_bytes += segment.footer.record_bytes if segment.footer else 0
+        if segment.footer:
+            record_bytes += segment.footer.record_bytes
+            record_bytes += segment.footer.part_count * segment.footer.last_part_record_bytes
         if batch_bytes > 2 * COPY_BYTES_MAX or record_bytes > footer_bytes_max(
             superblock.segment_bytes
         ):

@@ -37,6 +37,7 @@ from ingestd.store.metadata.superblock import (
     write_superblocks,
 )
 from ingestd.store.read.flows import STATE_INTERRUPTED, Flow
+from ingestd.store.read.footer_records import whole_parts
 from ingestd.store.read.image import StoreImage, image_of
 from ingestd.store.serve.compaction import Compaction, compact_newest
 from ingestd.store.serve.quick_scan import QuickScan, load_newest, open_catalogue
@@ -224,7 +225,8 @@ def _settle(device: Device, superblock: Superblock, segment: SegmentImage) -> bo
         device.write(base, bytes(superblock.block_bytes))
         segment.state = SegmentState.FREE
         return True
-    footer = build_footer(segment, superblock, time.time_ns())
+    chain = whole_parts(device, superblock, segment)
+    footer = build_footer(segment, superblock, time.time_ns(), chain)
     if footer is None:
         segment.warnings.append(f"segment {segment.index} has no room for a footer")
         return False

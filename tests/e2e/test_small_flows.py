@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Thousands of flows of a hundred bytes: their segments' footers have parts.
+
+Invariant: a segment that holds them is as full as any other, and a crash between two parts loses
+nothing that was acknowledged.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ingestd.store.format.segment import SegmentImage
+from ingestd.store.read.image import read_image
+from support.daemon import Daemon, format_store
+from support.observe import assert_clean, image_bytes
+from support.payload import Payload
+from support.senders import Sent, SocketSender, assert_sealed
+
+FLOWS_COUNT = 2400
+AT_ONCE = 300
+BYTES = 100
+# OPEN, EXTENT and CLOSE in a batch's header; copies of two of them and a SPAN in the footer.
+STORE_BYTES_PER_FLOW_MAX = 1000
+
+
+def send_all(daemon: Daemon, first: int) -> list[Sent]:
+    """Send flows, so many at a time, and return them with their receipts.
+
+    Meanwhile the daemon stands still, so that it meets them all at the same moment.
+    """
+    sent: list[Sent] = []
+    for begin in range(first, first + FLOWS_COUNT, AT_ONCE):
+        payloads = [Payload(number, BYTES) for number in range(begin, begin + AT_ONCE)]
+        daemon.process.send_signal(signal.SIGSTOP)
+        try:
+            senders = [SocketSender(daemon.address) for _ in payloads]
+            for payload, sender in zip(payloads, senders, strict=True):
+                sender.write(payload.data())
+                sender.sock.shutdown(socket.SHUT_WR)
+        finally:
+            daemon.process.send_signal(signal.SIGCONT)
+        sent += [Sent(p, s.answer()) for p, s in zip(payloads, senders, strict=True)]
+    for one in sent:
+        assert_sealed(one)
+    return sent
+
+
+def assert_there(store: Path, sent: list[Sent]) -> None:
+    """Each flow that has a receipt is in the store, byte by byte."""
+    stored = image_bytes(store, [one.flow for one in sent])
+    assert all(stored[one.flow] == one.payload.data() for one in sent)
+
+
+def segments_of(store: Path) -> list[SegmentImage]:
+    """The segments in use, oldest first."""
+    with read_image(str(store)) as image:
+        return sorted((s for s in image.segments if s.sequence), key=lambda s: s.sequence)
+
+
+@pytest.mark.timeout(300)
+def test_a_segment_holds_thousands_of_short_flows(
+    tmp_path: Path, start_daemon: Callable[..., Daemon], seed: int
+) -> None:
+    store = format_store(tmp_path / "store.img", "--segment-size", "1MiB", size="32MiB")
+    daemon = start_daemon(store)
+    sent = send_all(daemon, seed)
+    assert daemon.stop() == 0
+    assert_there(store, sent)
+    assert_clean(store)
+    first, *_ = used = segments_of(store)
+    assert first.footer is not None
+    assert first.footer.part_count >= 1
+    # Of a segment that is closed as it is full, a batch and a footer at most are left over.
+    assert all(segment.batches_end > 640 * 1024 for segment in used[:-1])
+    in_use_bytes = sum(segment.batches_end for segment in used)
+    assert in_use_bytes < FLOWS_COUNT * STORE_BYTES_PER_FLOW_MAX
+
+
+@pytest.mark.timeout(300)
+def test_a_crash_behind_a_part_loses_nothing(
+    tmp_path: Path, start_daemon: Callable[..., Daemon], seed: int
+) -> None:
+    store = format_store(tmp_path / "store.img", "--segment-size", "4MiB", size="64MiB")
+    daemon = start_daemon(store)
+    sent = send_all(daemon, seed)
+    daemon.kill()
+    assert_there(store, sent)
+    daemon.start()
+    sent += send_all(daemon, seed + FLOWS_COUNT)
+    assert daemon.stop() == 0
+    assert_there(store, sent)
+    assert_clean(store)
+    assert all(segment.footer is not None for segment in segments_of(store))
