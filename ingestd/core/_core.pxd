@@ -30,6 +30,8 @@ cdef extern from "base/mailbox.h" nogil:
         _ADOPT "COMMAND_ADOPT"
         _END_FLOW "COMMAND_END_FLOW"
         _FAIL_STORE "COMMAND_FAIL_STORE"
+        _PASS_ON "COMMAND_PASS_ON"
+        _ELSEWHERE_ANY "ELSEWHERE_ANY"
         _FLOW_OPENED "EVENT_FLOW_OPENED"
         _FLOW_SEALED "EVENT_FLOW_SEALED"
         _FLOW_INTERRUPTED "EVENT_FLOW_INTERRUPTED"
@@ -54,6 +56,10 @@ cdef extern from "base/mailbox.h" nogil:
     struct command_adopt:
         int fd
         uint32_t listener_index
+        uint64_t move_id
+    struct command_pass_on:
+        uint32_t listener_index
+        bint wanted
     struct command_connection:
         uint32_t index
         uint64_t serial
@@ -64,6 +70,7 @@ cdef extern from "base/mailbox.h" nogil:
         uint64_t interval_ns
         command_idle_timeout idle_timeout
         command_adopt adopt
+        command_pass_on pass_on
         command_connection connection
         int error
     struct event_seal:
@@ -138,9 +145,11 @@ cdef extern from "connection/ingest/admission.h" nogil:
         _REQUEST_WHOLE "REQUEST_WHOLE"
         _REQUEST_STORED "REQUEST_STORED"
         _REQUEST_SEALED "REQUEST_SEALED"
+        _REQUEST_MOVED "REQUEST_MOVED"
         _ADMIT "RESPONSE_ADMIT"
         _REFUSE "RESPONSE_REFUSE"
         _SEAL "RESPONSE_SEAL"
+        _MOVE "RESPONSE_MOVE"
         _RESPONSE_HAS_CRC "RESPONSE_HAS_CRC"
         _RESPONSE_LENGTH_KNOWN "RESPONSE_LENGTH_KNOWN"
         _RESPONSE_TRAILER "RESPONSE_TRAILER"
@@ -155,6 +164,8 @@ cdef extern from "connection/ingest/admission.h" nogil:
         uint32_t reason
         uint8_t flow[16]
         char peer[64]
+        int fd
+        uint64_t move_id
         uint8_t challenge[32]
         uint8_t block[4096]
     struct admission_response:
@@ -212,6 +223,7 @@ cdef extern from "worker.h" nogil:
         uint64_t hello_timeout_ns
         uint64_t ack_interval_ns
         bint authenticates
+        bint shared
         char name[64]
         uint32_t allow_count
         network allow[64]

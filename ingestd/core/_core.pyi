@@ -62,6 +62,7 @@ class Worker:
         authenticates: bool = False,  # the greeting requests a MAC
         allow: Sequence[tuple[int, bytes, int]] = (),  # (4 or 6, address, bits of the prefix)
         flows_per_peer_max: int = 0,  # of one IPv4 address or IPv6 /64 network; 0: no limit
+        shared: bool = False,  # workers of other stores have it too
     ) -> None:
         """Before run(): accept on a listening socket; fd stays the caller's.
 
@@ -84,8 +85,14 @@ class Worker:
         """0: none."""
     def listener_connections(self) -> dict[int, int]:
         """Return how many connections each listener has, by its index. Any thread may call."""
-    def adopt(self, fd: int, listener_index: int) -> None:
-        """Take over an accepted connection, and its descriptor."""
+    def adopt(self, fd: int, listener_index: int, move_id: int = 0) -> None:
+        """Take over an accepted connection, and its descriptor.
+
+        move_id: the number by which the request that comes names its hello, which another
+        worker has received; 0: it is to be greeted.
+        """
+    def pass_on(self, listener_index: int, wanted: bool) -> None:
+        """Report what a listener accepts as FlowElsewhere instead of serving it, or serve again."""
     def end_flow(self, connection: tuple[int, int]) -> None:
         """Interrupt a connection, which a newer one replaces; a note of its end is to come."""
     def fail_store(self, error: int) -> None:
@@ -93,7 +100,7 @@ class Worker:
     def events(self) -> list[Event]: ...
     def admission_requests(self) -> list[AdmissionRequest]:
         """Take the pending requests and notes. Each request gets exactly one response, by admit(),
-        refuse() or seal(), even if its connection has ended meanwhile."""
+        refuse(), seal() or move(), even if its connection has ended meanwhile."""
     def admit(
         self,
         connection: tuple[int, int],
@@ -111,6 +118,9 @@ class Worker:
     def refuse(self, connection: tuple[int, int], line: bytes) -> None:
         """Send a line, 1024 bytes at most, and hang up; a flow whose trailer it is about is
         interrupted."""
+    def move(self, connection: tuple[int, int]) -> None:
+        """Give the connection of a hello up: the note of its end has its descriptor as moved_fd,
+        or none where it has ended meanwhile."""
     def park(self, connection: tuple[int, int]) -> bool:
         """Free the request's place for another one's, as its response, which is still due, takes
         long; False: too many are parked."""

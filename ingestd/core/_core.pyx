@@ -121,7 +121,8 @@ cdef detail_of(const event_detail *d):
     if d.kind == _FLOW_BY_COPY:
         return FlowByCopy(d.napi_id)
     if d.kind == _FLOW_ELSEWHERE:
-        return FlowElsewhere(d.elsewhere.worker_index, d.elsewhere.fd)
+        owner = d.elsewhere.worker_index
+        return FlowElsewhere(None if owner == _ELSEWHERE_ANY else owner, d.elsewhere.fd)
     if d.kind == _HELLO_FAILED:
         return HelloFailed(d.hello.error == _HELLO_TIMEOUT, d.hello.reason)
     assert d.kind == _FLOW_DENIED, d.kind
@@ -157,7 +158,7 @@ cdef class Worker:
 
     def add_listener(self, int fd, index, str name, protocol, idle_timeout_ns, flows_max, *,
                      hello_timeout_ns=0, ack_interval_ns=0, bint authenticates=False, allow=(),
-                     flows_per_peer_max=0):
+                     flows_per_peer_max=0, bint shared=False):
         cdef listener_settings s
         cdef bytes text = name.encode()
         if len(text) >= sizeof(s.name):
@@ -173,6 +174,7 @@ cdef class Worker:
         s.hello_timeout_ns = hello_timeout_ns
         s.ack_interval_ns = ack_interval_ns
         s.authenticates = authenticates
+        s.shared = shared
         if len(allow) > NETWORKS_MAX:
             raise CoreFault(errno.E2BIG, "add_listener", name)
         for i, (family, address, prefix_bits) in enumerate(allow):
@@ -265,10 +267,16 @@ cdef class Worker:
                 &self.w.connections.listeners[i])
         return counts
 
-    def adopt(self, fd, listener_index):
+    def adopt(self, fd, listener_index, move_id=0):
         cdef command c
         c.kind = _ADOPT
-        c.adopt.fd, c.adopt.listener_index = fd, listener_index
+        c.adopt.fd, c.adopt.listener_index, c.adopt.move_id = fd, listener_index, move_id
+        self.post(c)
+
+    def pass_on(self, listener_index, bint wanted):
+        cdef command c
+        c.kind = _PASS_ON
+        c.pass_on.listener_index, c.pass_on.wanted = listener_index, wanted
         self.post(c)
 
     def end_flow(self, connection):
@@ -300,6 +308,7 @@ cdef class Worker:
                 q.bytes_count, q.crc,
                 bool(q.flags & _REQUEST_HAS_CRC), bool(q.flags & _REQUEST_WHOLE),
                 bool(q.flags & _REQUEST_STORED), bool(q.flags & _REQUEST_SEALED),
+                q.fd if q.flags & _REQUEST_MOVED else None, q.move_id,
                 PyBytes_FromStringAndSize(<char *>q.flow, 16), (<bytes>q.peer).decode(),
                 PyBytes_FromStringAndSize(<char *>q.challenge, 32),
                 PyBytes_FromStringAndSize(<char *>q.block, 4096), q.reason))
@@ -334,6 +343,13 @@ cdef class Worker:
         a.connection_index, a.serial = connection
         memcpy(a.text, <const char *>line, len(line))
         a.text_bytes = len(line)
+        worker_respond(self.w, &a)
+
+    def move(self, connection):
+        cdef admission_response a
+        memset(&a, 0, sizeof(a))
+        a.kind = _MOVE
+        a.connection_index, a.serial = connection
         worker_respond(self.w, &a)
 
     def park(self, connection):

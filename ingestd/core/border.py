@@ -182,7 +182,7 @@ class FlowElsewhere(NamedTuple):
     Its descriptor belongs to whoever reads this: give it to that worker's adopt(), or close it.
     """
 
-    worker_index: int = 0
+    worker_index: int | None = 0  # None: any worker that has the listener
     fd: int = -1
 
 
@@ -261,6 +261,8 @@ class AdmissionRequest(NamedTuple):
     is_whole: bool  # ended: everything stored of it is durable
     is_stored: bool  # ended: this connection has stored something
     is_sealed: bool  # ended: and the flow with it
+    moved_fd: int | None  # ended by move(): the connection's, which belongs to whoever takes this
+    move_id: int  # hello: not in block, but known by the number that adopt() was given; else 0
     flow: bytes  # 16 bytes; of no meaning before the connection was admitted
     peer: str
     challenge: bytes  # 32 bytes, those of the greeting

@@ -82,7 +82,13 @@ static void loop_handle_command(struct worker *w, const struct command *c) {
         storage_fail(&w->storage, c->error, FAILED_LOST, 0);
         break;
     case COMMAND_ADOPT:
-        handover_take(&w->connections, c->adopt.listener_index, c->adopt.fd);
+        handover_take(&w->connections,
+                      (struct handed_over){.fd = c->adopt.fd,
+                                           .listener_index = c->adopt.listener_index,
+                                           .move_id = c->adopt.move_id});
+        break;
+    case COMMAND_PASS_ON:
+        listener_pass_on(&w->connections, c->pass_on.listener_index, c->pass_on.wanted);
         break;
     case COMMAND_SET_FLUSH_INTERVAL:
         w->storage.settings.flush_interval_ns = c->interval_ns;

@@ -57,6 +57,7 @@ struct worker *worker_create(const struct worker_settings *s) {
 /* Those of a loop that ended by a fault, and those that arrived too late for it. */
 static void worker_close_connections(struct worker *w) {
     struct command c;
+    struct admission_request q;
     for (uint32_t i = 0; i < w->table.used_upto; i++) {
         const struct connection *conn = &w->table.connections[i];
         if (conn->phase != CONNECTION_FREE && conn->fd >= 0)
@@ -65,6 +66,9 @@ static void worker_close_connections(struct worker *w) {
     while (mailbox_take(&w->reactor.mailbox, &c))
         if (c.kind == COMMAND_ADOPT)
             close(c.adopt.fd);
+    while (admission_take_request(&w->connections.admission, &q))
+        if (q.fd >= 0)
+            close(q.fd);
 }
 
 void worker_destroy(struct worker *w) {
@@ -114,8 +118,9 @@ int worker_add_listener(struct worker *w, const struct listener_settings *s) {
     };
     memcpy(l->name, s->name, sizeof l->name);
     memcpy(l->allow, s->allow, sizeof l->allow);
-    /* With zcrx, connections that other workers accepted come beside its own. */
-    uint64_t own_max = w->settings.engine == ENGINE_ZCRX ? UINT64_MAX : s->flows_max;
+    /* Connections that other workers accepted come beside its own. */
+    bool others = s->shared || w->settings.engine == ENGINE_ZCRX;
+    uint64_t own_max = others ? UINT64_MAX : s->flows_max;
     uint32_t sessions_max = (uint32_t)time_min(own_max, w->settings.flows_max);
     if (s->flows_per_peer_max > 0 && worker_count_peers(w) < 0)
         return -ENOMEM;

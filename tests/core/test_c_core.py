@@ -34,6 +34,14 @@ PROGRAMS = {
         CORE / "connection/listener.c",
         CORE / "connection/raw.c",
     ),
+    "test_listener": (
+        TESTS / "core" / "test_listener.c",
+        CORE / "base/socket.c",
+        CORE / "connection/connection.c",
+        CORE / "connection/handover.c",
+        CORE / "connection/listener.c",
+        CORE / "connection/raw.c",
+    ),
     # The kernel, the clock and the worker's parts are played by the test.
     "test_loop": (
         TESTS / "core" / "test_loop.c",
@@ -59,6 +67,7 @@ PROGRAMS = {
         CORE / "receive/engine.c",
         CORE / "receive/zcrx/zcrx.c",
         CORE / "connection/ingest/ingest.c",
+        CORE / "connection/ingest/requests.c",
         CORE / "connection/ingest/session_pool.c",
         CORE / "receive/zcrx/control.c",
         CORE / "receive/zcrx/pending.c",

@@ -169,7 +169,8 @@ uint64_t ingest_turn(struct connections *c) {
         abort();                                                                                   \
     }
 #define ANY __attribute__((unused))
-UNCALLED(handover_take, struct connections *c ANY, uint32_t listener_index ANY, int fd ANY)
+UNCALLED(handover_take, struct connections *c ANY, struct handed_over handed ANY)
+UNCALLED(listener_pass_on, struct connections *c ANY, uint32_t listener_index ANY, bool wanted ANY)
 UNCALLED(connection_discarded, struct connections *c ANY, struct connection *conn ANY,
          int result ANY)
 UNCALLED(connection_acknowledged, struct connections *c ANY, struct connection *conn ANY,

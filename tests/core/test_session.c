@@ -131,6 +131,27 @@ static void python_words_a_refusal(void) {
     CHECK_EQUAL(s.step, SESSION_ENDED);
 }
 
+/* One session ends with the move, and the next begins with the decision. */
+static void a_hello_is_moved(void) {
+    const struct admission_response away = {.kind = RESPONSE_MOVE, .serial = 7};
+    struct session s = begun();
+    asked(&s, came(&s, SESSION_BLOCK_BYTES), REQUEST_HELLO);
+    CHECK_EQUAL(answer(&s, &away).kind, SESSION_MOVE);
+    CHECK_EQUAL(s.step, SESSION_MOVED);
+    CHECK(!session_is_admitted(&s) && session_owes_report(&s));
+    s.pending = NOTE_ENDED;
+    session_requested(&s);
+    session_free(&s);
+
+    const struct admission_response here = {
+        .kind = RESPONSE_ADMIT, .serial = 8, .base_bytes = 5, .limit_bytes = UINT64_MAX};
+    s = (struct session){.pages = &pages, .serial = 8};
+    asked(&s, session_begin_moved(&s), REQUEST_HELLO);
+    CHECK_EQUAL(s.step, SESSION_HELLO_PENDING);
+    CHECK_EQUAL(answer(&s, &here).kind, SESSION_START);
+    CHECK_EQUAL(s.step, SESSION_PAYLOAD);
+}
+
 static void a_half_close_seals_where_nothing_was_stated(void) {
     struct session s = admitted(0, 100, UINT64_MAX);
     ends(&s, at(&s, SESSION_STREAM_ENDED, 150), FLOW_STATE_SEALED, CLOSE_REASON_NONE, 0);
@@ -355,6 +376,7 @@ int main(void) {
         TEST(a_hello_that_does_not_come_is_refused),
         TEST(a_late_hello_is_stopped_first),
         TEST(python_words_a_refusal),
+        TEST(a_hello_is_moved),
         TEST(a_half_close_seals_where_nothing_was_stated),
         TEST(a_stated_length_is_neither_more_nor_less),
         TEST(a_listeners_limit_is_no_length),

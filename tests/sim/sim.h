@@ -240,6 +240,7 @@ bool sender_states_length(uint32_t sender);
 bool sender_has_trailer(uint32_t sender);
 bool sender_waits(uint32_t sender);
 void sender_admitted(uint32_t sender, uint64_t base);
+void sender_moves(uint32_t sender);
 uint8_t common_byte(uint64_t at);
 void stream_bytes(const struct stream *s, uint64_t at, uint8_t *out, uint64_t bytes);
 uint32_t stream_crc(const struct stream *s, uint64_t bytes);
@@ -254,7 +255,7 @@ void border_drain(void);
 int sim_close(int fd);
 void border_close(void);
 bool border_has_ended_well(void);
-int border_adopt(int fd, uint32_t listener);
+void border_adopt(int fd, uint32_t listener, uint64_t move_id);
 bool border_allows(uint32_t listener, uint8_t host);
 
 /* --- sim_accounts.c: what needs the worker's inner fields --- */

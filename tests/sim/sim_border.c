@@ -19,6 +19,7 @@
 #define FAULT (w->reactor.fault)
 
 #define WAITING_MAX 256u
+#define MOVES_MAX 32u
 #define CALM_STEPS_MAX 60000u
 #define CALM_NS_MAX (120 * SECOND)
 
@@ -29,6 +30,13 @@ static struct waiting {
     bool is_parked;
 } waiting[WAITING_MAX];
 static uint32_t waiting_count;
+/* Hellos of connections that are moved, or were: by their place. */
+static struct move {
+    uint64_t serial; /* of the session that ends by it; 0: none does */
+    uint64_t id;     /* that its request will have; 0: the place is free */
+    uint8_t block[BLOCK];
+} moves[MOVES_MAX];
+static uint64_t move_ids;
 static bool is_full_told;
 static uint64_t next_wake_ns;
 /* Of the connections that were let in: whose they are. */
@@ -44,9 +52,9 @@ static void post(struct command c) {
     sim_log("command %u %d", c.kind, code);
 }
 
-int border_adopt(int fd, uint32_t listener) {
-    post((struct command){.kind = COMMAND_ADOPT, .adopt = {fd, listener}});
-    return 0;
+/* Behind a move it comes back, as if to the other worker: its hello is here. */
+void border_adopt(int fd, uint32_t listener, uint64_t move_id) {
+    post((struct command){.kind = COMMAND_ADOPT, .adopt = {fd, listener, move_id}});
 }
 
 /* --- Who is let in -------------------------------------------------------------------- */
@@ -197,16 +205,68 @@ static void admit(const struct admission_request *q, struct stream *s, uint32_t 
     worker_respond(w, &a);
 }
 
+static struct move *move_of_id(uint64_t id) {
+    struct move *m = moves;
+    while (m < moves + MOVES_MAX && m->id != id)
+        m++;
+    return m < moves + MOVES_MAX ? m : NULL;
+}
+
+/* False: too many are. */
+static bool move_away(const struct admission_request *q, const uint8_t *block) {
+    struct move *m = move_of_id(0);
+    if (m == NULL)
+        return false;
+    *m = (struct move){.serial = q->serial, .id = ++move_ids};
+    memcpy(m->block, block, sizeof m->block);
+    struct admission_response a = {
+        .kind = RESPONSE_MOVE, .connection_index = q->connection_index, .serial = q->serial};
+    sim_log("move %llu of %llu", (unsigned long long)m->id, (unsigned long long)q->serial);
+    worker_respond(w, &a);
+    return true;
+}
+
+/* It has ended: by its move, or before that. */
+static void note_move(const struct admission_request *q) {
+    struct move *m = moves;
+    while (m < moves + MOVES_MAX && m->serial != q->serial)
+        m++;
+    bool is_moved = (q->flags & REQUEST_MOVED) != 0;
+    if (is_moved != (q->fd >= 0) || (is_moved && m == moves + MOVES_MAX))
+        sim_fail("a connection is moved, and was not to be");
+    if (m == moves + MOVES_MAX)
+        return;
+    m->serial = 0;
+    if (is_moved && !sim_one_of(5)) {
+        border_adopt(q->fd, (uint32_t)q->listener_index, m->id);
+        return;
+    }
+    if (is_moved)
+        sim_close(q->fd); /* the other worker has done with it */
+    m->id = 0;
+}
+
 /* False: it waits for the connection that feeds the flow now. */
 static bool decide_hello(const struct admission_request *q) {
     uint32_t sender;
-    struct stream *s = stream_of_hello(q->block, &sender);
+    struct move *m = q->move_id != 0 ? move_of_id(q->move_id) : NULL;
+    if (q->move_id != 0 && m == NULL)
+        sim_fail("a move is not known");
+    uint8_t block[BLOCK];
+    memcpy(block, m != NULL ? m->block : q->block, sizeof block);
+    struct stream *s = stream_of_hello(block, &sender);
     struct live *other = live_of_stream(s);
     if (other != NULL) {
         if (sim_below(4) == 0)
             post((struct command){.kind = COMMAND_END_FLOW,
                                   .connection = {other->connection_index, other->serial}});
         return false;
+    }
+    if (m != NULL)
+        m->id = 0; /* the decision is made: nobody asks by it again */
+    if (!sim.calm && sim_one_of(6) && move_away(q, block)) {
+        sender_moves(sender);
+        return true;
     }
     bool fits = sender_waits(sender) || s->base_bytes == 0;
     if (s->is_sealed || !s->is_resumable || !fits || (!sim.calm && sim_one_of(20)))
@@ -248,6 +308,7 @@ static void forget_requests(uint64_t serial) {
 static void note_ended(const struct admission_request *q) {
     struct live *l = live_of(q->serial);
     forget_requests(q->serial);
+    note_move(q);
     if (l == NULL)
         return;
     struct stream *s = l->stream;
@@ -316,7 +377,11 @@ static void grant(void) {
 }
 
 static void some_command(void) {
-    switch (sim_below(5)) {
+    switch (sim_below(6)) {
+    case 5:
+        post((struct command){.kind = COMMAND_PASS_ON,
+                              .pass_on = {sim_below(LISTENERS_COUNT), sim_one_of(3)}});
+        break;
     case 0:
         post((struct command){.kind = COMMAND_SET_FLUSH_INTERVAL,
                               .interval_ns = MS + sim_time_below(200 * MS)});
@@ -363,7 +428,7 @@ static void read_events(void) {
         if (e.detail.kind == EVENT_FLOW_ELSEWHERE && sim_one_of(3))
             sim_close(e.detail.elsewhere.fd);           /* the other worker has done with it */
         else if (e.detail.kind == EVENT_FLOW_ELSEWHERE) /* ... or gives it back */
-            border_adopt(e.detail.elsewhere.fd, (uint32_t)e.listener_index);
+            border_adopt(e.detail.elsewhere.fd, (uint32_t)e.listener_index, 0);
         if (e.detail.kind == EVENT_STORE_FAILED)
             sim.store_failed = true;
     }
@@ -402,6 +467,8 @@ static void check_progress(void) {
         sim.calm_step = sim.step;
         sim.calm_ns = sim.now_ns;
         senders_calm();
+        for (uint32_t i = 0; i < LISTENERS_COUNT; i++)
+            post((struct command){.kind = COMMAND_PASS_ON, .pass_on = {i, false}});
         sim_log("calm");
     }
     if (sim.calm && !sim.draining && (senders_are_over() || sim.now_ns > sim.calm_ns + 40 * SECOND))

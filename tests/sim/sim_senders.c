@@ -191,6 +191,11 @@ void sender_admitted(uint32_t sender, uint64_t base) {
         plan_payload(s);
 }
 
+/* Whoever takes the connection counts it anew. */
+void sender_moves(uint32_t sender) {
+    sender_at(sender)->socket->is_served = false;
+}
+
 /* --- What they are told ------------------------------------------------------------------------
  */
 
@@ -353,7 +358,7 @@ static void connect_one(void) {
             s->has_trailer ? " trailer" : "");
     bool is_in = border_allows(is_ingest ? 1 : 0, s->socket->host); /* as the other worker saw */
     if (is_in && sim_one_of(12) && !sim.calm && !sim.draining)
-        border_adopt(socket_hand_over(s->socket), is_ingest ? 1 : 0);
+        border_adopt(socket_hand_over(s->socket), is_ingest ? 1 : 0, 0);
 }
 
 static void send_some(struct sender *s) {

@@ -125,6 +125,8 @@ def request(kind: RequestKind, connection: tuple[int, int], **fields: Any) -> An
             "is_whole": True,
             "is_stored": True,
             "is_sealed": False,
+            "moved_fd": None,
+            "move_id": 0,
             "flow": FLOW.bytes,
             "peer": "192.0.2.1:4000",
             "challenge": CHALLENGE,

@@ -32,6 +32,7 @@ enum command_kind {
     COMMAND_ADOPT = 8,
     COMMAND_END_FLOW = 9,
     COMMAND_FAIL_STORE = 10,
+    COMMAND_PASS_ON = 11,
 };
 
 struct command_segment {
@@ -47,6 +48,12 @@ struct command_idle_timeout {
 struct command_adopt {
     int fd;
     uint32_t listener_index;
+    uint64_t move_id; /* its hello is known to Python by this number; 0: it is new */
+};
+
+struct command_pass_on {
+    uint32_t listener_index;
+    bool wanted;
 };
 
 struct command_connection {
@@ -63,6 +70,7 @@ struct command {
         uint64_t interval_ns;                     /* SET_FLUSH_INTERVAL, SET_COMMIT_INTERVAL */
         struct command_idle_timeout idle_timeout; /* SET_IDLE_TIMEOUT */
         struct command_adopt adopt;               /* ADOPT */
+        struct command_pass_on pass_on;           /* PASS_ON */
         struct command_connection connection;     /* END_FLOW */
         int error;                                /* FAIL_STORE: an errno */
     };
@@ -115,9 +123,12 @@ struct event_segment {
     uint64_t sequence;
 };
 
+/* Whichever worker Python gives the connection to. */
+#define ELSEWHERE_ANY UINT32_MAX
+
 struct event_elsewhere {
-    uint32_t worker_index;
-    int fd; /* it belongs to whoever reads the event */
+    uint32_t worker_index; /* as its engine knows the other worker, or ELSEWHERE_ANY */
+    int fd;                /* it belongs to whoever reads the event */
 };
 
 struct event_hello {

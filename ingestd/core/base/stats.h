@@ -57,13 +57,15 @@
     X(accept_errors, "accepts that failed")                                                        \
     X(loop_turns, "turns of the loop")                                                             \
     X(loop_beat_ns, "gauge: CLOCK_MONOTONIC at the last turn, ns")                                 \
+    X(device_since_ns,                                                                             \
+      "gauge: CLOCK_MONOTONIC of the oldest write or flush under way, ns; 0: none")                \
     X(store_errno, "gauge: 0, or the errno that made the store fail")                              \
     X(store_is_full, "gauge: 1 when no segment can be had")                                        \
     X(chunks_lent, "gauge: chunks of the area that are not with the kernel")                       \
     X(rx_buf_len, "gauge: bytes of a chunk, 0 without zero-copy receive")                          \
     X(alloc_failures, "times the kernel reported that it found no chunk for a packet")             \
     X(flows_by_copy, "connections on an rx queue without zero copy, served by the kernel's copy")  \
-    X(flows_handed_away, "connections given to the worker whose rx queue they came by")            \
+    X(flows_handed_away, "connections given to another worker")                                    \
     X(area_hugepage_bytes, "gauge: bytes of the area on MAP_HUGETLB pages")
 
 struct stats {

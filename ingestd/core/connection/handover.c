@@ -21,21 +21,20 @@ static bool handover_has_room(const struct connections *c) {
            c->table->count + c->listener_count < c->table->capacity;
 }
 
-void handover_take(struct connections *c, uint32_t listener_index, int fd) {
+void handover_take(struct connections *c, struct handed_over handed) {
     struct handover *h = &c->handover;
-    struct listener *l = handover_listener_for(c, listener_index);
-    if (l == NULL) { /* all workers of a store have the same ones */
+    struct listener *l = handover_listener_for(c, handed.listener_index);
+    if (l == NULL) { /* all workers of a listener's stores have it */
         STAT_ADD(c->reactor, flows_refused, 1);
-        close(fd);
+        close(handed.fd);
     } else if (c->draining || l->stopped) {
-        listener_turn_away(c, l, fd, CLOSE_REASON_SHUTDOWN);
+        listener_turn_away(c, l, handed.fd, CLOSE_REASON_SHUTDOWN);
     } else if (h->count == 0 && handover_has_room(c)) {
-        listener_adopt(c, l, fd);
+        listener_adopt(c, l, &handed);
     } else if (h->count == HANDOVER_WAITING_MAX) {
-        listener_turn_away(c, l, fd, CLOSE_REASON_LIMIT);
+        listener_turn_away(c, l, handed.fd, CLOSE_REASON_LIMIT);
     } else {
-        h->waiting[(h->first + h->count++) % HANDOVER_WAITING_MAX] =
-            (struct handed_over){fd, listener_index};
+        h->waiting[(h->first + h->count++) % HANDOVER_WAITING_MAX] = handed;
     }
 }
 
@@ -49,7 +48,7 @@ static struct handed_over handover_take_first(struct handover *h) {
 void handover_turn(struct connections *c) {
     while (c->handover.count > 0 && handover_has_room(c)) {
         struct handed_over next = handover_take_first(&c->handover);
-        listener_adopt(c, handover_listener_for(c, next.listener_index), next.fd);
+        listener_adopt(c, handover_listener_for(c, next.listener_index), &next);
     }
 }
 

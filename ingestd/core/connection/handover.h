@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Connections that another worker has accepted and that arrived by our rx queue.
+ * Connections that another worker has accepted: they arrived by our rx queue, or its store takes
+ * none, or ours has the flow.
  *
  * They begin as those that we accept. Where there is no room they wait in their order,
  * as they would in a listener's backlog. Owned by the worker's thread. Invariant: each is
@@ -17,6 +18,7 @@
 struct handed_over {
     int fd;
     uint32_t listener_index; /* the daemon's number */
+    uint64_t move_id;        /* its hello is known to Python by this number; 0: it is new */
 };
 
 struct handover {
@@ -26,7 +28,7 @@ struct handover {
 
 struct connections;
 
-void handover_take(struct connections *c, uint32_t listener_index, int fd);
+void handover_take(struct connections *c, struct handed_over handed);
 /* Once a turn: begins those that there is room for. */
 void handover_turn(struct connections *c);
 /* No more are begun: those that wait are refused by a line. */

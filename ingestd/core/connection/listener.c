@@ -163,7 +163,9 @@ static bool listener_is_elsewhere(struct connections *c, struct connection *conn
     return false;
 }
 
-static void listener_begin(struct connections *c, struct listener *l, int fd, bool adopted) {
+/* handed: by another worker; NULL: accepted here. */
+static void listener_begin(struct connections *c, struct listener *l, int fd,
+                           const struct handed_over *handed) {
     struct connection *conn = connection_table_take(c->table);
     assert(conn != NULL); /* an accept is armed only while there is room */
     conn->fd = fd;
@@ -175,7 +177,8 @@ static void listener_begin(struct connections *c, struct listener *l, int fd, bo
     listener_make_id(c, conn->stream.id);
     listener_note_opening(conn, l);
     conn->checksummed = c->settings.checksum;
-    conn->adopted = adopted;
+    conn->adopted = handed != NULL;
+    conn->move_id = handed != NULL ? handed->move_id : 0;
     listener_count_connection(l, 1);
     if (listener_is_elsewhere(c, conn))
         return; /* the worker that it belongs to counts it, and greets it */
@@ -191,6 +194,25 @@ static void listener_begin(struct connections *c, struct listener *l, int fd, bo
         connection_interrupt(c, conn, CLOSE_REASON_SHUTDOWN, true);
 }
 
+static bool listener_has_room(const struct connections *c, const struct listener *l) {
+    return l->connection_count < l->flows_max &&
+           c->table->count < c->receiver->connections_at_once_max &&
+           c->table->count + c->listener_count < c->table->capacity;
+}
+
+/* It has no entry in the table, which may be full. Where its event finds no room, its reader is
+ * far behind: then the sender is to come back later. */
+static void listener_give_away(struct connections *c, struct listener *l, int fd) {
+    struct connection conn = {.listener = (uint8_t)(l - c->listeners)};
+    listener_note_peer(&conn, &l->peer);
+    const struct event_detail elsewhere = {.kind = EVENT_FLOW_ELSEWHERE,
+                                           .elsewhere = {ELSEWHERE_ANY, fd}};
+    if (connection_event(c, &conn, elsewhere))
+        STAT_ADD(c->reactor, flows_handed_away, 1);
+    else
+        listener_turn_away(c, l, fd, CLOSE_REASON_LIMIT);
+}
+
 void listener_accepted(struct connections *c, uint32_t listener, int result) {
     struct listener *l = &c->listeners[listener];
     assert(l->accepting);
@@ -200,8 +222,14 @@ void listener_accepted(struct connections *c, uint32_t listener, int result) {
         listener_accept_failed(c, l, -result);
         return;
     }
-    if (l->allow_count == 0 || listener_admits(c, l, result))
-        listener_begin(c, l, result, false);
+    if (l->allow_count != 0 && !listener_admits(c, l, result))
+        return;
+    if (l->passing && !l->stopped)
+        listener_give_away(c, l, result);
+    else if (l->roomless && !listener_has_room(c, l))
+        listener_turn_away(c, l, result, CLOSE_REASON_LIMIT);
+    else
+        listener_begin(c, l, result, NULL);
 }
 
 static void listener_find_peer(int fd, struct sockaddr_storage *peer) {
@@ -211,10 +239,10 @@ static void listener_find_peer(int fd, struct sockaddr_storage *peer) {
         peer->ss_family = AF_UNSPEC; /* it has gone: unknown */
 }
 
-void listener_adopt(struct connections *c, struct listener *l, int fd) {
+void listener_adopt(struct connections *c, struct listener *l, const struct handed_over *handed) {
     struct sockaddr_storage accepting = l->peer; /* an accept may be under way */
-    listener_find_peer(fd, &l->peer);
-    listener_begin(c, l, fd, true);
+    listener_find_peer(handed->fd, &l->peer);
+    listener_begin(c, l, handed->fd, handed);
     l->peer = accepting;
 }
 
@@ -233,15 +261,21 @@ void listener_turn_away(struct connections *c, struct listener *l, int fd, uint8
 }
 
 static uint64_t listener_accept_more(struct connections *c, struct listener *l) {
-    bool room = l->connection_count < l->flows_max &&
-                c->table->count < c->receiver->connections_at_once_max &&
-                c->table->count + c->listener_count < c->table->capacity;
-    if (l->stopped || l->accepting || !room)
+    bool room = listener_has_room(c, l);
+    if (l->stopped || l->accepting || !(room || l->passing))
         return TIME_NEVER;
     if (l->retry_ns > c->reactor->now_ns)
         return l->retry_ns;
     listener_arm_accept(c, l);
+    l->roomless = !room;
     return TIME_NEVER;
+}
+
+void listener_pass_on(struct connections *c, uint32_t listener_index, bool wanted) {
+    for (uint32_t i = 0; i < c->listener_count; i++)
+        if (c->listeners[i].index == listener_index)
+            c->listeners[i].passing = wanted;
+    c->accepts_ns = 0; /* more, or fewer, may be armed */
 }
 
 uint64_t listeners_turn(struct connections *c) {

@@ -4,6 +4,8 @@
  *
  * accept -> network and peer -> this worker's or another one's -> its protocol begins. Owned
  * by the worker's thread. Invariants:
+ *  - A listener that passes on begins nothing that it accepts itself, and its accepts wait for
+ *    no room here: Python gives each connection to another worker.
  *  - One accept per listener is under way, and only while there is room.
  *  - A connection that is admitted has its listener's protocol until it is freed; one that
  *    is denied is closed and counted, and their number is reported once a second.
@@ -16,6 +18,7 @@
 #include <stdint.h>
 
 #include "receive/engine.h"
+#include "connection/handover.h"
 #include "connection/ingest/session_pool.h"
 #include "connection/network.h"
 #include "connection/peers.h"
@@ -38,6 +41,7 @@ struct listener_settings {
     bool authenticates;
     char name[LISTENER_NAME_BYTES]; /* ends with a zero byte */
     uint32_t allow_count;           /* any protocol; 0: every network */
+    bool shared;                    /* workers of other stores have it too, and hand over to us */
     struct network allow[NETWORKS_MAX];
 };
 
@@ -75,6 +79,8 @@ struct listener {
     bool accepting;    /* an accept is under way */
     bool cancelling;   /* ... and being cancelled */
     bool stopped;      /* no more accepts */
+    bool passing;      /* what it accepts is for another worker */
+    bool roomless;     /* ... and so the accept under way has no room kept for it */
     uint64_t retry_ns; /* not before, after an accept failed */
     struct sockaddr_storage peer;
     socklen_t peer_bytes;
@@ -92,8 +98,10 @@ static inline uint32_t listener_connections(const struct listener *l) {
 
 /* Its accept is complete: a descriptor, or -errno. */
 void listener_accepted(struct connections *c, uint32_t listener, int result);
-/* A connection that another worker accepted and that arrived by our rx queue; there is room. */
-void listener_adopt(struct connections *c, struct listener *l, int fd);
+/* A connection that another worker accepted; there is room. */
+void listener_adopt(struct connections *c, struct listener *l, const struct handed_over *handed);
+/* What the listener of that number accepts from now on is for another worker, or ours again. */
+void listener_pass_on(struct connections *c, uint32_t listener_index, bool wanted);
 /* A connection that cannot become a flow is sent the reason (enum close_reason), counted, and
  * closed. */
 void listener_turn_away(struct connections *c, struct listener *l, int fd, uint8_t reason);

@@ -103,6 +103,7 @@ struct connection {
     int report_result;
     uint32_t report_next;
     struct session *session;   /* protocol ingest; else NULL */
+    uint64_t move_id;          /* its hello is known to Python by this number; 0: to nobody */
     uint64_t base_bytes;       /* where this connection began in the flow */
     uint64_t limit_bytes;      /* nothing behind it is received as payload; UINT64_MAX: none */
     uint64_t received_bytes;   /* all of these count from the flow's first byte */

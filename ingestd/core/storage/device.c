@@ -13,6 +13,7 @@
 
 #define STORE_FILE 0 /* index of the store in the ring's file table */
 #define AREA_BUFFER 0
+#define DEVICE_AGE_NS 100000000ull /* each look passes over all writes */
 
 int device_open(struct storage *s, uint32_t write_count) {
     struct device *d = &s->device;
@@ -79,6 +80,31 @@ void device_flush(struct storage *s) {
     io_uring_prep_fsync(sqe, s->settings.store_fd, IORING_FSYNC_DATASYNC);
     s->device.flush_in_flight = true;
     s->device.flush_submitted_ns = s->reactor->now_ns;
+}
+
+static uint64_t device_oldest_ns(const struct storage *s) {
+    const struct device *d = &s->device;
+    uint64_t oldest_ns = d->flush_in_flight ? d->flush_submitted_ns : UINT64_MAX;
+    uint32_t left = d->in_flight;
+    for (uint32_t i = 0; i < d->write_count && left > 0; i++) {
+        if (!d->writes[i].in_flight)
+            continue;
+        oldest_ns = time_min(oldest_ns, d->writes[i].submitted_ns);
+        left--;
+    }
+    assert(left == 0);
+    return oldest_ns;
+}
+
+void device_publish_age(struct storage *s) {
+    struct device *d = &s->device;
+    if (d->in_flight == 0 && !d->flush_in_flight) {
+        STAT_SET(s->reactor, device_since_ns, 0);
+        d->age_due_ns = 0;
+    } else if (s->reactor->now_ns >= d->age_due_ns) {
+        STAT_SET(s->reactor, device_since_ns, device_oldest_ns(s));
+        d->age_due_ns = s->reactor->now_ns + DEVICE_AGE_NS;
+    }
 }
 
 int device_lost(const struct storage *s) {

@@ -58,7 +58,8 @@ struct device {
     uint32_t batches_in_flight;
     bool flush_in_flight;
     uint64_t flush_submitted_ns;
-    bool writev_fixed; /* the kernel has WRITEV_FIXED */
+    uint64_t age_due_ns; /* all are not looked at before */
+    bool writev_fixed;   /* the kernel has WRITEV_FIXED */
 };
 
 enum device_outcome {
@@ -79,6 +80,9 @@ void device_submit(struct storage *s, struct device_write *d);
 void device_submit_single(struct storage *s, struct device_write *d, void *data, uint64_t bytes,
                           uint64_t offset);
 void device_flush(struct storage *s);
+
+/* Publishes when the oldest write or flush under way was submitted, as of 100 ms ago at most. */
+void device_publish_age(struct storage *s);
 
 /* Why what is written can never be read again: EIDRM, the file was deleted;
  * ENODATA, it was cut off; 0: it can. One fstat(2), no access to the device. */

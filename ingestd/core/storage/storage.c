@@ -327,6 +327,7 @@ static void storage_publish(struct storage *s) {
     STAT_SET(s->reactor, writes_in_flight, s->device.batches_in_flight);
     STAT_SET(s->reactor, segments_ready, s->writer.ready_count);
     STAT_SET(s->reactor, store_is_full, storage_is_exhausted(s));
+    device_publish_age(s);
 }
 
 /* A flush may be complete. False: of a file that was deleted or cut off all writes succeed,

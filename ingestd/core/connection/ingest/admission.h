@@ -41,6 +41,7 @@ enum request_kind {
 #define REQUEST_WHOLE 2u   /* ended: everything stored of it is durable */
 #define REQUEST_STORED 4u  /* ended: this connection has stored something */
 #define REQUEST_SEALED 8u  /* ended: and the flow with it */
+#define REQUEST_MOVED 16u  /* ended: by RESPONSE_MOVE; fd belongs to whoever takes the note */
 
 struct admission_request {
     uint32_t kind;
@@ -51,6 +52,8 @@ struct admission_request {
     uint64_t bytes_count; /* trailer: of the payload; ended: durable ones */
     uint32_t crc;         /* the flow's chain at bytes_count, for a connection that resumes it */
     uint32_t reason;      /* ended: enum close_reason, if it was not sealed */
+    int fd;               /* ended by a move: the connection's; else -1 */
+    uint64_t move_id;     /* hello: not in block, but known by the number of a move; 0: in block */
     uint8_t flow[16];
     char peer[REQUEST_PEER_BYTES];
     uint8_t challenge[SESSION_CHALLENGE_BYTES];
@@ -61,6 +64,7 @@ enum response_kind {
     RESPONSE_ADMIT = 1,  /* the flow begins, or is resumed */
     RESPONSE_REFUSE = 2, /* text is the line to send before hanging up */
     RESPONSE_SEAL = 3,   /* the trailer is right; crc is the sender's, if it has one */
+    RESPONSE_MOVE = 4,   /* the hello is for another worker: a note brings the descriptor */
 };
 
 #define RESPONSE_HAS_CRC 1u      /* admit: crc is that of all bytes before; seal: the sender's */

@@ -14,6 +14,7 @@
 #include "connection/connection.h"
 #include "connection/event.h"
 #include "connection/ingest/lines.h"
+#include "connection/ingest/requests.h"
 #include "connection/connections.h"
 
 /* A last line that finds no room in the socket for so long is dropped. */
@@ -90,10 +91,14 @@ static void ingest_send_next(struct connections *c, struct connection *conn) {
     ingest_send(c, conn);
 }
 
+static void ingest_on_move(struct connections *c, struct connection *conn);
+
 static void ingest_line_sent(struct connections *c, struct connection *conn, int result) {
     struct outbox *o = &conn->session->outbox;
     switch (outbox_sent(o, result)) {
     case OUTBOX_WAIT:
+        if (conn->session->moves && conn->phase == CONNECTION_PENDING)
+            ingest_on_move(c, conn);
         break;
     case OUTBOX_NEXT:
         ingest_send_next(c, conn);
@@ -124,69 +129,9 @@ static void ingest_advanced(struct connections *c, struct connection *conn) {
         connection_ack_add(c->table, &ingest_listener(c, conn)->acks_pending, conn);
 }
 
-/* --- Requests to Python -------------------------------------------------------- */
-
-static bool ingest_send_request(struct connections *c, struct connection *conn) {
-    struct session *s = conn->session;
-    struct admission_request q = {
-        .kind = s->pending,
-        .connection_index = conn->index,
-        .serial = s->serial,
-        .listener_index = (int32_t)ingest_listener(c, conn)->index,
-        .bytes_count =
-            s->pending == NOTE_ENDED ? conn->stream.durable_bytes : conn->stream.stored_bytes,
-        .crc = conn->stream.crc,
-        .reason = s->pending == NOTE_ENDED ? conn->reason : CLOSE_REASON_NONE,
-    };
-    bool whole = conn->stream.durable_bytes == conn->stream.stored_bytes;
-    q.flags = (conn->checksummed ? REQUEST_HAS_CRC : 0) | (whole ? REQUEST_WHOLE : 0) |
-              (conn->stream.opened ? REQUEST_STORED : 0) |
-              (conn->ended && conn->state == FLOW_STATE_SEALED ? REQUEST_SEALED : 0);
-    memcpy(q.flow, conn->stream.id, sizeof q.flow);
-    connection_format_peer(conn, q.peer, sizeof q.peer);
-    memcpy(q.challenge, s->challenge, sizeof q.challenge);
-    memcpy(q.block, s->pages->block, sizeof q.block);
-    if (!admission_send(&c->admission, &q))
-        return false;
-    session_requested(s);
-    c->reactor->mailbox.event_pending = true; /* its reader takes requests too */
-    return true;
-}
-
-static struct connection_list *ingest_backlog(struct connections *c, uint8_t request) {
-    return request == REQUEST_HELLO ? &c->hello_backlog : &c->admission_backlog;
-}
-
-/* The connection is in no list linked by `idle` then, so that it can wait in this one. */
-static void ingest_request(struct connections *c, struct connection *conn, uint8_t request) {
-    struct connection_list *before = ingest_backlog(c, request);
-    conn->session->pending = request;
-    if (before->count > 0 || !ingest_send_request(c, conn))
-        connection_idle_touch(c->table, before, conn);
-}
-
-static void ingest_withdraw(struct connections *c, struct connection *conn) {
-    struct session *s = conn->session;
-    if (s->pending == 0)
-        return;
-    connection_idle_remove(c->table, ingest_backlog(c, s->pending), conn);
-    s->pending = 0;
-}
-
-static void ingest_send_backlog(struct connections *c, struct connection_list *waiting) {
-    while (waiting->head != CONNECTION_NONE) {
-        struct connection *conn = &c->table->connections[waiting->head];
-        if (!ingest_send_request(c, conn))
-            return;
-        connection_idle_remove(c->table, waiting, conn);
-        if (conn->phase == CONNECTION_GONE)
-            connection_try_free(c, conn);
-    }
-}
-
 static void ingest_report_end(struct connections *c, struct connection *conn) {
     if (session_owes_report(conn->session))
-        ingest_request(c, conn, NOTE_ENDED);
+        requests_put(c, conn, NOTE_ENDED);
 }
 
 /* --- What sessions say ------------------------------------------------------------ */
@@ -197,7 +142,7 @@ static void ingest_leave_lists(struct connections *c, struct connection *conn) {
     if (conn->phase == CONNECTION_HELLO)
         connection_idle_remove(c->table, &l->greeting, conn);
     else if (conn->phase == CONNECTION_PENDING)
-        ingest_withdraw(c, conn);
+        requests_withdraw(c, conn);
     else
         connection_idle_remove(c->table, &l->idle, conn);
 }
@@ -208,6 +153,19 @@ static void ingest_receive_block(struct connections *c, struct connection *conn)
         connection_set_phase(conn, CONNECTION_TAIL);
     }
     c->engine->receive_block(c->receiver, conn);
+}
+
+/* Its descriptor goes with the note of its end; until there is room for that, it stays here. */
+static void ingest_move(struct connections *c, struct connection *conn) {
+    assert(conn->phase == CONNECTION_PENDING && engine_has_nothing(conn));
+    assert(conn->session->outbox.step == OUTBOX_READY);
+    ingest_leave_lists(c, conn);
+    conn->ended = true;
+    conn->state = FLOW_STATE_INTERRUPTED;
+    connection_set_phase(conn, CONNECTION_GONE);
+    STAT_ADD(c->reactor, flows_handed_away, 1);
+    ingest_report_end(c, conn);
+    connection_try_free(c, conn);
 }
 
 static void ingest_do(struct connections *c, struct connection *conn, struct session_act act) {
@@ -225,7 +183,7 @@ static void ingest_do(struct connections *c, struct connection *conn, struct ses
         ingest_leave_lists(c, conn);
         connection_wait(c->table, conn, QUEUE_NONE, c->reactor->now_ns);
         connection_set_phase(conn, CONNECTION_PENDING);
-        ingest_request(c, conn, act.request);
+        requests_put(c, conn, act.request);
         break;
     case SESSION_STOP:
         connection_idle_remove(c->table, &ingest_listener(c, conn)->greeting, conn);
@@ -235,6 +193,9 @@ static void ingest_do(struct connections *c, struct connection *conn, struct ses
         ingest_leave_lists(c, conn);
         connection_end(c, conn, act.end.state, act.end.reason, act.end.error);
         break;
+    case SESSION_MOVE:
+        ingest_move(c, conn);
+        break;
     }
 }
 
@@ -243,14 +204,10 @@ static void ingest_on(struct connections *c, struct connection *conn,
     ingest_do(c, conn, session_on(conn->session, in));
 }
 
-static void ingest_begin(struct connections *c, struct connection *conn) {
+static void ingest_greet(struct connections *c, struct connection *conn) {
     struct listener *l = ingest_listener(c, conn);
-    struct session *s = session_pool_take(&l->sessions);
-    c->session_count++;
-    conn->session = s;
-    conn->block = &s->block;
+    struct session *s = conn->session;
     connection_set_phase(conn, CONNECTION_HELLO);
-    s->serial = ++c->session_serial;
     size_t have = 0;
     while (have < sizeof s->challenge) {
         ssize_t n = getrandom(s->challenge + have, sizeof s->challenge - have, 0);
@@ -260,6 +217,19 @@ static void ingest_begin(struct connections *c, struct connection *conn) {
     size_t bytes = line_greeting(l->authenticates, s->challenge, conn->line, sizeof conn->line);
     outbox_put(&s->outbox, conn->line, (uint16_t)bytes);
     ingest_send(c, conn);
+}
+
+static void ingest_begin(struct connections *c, struct connection *conn) {
+    struct session *s = session_pool_take(&ingest_listener(c, conn)->sessions);
+    c->session_count++;
+    conn->session = s;
+    conn->block = &s->block;
+    s->serial = ++c->session_serial;
+    if (conn->move_id != 0) { /* another worker has greeted it */
+        ingest_do(c, conn, session_begin_moved(s));
+        return;
+    }
+    ingest_greet(c, conn);
     ingest_do(c, conn, session_begin(s));
 }
 
@@ -341,8 +311,25 @@ static void ingest_admit(struct connections *c, struct connection *conn,
         ingest_do(c, conn, act);
 }
 
+/* Nothing of ours is to be under way when its descriptor is given away. */
+static void ingest_on_move(struct connections *c, struct connection *conn) {
+    struct session *s = conn->session;
+    const struct admission_response move = {.kind = RESPONSE_MOVE, .serial = s->serial};
+    struct session_input in = {.kind = SESSION_RESPONSE, .response = &move};
+    s->moves = s->outbox.step == OUTBOX_SENDING || s->outbox.step == OUTBOX_CUT;
+    if (s->moves)
+        return;
+    if (outbox_failed(&s->outbox))
+        in = (struct session_input){.kind = SESSION_STOPPED, .reason = CLOSE_REASON_PEER};
+    ingest_on(c, conn, &in);
+}
+
 static void ingest_on_response(struct connections *c, struct connection *conn,
                                const struct admission_response *a) {
+    if (a->kind == RESPONSE_MOVE) {
+        ingest_on_move(c, conn);
+        return;
+    }
     struct session_input in = {.kind = SESSION_RESPONSE, .response = a};
     if (a->kind == RESPONSE_ADMIT &&
         (storage_error(c->storage) || storage_is_exhausted(c->storage))) {
@@ -418,8 +405,7 @@ static uint64_t ingest_end_unread(struct connections *c) {
 }
 
 uint64_t ingest_turn(struct connections *c) {
-    ingest_send_backlog(c, &c->admission_backlog);
-    ingest_send_backlog(c, &c->hello_backlog);
+    requests_turn(c);
     uint64_t next_ns = ingest_end_unread(c);
     for (uint32_t i = 0; i < c->listener_count; i++) {
         next_ns = time_min(next_ns, ingest_end_silent_hellos(c, &c->listeners[i]));

@@ -23,18 +23,20 @@ static const char *const session_names[SESSION_STEPS_COUNT] = {
     [SESSION_TRAILER_PENDING] = "TRAILER_PENDING",
     [SESSION_ENDED] = "ENDED",
     [SESSION_REFUSED] = "REFUSED",
+    [SESSION_MOVED] = "MOVED",
 };
 
 /* Which steps follow each. */
 static const uint32_t session_next[SESSION_STEPS_COUNT] = {
-    [SESSION_FREE] = STEP(HELLO),
+    [SESSION_FREE] = STEP(HELLO) | STEP(HELLO_PENDING),
     [SESSION_HELLO] = STEP(HELLO_PENDING) | STEP(REFUSED),
-    [SESSION_HELLO_PENDING] = STEP(PAYLOAD) | STEP(REFUSED),
+    [SESSION_HELLO_PENDING] = STEP(PAYLOAD) | STEP(REFUSED) | STEP(MOVED),
     [SESSION_PAYLOAD] = STEP(TAIL) | STEP(TRAILER_PENDING) | STEP(ENDED),
     [SESSION_TAIL] = STEP(TRAILER_PENDING) | STEP(ENDED),
     [SESSION_TRAILER_PENDING] = STEP(ENDED),
     [SESSION_ENDED] = STEP(FREE),
     [SESSION_REFUSED] = STEP(FREE),
+    [SESSION_MOVED] = STEP(FREE),
 };
 
 /* In which steps each input may come. */
@@ -127,10 +129,20 @@ static struct session_act session_end_with(struct session *s, enum session_error
 
 /* --- Hello ------------------------------------------------------------------------------ */
 
+static void session_set_block(struct session *s) {
+    s->block = (struct receive_block){.memory = s->pages->block, .bytes_max = SESSION_BLOCK_BYTES};
+}
+
 struct session_act session_begin(struct session *s) {
     session_set_step(s, SESSION_HELLO);
-    s->block = (struct receive_block){.memory = s->pages->block, .bytes_max = SESSION_BLOCK_BYTES};
+    session_set_block(s);
     return session_receive();
+}
+
+struct session_act session_begin_moved(struct session *s) {
+    session_set_step(s, SESSION_HELLO_PENDING);
+    session_set_block(s);
+    return session_request(REQUEST_HELLO);
 }
 
 static struct session_act session_hello_received(struct session *s, uint64_t bytes) {
@@ -225,6 +237,10 @@ static struct session_act session_on_response(struct session *s,
     if (a->kind == RESPONSE_REFUSE)
         return session_refuse(s, a);
     bool is_hello = s->step == SESSION_HELLO_PENDING;
+    if (a->kind == RESPONSE_MOVE) {
+        session_set_step(s, SESSION_MOVED);
+        return (struct session_act){.kind = SESSION_MOVE};
+    }
     assert(a->kind == (is_hello ? RESPONSE_ADMIT : RESPONSE_SEAL));
     return is_hello ? session_admit(s, a) : session_seal(s, a);
 }

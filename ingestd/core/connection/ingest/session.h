@@ -2,7 +2,8 @@
  *
  * A session: the state machine of a connection of protocol `ingest`. Pure.
  *
- * hello block -> Python decides -> payload, which is the engine's -> trailer -> end.
+ * hello block -> Python decides -> payload, which is the engine's -> trailer -> end. Or Python
+ * moves it to a worker that has the flow, where another session begins with the decision.
  * An input says what has happened; the act that is returned, what the connection is to
  * do next. No system call, no clock, and nothing of the worker. Owned by the worker's
  * thread. Invariants:
@@ -37,6 +38,7 @@ enum session_step {
     SESSION_TRAILER_PENDING, /* Python compares the trailer */
     SESSION_ENDED,           /* the flow has ended, and the sender gets its last line */
     SESSION_REFUSED,         /* it never became a flow; the sender gets its last line */
+    SESSION_MOVED,           /* another worker has the connection, and its sender hears nothing */
     SESSION_STEPS_COUNT
 };
 
@@ -85,6 +87,7 @@ enum session_act_kind {
     SESSION_REQUEST,       /* request: is to be sent to Python */
     SESSION_STOP,          /* for a reason: then SESSION_STOPPED, when no receive is under way */
     SESSION_END,           /* state, reason, error: of the flow's end */
+    SESSION_MOVE,          /* its descriptor goes to Python with the note of its end */
 };
 
 struct session_act {
@@ -123,6 +126,7 @@ struct session {
     bool length_known; /* limit_bytes is the length that the sender announced */
     bool has_trailer;  /* a trailer follows the payload */
     bool has_sender_crc;
+    bool moves; /* it is to be moved as soon as its line has left */
     uint32_t sender_crc;
     struct receive_block block;
     uint64_t limit_bytes; /* the most that the flow may have */
@@ -134,6 +138,8 @@ struct session {
 
 /* A connection was accepted; challenge and serial are set. Its hello is to be received. */
 struct session_act session_begin(struct session *s);
+/* The same, behind a move: its hello has come elsewhere, and Python knows it. */
+struct session_act session_begin_moved(struct session *s);
 struct session_act session_on(struct session *s, const struct session_input *in);
 /* It goes back to its pool. */
 void session_free(struct session *s);
