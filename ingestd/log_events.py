@@ -99,7 +99,7 @@ class LogEvent(Enum):
     FLOW_HANDED_OVER = (
         "flow_handed_over",
         "debug",
-        "a connection was handed over to the worker whose rx queue it arrived by",
+        "a connection was handed over to the worker that is to have it",
     )
     ACCEPT_FAILED = "accept_failed", "warning", "the kernel could not hand over a connection"
     SEGMENT_OPENED = "segment_opened", "debug", "a worker begins to fill a segment"
@@ -174,6 +174,16 @@ class LogEvent(Enum):
         "store_failed",
         "error",
         "the device failed, or the store is gone; nothing more is acknowledged",
+    )
+    STORE_OUT = (
+        "store_out",
+        "warning",
+        "a store takes no new flows; the reason, one of failed, full, stalled, drained",
+    )
+    STORE_BACK = (
+        "store_back",
+        "info",
+        "a reason why a store took no new flows is gone; whether it takes them again",
     )
     STORE_MOVED = (
         "store_moved",

@@ -28,6 +28,7 @@ def crosscheck(settings: Settings, cpus_online: frozenset[int]) -> list[Problem]
     return [
         *_check_presence(settings),
         *_check_store_names(settings),
+        *_check_placement(settings),
         *_check_listener_counts(settings),
         *_check_cpus(settings, cpus_online),
         *_check_areas(settings),
@@ -52,16 +53,38 @@ def _check_presence(settings: Settings) -> Iterator[Problem]:
 def _check_store_names(settings: Settings) -> Iterator[Problem]:
     known = ", ".join(settings.store)
     for name, listener in settings.listener.items():
-        key = f"listener.{name}.store"
-        if not listener.store and len(settings.store) > 1:
+        key = f"listener.{name}.{'stores' if listener.stores else 'store'}"
+        if not listener.store_names and len(settings.store) > 1:
             yield Problem(key, f"is missing: with several stores, name one of {known}")
-        elif listener.store and settings.store and listener.store not in settings.store:
-            yield Problem(key, f'there is no store "{listener.store}": name one of {known}')
+        for store_name in listener.store_names if settings.store else ():
+            if store_name not in settings.store:
+                yield Problem(key, f'there is no store "{store_name}": name one of {known}')
+
+
+def _check_placement(settings: Settings) -> Iterator[Problem]:
+    engine = settings.engine
+    for name, listener in settings.listener.items():
+        key = f"listener.{name}.stores"
+        if listener.store and listener.stores:
+            yield Problem(key, "and store are both given: name one store, or several in stores")
+        if len(set(listener.stores)) != len(listener.stores):
+            yield Problem(key, "names a store twice")
+        if listener.placement == "spread":
+            continue
+        key = f"listener.{name}.placement"
+        if len(listener.stores) < 2:
+            yield Problem(key, "needs several stores: name them in stores")
+        if engine.kind == "zcrx" and engine.interface is not None:
+            yield Problem(
+                key,
+                'must be "spread" with engine.kind = "zcrx": the network card decides by which'
+                " rx queue, and so in which store, a connection arrives",
+            )
 
 
 def _check_listener_counts(settings: Settings) -> Iterator[Problem]:
     for name in settings.store:
-        count = sum(listener.store == name for listener in settings.listener.values())
+        count = len(settings.listeners_of(name))
         if count > LISTENERS_MAX:
             yield Problem(f"store.{name}", f"has {count} listeners, at most {LISTENERS_MAX} can be")
 

@@ -16,6 +16,8 @@ RUN_TIME_KEYS: Final = (
     "daemon.drain_timeout_s",
     "store.*.flush_interval_s",
     "store.*.commit_interval_s",
+    "store.*.stall_after_s",
+    "store.*.drain",
     "listener.*.idle_timeout_s",
 )
 

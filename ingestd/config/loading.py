@@ -122,7 +122,7 @@ def _name_stores(settings: Settings) -> Settings:
         return settings
     (only,) = settings.store
     named = {
-        name: listener if listener.store else listener.model_copy(update={"store": only})
+        name: listener if listener.store_names else listener.model_copy(update={"store": only})
         for name, listener in settings.listener.items()
     }
     return settings.model_copy(update={"listener": named})

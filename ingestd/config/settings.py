@@ -169,15 +169,19 @@ class StoreSettings(_Section):
     flows_max: int = Field(default=16384, ge=1, le=262144)
     flush_interval_s: float = Field(default=0.05, ge=0.001, le=60)
     commit_interval_s: float = Field(default=0.2, ge=0.001, le=60)
+    stall_after_s: float = Field(default=10, ge=1, le=3600)
+    drain: bool = False
     direct_io: DirectIoSettings = DirectIoSettings()
 
 
 class ListenerSettings(_Section):
-    """One address on which flows arrive for one store."""
+    """One address on which flows arrive for one store, or each for one of several."""
 
     address: AddressText
     protocol: Literal["raw", "ingest"] = "raw"
     store: str = Field(default="", max_length=63)
+    stores: tuple[Name, ...] = Field(default=(), max_length=SECTIONS_COUNT_MAX, strict=False)
+    placement: Literal["spread", "most-free"] = "spread"
     idle_timeout_s: float = Field(default=300, ge=0, le=604800)
     connections_max: int = Field(default=10000, ge=1, le=262144)
     connections_per_peer_max: int = Field(default=0, ge=0, le=262144)
@@ -193,6 +197,11 @@ class ListenerSettings(_Section):
     def endpoint(self) -> Address:
         """The address in parts."""
         return parse_address(self.address)
+
+    @property
+    def store_names(self) -> tuple[str, ...]:
+        """The stores that flows of this listener may lie in; loading.py sees to it that one is."""
+        return self.stores or ((self.store,) if self.store else ())
 
     @property
     def networks(self) -> tuple[Network, ...]:
@@ -292,7 +301,7 @@ class Settings(_Section):
 
     def listeners_of(self, store_name: str) -> list[tuple[str, ListenerSettings]]:
         """Return the listeners that feed a store, as (name, settings)."""
-        return [item for item in self.listener.items() if item[1].store == store_name]
+        return [item for item in self.listener.items() if store_name in item[1].store_names]
 
     def loaded_from(self, path: str | None, overrides: Overrides) -> Self:
         """Keep what load() read; returns these settings."""

@@ -20,6 +20,7 @@ from ingestd.log_events import LogEvent
 if TYPE_CHECKING:
     from ingestd.config.settings import Settings
     from ingestd.daemon.admission.admission import Admission
+    from ingestd.daemon.placing import Placing
     from ingestd.daemon.workers.worker import WorkerThread
 
 
@@ -48,6 +49,7 @@ class Reloader:
         workers: Sequence[WorkerThread],
         listener_names: Sequence[str],
         admission: Admission,
+        placing: Placing,
     ) -> ReloadOutcome:
         """Apply what of a changed configuration can be; a bad one changes nothing."""
         try:
@@ -55,7 +57,7 @@ class Reloader:
         except ConfigError as error:
             self._log.emit(LogEvent.CONFIG_REFUSED, error=str(error))
             return ReloadOutcome(error=str(error))
-        changed = diff(self.settings, new).changed_at_run_time
+        before, changed = self.settings, diff(self.settings, new).changed_at_run_time
         waiting = diff(self._started, new).needs_restart
         self.settings = new
         self._log.set_level(new.log.level)
@@ -64,6 +66,7 @@ class Reloader:
             if store is not None:
                 worker.set_intervals(store.flush_interval_s, store.commit_interval_s)
         self._apply_idle_timeouts(new, workers, listener_names)
+        placing.change(before, new)
         self._log.emit(LogEvent.CONFIG_RELOADED, changed=list(changed))
         if waiting:
             self._log.emit(LogEvent.CONFIG_NEEDS_RESTART, keys=list(waiting))
@@ -75,8 +78,8 @@ class Reloader:
         self, new: Settings, workers: Sequence[WorkerThread], listener_names: Sequence[str]
     ) -> None:
         for index, name in enumerate(listener_names):
-            store_name = self._started.listener[name].store
+            store_names = self._started.listener[name].store_names
             listener = new.listener.get(name)
             for worker in workers:
-                if listener is not None and worker.store_name == store_name:
+                if listener is not None and worker.store_name in store_names:
                     worker.set_idle_timeout(index, listener.idle_timeout_s)

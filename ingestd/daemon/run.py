@@ -31,7 +31,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from ingestd import __version__, systemd
-from ingestd.core.border import FlowElsewhere, HelloFailed, StoreFailed
+from ingestd.core.border import HelloFailed, StoreFailed
 from ingestd.daemon.admission.admission import Admission
 from ingestd.daemon.admission.flow_index import FlowIndex
 from ingestd.daemon.admission.listener_policy import policy_of
@@ -48,6 +48,7 @@ from ingestd.daemon.exit_code import (
 )
 from ingestd.daemon.interruptible import Progress, StartStoppedError, attend
 from ingestd.daemon.maintenance.coordinator import Maintenance
+from ingestd.daemon.placing import Placing
 from ingestd.daemon.reload import Reloader, ReloadOutcome
 from ingestd.daemon.segments.granting import Granting
 from ingestd.daemon.shutdown import CLOSE_TIME_S, STEP_TIME_MAX_S, Shutdown
@@ -69,7 +70,6 @@ from ingestd.daemon.telemetry.worker_events import EventLog
 from ingestd.daemon.telemetry.worker_health import WorkerHealth
 from ingestd.daemon.workers import zcrx
 from ingestd.daemon.workers.engine import EngineChoice, fall_back
-from ingestd.daemon.workers.handover import Handover
 from ingestd.daemon.workers.worker import Core, WorkerThread, kernel_features
 from ingestd.errors import ConfigError, EngineError, ResourceError
 from ingestd.log import Log
@@ -130,6 +130,7 @@ class Daemon:
         self._flow_indexes: dict[str, FlowIndex] = {}
         self._maintenance = Maintenance(self._flow_indexes, self._workers, log)
         self._failed_stores: set[str] = set()
+        self._placing = Placing(settings, self._stores, self._workers, self._failed_stores, log)
         self._watch = WorkerHealth(self._workers, self._failed_stores, log)
         self._control = Control(self.wake, log)
         self._reload_wanted = False
@@ -214,16 +215,18 @@ class Daemon:
         self._event_log = EventLog(self._log, self._listener_names, advice)
         protocols = [(name, settings.listener[name].protocol) for name in self._listener_names]
         self._flow_events = FlowEvents(self._control.events, protocols)
+        self._placing.begin(self._listener_names, is_tied=engine.kind == "zcrx")
         self._admission = Admission(
             self._log,
             [self._policies[name] for name in self._listener_names],
             self._flow_indexes,
             self._maintenance.flow_locks,
+            self._placing.placement,
+            self._placing.handover,
             self.wake,
             self._flow_events,
         )
         undo.callback(self._admission.close)
-        self._handover = Handover(protocols, self._log, self._admission.refused_counts)
         self._run_workers(undo)
         if metrics_sockets is not None:
             self._bring_up_metrics(metrics_sockets, engine, undo)
@@ -348,6 +351,7 @@ class Daemon:
             self._maintenance_failures,
             self._log_dropped_count,
             self._admission.lookups_waiting_counts,
+            self._placing.states.reasons,
         )
         server = start_metrics(sockets, collector)
         undo.callback(self._closing.end, "metrics", server.close)
@@ -381,10 +385,10 @@ class Daemon:
             self._reload()
         while self._exit_code is None and not self._has_stopped():
             wait_until_s = min(self._next_tick_s, self._deadline_s or self._next_tick_s)
-            wait_s = min(wait_until_s - time.monotonic(), self._handover.retry_s())
+            wait_s = min(wait_until_s - time.monotonic(), self._placing.handover.retry_s())
             for key, _ in self._selector.select(max(0.0, wait_s)):
                 key.data()
-            self._handover.settle()
+            self._placing.settle()
             self._look_after_workers()
             if time.monotonic() >= self._next_tick_s:
                 self._tick()
@@ -400,18 +404,17 @@ class Daemon:
 
     def _report_events(self) -> None:
         self._admission.settle()
-        self._handover.settle()
         for worker in self._workers:
             self._admission.serve(worker)
             for event in worker.events():
-                if isinstance(event.detail, FlowElsewhere):
-                    self._handover.give(self._workers, worker, event, event.detail)
-                elif isinstance(event.detail, HelloFailed):
+                self._placing.report(worker, event)
+                if isinstance(event.detail, HelloFailed):
                     self._admission.note_failed(worker, event, event.detail)
                 elif isinstance(event.detail, StoreFailed):
                     self._failed_stores.add(worker.store_name)
                 self._event_log.report(worker, event)
                 self._flow_events.report(worker, event)
+        self._placing.settle()
 
     def _look_after_workers(self) -> None:
         """End the loop if a worker, or a pump, did what it must not."""
@@ -442,6 +445,7 @@ class Daemon:
         self._log.report_suppressed()
         counters = [worker.counters() for worker in self._workers]
         self._watch.look_for_lost_events(counters)
+        self._placing.look(counters)
         self._flow_events.look_for_lost(counters)
         self._maintenance.tick()
         if self._granting is not None:
@@ -450,11 +454,11 @@ class Daemon:
             systemd.notify_watchdog()
         if now_s >= self._next_status_s and self._deadline_s is None:
             self._next_status_s = now_s + STATUS_INTERVAL_S
-            systemd.notify_status(self._status.line(counters, self._failed_stores))
+            systemd.notify_status(self._status.line(counters, self._placing.states.texts()))
 
     def _status_line(self) -> str:
         counters = (worker.counters() for worker in self._workers)
-        return self._status.line(counters, self._failed_stores)
+        return self._status.line(counters, self._placing.states.texts())
 
     # --- Signals ----------------------------------------------------------------
 
@@ -481,7 +485,9 @@ class Daemon:
 
     def _reload(self) -> ReloadOutcome:
         systemd.notify_reloading()
-        outcome = self._reloader.reload(self._workers, self._listener_names, self._admission)
+        outcome = self._reloader.reload(
+            self._workers, self._listener_names, self._admission, self._placing
+        )
         systemd.notify_ready(self._status_line())
         return outcome
 

@@ -343,13 +343,13 @@ class Listening(NamedTuple):
 
 
 def bind_listeners(settings: Settings, undo: ExitStack) -> dict[str, ListenerSockets]:
-    """Bind every listener for every worker of its store, none of which need be there.
+    """Bind every listener for every worker of its stores, none of which need be there.
 
     Raises ListenError or ResourceError.
     """
     bound: dict[str, ListenerSockets] = {}
     for name, listener in settings.listener.items():
-        workers_count = settings.store[listener.store].workers
+        workers_count = sum(settings.store[store].workers for store in listener.store_names)
         bound[name] = bind_listener(name, listener.endpoint, workers_count)
         undo.callback(bound[name].close)
     return bound
@@ -368,7 +368,7 @@ def open_listeners(
     listening: list[Listening] = []
     for name, listener in settings.listener.items():
         sockets = bound[name]
-        own = [worker for worker in workers if worker.store_name == listener.store]
+        own = [worker for worker in workers if worker.store_name in listener.store_names]
         sockets.listen()
         for worker, worker_sockets in zip(own, sockets.per_worker, strict=True):
             for offset, sock in enumerate(worker_sockets):
@@ -381,7 +381,7 @@ def open_listeners(
                 listener=name,
                 address=str(address),
                 protocol=listener.protocol,
-                store=listener.store,
+                store=", ".join(listener.store_names),
                 **note,
             )
     return listening

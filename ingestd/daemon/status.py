@@ -7,7 +7,7 @@ thread.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Final
 
 from ingestd.sizes import short_size
@@ -23,8 +23,8 @@ class StatusLine:
         self._at_s = clock()
         self._totals = {name: 0 for name, _ in _RATES}
 
-    def line(self, counters: Iterable[dict[str, int]], failed_stores: Collection[str]) -> str:
-        """Return flows, rates and what is wrong, from the counters of all workers."""
+    def line(self, counters: Iterable[dict[str, int]], store_texts: Sequence[str]) -> str:
+        """Return flows, rates and what is wrong: `store_texts`, a phrase for each such store."""
         shots = list(counters)
         now_s = self._clock()
         elapsed_s = max(now_s - self._at_s, 1e-3)
@@ -35,8 +35,5 @@ class StatusLine:
             parts.append(f"{short_size(int(rate))}/s {text}")
             self._totals[name] = total
         self._at_s = now_s
-        if any(shot["store_is_full"] for shot in shots):
-            parts.append("a store is full")
-        if failed_stores:
-            parts.append(f"FAILED: store {', '.join(sorted(failed_stores))}")
+        parts += [f"store {text}" for text in store_texts]
         return ", ".join(parts)

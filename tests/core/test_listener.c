@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Whom a listener lets in, passes on, or turns away.
+ * Whom a listener admits, passes on, or turns away.
  */
 #include "connection_stage.h"
 

@@ -7,14 +7,18 @@ import itertools
 import json
 import uuid
 from collections.abc import Callable, Set
+from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 from ingestd.core.border import RequestKind
 from ingestd.daemon.admission.admission import Admission
 from ingestd.daemon.admission.flow_index import FlowIndex
 from ingestd.daemon.admission.flow_lock import FlowLock
 from ingestd.daemon.admission.listener_policy import ListenerPolicy
+from ingestd.daemon.placement.handover import Handover
+from ingestd.daemon.placement.placement import PlacedListener, Placement
+from ingestd.daemon.placement.store_states import Reason
 from ingestd.daemon.telemetry.event_stream import EventStream
 from ingestd.daemon.telemetry.flow_events import FlowEvents
 from ingestd.log import Log
@@ -33,10 +37,10 @@ SECRET = bytes(range(16))
 CHALLENGE = bytes(range(32))
 CORE = FakeCore
 DOORS = [
-    ListenerPolicy("open", None, 0, True),
-    ListenerPolicy("small", None, 1000, True),
-    ListenerPolicy("closed", {"ours": SECRET, "other": bytes(16)}, 0, True),
-    ListenerPolicy("raw", None, 0, False),
+    ListenerPolicy("open", None, 0, True, ("data",)),
+    ListenerPolicy("small", None, 1000, True, ("data",)),
+    ListenerPolicy("closed", {"ours": SECRET, "other": bytes(16)}, 0, True, ("data",)),
+    ListenerPolicy("raw", None, 0, False, ("data",)),
 ]
 
 
@@ -61,11 +65,13 @@ class FakeStore:
 class FakeWorker:
     """Sends the test's requests, and keeps the responses by connection."""
 
-    store_name = "data"
-
-    def __init__(self, index: int = 0, path: str = "") -> None:
+    def __init__(self, index: int = 0, path: str = "", store_name: str = "data") -> None:
+        self.store_name = store_name
         self.index = index
-        self.name = f"data-{index}"
+        self.name = f"{store_name}-{index}"
+        self.lives = True
+        self.adopted: list[tuple[int, int, int]] = []  # descriptor, listener, move id
+        self.passing: dict[int, bool] = {}  # listeners that pass on
         self.store = FakeStore(path)
         self.asked: list[Any] = []
         self.answers: dict[tuple[int, int], tuple[str, dict[str, Any]]] = {}
@@ -99,6 +105,23 @@ class FakeWorker:
         self.park_count -= 1
         self.parked.append(connection)
         return True
+
+    def move(self, connection: tuple[int, int]) -> None:
+        self._answer(connection, "move", {})
+
+    def adopt(self, fd: int, listener_index: int, move_id: int = 0) -> bool:
+        self.adopted.append((fd, listener_index, move_id))
+        return True
+
+    def pass_on(self, listener_index: int, wanted: bool) -> bool:
+        self.passing[listener_index] = wanted
+        return True
+
+    def listener_connections(self) -> dict[int, int]:
+        return {}
+
+    def alive(self) -> bool:
+        return self.lives
 
     def seal(self, connection: tuple[int, int], crc: int | None) -> None:
         self._answer(connection, "seal", {"crc": crc})
@@ -136,21 +159,63 @@ def request(kind: RequestKind, connection: tuple[int, int], **fields: Any) -> An
     )
 
 
-class Gate:
-    """An admission, its index and its workers."""
+class FakeStates:
+    """What is wrong with stores is what the test says; free bytes too."""
 
-    def __init__(self, path: str = "") -> None:
-        self.index = FlowIndex(STORE_UUID)
-        self.gate = FlowLock()
+    def __init__(self) -> None:
+        self.out: dict[str, dict[Reason, float]] = {}
+        self.free: dict[str, int] = {}
+
+    def reasons(self, name: str) -> dict[Reason, float]:
+        return self.out.get(name, {})
+
+    def is_well(self, name: str) -> bool:
+        return not self.reasons(name)
+
+    def free_bytes(self, name: str) -> int:
+        return self.free.get(name, 0)
+
+    def is_drained(self, name: str) -> bool:
+        return Reason.DRAINED in self.reasons(name)
+
+
+class Gate:
+    """An admission, its indexes and its workers: two of the first store, one of each other."""
+
+    def __init__(
+        self,
+        path: str = "",
+        stores: tuple[str, ...] = ("data",),
+        *,
+        is_most_free: bool = False,
+        is_tied: bool = False,
+    ) -> None:
+        self.indexes = {name: FlowIndex(STORE_UUID) for name in stores}
+        self.index = self.indexes[stores[0]]
+        self.gates = {name: FlowLock() for name in stores}
+        self.gate = self.gates[stores[0]]
         self.log = Recorder()
         self.woken = 0
         self.stream = EventStream()
-        self.workers = [FakeWorker(0, path), FakeWorker(1, path)]
+        self.states = FakeStates()
+        self.workers = [FakeWorker(0, path, stores[0]), FakeWorker(1, path, stores[0])]
+        self.workers += [FakeWorker(0, path, name) for name in stores[1:]]
+        doors = [replace(door, stores=stores) for door in DOORS]
+        log = Log(self.log, "debug")
+        self.placement = Placement(
+            [PlacedListener(d.name, stores, is_most_free, d.is_ingest) for d in doors],
+            cast(Any, self.workers),
+            cast(Any, self.states),
+            is_tied=is_tied,
+        )
+        listeners = [(d.name, "ingest" if d.is_ingest else "raw") for d in doors]
         self.admission = Admission(
-            Log(self.log, "debug"),
-            DOORS,
-            {"data": self.index},
-            {"data": self.gate},
+            log,
+            doors,
+            self.indexes,
+            self.gates,
+            self.placement,
+            Handover(listeners, log, self.placement),
             self.wake,
             FlowEvents(self.stream, [(door.name, "ingest") for door in DOORS]),
         )

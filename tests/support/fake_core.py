@@ -164,6 +164,9 @@ class FakeWorker:
     def refuse(self, connection: tuple[int, int], line: bytes) -> None:
         self.answers.append(("refuse", connection, json.loads(line)))
 
+    def move(self, connection: tuple[int, int]) -> None:
+        self.answers.append(("move", connection, {}))
+
     def seal(self, connection: tuple[int, int], crc: int | None) -> None:
         self.answers.append(("seal", connection, {"crc": crc}))
 
@@ -196,8 +199,14 @@ class FakeWorker:
     def set_idle_timeout(self, listener_index: int, timeout_ns: int) -> None:
         self._post("set_idle_timeout", listener_index, timeout_ns)
 
-    def adopt(self, fd: int, listener_index: int) -> None:
-        self._post("adopt", fd, listener_index)
+    def adopt(self, fd: int, listener_index: int, move_id: int = 0) -> None:
+        self._post("adopt", fd, listener_index, move_id)
+
+    def pass_on(self, listener_index: int, wanted: bool) -> None:
+        self._post("pass_on", listener_index, wanted)
+
+    def listener_connections(self) -> dict[int, int]:
+        return {}
 
     def end_flow(self, connection: tuple[int, int]) -> None:
         self._post("end_flow", connection)

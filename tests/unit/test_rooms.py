@@ -20,6 +20,7 @@ DAEMON = (
     "machine",
     "workers",
     "segments",
+    "placement",
     "telemetry",
     "admission",
     "maintenance",

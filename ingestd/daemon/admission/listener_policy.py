@@ -24,9 +24,11 @@ class ListenerPolicy:
     keys: Mapping[str, bytes] | None
     flow_bytes_max: int  # 0: no limit
     is_ingest: bool
+    stores: tuple[str, ...]  # that its flows may lie in
 
 
 def policy_of(name: str, listener: ListenerSettings) -> ListenerPolicy:
     """Return a listener as admission sees it, with its keys. Raises ConfigError."""
     keys = None if listener.key_file is None else load_keys(listener.key_file)
-    return ListenerPolicy(name, keys, listener.flow_bytes_max, listener.protocol == "ingest")
+    is_ingest = listener.protocol == "ingest"
+    return ListenerPolicy(name, keys, listener.flow_bytes_max, is_ingest, listener.store_names)

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connections that one worker accepted and another one can read, on their way between them.
+"""Connections that one worker accepted and another one is to have, on their way between them.
 
-Invariant: a connection is in the other worker's mailbox, waits here for room in it, or was
-ended with a line that says why. Everything here runs on the main thread and waits for nobody.
+They came by the other one's rx queue, or are passed on as placement wants it, or the other one's
+store has their flow. Invariant: a connection is in the other worker's mailbox, waits here for
+room in it, or was ended with a line that says why. Everything here runs on the main thread and
+waits for nobody.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import socket
 from collections import Counter, deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from ingestd.log import Log
@@ -23,6 +25,7 @@ from ingestd.protocol.receipt import ErrorCode, Receipt, ReceiptState, format_re
 
 if TYPE_CHECKING:
     from ingestd.core.border import Event, FlowElsewhere
+    from ingestd.daemon.placement.placement import Placement
     from ingestd.daemon.workers.worker import WorkerThread
 
 WAITING_COUNT_MAX: Final = 4096
@@ -33,24 +36,33 @@ _TEXT_SHUTDOWN: Final = "the daemon is stopping: send again later"
 _TEXT_BUSY: Final = "too many connections wait: come back later"
 
 
+_RAW_CODES: Final = {
+    Code.SHUTDOWN: ErrorCode.SHUTDOWN,
+    Code.STORE_FULL: ErrorCode.STORE_FULL,
+    Code.STORE_FAILED: ErrorCode.STORE_FAILED,
+}
+
+
 @dataclass(frozen=True, slots=True)
 class _Connection:
     fd: int
     listener_index: int
     peer: str
-    worker: WorkerThread | None
+    worker: WorkerThread
+    move_id: int = 0  # by which its hello is known; 0: it is to be greeted
 
 
 class Handover:
-    """Gives accepted connections to the workers by whose receive queues they came."""
+    """Gives accepted connections to the workers that are to have them."""
 
     def __init__(
-        self, listeners: Sequence[tuple[str, str]], log: Log, refused: Counter[tuple[str, str, str]]
+        self, listeners: Sequence[tuple[str, str]], log: Log, placement: Placement
     ) -> None:
-        """`listeners`: name and protocol of each; `refused`: counts by store, listener, code."""
+        """`listeners`: name and protocol of each."""
+        self.refused_counts: Counter[tuple[str, str, str]] = Counter()  # store, listener, code
         self._listeners = listeners
         self._log = log
-        self._refused = refused
+        self._placement = placement
         self._waiting: deque[_Connection] = deque()
 
     def retry_s(self) -> float:
@@ -64,18 +76,43 @@ class Handover:
         event: Event,
         elsewhere: FlowElsewhere,
     ) -> None:
-        """Take the connection of such an event, and give it to whom it belongs."""
-        index = elsewhere.worker_index
-        of_store = (w for w in workers if w.store is source.store and w.index == index)
-        worker = next(of_store, None)
-        connection = _Connection(elsewhere.fd, event.listener_index, event.peer, worker)
-        if worker is None or not worker.alive():
-            self._turn_away(connection, source.store_name, Code.SHUTDOWN, _TEXT_SHUTDOWN)
+        """Take the connection of such an event, and give it to whom it belongs.
+
+        `workers`: by the number that their engines know each other by.
+        """
+        number, listener_index = elsewhere.worker_index, event.listener_index
+        connection = _Connection(elsewhere.fd, listener_index, event.peer, source)
+        if number is None and self._placement.is_tied:
+            self._refuse(connection)
+        elif number is None:
+            worker = self._placement.choose(listener_index)
+            if worker is None:
+                self._refuse(connection)
+            else:
+                self._give(replace(connection, worker=worker))
+        elif number < len(workers):
+            self._give(replace(connection, worker=workers[number]))
+        else:
+            self._turn_away(connection, Code.SHUTDOWN, _TEXT_SHUTDOWN)
+
+    def move(
+        self, fd: int, listener_index: int, peer: str, worker: WorkerThread, move_id: int
+    ) -> None:
+        """Take a connection whose hello is known by a number, and give it to a worker."""
+        self._give(_Connection(fd, listener_index, peer, worker, move_id))
+
+    def _give(self, connection: _Connection) -> None:
+        if not connection.worker.alive():
+            self._turn_away(connection, Code.SHUTDOWN, _TEXT_SHUTDOWN)
         elif len(self._waiting) >= WAITING_COUNT_MAX:
-            self._turn_away(connection, source.store_name, Code.BUSY, _TEXT_BUSY)
+            self._turn_away(connection, Code.BUSY, _TEXT_BUSY)
         else:
             self._waiting.append(connection)
             self.settle()
+
+    def _refuse(self, connection: _Connection) -> None:
+        """Send a connection the reason why no store takes new flows, or its own does not."""
+        self._turn_away(connection, *self._placement.refused(connection.listener_index))
 
     def settle(self) -> None:
         """Give what waits to those workers that have room now, each in its order."""
@@ -83,22 +120,22 @@ class Handover:
         for _ in range(len(self._waiting)):
             connection = self._waiting.popleft()
             worker = connection.worker
-            assert worker is not None
             if worker in full:
                 self._waiting.append(connection)
-            elif worker.adopt(connection.fd, connection.listener_index):
+            elif worker.adopt(connection.fd, connection.listener_index, connection.move_id):
                 continue
             elif worker.alive():
                 full.add(worker)
                 self._waiting.append(connection)
             else:
-                self._turn_away(connection, worker.store_name, Code.SHUTDOWN, _TEXT_SHUTDOWN)
+                self._turn_away(connection, Code.SHUTDOWN, _TEXT_SHUTDOWN)
 
-    def _turn_away(self, connection: _Connection, store: str, code: Code, text: str) -> None:
+    def _turn_away(self, connection: _Connection, code: Code, text: str) -> None:
+        store = connection.worker.store_name
         name, protocol = "", "raw"
         if 0 <= connection.listener_index < len(self._listeners):
             name, protocol = self._listeners[connection.listener_index]
-        self._refused[store, name, code] += 1
+        self.refused_counts[store, name, code] += 1
         self._log.emit(
             LogEvent.FLOW_REFUSED,
             store=store,
@@ -113,7 +150,7 @@ class Handover:
 def _line(protocol: str, code: Code, text: str) -> bytes:
     if protocol == "ingest":
         return format_line(ErrorLine(code, text, flow=None, durable=0))
-    error = ErrorCode.SHUTDOWN if code is Code.SHUTDOWN else ErrorCode.LIMIT
+    error = _RAW_CODES.get(code, ErrorCode.LIMIT)
     return format_receipt(Receipt(None, 0, False, ReceiptState.REFUSED, error=error, text=text))
 
 

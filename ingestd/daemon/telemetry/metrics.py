@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import platform
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
@@ -29,6 +30,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from ingestd import __version__
+from ingestd.daemon.placement.store_states import Reason, device_age_s
 from ingestd.daemon.telemetry.capacity_metrics import (
     maintenance_failed_family,
     overwritten_families,
@@ -67,7 +69,9 @@ class IngestdCollector(Collector):
         maintenance_failures: Callable[[], Mapping[str, str]],
         log_dropped_count: Callable[[], int],
         lookups_waiting_counts: Mapping[str, int],
+        reasons_out: Callable[[str], Mapping[Reason, float]],
     ) -> None:
+        self._reasons_out = reasons_out
         self._lookups_waiting_counts = lookups_waiting_counts
         self._maintenance_failures = maintenance_failures
         self._log_dropped_count = log_dropped_count
@@ -124,9 +128,15 @@ class IngestdCollector(Collector):
             "Time since the worker's loop last ran; it runs at least once a second.",
             labels=_WORKER,
         )
-        for worker, _ in shots:
+        oldest = GaugeMetricFamily(
+            "ingestd_device_age_seconds",
+            "Time for which the oldest write or flush has been under way; 0: none is.",
+            labels=_WORKER,
+        )
+        for worker, counters in shots:
             age.add_metric(_of(worker), worker.loop_age_s())
-        yield age
+            oldest.add_metric(_of(worker), device_age_s(counters, time.monotonic_ns()))
+        yield from (age, oldest)
 
     def _zero_copy(self, shots: _Shots) -> Iterator[Metric]:
         chunks = GaugeMetricFamily(
@@ -198,6 +208,19 @@ class IngestdCollector(Collector):
             failed.add_metric([name], any(counters["store_errno"] for counters in own))
             full.add_metric([name], any(counters["store_is_full"] for counters in own))
         yield from (sizes, segments, failed, full)
+        yield self._stores_out()
+
+    def _stores_out(self) -> Metric:
+        out = GaugeMetricFamily(
+            "ingestd_store_out_seconds",
+            "For how long a store has taken no new flows for a reason; 0: not for that one.",
+            labels=["store", "reason"],
+        )
+        for name in self._stores:
+            reasons = self._reasons_out(name)
+            for reason in Reason:
+                out.add_metric([name, reason.value], reasons.get(reason, 0.0))
+        return out
 
     def _refused(self) -> Metric:
         refused = CounterMetricFamily(

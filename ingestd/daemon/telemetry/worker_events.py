@@ -109,8 +109,10 @@ class EventLog:
             case FlowByCopy(napi_id=napi_id):
                 advice = {"hint": self._by_copy_advice(event)} if self._by_copy_advice else {}
                 return LogEvent.FLOW_BY_COPY, flow | {"napi_id": napi_id} | advice
-            case FlowElsewhere(worker_index=index):
-                return LogEvent.FLOW_HANDED_OVER, flow | {"to_worker": index}
+            case FlowElsewhere(worker_index=None):
+                return LogEvent.FLOW_HANDED_OVER, flow | {"to_worker": "any"}
+            case FlowElsewhere(worker_index=number):
+                return LogEvent.FLOW_HANDED_OVER, flow | {"to_worker": number}
         return None
 
     def _of_worker(self, event: Event) -> tuple[LogEvent, _Fields]:

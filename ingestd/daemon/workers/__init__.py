@@ -1,4 +1,4 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Workers: the border to the core, their engines and areas, connections that are handed over."""
+"""Workers: the border to the core, their engines and areas."""
 
-__all__ = ["area", "engine", "handover", "locked_memory", "worker", "zcrx"]
+__all__ = ["area", "engine", "locked_memory", "worker", "zcrx"]

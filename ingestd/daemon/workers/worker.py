@@ -210,6 +210,7 @@ class WorkerThread:
                     for network in listener.networks
                 ],
                 flows_per_peer_max=listener.connections_per_peer_max,
+                shared=len(listener.store_names) > 1,
             )
         except self._core.CoreFault as fault:
             raise fault_to_error(fault, f'worker {self.name}, listener "{name}"') from None
@@ -268,9 +269,16 @@ class WorkerThread:
         timeout_ns = int(idle_timeout_s * NS_PER_S)
         self._post(self.core_worker.set_idle_timeout, listener_index, timeout_ns)
 
-    def adopt(self, fd: int, listener_index: int) -> bool:
-        """Take over an accepted connection; False when the descriptor stays the caller's."""
-        return self.alive() and self._post(self.core_worker.adopt, fd, listener_index)
+    def adopt(self, fd: int, listener_index: int, move_id: int = 0) -> bool:
+        """Take over an accepted connection; False when the descriptor stays the caller's.
+
+        `move_id`: the number by which its hello is known; 0: it is to be greeted.
+        """
+        return self.alive() and self._post(self.core_worker.adopt, fd, listener_index, move_id)
+
+    def pass_on(self, listener_index: int, wanted: bool) -> bool:
+        """Report what a listener accepts, or serve it again; False: the box is full."""
+        return self._post(self.core_worker.pass_on, listener_index, wanted)
 
     def admission_requests(self) -> list[AdmissionRequest]:
         """Return what is to be decided about connections of protocol `ingest`."""
@@ -283,6 +291,10 @@ class WorkerThread:
     def refuse(self, connection: tuple[int, int], line: bytes) -> None:
         """Answer a hello or a trailer by a line, with which the connection ends."""
         self.core_worker.refuse(connection, line)
+
+    def move(self, connection: tuple[int, int]) -> None:
+        """Answer a hello: it is for another worker; the note of the end has the descriptor."""
+        self.core_worker.move(connection)
 
     def park(self, connection: tuple[int, int]) -> bool:
         """Let other requests come before this one is answered; False: too many are parked."""

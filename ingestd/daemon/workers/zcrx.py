@@ -85,27 +85,26 @@ def queues_of_stores(settings: Settings) -> dict[str, tuple[int, ...]]:
 
 
 def wanted_flows(settings: Settings) -> list[Steered]:
-    """Return for each store that has queues which flows they are to take.
+    """Return which flows are to come by which queues: those of the stores of their listeners.
 
-    Without any store, as the doctor may be asked, the queues take none.
+    Without any store, as the doctor may be asked, the queues take none; so do those of a store
+    that has no listener for itself alone.
     """
     from ingestd.nic.plan import Steered
 
     if not settings.store and settings.engine.queues:
         return [Steered((), settings.engine.queues)]
-    return [
-        Steered(
-            tuple(
-                (family, listener.endpoint.port)
-                for listener in settings.listener.values()
-                if listener.store == name
-                for family in steered_families(listener.endpoint)
-            ),
-            queues,
-        )
-        for name, queues in queues_of_stores(settings).items()
-        if queues
+    dealt = queues_of_stores(settings)
+    flows: dict[tuple[str, ...], list[tuple[Family, int]]] = {(name,): [] for name in dealt}
+    for listener in settings.listener.values():
+        families = steered_families(listener.endpoint)
+        own = flows.setdefault(tuple(n for n in dealt if n in listener.store_names), [])
+        own += [(family, listener.endpoint.port) for family in families]
+    steered = [
+        Steered(tuple(own), tuple(queue for name in names for queue in dealt[name]))
+        for names, own in flows.items()
     ]
+    return [item for item in steered if item.queues]
 
 
 def steered_families(address: Address) -> tuple[Family, ...]:
@@ -157,6 +156,9 @@ def choose(
         return choose_engine(engine, ())
     if engine.kind == "auto" and engine.is_deviceless:
         return choose_engine(engine, ())
+    if any(listener.placement == "most-free" for listener in settings.listener.values()):
+        text = 'a listener has placement = "most-free", and zero-copy ties flows to stores'
+        return choose_engine(engine, [Finding("placement", "fail", text)])
     obstacles = failures(machine_findings(settings, features))
     if not obstacles and not engine.is_deviceless:
         obstacles = _interface_obstacles(settings, nic_of(engine.interface), log, undo)
@@ -306,7 +308,9 @@ def interface_of(
 
 
 def announce_napi_ids(settings: Settings, workers: Sequence[WorkerThread], nic: Nic) -> None:
-    """Announce to each worker the NAPI ids of its own flows, and of its store's other workers.
+    """Announce to each worker the NAPI ids of its own flows, and of others that share a listener.
+
+    The others are known by their number among all workers.
 
     To be called when every worker is set up, since a queue may get another id
     when it is taken over, and before any runs. An id that the kernel does not
@@ -314,14 +318,16 @@ def announce_napi_ids(settings: Settings, workers: Sequence[WorkerThread], nic: 
     """
     ids = dict(zip(settings.engine.queues, nic.napi_ids(settings.engine.queues), strict=True))
     dealt = queues_of_stores(settings)
-    for worker in workers:
-        queues = dealt[worker.store_name]
+    own_ids = [ids[dealt[worker.store_name][worker.index]] for worker in workers]
+    for worker, own_id in zip(workers, own_ids, strict=True):
+        listeners = settings.listeners_of(worker.store_name)
+        near = {name for _, listener in listeners for name in listener.store_names}
         others = [
-            (napi_id, index)
-            for index, queue in enumerate(queues)
-            if index != worker.index and (napi_id := ids[queue]) is not None
+            (napi_id, number)
+            for number, (other, napi_id) in enumerate(zip(workers, own_ids, strict=True))
+            if other is not worker and other.store_name in near and napi_id is not None
         ]
-        worker.set_napi(ids[queues[worker.index]] or 0, others)
+        worker.set_napi(own_id or 0, others)
 
 
 def by_copy_advice(
@@ -335,7 +341,8 @@ def by_copy_advice(
     def advise(event: Event) -> str:
         name, address = listening[event.listener_index]
         family: Family = "tcp6" if event.peer.startswith("[") else "tcp4"
-        queues = dealt[settings.listener[name].store]
+        names = settings.listener[name].store_names
+        queues = tuple(queue for store_name in names for queue in dealt[store_name])
         return steering_command(settings.engine.interface or "", family, address.port, queues)
 
     return advise

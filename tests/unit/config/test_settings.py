@@ -83,7 +83,7 @@ def test_settings_cannot_be_changed() -> None:
             "[store.a]\nworker = 1",
             r'store\.a\.worker: is not a known key: did you mean "workers"\?',
         ),
-        ("[stores.a]", r'stores: is not a known key: did you mean "store"\?'),
+        ("[stors.a]", r'stors: is not a known key: did you mean "store"\?'),
         ("[store.a]\ndrain_timeout_s = 1", r"drain_timeout_s: .*it belongs below \[daemon\]"),
         ("[daemon]\nidle_timeout_s = 1", r"it belongs below \[listener\.NAME\]"),
         ("[log]\nqqq = 1", r"log\.qqq: is not a known key: known here are level, format"),
@@ -203,6 +203,30 @@ STORES = '[store.a]\npath = "{store}1"\n[store.b]\npath = "{store}2"\n'
         (
             STORES + "[listener.x]\naddress = '*:1'",
             r"listener\.x\.store: is missing: with several stores, name one of a, b",
+        ),
+        (
+            "[store.a]\npath = 'a'\n[store.b]\npath = 'b'\n[listener.x]\naddress = '*:1'\n"
+            "stores = ['a', 'c']",
+            r'listener\.x\.stores: there is no store "c": name one of a, b',
+        ),
+        (
+            "[store.a]\npath = 'a'\n[store.b]\npath = 'b'\n[listener.x]\naddress = '*:1'\n"
+            "stores = ['a', 'b']\nstore = 'a'",
+            r"listener\.x\.stores: and store are both given",
+        ),
+        (
+            "[store.a]\npath = 'a'\n[listener.x]\naddress = '*:1'\nstores = ['a', 'a']",
+            r"listener\.x\.stores: names a store twice",
+        ),
+        (
+            "[store.a]\npath = 'a'\n[listener.x]\naddress = '*:1'\nplacement = 'most-free'",
+            r"listener\.x\.placement: needs several stores",
+        ),
+        (
+            "[store.a]\npath = 'a'\n[store.b]\npath = 'b'\n[listener.x]\naddress = '*:1'\n"
+            "stores = ['a', 'b']\nplacement = 'most-free'\n"
+            "[engine]\nkind = 'zcrx'\ninterface = 'none'",
+            r'listener\.x\.placement: must be "spread" with engine\.kind = "zcrx"',
         ),
         (
             "[store.a]\npath = 'x'\nworkers = 2\ncpus = [0]\n[listener.x]\naddress = '*:1'",

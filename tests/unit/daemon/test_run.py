@@ -177,7 +177,7 @@ def test_a_connection_goes_to_the_worker_it_belongs_to(scene: Scene) -> None:
         mine, theirs = socket.socketpair()
         fd = theirs.detach()
         core.workers[1].emit(FlowElsewhere(1, fd), listener_index=0)
-        wait_for(lambda: scene.commands("adopt", 2) == [(fd, 0)])
+        wait_for(lambda: scene.commands("adopt", 1) == [(fd, 0, 0)])
         core.workers[1].emit(FlowElsewhere(7, fd), listener_index=0)
         mine.settimeout(WAIT_S)
         assert b'"error": "shutdown"' in mine.recv(1024)  # nobody is there to take it

@@ -301,7 +301,7 @@ def test_a_failed_store_is_told_and_the_others_go_on(
         worker = scene.core.workers[0]
         worker.emit(StoreFailed(errno.EIO, StoreFailure.FLUSH))
         worker.values["store_errno"] = errno.EIO
-        wait_for(lambda: any("FAILED: store a" in message for message in manager()), "status")
+        wait_for(lambda: any("store a failed" in message for message in manager()), "status")
         assert all(worker.is_running for worker in scene.core.workers)
 
     assert scene.play(scenario) == StoreFailedError.exit_code

@@ -230,8 +230,9 @@ def test_a_door_has_the_keys_of_its_file(tmp_path: Path) -> None:
     listener = ListenerSettings(
         address="*:1", protocol="ingest", key_file=str(path), flow_bytes_max="1KiB"
     )
-    assert policy_of("in", listener) == ListenerPolicy("in", {"ours": SECRET}, 1024, True)
-    assert policy_of("in", ListenerSettings(address="*:1")) == ListenerPolicy("in", None, 0, False)
+    assert policy_of("in", listener) == ListenerPolicy("in", {"ours": SECRET}, 1024, True, ())
+    raw = policy_of("in", ListenerSettings(address="*:1"))
+    assert raw == ListenerPolicy("in", None, 0, False, ())
 
 
 # --- Any order ------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections import Counter
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -14,8 +13,9 @@ from typing import TYPE_CHECKING, Any, cast
 import pytest
 
 from ingestd.core.border import Event, FlowElsewhere
-from ingestd.daemon.workers import handover
-from ingestd.daemon.workers.handover import Handover
+from ingestd.daemon.placement import handover
+from ingestd.daemon.placement.handover import Handover
+from ingestd.daemon.placement.placement import Refused
 from ingestd.protocol.lines import Code, ErrorLine, parse_line
 from ingestd.protocol.receipt import ErrorCode, ReceiptState, parse_receipt
 
@@ -40,7 +40,8 @@ class FakeWorker:
     def alive(self) -> bool:
         return self.lives
 
-    def adopt(self, fd: int, listener_index: int) -> bool:
+    def adopt(self, fd: int, listener_index: int, move_id: int) -> bool:
+        assert move_id == 0
         if not self.lives or self.room == 0:
             return False
         self.room -= 1
@@ -52,14 +53,20 @@ class Scene:
     """A handover between two workers, and the senders' ends of what was given to it."""
 
     def __init__(self) -> None:
-        self.refused: Counter[tuple[str, str, str]] = Counter()
         self.logged: list[dict[str, Any]] = []
         log = SimpleNamespace(emit=lambda _event, **fields: self.logged.append(fields))
-        self.handover = Handover(LISTENERS, cast(Any, log), self.refused)
         self.workers = [FakeWorker(0, room=100), FakeWorker(1, room=0)]
+        self.chosen: FakeWorker | None = None  # of those that any may have
+        placement = SimpleNamespace(
+            is_tied=False,
+            choose=lambda _: self.chosen,
+            refused=lambda _: Refused(Code.STORE_FULL, "no store takes new flows"),
+        )
+        self.handover = Handover(LISTENERS, cast(Any, log), cast(Any, placement))
+        self.refused = self.handover.refused_counts
         self.senders: list[socket.socket] = []
 
-    def give(self, to: int, listener_index: int = 0) -> int:
+    def give(self, to: int | None, listener_index: int = 0) -> int:
         """Return the descriptor that was given."""
         sender, accepted = socket.socketpair()
         sender.settimeout(WAIT_S)
@@ -137,3 +144,17 @@ def test_a_worker_that_dies_meanwhile(scene: Scene) -> None:
     line = parse_line(scene.said())
     assert isinstance(line, ErrorLine)
     assert line.code == Code.SHUTDOWN
+
+
+def test_who_is_passed_on_goes_to_whom_placement_chooses(scene: Scene) -> None:
+    scene.chosen = scene.workers[0]
+    given = scene.give(to=None, listener_index=1)
+    assert scene.workers[0].adopted == [(given, 1)]
+
+
+def test_who_is_passed_on_and_finds_no_store_is_told(scene: Scene) -> None:
+    scene.give(to=None)
+    receipt = parse_receipt(scene.said())
+    assert (receipt.state, receipt.error) == (ReceiptState.REFUSED, ErrorCode.STORE_FULL)
+    assert receipt.text == "no store takes new flows"
+    assert scene.refused == {("a", "plain", "store_full"): 1}

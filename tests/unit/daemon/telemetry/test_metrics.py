@@ -22,6 +22,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as text_families
 
 from ingestd import __version__
+from ingestd.daemon.placement.store_states import Reason
 from ingestd.daemon.telemetry.metrics import IngestdCollector
 from ingestd.daemon.telemetry.negotiation import OPENMETRICS_ACCEPT, TEXT_ACCEPT
 from ingestd.daemon.workers.engine import EngineChoice
@@ -77,11 +78,13 @@ WORKER_NAMES = {
     "ingestd_events_dropped_total": set(),
     "ingestd_accept_errors_total": set(),
     "ingestd_worker_loop_age_seconds": set(),
+    "ingestd_device_age_seconds": set(),
 }
 STORE_NAMES = {
     "ingestd_store_bytes": {"state"},
     "ingestd_store_failed": set(),
     "ingestd_store_full": set(),
+    "ingestd_store_out_seconds": {"reason"},
     "ingestd_segments": {"state"},
     "ingestd_segments_overwritten_total": set(),
     "ingestd_overwritten_bytes_total": set(),
@@ -154,6 +157,7 @@ def collector(workers: list[FakeWorker]) -> IngestdCollector:
         lambda: {"more": "no flush"},
         lambda: 5,
         {"data": 0, "more": 3},
+        lambda name: {Reason.FULL: 2.5} if name == "more" else {},
     )
 
 
@@ -291,6 +295,8 @@ def test_stores(workers: list[FakeWorker], collector: IngestdCollector) -> None:
     assert _value(samples, "ingestd_store_warn_free_ratio", store="more") == 0
     workers[1].values.update(store_errno=5, store_is_full=1)
     samples = _samples(collector)
+    assert _value(samples, "ingestd_store_out_seconds", store="more", reason="full") == 2.5
+    assert _value(samples, "ingestd_store_out_seconds", store="data", reason="full") == 0
     for name in ("ingestd_store_failed", "ingestd_store_full"):
         assert _value(samples, name, store="data") == 1
         assert _value(samples, name, store="more") == 0

@@ -225,6 +225,7 @@ def test_listeners(bench: Bench) -> None:
         "authenticates": True,
         "allow": [(4, bytes([192, 0, 2, 0]), 24), (6, bytes(15) + b"\1", 128)],
         "flows_per_peer_max": 20,
+        "shared": False,
     }
     with pytest.raises(ListenError, match=f'store "data" has {LISTENERS_MAX} addresses already'):
         bench.worker.add_listener(99, 99, "one-too-many", raw)
@@ -246,7 +247,7 @@ def test_adoption(bench: Bench) -> None:
     assert not bench.worker.adopt(33, 1)  # nobody is there yet
     bench.run()
     assert bench.worker.adopt(33, 1)
-    wait_for(lambda: bench.fake.commands == [("adopt", 33, 1)])
+    wait_for(lambda: bench.fake.commands == [("adopt", 33, 1, 0)])
     bench.fake.is_mailbox_full = True
     assert not bench.worker.adopt(34, 1)
     bench.fake.is_mailbox_full = False

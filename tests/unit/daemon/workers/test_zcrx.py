@@ -347,7 +347,7 @@ def test_a_connection_for_another_worker_is_handed_over(scene: ZcrxScene) -> Non
         one, other = scene.core.workers
         fd = os.dup(0)
         one.emit(FlowElsewhere(1, fd), listener_index=0)
-        adopted = ("adopt", fd, 0)
+        adopted = ("adopt", fd, 0, 0)
         wait_for(lambda: adopted in other.commands)
         os.close(fd)
 
