@@ -105,7 +105,8 @@ class _Removal:
 
         deadline_s = time.monotonic() + RETRY_TIME_S
         while True:
-            serving = find_serving(self._store)
+            problems: list[str] = []
+            serving = find_serving(self._store, problems=problems)
             try:
                 if serving is not None:
                     with serving.client:
@@ -119,7 +120,7 @@ class _Removal:
                 if is_final or is_lasting:
                     raise
                 if time.monotonic() >= deadline_s:
-                    raise _unanswered(error) from None
+                    raise _unanswered(error, problems) from None
             time.sleep(RETRY_INTERVAL_S)
 
     def _alone(self) -> None:
@@ -198,9 +199,11 @@ class _Removal:
             self.errors.append(_not_one(self._store, flow, 0))
 
 
-def _unanswered(error: IngestdError) -> IngestdError:
+def _unanswered(error: IngestdError, problems: list[str]) -> IngestdError:
     if not isinstance(error, StoreBusyError):
         return error
+    if problems:
+        return StoreBusyError(f"{error}, or see that it can be asked: {problems[0]}")
     return StoreBusyError(f"{error}, or give it a control socket ([control] socket) to be asked by")
 
 

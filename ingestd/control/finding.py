@@ -26,10 +26,13 @@ class Serving(NamedTuple):
     store: str
 
 
-def find_serving(path: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Serving | None:
+def find_serving(
+    path: str, *, timeout_s: float = CONNECT_TIMEOUT_S, problems: list[str] | None = None
+) -> Serving | None:
     """Return the daemon that serves the store at a path, if it can be asked; else None.
 
-    Raises what open_device() and read_holder() do.
+    `problems` gets the reason why one that wrote into the store cannot be asked. Raises
+    what open_device() and read_holder() do.
     """
     with open_device(path) as device:
         holder = read_holder(device)
@@ -37,7 +40,9 @@ def find_serving(path: str, *, timeout_s: float = CONNECT_TIMEOUT_S) -> Serving 
             return None
     try:
         client = ControlClient(holder.control, timeout_s=timeout_s)
-    except ControlError:
+    except ControlError as error:
+        if problems is not None:
+            problems.append(str(error))
         return None
     try:
         for store in client.status()["stores"]:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from ingestd.store.serve.served_store import ServedStore
 
 
-LISTINGS_MAX: Final = 2  # at a time, of one store
+LISTINGS_MAX: Final = 2  # at a time, of one store, for readers and for others
 
 
 class Control:
@@ -100,7 +100,7 @@ class Control:
 
         return ServedFlows(
             uuid=store.superblock.uuid,
-            listings=threading.Semaphore(LISTINGS_MAX),
+            listings={may: threading.Semaphore(LISTINGS_MAX) for may in (False, True)},
             source=store.flow_source(self._stopping.is_set),
             misdated=misdated,
             remove=partial(maintenance.remove, name),

@@ -263,6 +263,14 @@ def test_without_a_socket_a_served_store_is_read_and_not_changed(
     assert b"control" in result.stderr
 
 
+def test_a_daemon_that_cannot_be_asked_is_said(daemon: Daemon) -> None:
+    flow = _send(daemon, b"x" * 100)
+    daemon.control.unlink()
+    assert [entry["flow"] for entry in list_flows(daemon.store)] == [flow], "it is read instead"
+    result = run_ingestd("rm", daemon.store, flow, code=StoreBusyError.exit_code)
+    assert str(daemon.control).encode() in result.stderr
+
+
 def test_the_end_does_not_wait_for_those_who_hang(daemon: Daemon) -> None:
     _send(daemon, b"x")
     hanging = []

@@ -84,7 +84,7 @@ class Desk:
         self.file = SocketFile(self.path, None)
         served = ServedFlows(
             uuid=STORE_UUID,
-            listings=threading.Semaphore(2),
+            listings={may: threading.Semaphore(2) for may in (False, True)},
             source=self.source,
             misdated=lambda flow: False,
             remove=self.remove,

@@ -66,7 +66,7 @@ def stream_events(request: Request, channel: Channel, parts: ControlParts) -> Me
     """Send what becomes of flows from now on, until the client hangs up or the daemon ends."""
     request.end()
     waker = Waker()
-    subscription = parts.events.subscribe(waker.wake)
+    subscription = parts.events.subscribe(waker.wake, may_change=channel.may_change)
     if subscription is None:
         waker.close()
         raise RefusedError("busy", "there are as many subscribers as there may be")

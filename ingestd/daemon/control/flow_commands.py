@@ -42,12 +42,13 @@ def list_flows(request: Request, channel: Channel, parts: ControlParts) -> Messa
             count += 1
             yield {"flow": {**flow.as_dict(), "misdated": served.misdated(flow)}}
 
-    if not served.listings.acquire(timeout=LISTING_WAIT_MAX_S):
+    listings = served.listings[channel.may_change]
+    if not listings.acquire(timeout=LISTING_WAIT_MAX_S):
         raise RefusedError("busy", "others list the flows of this store: try again")
     try:
         channel.send(lines())
     finally:
-        served.listings.release()
+        listings.release()
     return {"count": count}
 
 

@@ -26,7 +26,8 @@ class ServedFlows:
     """The flows of one store. `remove` gives the results in the order of the ids, once durable."""
 
     uuid: str
-    listings: threading.Semaphore  # each holds as many flows in memory as the source does
+    # By whether the client may change something; each holds as many flows as the source does.
+    listings: Mapping[bool, threading.Semaphore]
     source: FlowSource
     misdated: Callable[[Any], bool]  # of a flow: it began or ended when it cannot have
     remove: Callable[[Sequence[bytes], Callable[[], bool]], list[RemovalResult]]

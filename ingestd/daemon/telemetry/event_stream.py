@@ -17,7 +17,8 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 QUEUE_COUNT_MAX: Final = 8192
-SUBSCRIBERS_MAX: Final = 16
+# Of those who may only read, and of those who may change something.
+SUBSCRIBERS_MAX: Final = 8
 
 StreamItem = dict[str, Any]
 
@@ -25,7 +26,15 @@ StreamItem = dict[str, Any]
 class Subscription:
     """The events that one subscriber has not fetched; `wake` is called when there are some."""
 
-    def __init__(self, wake: Callable[[], None], mutex: threading.Lock, first: StreamItem) -> None:
+    def __init__(
+        self,
+        wake: Callable[[], None],
+        mutex: threading.Lock,
+        first: StreamItem,
+        *,
+        may_change: bool,
+    ) -> None:
+        self.may_change = may_change
         self.wake = wake
         self._mutex = mutex
         self._queue = deque([first])
@@ -68,13 +77,16 @@ class EventStream:
         self._number = 0
         self._subscriptions: list[Subscription] = []
 
-    def subscribe(self, wake: Callable[[], None]) -> Subscription | None:
+    def subscribe(
+        self, wake: Callable[[], None], *, may_change: bool = True
+    ) -> Subscription | None:
         """Let a subscriber have all that comes from now on; None: there are too many."""
         with self._mutex:
-            if len(self._subscriptions) == SUBSCRIBERS_MAX:
+            alike = [s for s in self._subscriptions if s.may_change == may_change]
+            if len(alike) == SUBSCRIBERS_MAX:
                 return None
             first = {"event": "subscribed", "number": self._number, "run": self._run}
-            subscription = Subscription(wake, self._mutex, first)
+            subscription = Subscription(wake, self._mutex, first, may_change=may_change)
             self._subscriptions.append(subscription)
             wake()
         return subscription

@@ -176,6 +176,35 @@ def test_readers_keep_nobody_out_who_may_change(
         client.close()
 
 
+def test_readers_take_no_listing_or_subscription_of_others(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_stream, "SUBSCRIBERS_MAX", 1)
+    for listings in desk.parts.stores["a"].listings.values():
+        assert listings.acquire(blocking=False)  # one of two is left
+    hold = threading.Event()
+
+    def wait() -> None:
+        assert hold.wait(WAIT_S)
+
+    desk.source.before = wait
+    with monkeypatch.context() as patch:
+        patch.setattr(channel, "peer_of", lambda _: (1, 12345, 12345))
+        lister, subscriber = RawClient(desk.path), RawClient(desk.path)
+        lister.line()
+        lister.send(b'{"version":1,"command":"flows"}\n')
+        subscriber.line()
+        assert subscriber.ask(command="events")["event"] == "subscribed"
+        _wait_for(lambda: desk.parts.stores["a"].listings[False]._value == 0)
+    with ControlClient(desk.path) as one, ControlClient(desk.path) as two:
+        assert next(one.events())["event"] == "subscribed"
+        flows = two.flows("a")
+        hold.set()
+        assert len(list(flows)) == 3
+    for client in (lister, subscriber):
+        client.close()
+
+
 # --- Those who are slow, or hostile -------------------------------------------------------
 
 
