@@ -86,6 +86,7 @@ class LogEvent(Enum):
         "a flow ended early; its durable bytes can be read",
     )
     FLOW_REFUSED = "flow_refused", "warning", "a connection was refused; nothing of it is stored"
+    FLOW_EMPTY = "flow_empty", "debug", "a connection ended without a byte; keep_empty is false"
     CONNECTION_DENIED = (
         "connection_denied",
         "warning",

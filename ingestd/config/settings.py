@@ -185,6 +185,7 @@ class ListenerSettings(_Section):
     idle_timeout_s: float = Field(default=300, ge=0, le=604800)
     connections_max: int = Field(default=10000, ge=1, le=262144)
     connections_per_peer_max: int = Field(default=0, ge=0, le=262144)
+    keep_empty: bool = True
     retain_for_s: float = Field(default=0, ge=0, le=RETAIN_S_MAX)
     retain_bytes: Size = Field(default=0, ge=0, le=STREAM_BYTES_MAX)
     allow: tuple[NetworkText, ...] = Field(default=(), max_length=NETWORKS_MAX, strict=False)

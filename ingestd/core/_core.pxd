@@ -224,6 +224,7 @@ cdef extern from "worker.h" nogil:
         uint64_t ack_interval_ns
         bint authenticates
         bint shared
+        bint drops_empty
         char name[64]
         uint32_t allow_count
         network allow[64]

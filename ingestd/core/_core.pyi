@@ -63,6 +63,7 @@ class Worker:
         allow: Sequence[tuple[int, bytes, int]] = (),  # (4 or 6, address, bits of the prefix)
         flows_per_peer_max: int = 0,  # of one IPv4 address or IPv6 /64 network; 0: no limit
         shared: bool = False,  # workers of other stores have it too
+        drops_empty: bool = False,  # protocol raw: of a connection without a byte nothing is kept
     ) -> None:
         """Before run(): accept on a listening socket; fd stays the caller's.
 

@@ -158,7 +158,7 @@ cdef class Worker:
 
     def add_listener(self, int fd, index, str name, protocol, idle_timeout_ns, flows_max, *,
                      hello_timeout_ns=0, ack_interval_ns=0, bint authenticates=False, allow=(),
-                     flows_per_peer_max=0, bint shared=False):
+                     flows_per_peer_max=0, bint shared=False, bint drops_empty=False):
         cdef listener_settings s
         cdef bytes text = name.encode()
         if len(text) >= sizeof(s.name):
@@ -175,6 +175,7 @@ cdef class Worker:
         s.ack_interval_ns = ack_interval_ns
         s.authenticates = authenticates
         s.shared = shared
+        s.drops_empty = drops_empty
         if len(allow) > NETWORKS_MAX:
             raise CoreFault(errno.E2BIG, "add_listener", name)
         for i, (family, address, prefix_bits) in enumerate(allow):

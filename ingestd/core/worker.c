@@ -109,6 +109,7 @@ int worker_add_listener(struct worker *w, const struct listener_settings *s) {
         .hello_timeout_ns = s->hello_timeout_ns,
         .ack_interval_ns = s->ack_interval_ns,
         .authenticates = s->authenticates,
+        .drops_empty = s->drops_empty,
         .flows_max = s->flows_max,
         .flows_per_peer_max = s->flows_per_peer_max,
         .allow_count = s->allow_count,

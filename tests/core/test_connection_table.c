@@ -170,7 +170,7 @@ static void only_bytes_prove_a_flow_of_a_failed_store(void) {
 }
 
 static void every_reason_fits_its_line(void) {
-    for (uint8_t reason = 0; reason <= CLOSE_REASON_RECEIVER; reason++) {
+    for (uint8_t reason = 0; reason <= CLOSE_REASON_EMPTY; reason++) {
         struct connection conn = {
             .stream.opened = reason % 2, .state = FLOW_STATE_INTERRUPTED, .reason = reason};
         conn.stream.durable_bytes = UINT64_MAX;

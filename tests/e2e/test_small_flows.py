@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thousands of flows of a hundred bytes: their segments' footers have parts.
+"""Flows of a hundred bytes, by the thousand, and of none: what a store keeps of them.
 
-Invariant: a segment that holds them is as full as any other, and a crash between two parts loses
-nothing that was acknowledged.
+Invariant: a segment that holds short flows is as full as any other, and a crash between two parts
+of its footer loses nothing that was acknowledged.
 """
 
 from __future__ import annotations
 
 import signal
 import socket
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,9 +18,10 @@ import pytest
 from ingestd.store.format.segment import SegmentImage
 from ingestd.store.read.image import read_image
 from support.daemon import Daemon, format_store
-from support.observe import assert_clean, image_bytes
+from support.observe import assert_clean, image_bytes, scrape, wait_until
 from support.payload import Payload
 from support.senders import Sent, SocketSender, assert_sealed
+from support.stores import write_config
 
 FLOWS_COUNT = 2400
 AT_ONCE = 300
@@ -96,3 +98,41 @@ def test_a_crash_behind_a_part_loses_nothing(
     assert_there(store, sent)
     assert_clean(store)
     assert all(segment.footer is not None for segment in segments_of(store))
+
+
+def test_connections_without_a_byte_leave_nothing(
+    tmp_path: Path, start_daemon: Callable[..., Daemon]
+) -> None:
+    """Half-closed, reset, or silent: unless the listener keeps them."""
+    store = format_store(tmp_path / "store.img")
+    config = write_config(
+        tmp_path / "c.toml",
+        listener={
+            "default": {"keep_empty": False, "idle_timeout_s": 1.0},
+            "keeps": {"address": "127.0.0.1:0"},
+        },
+        log={"level": "debug"},
+    )
+    daemon = start_daemon(store, config=config)
+    half_closed, reset, silent = (SocketSender(daemon.address) for _ in range(3))
+    answer = half_closed.finish()
+    assert (answer["flow"], answer["state"], answer["error"]) == (None, "refused", "empty")
+    assert answer["durable"] is False
+    reset.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    reset.close()
+    assert silent.answer()["error"] == "empty"
+    one_byte = SocketSender(daemon.address)
+    one_byte.write(b"1")
+    assert one_byte.finish()["bytes"] == 1
+    kept = SocketSender(daemon.listener("keeps")).finish()
+    assert (kept["state"], kept["bytes"], kept["durable"]) == ("sealed", 0, True)
+    wait_until(
+        lambda: scrape(daemon).total("ingestd_flows_total", outcome="empty") == 3,
+        "all three are counted",
+    )
+    assert scrape(daemon).total("ingestd_flows_total", outcome="refused") == 0
+    assert daemon.stop() == 0
+    assert len(daemon.events("flow_empty")) == 3
+    with read_image(str(store)) as image:
+        assert sorted(flow.bytes for flow in image.flows) == [0, 1]
+    assert_clean(store)

@@ -38,6 +38,7 @@
     X(flows_sealed, "flows sealed, receipt due")                                                   \
     X(flows_interrupted, "flows interrupted")                                                      \
     X(flows_refused, "connections refused")                                                        \
+    X(flows_empty, "connections without a byte, of which nothing is kept")                         \
     X(flows_resumed, "connections that resumed a flow begun before")                               \
     X(durable_lines, "lines sent that report a durable offset")                                    \
     X(flows_open, "gauge: flows being received")                                                   \

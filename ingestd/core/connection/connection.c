@@ -43,7 +43,9 @@ void connection_closed(struct connections *c, struct connection *conn) {
         STAT_ADD(c->reactor, flows_interrupted, 1);
         connection_event_end(c, conn, EVENT_FLOW_INTERRUPTED);
     } else {
-        STAT_ADD(c->reactor, flows_refused, 1);
+        bool is_empty = conn->reason == CLOSE_REASON_EMPTY;
+        STAT_ADD(c->reactor, flows_empty, is_empty);
+        STAT_ADD(c->reactor, flows_refused, !is_empty);
         conn->protocol->report_refused(c, conn);
     }
     if (conn->reason == CLOSE_REASON_PEER)

@@ -39,6 +39,7 @@ struct listener_settings {
     uint64_t hello_timeout_ns;   /* protocol ingest, as the two below */
     uint64_t ack_interval_ns;
     bool authenticates;
+    bool drops_empty; /* protocol raw: of a connection without a byte nothing is kept */
     char name[LISTENER_NAME_BYTES]; /* ends with a zero byte */
     uint32_t allow_count;           /* any protocol; 0: every network */
     bool shared;                    /* workers of other stores have it too, and hand over to us */
@@ -63,7 +64,7 @@ struct listener {
     const struct protocol *protocol;
     uint64_t idle_timeout_ns; /* 0: none */
     uint64_t hello_timeout_ns, ack_interval_ns;
-    bool authenticates;
+    bool authenticates, drops_empty;
     struct session_pool sessions;
     struct connection_list greeting;     /* their hello has not come whole; oldest first */
     struct connection_list acks_pending; /* their durable offset is to be sent ... */

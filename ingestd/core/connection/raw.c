@@ -24,8 +24,19 @@ static void raw_begin(struct connections *c, struct connection *conn) {
         connection_interrupt(c, conn, CLOSE_REASON_STORE_FULL, true);
 }
 
-static void raw_payload_over(struct connections *c, struct connection *conn) {
+/* Whether it was no more than a look at the port, and its listener keeps nothing of such. */
+static bool raw_is_dropped(const struct connections *c, const struct connection *conn) {
+    if (!c->listeners[conn->listener].drops_empty || conn->received_bytes > 0)
+        return false;
     if (conn->stop)
+        return conn->reason == CLOSE_REASON_IDLE;
+    return conn->error == 0 || close_reason_of(conn->error) == CLOSE_REASON_PEER;
+}
+
+static void raw_payload_over(struct connections *c, struct connection *conn) {
+    if (raw_is_dropped(c, conn))
+        connection_end(c, conn, FLOW_STATE_INTERRUPTED, CLOSE_REASON_EMPTY, conn->error);
+    else if (conn->stop)
         connection_end(c, conn, FLOW_STATE_INTERRUPTED, conn->reason, 0);
     else if (conn->error != 0)
         connection_end(c, conn, FLOW_STATE_INTERRUPTED, close_reason_of(conn->error), conn->error);

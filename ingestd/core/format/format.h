@@ -186,6 +186,7 @@ enum close_reason {
     CLOSE_REASON_CHECKSUM = 7,   /* the sender's checksum did not match, or did not come */
     CLOSE_REASON_LENGTH = 8,     /* the sender sent fewer or more bytes than announced */
     CLOSE_REASON_RECEIVER = 9,   /* the receiver could not continue */
+    CLOSE_REASON_EMPTY = 10,     /* in no record: no byte came, and so nothing is kept */
 };
 
 #define CLOSE_HAS_CRC32C 1u        /* in head.flags: crc32c is known */

@@ -12,8 +12,12 @@
 #include "base/trace.h"
 #include "storage/storage.h"
 
+/* Locked, and times FOOTER_MEMORIES_COUNT; the records of the largest batch fit in many times. */
+#define FOOTER_MEMORY_BYTES_MAX (512u * 1024u)
+
 static uint32_t writer_footer_bytes(const struct storage_settings *settings) {
-    return segment_footer_bytes_max(settings->segment_bytes);
+    uint32_t most = segment_footer_bytes_max(settings->segment_bytes);
+    return most < FOOTER_MEMORY_BYTES_MAX ? most : FOOTER_MEMORY_BYTES_MAX;
 }
 
 static uint32_t writer_span_capacity(const struct storage_settings *settings) {

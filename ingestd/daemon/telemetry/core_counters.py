@@ -108,6 +108,7 @@ COUNTERS: Final = (
             "sealed": "flows_sealed",
             "interrupted": "flows_interrupted",
             "refused": "flows_refused",
+            "empty": "flows_empty",
         },
     ),
     Family(

@@ -36,6 +36,7 @@ from ingestd.core.border import (
 )
 from ingestd.log import Log
 from ingestd.log_events import LogEvent
+from ingestd.store.format import layout
 from ingestd.store.format.layout import REASONS
 
 if TYPE_CHECKING:
@@ -99,6 +100,8 @@ class EventLog:
             case FlowInterrupted() as end:
                 fields = {"durable_bytes": end.durable_bytes} | _reason(end)
                 return LogEvent.FLOW_INTERRUPTED, flow | fields
+            case FlowRefused(reason=layout.CLOSE_REASON_EMPTY):
+                return LogEvent.FLOW_EMPTY, flow
             case FlowRefused() as end:
                 return LogEvent.FLOW_REFUSED, flow | _reason(end)
             case HelloFailed() as failure:

@@ -211,6 +211,7 @@ class WorkerThread:
                 ],
                 flows_per_peer_max=listener.connections_per_peer_max,
                 shared=len(listener.store_names) > 1,
+                drops_empty=not listener.keep_empty,
             )
         except self._core.CoreFault as fault:
             raise fault_to_error(fault, f'worker {self.name}, listener "{name}"') from None

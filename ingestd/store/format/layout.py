@@ -71,6 +71,7 @@ CLOSE_REASON_REPLACED: Final = 6
 CLOSE_REASON_CHECKSUM: Final = 7
 CLOSE_REASON_LENGTH: Final = 8
 CLOSE_REASON_RECEIVER: Final = 9
+CLOSE_REASON_EMPTY: Final = 10
 
 # Names of values, as log, metrics, JSON and the protocols have them.
 PROTOCOLS: Final = {PROTOCOL_RAW: "raw", PROTOCOL_INGEST: "ingest"}
@@ -96,6 +97,7 @@ REASONS: Final = {
     CLOSE_REASON_CHECKSUM: "checksum",
     CLOSE_REASON_LENGTH: "length",
     CLOSE_REASON_RECEIVER: "receiver",
+    CLOSE_REASON_EMPTY: "empty",
 }
 
 CLOSE_HAS_CRC32C: Final = 1

@@ -47,6 +47,8 @@ static struct refusal line_refusal_for(const struct connection *conn, int store_
         return (struct refusal){"limit", line_text_of_limit(conn->error)};
     case CLOSE_REASON_REPLACED:
         return (struct refusal){"replaced", "a newer connection goes on with the flow"};
+    case CLOSE_REASON_EMPTY:
+        return (struct refusal){"empty", "no byte came, and keep_empty is false: nothing is kept"};
     case CLOSE_REASON_RECEIVER:
         return (struct refusal){"interrupted", line_text_of_receiver(conn->error)};
     default:

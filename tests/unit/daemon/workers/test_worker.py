@@ -226,6 +226,7 @@ def test_listeners(bench: Bench) -> None:
         "allow": [(4, bytes([192, 0, 2, 0]), 24), (6, bytes(15) + b"\1", 128)],
         "flows_per_peer_max": 20,
         "shared": False,
+        "drops_empty": False,
     }
     with pytest.raises(ListenError, match=f'store "data" has {LISTENERS_MAX} addresses already'):
         bench.worker.add_listener(99, 99, "one-too-many", raw)
