@@ -28,6 +28,7 @@ with atheris.instrument_imports(include=["ingestd.store"]):
     from ingestd.errors import StoreDamagedError, StoreError
     from ingestd.store.device.device import Device
     from ingestd.store.format import layout
+    from ingestd.store.format.footer_part import FOOTER_PART
     from ingestd.store.read import image as image_module
     from ingestd.store.read.flows import Flow
     from ingestd.store.read.image import StoreImage, read_image
@@ -48,12 +49,15 @@ ORPHAN: Final = b"\x0f" * 16
 TORN: Final = b"\xee" * 16
 FLOWS: Final = tuple(bytes([0xA0 + number]) * 16 for number in range(4))
 
-Kind: TypeAlias = Literal["superblock", "segment", "mark", "batch", "payload", "records", "footer"]
+Kind: TypeAlias = Literal[
+    "superblock", "segment", "mark", "batch", "payload", "part", "records", "footer"
+]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)
 LAYOUTS: Final[dict[Kind, Any]] = {
     "superblock": layout.SUPERBLOCK,
     "segment": layout.SEGMENT_HEADER,
     "mark": layout.COMMIT_MARK,
+    "part": FOOTER_PART,
     "footer": layout.SEGMENT_FOOTER,
 }
 
@@ -110,7 +114,10 @@ class _Base(StoreBuilder):
         segment.batch(Open(a, name="a", labels="k=v"), self._extent(a, 5000), Open(b))
         segment.batch(self._extent(b, 700), self._extent(a, 4096), committed=1)
         segment.mark(2)
+        segment.part(committed=1)
         segment.batch(self._extent(b, 3000), Close(b), committed=2)
+        segment.part(committed=3)
+        segment.batch(self._extent(a, 300), committed=4)
         segment.close()
         self._note(segment)
 
@@ -121,6 +128,7 @@ class _Base(StoreBuilder):
         segment.mark(1)
         segment.batch(self._extent(c, 100), Close(a, layout.FLOW_STATE_INTERRUPTED), committed=1)
         segment.mark(2)
+        segment.part(committed=1)
         segment.batch(self._extent(c, 8000), Close(c), committed=1)
         segment.batch(Open(TORN), Extent(TORN, b"\xff" * 9000), committed=2, lost="payload")
         self._note(segment)
@@ -145,7 +153,11 @@ class _Base(StoreBuilder):
         for at in segment.batch_offsets:
             header = layout.BATCH_HEADER.unpack(self.image, base + at)
             self.structs.append(self._batch(index, base + at, header))
-            self.structs.append(self._payload(index, base + at, header))
+            behind = base + at + header.header_bytes
+            if header.flags & layout.BATCH_IS_PART:
+                self.structs.append(self._struct("part", index, behind))
+            else:
+                self.structs.append(self._payload(index, base + at, header))
         end = base + self.segment_bytes
         footer = layout.SEGMENT_FOOTER.unpack(self.image, end - block_bytes)
         if footer.record_bytes:

@@ -156,13 +156,16 @@ def read_part(window: Window, batch: Batch) -> FooterPartRow | None:
     begin = batch.payload_offset + header.header_bytes  # which is one block
     if row is None or begin + row.record_bytes > batch.end:
         return None
-    crc, end = 0, begin + row.record_bytes
-    for at in range(begin, end, READ_BYTES_MAX):
-        data = window.get(at, min(READ_BYTES_MAX, end - at))
-        if not data:
-            return None
-        crc = crc32c(data, crc)
-    return row if crc == row.records_crc32c else None
+    end = begin + row.record_bytes
+    data = b"".join(
+        bytes(window.get(at, min(READ_BYTES_MAX, end - at)))
+        for at in range(begin, end, READ_BYTES_MAX)
+    )
+    if len(data) != row.record_bytes or crc32c(data) != row.records_crc32c:
+        return None
+    # A footer that names it is read only if these are what it states.
+    records = _decoded(_Region(data, row.record_count, row.span_count), None)
+    return row if records is not None else None
 
 
 def whole_parts(device: Device, superblock: Superblock, image: SegmentImage) -> PartChain:
@@ -175,6 +178,10 @@ def whole_parts(device: Device, superblock: Superblock, image: SegmentImage) -> 
     for batch, events_count, spans_count in image.parts:
         row = read_part(window, batch)
         if row is None or row.part_number != chain.part_count + 1:
+            break
+        if batch.header.header_bytes != superblock.block_bytes:
+            break
+        if row.record_bytes > footer_bytes_max(superblock.segment_bytes):
             break
         if (row.previous_offset, row.previous_record_bytes) != (chain.offset, chain.record_bytes):
             break
