@@ -9,6 +9,9 @@
 # make bench-core  counts the core's instructions per receive, by room, below callgrind
 #              in the simulator: SEED=n, BENCH_ARGS="--functions 20"; needs valgrind alone
 #
+# make bench-small   measures what small and slow flows cost: bytes written, store used,
+#              flows per second beside the plainest server; BENCH_ARGS="--flows 1000000"
+#
 # make bench-versions  measures this build beside another one: OTHER=path of its program
 #
 # make compare  measures the ways from a TCP flow to a file with O_DIRECT side by side, for
@@ -16,6 +19,10 @@
 #
 # Needs socat, netcat-openbsd and mbuffer beside what a build needs, a quiet
 # machine and some 15 GiB of disk.
+
+.PHONY: bench-small
+bench-small: build ## measures what small and slow flows cost (BENCH_ARGS=...)
+	$(BIN)/python bench/small.py $(BENCH_ARGS)
 
 .PHONY: bench bench-ack bench-core bench-versions compare
 bench-ack: build ## measures the cost of acknowledgements
