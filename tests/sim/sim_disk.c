@@ -134,24 +134,37 @@ static void drop(uint32_t i) {
     memmove(&writes[i], &writes[i + 1], (--writes_count - i) * sizeof *writes);
 }
 
-/* Makes a write safe: older ones that it covers can no longer show. */
+static uint32_t index_of(const struct disk_write *d) {
+    uint32_t i = 0;
+    while (writes[i] != d)
+        i++;
+    return i;
+}
+
+/* Of an older write that lies there in part, the newer one's bytes show from now on. */
+static void overlay(struct disk_write *older, const struct disk_write *d) {
+    uint64_t begin = d->offset > older->offset ? d->offset : older->offset;
+    uint64_t end = d->offset + d->bytes, older_end = older->offset + older->bytes;
+    end = end < older_end ? end : older_end;
+    if (begin < end)
+        memcpy(older->data + (begin - older->offset), d->data + (begin - d->offset), end - begin);
+}
+
+/* Makes a write safe: what older ones left in its place can no longer show. */
 static void keep(uint32_t i) {
     struct disk_write *d = writes[i];
     uint64_t offset = d->offset, end = d->offset + d->bytes;
     memcpy(safe + offset, d->data, d->bytes);
     if (!d->is_short)
         records_safe(d->data, d->bytes, true);
-    for (uint32_t k = i + 1; k-- > 0;)
-        if (writes[k]->is_done && offset <= writes[k]->offset &&
-            writes[k]->offset + writes[k]->bytes <= end)
+    for (uint32_t k = i; k-- > 0;) {
+        if (!writes[k]->is_done)
+            continue;
+        overlay(writes[k], d);
+        if (offset <= writes[k]->offset && writes[k]->offset + writes[k]->bytes <= end)
             drop(k);
-}
-
-static uint32_t index_of(const struct disk_write *d) {
-    uint32_t i = 0;
-    while (writes[i] != d)
-        i++;
-    return i;
+    }
+    drop(index_of(d));
 }
 
 static int trouble(const struct disk_write *d) {

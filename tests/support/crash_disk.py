@@ -73,13 +73,19 @@ class Disk:
                 self._keep(key)
 
     def _keep(self, number: int) -> None:
-        """Make a write safe; older ones that it covers can no longer show."""
-        write = self.unflushed[number]
+        """Make a write safe; what older ones left in its place can no longer show."""
+        write = self.unflushed.pop(number)
         self.image[write.offset : write.end] = write.data
         for key, older in list(self.unflushed.items()):
-            is_covered = write.offset <= older.offset and older.end <= write.end
-            if key <= number and older.is_done and is_covered:
+            begin, end = max(write.offset, older.offset), min(write.end, older.end)
+            if key > number or not older.is_done or begin >= end:
+                continue
+            if end - begin == len(older.data):
                 del self.unflushed[key]
+            else:
+                before, after = older.data[: begin - older.offset], older.data[end - older.offset :]
+                newer = write.data[begin - write.offset : end - write.offset]
+                older.data = before + newer + after
 
     def after_kill(self, choose: random.Random) -> Disk:
         """The disk once the daemon alone has died: what it asked for is done, or never will be."""
