@@ -12,13 +12,16 @@ import os
 import random
 import struct
 import subprocess
+from collections.abc import Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Final, NamedTuple
 
 from crc32c import crc32c
+from sim.removal import remove_while_served
 
 from ingestd.store.format import layout
+from ingestd.store.format.layout import sequence_of
 from ingestd.store.format.segment import SegmentState
 from ingestd.store.read.flows import Flow
 from ingestd.store.read.image import read_image
@@ -36,6 +39,7 @@ LIVES_MAX: Final = 4
 STREAMS_CARRIED_MAX: Final = 24
 SEED_BITS: Final = 48
 RECOVERY_CRASHED_OF: Final = 8
+REMOVAL_CRASHED_OF: Final = 2
 CAREFUL_OF: Final = 12
 IMAGE_READ_OF: Final = 3
 # Of the program's check points: sim_check_point() in sim_main.c.
@@ -49,7 +53,7 @@ class SimulationError(AssertionError):
 
 
 class Stream(NamedTuple):
-    """What one life has promised of a stream (senders_report in sim_senders.c)."""
+    """What one life has promised of a stream (streams_report in sim_streams.c)."""
 
     number: int
     is_ingest: bool
@@ -63,6 +67,7 @@ class Stream(NamedTuple):
     final_bytes: int
     was_ended: bool
     failed: bool
+    is_fed: bool  # or its end is not known to Python yet
 
 
 class Kept(NamedTuple):
@@ -107,10 +112,10 @@ def stream_data(start: int, size: int) -> bytes:
 def parse_stream(line: str) -> Stream:
     """Read one line of the program's report."""
     number, is_ingest, payload, flow_id, *rest = line.split()[1:]
-    port, start, sent, told, is_sealed, final, was_ended, failed = map(int, rest)
+    port, start, sent, told, is_sealed, final, was_ended, failed, is_fed = map(int, rest)
     return Stream(
         int(number), is_ingest == "1", int(payload), bytes.fromhex(flow_id), port, start, sent,
-        told, bool(is_sealed), final, bool(was_ended), bool(failed),
+        told, bool(is_sealed), final, bool(was_ended), bool(failed), bool(is_fed),
     )  # fmt: skip
 
 
@@ -125,6 +130,7 @@ class Run:
     images_of: int = 1  # moments: most of a run's time goes to them, most faults show without
     choose: random.Random = field(init=False)
     kept: dict[bytes, Kept] = field(default_factory=dict)
+    gone: set[bytes] = field(default_factory=set)  # removed, ever
     result: Result = field(init=False)
     # Of the life that was lived last: how it ended (drain, crash, failed), and what it promised.
     ended: str = ""
@@ -164,13 +170,14 @@ class Run:
         else:
             store.set_up(self.choose.randbytes(16), 1, bytes(store.bytes))
         self.kept.clear()
+        self.gone.clear()
 
     def remove(self, store: Store) -> None:
         """Remove some flows, or all: they do not come back, and nothing else goes."""
         ids = sorted(self.kept)
         gone = self.choose.sample(ids, self.choose.choice((1, len(ids) // 2 or 1, len(ids))))
         report = remove_flows(str(store.path), [flow_id.hex() for flow_id in gone])
-        self.kept = {key: kept for key, kept in self.kept.items() if key not in gone}
+        self.forget(gone)
         with read_image(str(store.path)) as found:
             shown = {flow.flow_id for flow in found.flows}
             useless = [
@@ -183,18 +190,50 @@ class Run:
         if shown != self.kept.keys() or useless:
             raise SimulationError(f"{useless} is left of {gone}: make sim SEED={self.seed}")
 
+    def forget(self, gone: list[bytes]) -> None:
+        """These flows are removed, and are never to be seen again."""
+        self.gone.update(gone)
+        self.kept = {key: kept for key, kept in self.kept.items() if key not in self.gone}
+
+    def remove_live(self, store: Store, streams: list[Stream]) -> str:
+        """Remove flows while the worker runs; return what the program is to know of it."""
+
+        def may_go(flow: Flow) -> bool:
+            stream = find_stream(flow, streams, self.kept)
+            return not stream.is_fed if stream is not None else flow.flow_id in self.kept
+
+        disk = unflushed(store)
+        disk.after_kill(self.choose).show(store.bytes)
+        removal = remove_while_served(str(store.path), self.choose, may_go)
+        done = [write for write in removal.writes.done if write is not None]
+        Path(f"{store.path}.written").write_bytes(
+            b"".join(UNFLUSHED.pack(at, len(data), 1) + data for at, data in done)
+        )
+        if self.choose.randrange(REMOVAL_CRASHED_OF) == 0:
+            cut = self.choose.randrange(len(removal.writes.done) + 1)
+            removal.writes.replay(disk, cut, NUMBERS_OF_OPENING)
+            disk.lose_power(self.choose, store.bytes)
+            self.look(store, streams, is_end=False, why="removal", going=set(removal.flows))
+        self.forget(removal.flows)
+        numbers = [stream.number for stream in streams if stream.flow_id in self.gone]
+        return f"free {' '.join(map(str, removal.freed))}\nremoved {' '.join(map(str, numbers))}\n"
+
     def live(self, store: Store) -> None:
         """One life of the daemon on this store."""
         with open_for_serving(str(store.path)) as served:
-            free = []
-            while granted := served.take_segment():
-                free.append(granted[0])
+            granted = []
+            while segment := served.take_segment():
+                granted.append(segment)
             generation = served.superblock.generation
+        # The opening may have used a sequence for what it put together.
+        used_count = granted[0][1] - sequence_of(generation, 1) if granted else 0
+        free = [index for index, _ in granted]
         self.choose.shuffle(free)
         carried = [(key, kept) for key, kept in self.kept.items() if kept.is_ingest]
         carried = carried[:STREAMS_CARRIED_MAX]
         head = f"{generation} {store.store_uuid.hex()} {store.block_bytes}"
-        lines = [f"{head} {int(store.checksum == 'crc32c')}", " ".join(map(str, free))]
+        head = f"{head} {int(store.checksum == 'crc32c')} {used_count}"
+        lines = [head, " ".join(map(str, free))]
         for number, (key, kept) in enumerate(carried):
             crc = crc32c(stream_data(kept.start, kept.bytes))
             lines.append(
@@ -238,8 +277,12 @@ class Run:
                 streams.append(parse_stream(report))
             if report != ".\n":
                 break
+            answer = ""
             try:
-                flows = self.look(store, streams, is_end=what == "end", why=why)
+                if what == "remove":
+                    answer = self.remove_live(store, streams)
+                else:
+                    flows = self.look(store, streams, is_end=what == "end", why=why)
             except Exception as error:  # whatever recovery stumbles over was found
                 to.write("stop\n")
                 to.close()
@@ -249,7 +292,7 @@ class Run:
             self.result.points += 1
             self.result.told_bytes += sum(stream.told_bytes for stream in streams)
             try:
-                to.write("go\n")
+                to.write(f"{answer}go\n")
                 to.flush()
             except BrokenPipeError:
                 break
@@ -268,8 +311,19 @@ class Run:
             )
         self.kept = kept
 
-    def look(self, store: Store, streams: list[Stream], *, is_end: bool, why: str) -> list[Flow]:
-        """Recover what is left, and compare it with what was promised."""
+    def look(
+        self,
+        store: Store,
+        streams: list[Stream],
+        *,
+        is_end: bool,
+        why: str,
+        going: Set[bytes] = frozenset(),
+    ) -> list[Flow]:
+        """Recover what is left, and compare it with what was promised.
+
+        `going`: flows that are there whole, or are not there at all.
+        """
         careful = self.choose.randrange(CAREFUL_OF) == 0
         if why == "kill":
             killed = unflushed(store).after_kill(self.choose)
@@ -292,7 +346,8 @@ class Run:
         if is_end or careful or self.choose.randrange(IMAGE_READ_OF) == 0:
             flows = self.read(store, flows, streams, is_end=is_end)
         shown = {flow.flow_id: flow for flow in flows}
-        assert self.kept.keys() <= shown.keys(), "a flow of an earlier life is gone"
+        assert self.kept.keys() - going <= shown.keys(), "a flow of an earlier life is gone"
+        assert not shown.keys() & self.gone, "a flow that was removed is back"
         by_port = {
             flow_port(flow): flow
             for flow in flows
@@ -300,7 +355,8 @@ class Run:
         }
         for stream in streams:
             flow = shown.get(stream.flow_id, by_port.get(stream.port))
-            check_promise(store, stream, flow)
+            if flow is not None or stream.flow_id not in self.gone | going:
+                check_promise(store, stream, flow)
         return flows
 
     def read(

@@ -32,6 +32,7 @@
 #define SEGMENTS_COUNT_MAX 80u
 #define SOCKETS_MAX 256u
 #define STREAMS_MAX 96u
+#define STREAM_PERIOD 65521u
 #define SAFE_AHEAD_MAX 128u
 #define OPERATIONS_MAX 16384u
 #define LISTENERS_COUNT 2u /* one raw, one of protocol ingest */
@@ -52,6 +53,7 @@
 struct shape {
     uint64_t steps_max;
     uint64_t crash_step; /* power fails here; NEVER: the life ends by a drain */
+    uint64_t drain_step; /* it is drained here, whatever is under way; NEVER: when all is over */
     uint32_t engine, interface_index, rx_buf_len, chunk_bytes;
     bool checksum, is_file, is_crowd, is_full, keeps_bounds, small_packets;
     bool is_plain; /* for make bench-core: nothing rare happens */
@@ -68,6 +70,7 @@ struct shape {
     uint32_t write_trouble_of, flush_failure_of, slow_disk_of, reset_of, pause_of, wall_jump_of;
     uint32_t refused_submit_of, accept_failure_of, receive_end_of, late_answer_of, late_grant_of;
     uint32_t command_of, check_of;
+    uint32_t removal_of;           /* flows are removed while the worker runs */
     uint32_t missed_cancel_of;     /* of a zero-copy receive: it goes on */
     uint32_t fragment_entries_max; /* fragments that the worker has room for; 0: as it likes */
     bool is_table_known;           /* ... beside those that two turns can bring, and it knows */
@@ -86,6 +89,7 @@ struct sim {
     bool draining;
     uint64_t calm_step, calm_ns;
     uint64_t generation;
+    uint32_t sequences_used; /* of the generation: the opening may have made a segment */
     uint8_t uuid[16];
     uint32_t segments[SEGMENTS_COUNT_MAX], segments_count, segments_granted;
     uint32_t store_segments;
@@ -148,6 +152,8 @@ void disk_dump(const char *path);
 void disk_show(void); /* what lies there while there is power */
 void disk_forget(void);
 bool disk_is_quiet(void);
+bool disk_is_there(void);
+void disk_take(const char *path); /* writes of somebody else's, who has flushed them */
 
 /* --- sim_network.c --- */
 struct fragment {
@@ -203,7 +209,7 @@ bool nic_is_mapped(const void *at);
 bool nic_is_open(void);
 uint64_t nic_fragments_out(void); /* with the worker */
 
-/* --- sim_senders.c --- */
+/* --- sim_streams.c --- */
 struct stream {
     uint32_t number, start; /* where in the common bytes */
     bool is_ingest, is_used;
@@ -216,6 +222,7 @@ struct stream {
     bool base_crc_known, is_resumable, is_begun;
     bool is_sealed, was_ended; /* its sender has the receipt; ... another last line */
     bool failed;               /* ... that says that the store has failed */
+    bool is_removed;
     uint64_t ahead[SAFE_AHEAD_MAX][2];
     uint32_t ahead_count; /* safe ranges behind a gap */
     uint64_t safe_bytes;  /* of it, on stable media */
@@ -226,13 +233,18 @@ struct stream {
 };
 extern struct stream streams[STREAMS_MAX];
 extern uint32_t streams_count;
-void senders_open(void);
+void streams_open(void);
+void streams_report(FILE *out);
 void stream_carry(const char *line); /* it goes on from an earlier life */
+uint8_t common_byte(uint64_t at);
+void stream_bytes(const struct stream *s, uint64_t at, uint8_t *out, uint64_t bytes);
+uint32_t stream_crc(const struct stream *s, uint64_t bytes);
+
+/* --- sim_senders.c --- */
 void senders_step(void);
 void sender_wire(struct socket_ *s, uint64_t at, uint8_t *out, uint32_t bytes);
 void senders_listen(void);
 bool senders_are_over(void);
-void senders_report(FILE *out);
 void senders_calm(void);
 struct stream *stream_of_hello(const uint8_t *block, uint32_t *sender);
 void sender_check_trailer(uint32_t sender, const uint8_t *block, uint64_t bytes);
@@ -241,9 +253,6 @@ bool sender_has_trailer(uint32_t sender);
 bool sender_waits(uint32_t sender);
 void sender_admitted(uint32_t sender, uint64_t base);
 void sender_moves(uint32_t sender);
-uint8_t common_byte(uint64_t at);
-void stream_bytes(const struct stream *s, uint64_t at, uint8_t *out, uint64_t bytes);
-uint32_t stream_crc(const struct stream *s, uint64_t bytes);
 
 /* --- sim_border.c: Python's side of the core's border --- */
 void border_open(void);
@@ -260,11 +269,13 @@ bool border_allows(uint32_t listener, uint8_t host);
 
 /* --- sim_accounts.c: what needs the worker's inner fields --- */
 void accounts_check(void *worker);
+void accounts_check_lost(const void *event_detail);
 void accounts_cut_table(void *worker, uint32_t entries_max, bool is_known);
 void accounts_check_sleep(void *worker);
 bool accounts_are_empty(const void *worker);
 
 /* --- sim_main.c --- */
 void sim_check_point(const char *why); /* the driver looks at the image */
+void sim_removal_point(void);          /* ... removes flows */
 
 #endif

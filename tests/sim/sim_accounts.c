@@ -90,6 +90,29 @@ static void check_held_back(struct worker *w) {
     }
 }
 
+/* While the table of fragments has no room for what two turns bring, every receive pauses. */
+static void check_table(const struct worker *w) {
+    const struct zcrx *z = &w->receiver.zcrx;
+    if (z->fragment_count - z->fragments_pending >= 2ull * w->reactor.ring.cq.ring_entries)
+        return;
+    for (uint32_t i = 0; i < w->table.used_upto; i++) {
+        const struct connection *conn = &w->table.connections[i];
+        if (conn->phase == CONNECTION_RECEIVING && conn->zcrx.armed && !conn->cancelling)
+            sim_fail("flow %u is received while the table of fragments is low", i);
+    }
+}
+
+/* Who is to end is ended, or waits for something that is sure to come. */
+static void check_stopped(const struct worker *w) {
+    for (uint32_t i = 0; i < w->table.used_upto; i++) {
+        const struct connection *conn = &w->table.connections[i];
+        bool is_cancelled = conn->zcrx.armed && conn->cancelling;
+        if (conn->phase != CONNECTION_FREE && conn->stop && !conn->ended && !is_cancelled &&
+            conn->phase != CONNECTION_BLOCKED)
+            sim_fail("flow %u is to end, and waits for nothing", i);
+    }
+}
+
 /* Memory for no more than so many: the worker does not know. Or it does, and has so many more than
  * it keeps free for what is coming. */
 void accounts_cut_table(void *worker, uint32_t entries_max, bool is_known) {
@@ -113,8 +136,21 @@ void accounts_check(void *worker) {
         check_slots(w);
     else
         check_fragments(w);
-    if (w->settings.engine == ENGINE_ZCRX && w->reactor.fault.code == 0)
-        check_held_back(w);
+    if (w->settings.engine != ENGINE_ZCRX || w->reactor.fault.code != 0)
+        return;
+    check_held_back(w);
+    check_table(w);
+    check_stopped(w);
+}
+
+/* Receives pause in time: none is lost, unless the kernel did not see that they should. */
+void accounts_check_lost(const void *event_detail) {
+    const struct event_detail *d = event_detail;
+    bool is_end = d->kind == EVENT_FLOW_INTERRUPTED || d->kind == EVENT_FLOW_REFUSED;
+    bool may_lose = sim.shape.missed_cancel_of != 0 ||
+                    (sim.shape.fragment_entries_max != 0 && !sim.shape.is_table_known);
+    if (is_end && d->end.error == ENOBUFS && !may_lose)
+        sim_fail("a fragment has come for which the table had no room");
 }
 
 /* A batch that could have its place now waits for nothing: the loop may not sleep on it. */

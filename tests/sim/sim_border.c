@@ -269,8 +269,8 @@ static bool decide_hello(const struct admission_request *q) {
         return true;
     }
     bool fits = sender_waits(sender) || s->base_bytes == 0;
-    if (s->is_sealed || !s->is_resumable || !fits || (!sim.calm && sim_one_of(20)))
-        refuse(q, s->is_sealed ? "sealed" : "busy");
+    if (s->is_removed || s->is_sealed || !s->is_resumable || !fits || (!sim.calm && sim_one_of(20)))
+        refuse(q, s->is_removed ? "removed" : s->is_sealed ? "sealed" : "busy");
     else
         admit(q, s, sender);
     return true;
@@ -370,7 +370,7 @@ static void grant(void) {
             return;
         }
         uint32_t index = sim.segments[sim.segments_granted++];
-        uint64_t sequence = sim.generation << 32 | sim.segments_granted;
+        uint64_t sequence = sim.generation << 32 | (sim.sequences_used + sim.segments_granted);
         post((struct command){.kind = COMMAND_GRANT_SEGMENT, .segment = {index, sequence}});
         is_full_told = false;
     }
@@ -411,20 +411,11 @@ static void some_command(void) {
     }
 }
 
-/* Receives pause in time: none is lost, unless the kernel did not see that they should. */
-static void check_lost(const struct event_detail *d) {
-    bool is_end = d->kind == EVENT_FLOW_INTERRUPTED || d->kind == EVENT_FLOW_REFUSED;
-    bool is_cut = sim.shape.fragment_entries_max != 0 && !sim.shape.is_table_known;
-    bool may_lose = sim.shape.missed_cancel_of != 0 || is_cut;
-    if (is_end && d->end.error == ENOBUFS && !may_lose)
-        sim_fail("a fragment has come for which the table had no room");
-}
-
 static void read_events(void) {
     struct event e;
     while (mailbox_read(MAILBOX, &e)) {
         sim_log("event %u", e.detail.kind);
-        check_lost(&e.detail);
+        accounts_check_lost(&e.detail);
         if (e.detail.kind == EVENT_FLOW_ELSEWHERE && sim_one_of(3))
             sim_close(e.detail.elsewhere.fd);           /* the other worker has done with it */
         else if (e.detail.kind == EVENT_FLOW_ELSEWHERE) /* ... or gives it back */
@@ -471,7 +462,8 @@ static void check_progress(void) {
             post((struct command){.kind = COMMAND_PASS_ON, .pass_on = {i, false}});
         sim_log("calm");
     }
-    if (sim.calm && !sim.draining && (senders_are_over() || sim.now_ns > sim.calm_ns + 40 * SECOND))
+    bool is_over = sim.calm && (senders_are_over() || sim.now_ns > sim.calm_ns + 40 * SECOND);
+    if (!sim.draining && (is_over || sim.step >= sim.shape.drain_step))
         border_drain();
     if (sim.calm &&
         (sim.step > sim.calm_step + CALM_STEPS_MAX || sim.now_ns > sim.calm_ns + CALM_NS_MAX))
@@ -493,6 +485,8 @@ void border_step(void) {
     }
     if (sim_one_of(sim.shape.check_of))
         sim_check_point("step");
+    if (sim_one_of(sim.shape.removal_of) && disk_is_there() && !sim.store_failed)
+        sim_removal_point();
 }
 
 /* The life is over: what has not been read of the mailbox is lost. */

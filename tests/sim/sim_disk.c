@@ -272,6 +272,35 @@ void disk_check_free(const uint8_t *at, uint64_t bytes, const char *what) {
         }
 }
 
+bool disk_is_there(void) {
+    return file == FILE_IS_THERE && !is_dead;
+}
+
+static void take_one(uint64_t offset, uint64_t bytes, FILE *in) {
+    struct disk_write *d = calloc(1, sizeof *d);
+    uint8_t *data = malloc(bytes + 1);
+    if (d == NULL || data == NULL || writes_count == WRITES_MAX ||
+        fread(data, 1, bytes, in) != bytes || offset + bytes > store_bytes)
+        sim_fail("what Python wrote cannot be read");
+    for (uint32_t i = 0; i < writes_count; i++)
+        if (!writes[i]->is_done && writes[i]->offset < offset + bytes &&
+            offset < writes[i]->offset + writes[i]->bytes)
+            sim_fail("Python writes to byte %llu, as the worker does", (unsigned long long)offset);
+    *d = (struct disk_write){.offset = offset, .bytes = bytes, .data = data, .is_done = true};
+    writes[writes_count++] = d;
+    keep(writes_count - 1);
+}
+
+void disk_take(const char *path) {
+    uint64_t head[3];
+    FILE *in = fopen(path, "r");
+    if (in == NULL)
+        sim_fail("%s cannot be read", path);
+    while (fread(head, sizeof head, 1, in) == 1)
+        take_one(head[0], head[1], in);
+    fclose(in);
+}
+
 bool disk_is_quiet(void) {
     for (uint32_t i = 0; i < writes_count; i++)
         if (!writes[i]->is_done)

@@ -3,10 +3,12 @@
  * One life of a store: what it is like follows from the seed; how it ends, and what power failing
  * leaves at moments of it, the driver looks at (driver.py), in step with this program:
  *
- *   argv: SEED STEPS IMAGE [TRACE]      stdin: GENERATION UUID BLOCK_BYTES CHECKSUM, a line of
- *   free segments, a line for each stream that goes on, "."
+ *   argv: SEED STEPS IMAGE [TRACE]      stdin: GENERATION UUID BLOCK_BYTES CHECKSUM SEQUENCES_USED,
+ *   a line of free segments, a line for each stream that goes on, "."
  *   stdout: "check WHY STEP" or "end WHY STEP", a line for each stream, "."; then "go" is awaited.
- *   WHY is "kill" where only this program is to die: IMAGE.unflushed has what is not flushed.
+ *   WHY is "kill" where only this program is to die: IMAGE.unflushed has what is not flushed. The
+ *   same is there at "remove live STEP": flows are removed while this program runs. What was
+ * written lies in IMAGE.written then, and "free SEGMENT..." and "removed STREAM..." precede "go".
  */
 #include "sim.h"
 
@@ -22,7 +24,7 @@
 #define IMAGES_MAX 4u
 
 struct sim sim;
-static char unflushed_path[512];
+static char unflushed_path[512], written_path[512];
 
 /* --- Calls that are nobody else's --------------------------------------------------------- */
 
@@ -116,8 +118,9 @@ static void choose_memory(struct shape *p) {
     p->senders_max = 1 + sim_below(12);
     p->payload_max = ONE_OF(20000, 200000, 600000);
     p->receive_buffer_bytes = ONE_OF(8192, 65536, 262144);
-    p->keeps_bounds = sim_below(4) != 0;
+    p->keeps_bounds = sim_below(2) != 0;
     p->small_packets = sim_one_of(3);
+    p->missed_cancel_of = ONE_OF(0, 0, 8, 2);
 }
 
 static void choose_times(struct shape *p) {
@@ -135,6 +138,7 @@ static void choose_times(struct shape *p) {
     p->late_answer_of = ONE_OF(0, 8, 3);
     p->late_grant_of = ONE_OF(0, 3, 20);
     p->command_of = ONE_OF(0, 200, 40);
+    p->removal_of = ONE_OF(0, 0, 400, 100);
     for (uint32_t i = 0; i < LISTENERS_COUNT; i++) {
         p->allow[i] = ONE_OF(0, 0, 0, 1, 2, 3);
         p->per_peer[i] = ONE_OF(0, 0, 1, 3);
@@ -225,17 +229,32 @@ static uint64_t environment(const char *name, uint64_t otherwise) {
     return text != NULL && *text != 0 ? strtoull(text, NULL, 0) : otherwise;
 }
 
-/* --- The driver --------------------------------------------------------------------------------
- */
+/* --- The driver ---------------------------------------------------------------------------- */
+
+/* What was removed: segments are free that had been used, and streams are gone. */
+static void take_removed(char *line) {
+    bool is_free = strncmp(line, "free", 4) == 0;
+    strtok(line, " \n");
+    for (char *at = strtok(NULL, " \n"); at != NULL; at = strtok(NULL, " \n")) {
+        uint32_t number = (uint32_t)strtoul(at, NULL, 10);
+        if (!is_free)
+            streams[number].is_removed = true;
+        else if (sim.segments_count < SEGMENTS_COUNT_MAX)
+            sim.segments[sim.segments_count++] = number;
+    }
+}
 
 static void report(const char *what, const char *why) {
-    char line[64];
+    char line[512];
     printf("%s %s %llu\n", what, why, (unsigned long long)sim.step);
-    senders_report(stdout);
+    streams_report(stdout);
     printf(".\n");
     fflush(stdout);
-    if (fgets(line, sizeof line, stdin) == NULL || strcmp(line, "go\n") != 0)
-        sim_fail("the store that is left at this moment is not what was promised");
+    while (fgets(line, sizeof line, stdin) != NULL && strcmp(line, "go\n") != 0) {
+        if (strncmp(line, "free", 4) != 0 && strncmp(line, "removed", 7) != 0)
+            sim_fail("the store that is left at this moment is not what was promised");
+        take_removed(line);
+    }
 }
 
 /* Of one moment several images: what power failing leaves is one or the other. */
@@ -250,14 +269,23 @@ void sim_check_point(const char *why) {
     }
 }
 
+/* Python removes flows; the worker knows of that only by the segments that it is granted. */
+void sim_removal_point(void) {
+    disk_dump(unflushed_path);
+    report("remove", "live");
+    disk_take(written_path);
+}
+
 static void read_life(void) {
     char line[512], uuid[40];
     unsigned long long generation;
-    unsigned block_bytes, checksum;
+    unsigned block_bytes, checksum, sequences_used;
     if (fgets(line, sizeof line, stdin) == NULL ||
-        sscanf(line, "%llu %32s %u %u", &generation, uuid, &block_bytes, &checksum) != 4)
+        sscanf(line, "%llu %32s %u %u %u", &generation, uuid, &block_bytes, &checksum,
+               &sequences_used) != 5)
         sim_fail("stdin has no life");
     sim.generation = generation;
+    sim.sequences_used = sequences_used;
     sim.shape.block_bytes = block_bytes;
     sim.shape.checksum = checksum != 0;
     for (int i = 0; i < 16; i++) {
@@ -292,6 +320,7 @@ int main(int argc, char **argv) {
         sim.shape.part_record_bytes = ONE_OF(1, 500, 4000);
     sim.shape.engine = (uint32_t)environment("SIM_ENGINE", sim.shape.engine);
     sim.shape.check_of *= (uint32_t)environment("SIM_IMAGES_OF", 1);
+    sim.shape.removal_of *= (uint32_t)environment("SIM_IMAGES_OF", 1);
     sim.shape.steps_max = strtoull(argv[2], NULL, 0);
     if (!sim.shape.is_full && sim_one_of(3))
         sim.shape.steps_max = 1 + sim_random() % sim.shape.steps_max;
@@ -299,13 +328,15 @@ int main(int argc, char **argv) {
         sim.shape.crash_step = 1 + sim_random() % sim.shape.steps_max;
     else
         sim.shape.crash_step = NEVER;
+    sim.shape.drain_step = sim_one_of(4) ? 1 + sim_random() % sim.shape.steps_max : NEVER;
     if (environment("SIM_PLAIN", 0) != 0) {
         choose_plain(&sim.shape);
-        sim.shape.steps_max = sim.shape.crash_step = NEVER;
+        sim.shape.steps_max = sim.shape.crash_step = sim.shape.drain_step = NEVER;
     }
-    senders_open();
+    streams_open();
     disk_open(argv[3]);
     snprintf(unflushed_path, sizeof unflushed_path, "%s.unflushed", argv[3]);
+    snprintf(written_path, sizeof written_path, "%s.written", argv[3]);
     border_open();
     int code = border_run();
     senders_listen();

@@ -281,7 +281,8 @@ static enum ready bring(struct operation *o, bool is_last) {
     struct fragment f = s->fragments[s->first];
     uint32_t bytes = f.bytes;
     uint64_t offset = f.offset;
-    if (bytes > o->bound && (sim.shape.keeps_bounds || f.is_copied || o->bound <= BLOCK + 1))
+    bool keeps_bound = sim.shape.keeps_bounds || f.is_copied || o->bytes <= BLOCK + 1;
+    if (bytes > o->bound && keeps_bound)
         bytes = (uint32_t)o->bound;
     if (f.is_copied) {
         int got = copy(s, bytes, &offset);

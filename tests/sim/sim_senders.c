@@ -12,9 +12,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <isa-l/crc.h>
 
-#define PERIOD 65521u
 #define CONNECTIONS_MAX 96u
 #define VAIN_COUNT 8u
 #define RARER_MAX 8u
@@ -31,7 +29,7 @@ struct sender {
     struct socket_ *socket;
     struct stream *stream;
     bool is_over, is_sent, waits, is_accepted, is_admitted, states_length, has_trailer;
-    bool is_silent, ends_short, reads_slowly, was_told_last;
+    bool stays_silent, ends_short, reads_slowly, was_told_last;
     uint64_t wire_bytes, head_bytes, base_bytes, payload_bytes, tail_bytes;
     uint64_t reset_at, silent_at; /* bytes of the wire; NEVER */
     uint64_t next_ns;
@@ -39,48 +37,11 @@ struct sender {
     uint32_t parsed;     /* of the socket's inbox */
 };
 
-struct stream streams[STREAMS_MAX];
-uint32_t streams_count;
 static struct sender senders[CONNECTIONS_MAX];
 static uint32_t senders_count;
 static uint64_t connect_ns;
-static uint8_t common[PERIOD];
 
 /* --- Bytes ------------------------------------------------------------------------------ */
-
-static void make_common(void) {
-    uint64_t state = 1;
-    for (uint32_t i = 0; i < PERIOD; i++) {
-        state = state * 6364136223846793005u + 1442695040888963407u;
-        common[i] = (uint8_t)(state >> 56);
-    }
-}
-
-uint8_t common_byte(uint64_t at) {
-    return common[at % PERIOD];
-}
-
-void stream_bytes(const struct stream *s, uint64_t at, uint8_t *out, uint64_t bytes) {
-    uint64_t from = (s->start + at) % PERIOD;
-    while (bytes > 0) {
-        uint64_t part = PERIOD - from < bytes ? PERIOD - from : bytes;
-        memcpy(out, common + from, part);
-        out += part;
-        bytes -= part;
-        from = 0;
-    }
-}
-
-uint32_t stream_crc(const struct stream *s, uint64_t bytes) {
-    uint8_t part[4096];
-    uint32_t crc = ~0u;
-    for (uint64_t at = 0; at < bytes; at += sizeof part) {
-        uint64_t size = bytes - at < sizeof part ? bytes - at : sizeof part;
-        stream_bytes(s, at, part, size);
-        crc = crc32_iscsi(part, (int)size, crc);
-    }
-    return ~crc;
-}
 
 /* Some bytes of a hello, or of a trailer: what is in front, and bytes that must come as they are.
  */
@@ -166,6 +127,14 @@ bool sender_waits(uint32_t sender) {
     return sender_at(sender)->waits;
 }
 
+/* Some stop in the middle, and some of those for good: they neither go on nor hang up. */
+static void be_silent(struct sender *s) {
+    if (sim.calm || !sim_one_of(16))
+        return;
+    s->silent_at = sim_random() % (s->wire_bytes + 1);
+    s->stays_silent = sim_below(2) != 0;
+}
+
 static void plan_payload(struct sender *s) {
     uint64_t left = s->stream->payload_bytes - s->base_bytes;
     s->payload_bytes = left;
@@ -177,8 +146,7 @@ static void plan_payload(struct sender *s) {
     s->wire_bytes = s->head_bytes + s->payload_bytes + s->tail_bytes;
     if (!sim.calm && sim_one_of(sim.shape.reset_of))
         s->reset_at = sim_random() % (s->wire_bytes + 1);
-    if (!sim.calm && sim_one_of(16))
-        s->silent_at = sim_random() % (s->wire_bytes + 1);
+    be_silent(s);
 }
 
 void sender_admitted(uint32_t sender, uint64_t base) {
@@ -196,8 +164,7 @@ void sender_moves(uint32_t sender) {
     sender_at(sender)->socket->is_served = false;
 }
 
-/* --- What they are told ------------------------------------------------------------------------
- */
+/* --- What they are told -------------------------------------------------------------------- */
 
 static uint64_t number_of(const char *line, const char *key) {
     char quoted[40];
@@ -239,6 +206,17 @@ static void check_sealed(struct sender *s, const char *line, uint64_t bytes) {
     stream->final_bytes = bytes;
 }
 
+/* Who is told that what it sent is not as announced has sent something else. */
+static void check_judged(const struct sender *s, const char *line) {
+    uint64_t left = s->stream->payload_bytes - s->base_bytes;
+    bool is_wrong = (strstr(line, "\"too_long\"") != NULL && s->payload_bytes <= left) ||
+                    (strstr(line, "\"too_short\"") != NULL && s->payload_bytes >= left) ||
+                    (strstr(line, "\"trailer\"") != NULL && s->tail_bytes != 0);
+    if (is_wrong && s->reset_at == NEVER)
+        sim_fail("stream %u was sent as announced, and its sender is told: %s", s->stream->number,
+                 line);
+}
+
 static void hear(struct sender *s, const char *line) {
     struct stream *stream = s->stream;
     sim_log("port %u hears %.100s", s->socket->port, line);
@@ -253,6 +231,8 @@ static void hear(struct sender *s, const char *line) {
         check_durable(s, number_of(line, "offset"));
     } else if (strstr(line, "\"type\": \"hello\"") == NULL) {
         s->was_told_last = true;
+        if (s->is_admitted)
+            check_judged(s, line);
         uint64_t bytes = number_of(line, stream->is_ingest && !is_sealed ? "durable" : "bytes");
         if (is_sealed)
             check_sealed(s, line, bytes);
@@ -288,8 +268,7 @@ void senders_listen(void) {
             hear_all(&senders[i]);
 }
 
-/* --- What they do
- * ---------------------------------------------------------------------------------- */
+/* --- What they do -------------------------------------------------------------------------- */
 
 static struct stream *new_stream(bool is_ingest) {
     if (streams_count == STREAMS_MAX)
@@ -297,7 +276,8 @@ static struct stream *new_stream(bool is_ingest) {
     struct stream *s = &streams[streams_count];
     *s = (struct stream){.number = streams_count++, .is_ingest = is_ingest, .owner = -1};
     /* The same seed in another store or generation: the same places, other bytes. */
-    s->start = (uint32_t)((sim_random() + sim.generation * 7919 + sim.uuid[0] * 257u) % PERIOD);
+    s->start =
+        (uint32_t)((sim_random() + sim.generation * 7919 + sim.uuid[0] * 257u) % STREAM_PERIOD);
     uint32_t most = sim_below(3) ? sim.shape.payload_max / 8 : sim.shape.payload_max;
     s->payload_bytes = sim_one_of(8) ? sim_below(3) : sim_below(most + 1);
     if (sim_one_of(6))
@@ -349,7 +329,9 @@ static void connect_one(void) {
         s->wire_bytes = BLOCK;
     else
         stream->port = s->socket->port;
-    if (!s->waits)
+    if (s->waits)
+        be_silent(s);
+    else
         plan_payload(s);
     s->is_admitted = !is_ingest;
     sim_log("sender %u: port %u, stream %u of %llu%s%s%s", s->socket->sender, s->socket->port,
@@ -365,7 +347,8 @@ static void send_some(struct sender *s) {
     struct socket_ *k = s->socket;
     uint64_t most = s->wire_bytes;
     most = most < s->reset_at ? most : s->reset_at;
-    most = most < s->silent_at || sim.calm ? most : s->silent_at;
+    bool is_silent = s->silent_at < most && (s->stays_silent || !sim.calm);
+    most = is_silent ? s->silent_at : most;
     most = most > k->arrived ? most : k->arrived; /* a hello was sent before it was planned */
     uint64_t bytes = 1 + sim_below(sim_below(3) ? 5000 : 60000);
     bytes = bytes < most - k->arrived ? bytes : most - k->arrived;
@@ -432,63 +415,19 @@ void senders_step(void) {
     connect_ns = sim.now_ns + sim_below(most);
 }
 
+/* Nothing comes of them any more; there may be some that say nothing, and stay. */
 bool senders_are_over(void) {
-    for (uint32_t i = 0; i < senders_count; i++)
-        if (!senders[i].is_over)
+    for (uint32_t i = 0; i < senders_count; i++) {
+        const struct sender *s = &senders[i];
+        bool is_silent = s->stays_silent && s->socket->arrived >= s->silent_at;
+        if (!s->is_over && !is_silent)
             return false;
+    }
     return true;
 }
 
-/* Nobody is silent any more. */
+/* Nobody is silent any more, but for those who stay so. */
 void senders_calm(void) {
     for (uint32_t i = 0; i < senders_count; i++)
         senders[i].next_ns = 0;
-}
-
-void senders_open(void) {
-    make_common();
-}
-
-void stream_carry(const char *line) {
-    unsigned number, start, crc;
-    unsigned long long payload, bytes;
-    char id[40];
-    int is_known, is_sealed;
-    struct stream *s = &streams[streams_count];
-    if (sscanf(line, "%u %u %llu %32s %llu %u %d %d", &number, &start, &payload, id, &bytes, &crc,
-               &is_known, &is_sealed) != 8 ||
-        streams_count == STREAMS_MAX || number != streams_count)
-        sim_fail("no stream can be carried on by: %s", line);
-    *s = (struct stream){.number = streams_count++,
-                         .start = start,
-                         .is_ingest = true,
-                         .is_used = true,
-                         .payload_bytes = payload > bytes ? payload : bytes,
-                         .sent_bytes = bytes,
-                         .safe_bytes = bytes,
-                         .base_bytes = bytes,
-                         .base_crc = crc,
-                         .base_crc_known = is_known != 0,
-                         .is_resumable = true,
-                         .is_begun = true,
-                         .is_sealed = is_sealed != 0,
-                         .owner = -1};
-    for (int i = 0; i < 16; i++) {
-        char digits[3] = {id[2 * i], id[2 * i + 1], 0};
-        s->id[i] = (uint8_t)strtoul(digits, NULL, 16);
-    }
-}
-
-/* What the driver compares a recovered store with. */
-void senders_report(FILE *out) {
-    for (uint32_t i = 0; i < streams_count; i++) {
-        const struct stream *s = &streams[i];
-        fprintf(out, "stream %u %d %llu ", s->number, s->is_ingest,
-                (unsigned long long)s->payload_bytes);
-        for (int k = 0; k < 16; k++)
-            fprintf(out, "%02x", s->is_used ? s->id[k] : 0);
-        fprintf(out, " %u %u %llu %llu %d %llu %d %d\n", s->port, s->start,
-                (unsigned long long)s->sent_bytes, (unsigned long long)s->told_bytes, s->is_sealed,
-                (unsigned long long)s->final_bytes, s->was_ended, s->failed);
-    }
 }
