@@ -173,6 +173,54 @@ MUTANTS: Final = (
         "a connection's window stays bound",
         ((r"(zcrx_receive_buffer_bytes\(r\)\);)\s+socket_unbind_window\([^;]*;", r"\1"),),
     ),
+    Mutant(
+        "receives begin while the table of fragments is low",
+        ((r"(static void zcrx_start\(.*\) \{\s+if \()!zcrx_table_is_low\(r\)\)", r"\1true)"),),
+    ),
+    Mutant(
+        "starved connections are served while the table of fragments is low",
+        ((r"if \(waiting == 0 \|\| zcrx_table_is_low\(r\)\)", "if (waiting == 0)"),),
+    ),
+    Mutant(
+        "a cancel that found nothing is not asked for again",
+        ((r"(static void zcrx_pause_again\(.*\) \{)", r"\1 if (conn != NULL) return;"),),
+    ),
+    Mutant(
+        "what came beyond a bound is lost",
+        ((r"receive_block_take_overrun\(conn->block, r->area[^;]*;", ""),),
+    ),
+    Mutant(
+        "what came beyond a bound is taken for payload",
+        ((r"uint32_t payload = \(uint32_t\)time_min\(bytes, [^;]*;\s+(refill_delivered)",
+          r"uint32_t payload = bytes; \1"),
+         (r"assert\(conn->received_bytes <= conn->limit_bytes\);", "")),
+    ),
+    Mutant(
+        "a stopped hello waits for a chunk",
+        ((r"if \(block && !conn->zcrx\.armed\)\s+zcrx_stop_starved_block\(r, conn\);",
+          "(void)zcrx_stop_starved_block; if (block) return;"),),
+    ),
+    Mutant(
+        "a stopped hello finds no chunk, and waits for one",
+        ((r"&& result == -ENOMEM && !conn->stop\)", "&& result == -ENOMEM)"),),
+    ),
+    Mutant(
+        "a fragment that is split before a trailer has one holder",
+        ((r"if \(taken == bytes && bytes < n->bytes\)[^;]*;", ""),),
+    ),
+    Mutant(
+        "a fragment that is split between batches has one holder",
+        ((r"if \(done < bytes\)\s+pending_share\(r, rest\);", "(void)pending_share;"),),
+    ),
+    Mutant(
+        "a block that finds no chunk is tried again at once",
+        ((r"if \(chunk_bytes == 0 && result == -ENOMEM[^;]*;", ""),),
+    ),
+    Mutant(
+        "a relief slot is not given back",
+        ((r"if \(zcrx_is_copied\(hold\)\) \{\s+buddy_release\([^;]*;",
+          r"if (zcrx_is_copied(hold)) { (void)buddy_release;"),),
+    ),
 )  # fmt: skip
 
 
