@@ -58,18 +58,12 @@ PROGRAMS = {
     "test_outbox": (TESTS / "core" / "test_outbox.c",),
     "test_segment": (TESTS / "core" / "test_segment.c",),
     "test_session": (TESTS / "core" / "test_session.c",),
-    # The stage plays all that this engine calls of the worker and of the kernel.
-    "test_zcrx": (
-        TESTS / "core" / "test_zcrx.c",
-        TESTS / "core" / "zcrx_stage.c",
-        TESTS / "core" / "zcrx_stage_worker.c",
-        CORE / "connection/progress.c",
+    # What the engine calls beside its own files is a stub.
+    "test_zcrx_table": (
+        TESTS / "core" / "test_zcrx_table.c",
         CORE / "receive/engine.c",
-        CORE / "receive/zcrx/zcrx.c",
-        CORE / "connection/ingest/ingest.c",
-        CORE / "connection/ingest/requests.c",
-        CORE / "connection/ingest/session_pool.c",
         CORE / "receive/zcrx/control.c",
+        CORE / "receive/zcrx/zcrx.c",
         CORE / "receive/zcrx/pending.c",
     ),
 }
@@ -86,13 +80,7 @@ def test_every_c_test_is_run() -> None:
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(name, marks=[pytest.mark.fault("fragments")] if name == "test_zcrx" else [])
-        for name in PROGRAMS
-    ],
-)
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_c_program(name: str) -> None:
     flags = (*SANITIZERS, *STAND_INS.get(name, ()))
     program = build_executable(name, [*PROGRAMS[name], *PURE_SOURCES], flags=flags)

@@ -27,6 +27,7 @@ def _no_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image, "ThreadPoolExecutor", Serial)
 
 
+@pytest.mark.fault("fragments")
 @pytest.mark.timeout(1800)
 def test_fresh_seeds() -> None:
     ends_s = time.monotonic() + SECONDS
