@@ -88,7 +88,6 @@ static struct worker_settings settings(void) {
         .write_align = p->write_align,
         .virt_mask = p->virt_mask,
         .iovecs_max = p->iovecs_max,
-        .worker_index = 0,
         .cpu = -1,
         .area_bytes = p->area_bytes,
         .write_bytes_max = p->write_bytes_max,
