@@ -27,6 +27,7 @@ from ingestd.sizes import short_size
 
 if TYPE_CHECKING:
     from ingestd.control.client import ControlClient
+    from ingestd.control.messages import Message
 
 DEFAULT_SOCKET: Final = "/run/ingestd/control"
 _STORE_COLUMNS: Final = ("STORE", "STATE", "FREE", "USED", "GENERATION", "CONNECTIONS", "PATH")
@@ -63,6 +64,10 @@ def add_ctl(commands: Any) -> None:
     _add(verbs, "reload", "read the configuration again, as SIGHUP does", _reload)
     level = _add(verbs, "log-level", "log from another level on, until the next reload", _level)
     level.add_argument("level", choices=("debug", "info", "warning", "error"))
+    drain = _add(verbs, "drain-store", "let a store take no new flows", _drain_store)
+    drain.add_argument("store", metavar="STORE", help="name of the store")
+    undrain = _add(verbs, "undrain-store", "let a store take new flows again", _undrain_store)
+    undrain.add_argument("store", metavar="STORE", help="name of the store")
     _add(verbs, "events", "print what becomes of flows from now on, a line each", _events)
 
 
@@ -138,7 +143,7 @@ def _status(client: ControlClient, arguments: Namespace) -> int:
         (
             listener["name"],
             listener["protocol"],
-            listener["store"],
+            ", ".join(listener["stores"]),
             str(listener["connections"]),
             ", ".join(listener["addresses"]),
         )
@@ -146,6 +151,11 @@ def _status(client: ControlClient, arguments: Namespace) -> int:
     ]
     print_table(_LISTENER_COLUMNS, listeners, _RIGHT)
     for store in status["stores"]:
+        if store["out"]:
+            reasons = (
+                f"{reason} for {lasted_s:.0f} s" for reason, lasted_s in store["out"].items()
+            )
+            note(f"store {store['name']} takes no new flows: {', '.join(reasons)}")
         for key in ("failure", "maintenance_failure"):
             if store[key]:
                 note(f"store {store['name']}: {store[key]}")
@@ -194,7 +204,18 @@ def _reload(client: ControlClient, arguments: Namespace) -> int:
 
 
 def _level(client: ControlClient, arguments: Namespace) -> int:
-    outcome = client.ask("log-level", level=arguments.level)
+    return _answered(client.ask("log-level", level=arguments.level), arguments)
+
+
+def _drain_store(client: ControlClient, arguments: Namespace) -> int:
+    return _answered(client.ask("drain-store", store=arguments.store), arguments)
+
+
+def _undrain_store(client: ControlClient, arguments: Namespace) -> int:
+    return _answered(client.ask("undrain-store", store=arguments.store), arguments)
+
+
+def _answered(outcome: Message, arguments: Namespace) -> int:
     if arguments.json:
         print_json(outcome)
     return 0

@@ -74,6 +74,7 @@ class Control:
         maintenance: Maintenance,
         status: StatusReport,
         reload: Callable[[], Message],
+        drain_store: Callable[..., None],
     ) -> None:
         """Let clients connect, if there is a socket. Raises ResourceError."""
         if self._file is None:
@@ -88,6 +89,7 @@ class Control:
             stopping=self._stopping,
             reload=reload,
             set_log_level=self._log.set_level,
+            drain_store=drain_store,
         )
         self._server = ControlServer(self._file, parts, self._log)
         self._server.start()

@@ -2,7 +2,7 @@
 """New flows and the stores of the daemon: what of workers' events concerns them, and commands.
 
 Invariant: whatever changes which stores take new flows is followed by the commands to workers.
-Owned by the main thread.
+Owned by the main thread, but for is_failed().
 """
 
 from __future__ import annotations
@@ -69,6 +69,11 @@ class Placing:
         shots = [w.counters() for w in self._workers] if counters is None else counters
         self.states.look(self._workers, shots, self._failed)
         self.placement.update()
+
+    def is_failed(self, name: str) -> bool:
+        """Return whether a store's device has failed. By any thread, once workers are set up."""
+        own = (worker for worker in self._workers if worker.store_name == name)
+        return any(worker.counters()["store_errno"] for worker in own)
 
     def drain(self, name: str, *, wanted: bool) -> None:
         """Let a store take no new flows, or take them again; open flows and resumes stay."""

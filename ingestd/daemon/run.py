@@ -249,7 +249,7 @@ class Daemon:
             self._stores[name] = store
             undo.callback(self._close_store, store)
             prepare_store(settings, name, store, self._log)
-            self._maintenance.add(name, store, settings, partial(self._is_failed, name))
+            self._maintenance.add(name, store, settings, partial(self._placing.is_failed, name))
             flows = store.take_recovered_flows()
             if any(listener.protocol == "ingest" for _, listener in settings.listeners_of(name)):
                 store_uuid = store.superblock.store_uuid
@@ -308,11 +308,6 @@ class Daemon:
             zcrx.judge_areas(settings, nic, self._workers, self._log)
             zcrx.announce_napi_ids(settings, self._workers, nic)
 
-    def _is_failed(self, store_name: str) -> bool:
-        """Return whether a store's device has failed. By any thread, once workers are set up."""
-        own = (worker for worker in self._workers if worker.store_name == store_name)
-        return any(worker.counters()["store_errno"] for worker in own)
-
     def _stop_wanted_early(self) -> bool:
         taken = self._signals.take()
         self._reload_wanted |= signal.SIGHUP in taken
@@ -323,7 +318,8 @@ class Daemon:
             raise StartStoppedError
 
     def _run_workers(self, undo: ExitStack) -> None:
-        granting = Granting(self._stores, self._workers, self._is_failed, self.wake, self._log)
+        is_failed = self._placing.is_failed
+        granting = Granting(self._stores, self._workers, is_failed, self.wake, self._log)
         self._granting = granting
         undo.callback(self._closing.end, "granting", granting.close)
         # Once more, as draining workers may still need the pumps.
@@ -368,9 +364,11 @@ class Daemon:
             self._workers,
             addresses,
             self._maintenance_failures,
+            self._placing.states.reasons,
             lambda: self._deadline_s is not None,
         )
-        self._control.start(self._stores, self._maintenance, status, self._reload_by_control)
+        drain = self._placing.drain
+        self._control.start(self._stores, self._maintenance, status, self._reload_by_control, drain)
         undo.callback(self._closing.end, "control", self._control.close)
 
     def _maintenance_failures(self) -> dict[str, str]:

@@ -79,6 +79,7 @@ class Desk:
         self.stopping = threading.Event()
         self.reload: Callable[[], dict[str, Any]] = lambda: {"changed": ["log.level"]}
         self.levels: list[str] = []
+        self.drained: list[tuple[str, bool]] = []
         self.recorder = Recorder()
         self.calls = MainCalls(lambda: None)
         self.file = SocketFile(self.path, None)
@@ -97,6 +98,7 @@ class Desk:
             stopping=self.stopping,
             reload=lambda: self.reload(),
             set_log_level=self.levels.append,
+            drain_store=lambda name, *, wanted: self.drained.append((name, wanted)),
         )
         self.server = ControlServer(self.file, self.parts, Log(self.recorder, "debug"))
         self.is_over = threading.Event()

@@ -62,6 +62,19 @@ def set_log_level(request: Request, _channel: Channel, parts: ControlParts) -> M
     return {"level": level}
 
 
+def drain_store(
+    request: Request, _channel: Channel, parts: ControlParts, *, wanted: bool
+) -> Message:
+    """Let a store take no new flows, or take them again, until a reload that changes its key."""
+    name = request.text("store")
+    request.end()
+    if name not in parts.stores:
+        known = ", ".join(parts.stores)
+        raise RefusedError("unknown_store", f"there is no such store; there are {known}")
+    parts.call_main(partial(parts.drain_store, name, wanted=wanted))
+    return {"store": name, "drained": wanted}
+
+
 def stream_events(request: Request, channel: Channel, parts: ControlParts) -> Message:
     """Send what becomes of flows from now on, until the client hangs up or the daemon ends."""
     request.end()
@@ -90,6 +103,8 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "rm": Command(remove_flows, is_change=True),
     "reload": Command(reload, is_change=True),
     "log-level": Command(set_log_level, is_change=True),
+    "drain-store": Command(partial(drain_store, wanted=True), is_change=True),
+    "undrain-store": Command(partial(drain_store, wanted=False), is_change=True),
 }
 
 

@@ -44,3 +44,4 @@ class ControlParts:
     stopping: threading.Event
     reload: Callable[[], Message]  # by call_main()
     set_log_level: Callable[[LevelName], None]  # by call_main()
+    drain_store: Callable[..., None]  # name, wanted; by call_main()

@@ -20,6 +20,7 @@ from ingestd.daemon.telemetry.worker_events import errno_text, store_failed_advi
 
 if TYPE_CHECKING:
     from ingestd.config.settings import Settings
+    from ingestd.daemon.placement.store_states import Reason
     from ingestd.daemon.workers.worker import WorkerThread
     from ingestd.store.serve.served_store import ServedStore
 
@@ -29,6 +30,7 @@ Shots = Sequence[tuple["WorkerThread", Mapping[str, int]]]
 class StatusReport:
     """Of one run. `failures`: why maintenance of a store fails now, by store.
 
+    `reasons_out`: why a store takes no new flows, and for how long.
     `addresses`: those that each listener has, in the order of their indexes.
     """
 
@@ -39,8 +41,10 @@ class StatusReport:
         workers: Sequence[WorkerThread],
         addresses: Mapping[str, Sequence[str]],
         failures: Callable[[], Mapping[str, str]],
+        reasons_out: Callable[[str], Mapping[Reason, float]],
         is_draining: Callable[[], bool],
     ) -> None:
+        self._reasons_out = reasons_out
         self._settings = settings
         self._stores = stores
         self._workers = workers
@@ -72,6 +76,7 @@ class StatusReport:
                 store,
                 [shot for worker, shot in shots if worker.store_name == name],
                 failures.get(name),
+                self._reasons_out(name),
             )
             for name, store in self._stores.items()
         ]
@@ -85,7 +90,8 @@ class StatusReport:
                 "name": name,
                 "addresses": list(addresses),
                 "protocol": self._settings.listener[name].protocol,
-                "store": self._settings.listener[name].store,
+                "stores": list(self._settings.listener[name].store_names),
+                "placement": self._settings.listener[name].placement,
                 "connections": counts[index],
             }
             for index, (name, addresses) in enumerate(self._addresses.items())
@@ -93,7 +99,11 @@ class StatusReport:
 
 
 def _of_store(
-    name: str, store: ServedStore, shots: Sequence[Mapping[str, int]], maintenance: str | None
+    name: str,
+    store: ServedStore,
+    shots: Sequence[Mapping[str, int]],
+    maintenance: str | None,
+    reasons_out: Mapping[Reason, float],
 ) -> Message:
     superblock = store.superblock
     code = next((shot["store_errno"] for shot in shots if shot["store_errno"]), 0)
@@ -106,6 +116,7 @@ def _of_store(
         "token": store.token.hex(),
         "generation": superblock.generation,
         "state": "failed" if code else "full" if is_full else "serving",
+        "out": {reason.value: round(lasted_s, 3) for reason, lasted_s in reasons_out.items()},
         "failure": f"{errno_text(code)}: {store_failed_advice(code)}" if code else None,
         "maintenance_failure": maintenance,
         "bytes": superblock.store_bytes,

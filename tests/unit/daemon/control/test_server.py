@@ -54,10 +54,13 @@ def test_a_conversation(desk: Desk) -> None:
         assert (removed["flow"], removed["result"], removed["bytes"]) == (ID, "removed", 5)
         assert client.ask("reload")["changed"] == ["log.level"]
         assert client.ask("log-level", level="debug")["level"] == "debug"
+        assert client.ask("drain-store", store="a")["drained"] is True
+        assert client.ask("undrain-store", store="a")["drained"] is False
+    assert desk.drained == [("a", True), ("a", False)]
     assert desk.removed == [bytes(15) + b"\1"]
     assert desk.levels == ["debug"]
     commands = [fields["command"] for fields in desk.recorder.fields("control_command")]
-    assert commands == ["rm", "reload", "log-level"]
+    assert commands == ["rm", "reload", "log-level", "drain-store", "undrain-store"]
 
 
 def test_what_the_main_thread_refuses_is_said(desk: Desk) -> None:
@@ -109,6 +112,8 @@ def test_a_bug_ends_no_connection(desk: Desk) -> None:
         ({"command": "rm", "flows": [ID, "0000"]}, "bad_request"),
         ({"command": "rm", "flows": [ID], "dry_run": True}, "bad_request"),
         ({"command": "log-level", "level": "loud"}, "bad_request"),
+        ({"command": "drain-store"}, "bad_request"),
+        ({"command": "drain-store", "store": "b"}, "unknown_store"),
     ],
 )
 def test_what_is_not_understood_changes_nothing(
@@ -141,6 +146,7 @@ def test_a_reader_changes_nothing(reader: Desk) -> None:
             ("rm", {"flows": [ID]}),
             ("reload", {}),
             ("log-level", {"level": "debug"}),
+            ("drain-store", {"store": "a"}),
         ):
             with pytest.raises(ControlError) as raised:
                 client.ask(command, **fields)
