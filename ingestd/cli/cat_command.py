@@ -17,15 +17,18 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ingestd.cli.output import note, progress_bar, write_all
+from ingestd.cli.several_stores import raise_all, stores_of
 from ingestd.cli.streams import is_stdout_closed
-from ingestd.errors import SystemCallError, UsageError
+from ingestd.errors import FlowNotFoundError, StoreError, SystemCallError, UsageError
 from ingestd.sizes import full_size
 
 if TYPE_CHECKING:
     from ingestd.store.device.stacking import Layer
     from ingestd.store.read.flows import Flow
+    from ingestd.store.read.image import StoreImage
 
 PROGRESS_BYTES_MIN: Final = 64 * 1024 * 1024
+_NAMED_MAX: Final = 5
 
 
 class _Output(NamedTuple):
@@ -35,11 +38,9 @@ class _Output(NamedTuple):
 
 def run_cat(arguments: Namespace) -> int:
     """Write the bytes [offset, offset + length) of a flow, as far as they are there."""
-    from ingestd.store.read.image import read_image
     from ingestd.store.read.reader import read_flow
 
-    with read_image(arguments.store) as image:
-        flow = image.find(arguments.flow)
+    with _image_with(stores_of(arguments), arguments.flow) as (image, flow):
         offset = flow.first_offset if arguments.offset is None else arguments.offset
         pieces = read_flow(image, flow, offset, arguments.length)
         length = _length(flow, offset, arguments.length)
@@ -55,6 +56,43 @@ def run_cat(arguments: Namespace) -> int:
     if flow.state != "sealed":
         note(f"flow {flow.flow} is {flow.state}: {full_size(flow.bytes)} of it are there")
     return 0
+
+
+@contextmanager
+def _image_with(paths: Sequence[str], wanted: str) -> Iterator[tuple[StoreImage, Flow]]:
+    """The one of these stores that has a flow, and the flow.
+
+    Raises FlowNotFoundError if none has it, or several flows begin so; a store that cannot be
+    read matters only then.
+    """
+    from ingestd.store.read.image import read_image
+
+    path = paths[0] if len(paths) == 1 else _store_with(paths, wanted)
+    with read_image(path) as image:
+        yield image, image.find(wanted)
+
+
+def _store_with(paths: Sequence[str], wanted: str) -> str:
+    from ingestd.store.read.image import id_prefix, read_image
+
+    prefix, errors = id_prefix(wanted), []
+    found: list[tuple[str, str]] = []
+    for path in paths:
+        try:
+            with read_image(path) as image:
+                own = (flow for flow in image.flows if flow.flow_id.hex().startswith(prefix))
+                found += [(path, flow.flow) for flow in own]
+        except StoreError as error:
+            errors.append(error)
+    if len(found) == 1:
+        return found[0][0]
+    if len(found) > 1:
+        names = ", ".join(f"{flow} in {path}" for path, flow in found[:_NAMED_MAX])
+        raise FlowNotFoundError(
+            f"{len(found)} flows begin with {wanted!r}, write more of the id: {names}"
+        )
+    raise_all(errors)
+    raise FlowNotFoundError(f"none of {len(paths)} stores has flow {wanted!r}")
 
 
 def _length(flow: Flow, offset: int, length_max: int | None) -> int:

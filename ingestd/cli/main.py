@@ -27,6 +27,7 @@ from ingestd.cli.rm_command import run_rm
 from ingestd.cli.run_commands import run_check_config, run_serve
 from ingestd.cli.selection import add_filters, add_order
 from ingestd.cli.send_command import run_send
+from ingestd.cli.several_stores import add_stores, each_store
 from ingestd.cli.store_commands import run_format, run_info, run_ls
 from ingestd.cli.streams import secure_standard_streams
 from ingestd.cli.verify_command import run_verify
@@ -212,12 +213,12 @@ def _add_serve(commands: _Commands[_Parser]) -> None:
 
 def _add_readers(commands: _Commands[_Parser]) -> None:
     for name, text, run in (
-        ("ls", "list the flows of a store", run_ls),
-        ("verify", "read a whole store and verify its checksums", run_verify),
-        ("info", "show a store's identity, geometry and free space", run_info),
+        ("ls", "list the flows of stores", run_ls),
+        ("verify", "read whole stores and verify their checksums", each_store(run_verify)),
+        ("info", "show identity, geometry and free space of stores", each_store(run_info)),
     ):
         parser = _add(commands, name, text, run)
-        parser.add_argument("store", metavar="STORE", help="block device or file")
+        add_stores(parser)
         parser.add_argument("--json", action="store_true", help="print JSON, for programs")
         if name == "ls":
             add_filters(parser)
@@ -246,7 +247,7 @@ def _add_cat(commands: _Commands[_Parser]) -> None:
     parser = _add(
         commands, "cat", "write the bytes of a flow to standard output or a file", run_cat
     )
-    parser.add_argument("store", metavar="STORE", help="block device or file")
+    add_stores(parser)
     parser.add_argument("flow", metavar="FLOW", help="flow id, or its first characters")
     parser.add_argument(
         "--offset", metavar="N", type=_size, help="begin at this byte, such as 1GiB"

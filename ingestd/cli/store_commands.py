@@ -11,7 +11,7 @@ import time
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -24,7 +24,8 @@ from ingestd.cli.output import (
     safe,
     short_time,
 )
-from ingestd.errors import ControlError
+from ingestd.cli.several_stores import listed_in_all, raise_all, stores_of
+from ingestd.errors import ControlError, IngestdError
 from ingestd.sizes import full_size, short_size
 
 if TYPE_CHECKING:
@@ -118,15 +119,34 @@ def _read_listing(store: str, arguments: Namespace) -> Iterator[Iterator[dict[st
         yield ({**flow.as_dict(), "misdated": is_misdated(flow, floor, now_ns)} for flow in found)
 
 
+@contextmanager
+def _flows_of(store: str, arguments: Namespace) -> Iterator[Iterator[dict[str, Any]]]:
+    with listed(store, arguments) as listing:
+        yield listing.flows
+
+
 def run_ls(arguments: Namespace) -> int:
     """List the flows, oldest first unless another order is asked for."""
-    with listed(arguments.store, arguments) as listing:
-        print_flows(listing.flows, as_json=arguments.json)
+    paths = stores_of(arguments)
+    if len(paths) == 1:
+        with listed(paths[0], arguments) as listing:
+            print_flows(listing.flows, as_json=arguments.json)
+        return 0
+    errors: list[IngestdError] = []
+    with ExitStack() as undo:
+        flows = listed_in_all(paths, arguments, _flows_of, undo, errors)
+        print_flows(flows, as_json=arguments.json, is_several=True)
+    raise_all(errors)
     return 0
 
 
-def print_flows(flows: Iterator[dict[str, Any]], *, as_json: bool) -> None:
-    """Print flows as they come, and how many of them have times that cannot be."""
+def print_flows(
+    flows: Iterator[dict[str, Any]], *, as_json: bool, is_several: bool = False
+) -> None:
+    """Print flows as they come, and how many of them have times that cannot be.
+
+    is_several: they lie in several stores, which they name.
+    """
     shown_count = misdated_count = 0
 
     def counted_flows() -> Iterator[dict[str, Any]]:
@@ -140,7 +160,9 @@ def print_flows(flows: Iterator[dict[str, Any]], *, as_json: bool) -> None:
         for flow in flows:
             print_json(flow)
         return
-    print_table(_COLUMNS, map(_row, counted_flows()), _FLUSH_RIGHT)
+    columns = (*_COLUMNS, "STORE") if is_several else _COLUMNS
+    rows = ((*_row(flow), flow["store"]) if is_several else _row(flow) for flow in counted_flows())
+    print_table(columns, rows, _FLUSH_RIGHT)
     if misdated_count:
         note(
             f"{misdated_count} of {shown_count} flows, marked with ?, began or ended when"

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import time
 from collections.abc import Callable
@@ -13,7 +14,8 @@ from typing import Any, Final
 
 import pytest
 
-from support.daemon import Daemon, format_store
+from ingestd.errors import FlowNotFoundError, NotAStoreError, UsageError
+from support.daemon import Daemon, format_store, run_ingestd
 from support.ingest import Ingest, data_of
 from support.observe import assert_clean, image_sha256, list_flows, scrape, wait_until
 from support.payload import Payload
@@ -108,6 +110,32 @@ def test_flows_are_spread_over_all_stores(start_node: Callable[..., Node], seed:
     assert node.daemon.stop() == 0
     for path in node.stores.values():
         assert_clean(path)
+    _check_commands(node, lie)
+
+
+def _check_commands(node: Node, lie: dict[str, list[Sent]]) -> None:
+    """The commands that read stores take several, or all of a configuration."""
+    all_stores = ("-c", node.config)
+    expected = {(str(node.stores[n]), one.flow) for n, own in lie.items() for one in own}
+    for stores in (all_stores, tuple(node.stores.values())):
+        lines = run_ingestd("ls", *stores, "--json").stdout.splitlines()
+        flows = [json.loads(line) for line in lines]
+        assert {(flow["store"], flow["flow"]) for flow in flows} == expected
+        assert [flow["started"] for flow in flows] == sorted(flow["started"] for flow in flows)
+    newest = run_ingestd("ls", *all_stores, "--sort=-started", "--limit", "1", "--json").stdout
+    assert json.loads(newest)["flow"] == flows[-1]["flow"]
+    assert str(node.stores["c"]).encode() in run_ingestd("ls", *all_stores).stdout
+    one = lie["b"][0]
+    assert run_ingestd("cat", *all_stores, one.flow).stdout == one.payload.data()
+    run_ingestd("cat", *all_stores, "01", code=FlowNotFoundError.exit_code)
+    infos = run_ingestd("info", *all_stores, "--json").stdout.splitlines()
+    assert [json.loads(line)["path"] for line in infos] == [str(p) for p in node.stores.values()]
+    node.stores["b"].write_bytes(bytes(1 << 20))  # one of them is none any more
+    result = run_ingestd("verify", *all_stores, code=NotAStoreError.exit_code)
+    assert result.stdout.count(b": intact") == 2
+    assert str(node.stores["b"]).encode() in result.stderr
+    run_ingestd("ls", code=UsageError.exit_code)
+    run_ingestd("ls", *all_stores, "x", code=UsageError.exit_code)
 
 
 def test_a_flow_is_resumed_where_it_lies(start_node: Callable[..., Node], seed: int) -> None:
@@ -202,6 +230,18 @@ def test_a_drained_store_gets_no_new_flows(start_node: Callable[..., Node], seed
         assert sender.sealed()["bytes"] == 5000
     node.change("b", drain=False)
     wait_until(lambda: node.daemon.events("store_back"), "it takes part again")
+    run_ingestd("ctl", "--socket", node.daemon.control, "drain-store", "c")
+    assert node.daemon.events("store_out")[-1]["store"] == "c"
+    status = json.loads(
+        run_ingestd("ctl", "--socket", node.daemon.control, "status", "--json").stdout
+    )
+    assert {store["name"]: list(store["out"]) for store in status["stores"]} == {
+        "default": [],
+        "b": [],
+        "c": ["drained"],
+    }
+    assert status["listeners"][0]["stores"] == ["default", "b", "c"]
+    run_ingestd("ctl", "--socket", node.daemon.control, "undrain-store", "c")
     deadline_s = time.monotonic() + 60
     while not node.check(_send_many(node, seed + 1000, 9))["b"]:
         assert time.monotonic() < deadline_s

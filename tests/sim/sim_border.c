@@ -220,7 +220,6 @@ static bool move_away(const struct admission_request *q, const uint8_t *block) {
     memcpy(m->block, block, sizeof m->block);
     struct admission_response a = {
         .kind = RESPONSE_MOVE, .connection_index = q->connection_index, .serial = q->serial};
-    sim_log("move %llu of %llu", (unsigned long long)m->id, (unsigned long long)q->serial);
     worker_respond(w, &a);
     return true;
 }
