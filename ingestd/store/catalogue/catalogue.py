@@ -12,8 +12,10 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from ingestd.store.catalogue import schema
 from ingestd.store.catalogue.rows import (
@@ -37,8 +39,8 @@ from ingestd.store.format.segment import SegmentImage
 from ingestd.store.read.assembly import assemble
 from ingestd.store.read.flows import Anomaly, Flow
 
-# So many flows at a time are put together anew when the context changes.
-FLOWS_AT_ONCE: Final = 10_000
+# So many flows at a time, about, are written or put together anew: some 2 KiB of memory for each.
+FLOWS_AT_ONCE: Final = 20_000
 
 _PUT_PART: Final = f"INSERT INTO parts({PART_COLUMNS}) VALUES ({', '.join('?' * 6)})"  # noqa: S608
 _PUT_FLOW: Final = f"INSERT OR REPLACE INTO flows({FLOW_COLUMNS}) VALUES ({', '.join('?' * 16)})"  # noqa: S608
@@ -95,24 +97,40 @@ class Catalogue:
             finally:
                 connection.close()
 
-    def put(self, segment: SegmentImage) -> None:
-        """Feed a segment that does not change any more, with all of its flows."""
-        assert segment.sequence, segment.index
-        with self._transaction() as connection:
+    def put(self, segments: Iterable[SegmentImage]) -> None:
+        """Feed segments that do not change any more, with all of their flows.
+
+        Some of them go in together, in one transaction: ids are random, so that each transaction
+        writes to all of an index. What the iterable raises is raised; what is in by then stays.
+        """
+        pending = _Pending()
+        for segment in segments:
+            assert segment.sequence, segment.index
             rows = list(part_rows(segment))
             flows = {row[0] for row in rows}
-            connection.execute(
-                "INSERT INTO segments(sequence, place, is_closed, facts) VALUES (?, ?, ?, ?)",
-                SegmentFacts.of_image(segment).row(),
-            )
-            connection.executemany(_PUT_PART, rows)
+            if pending.is_full or not pending.flows.keys().isdisjoint(flows):
+                self._write(pending)
+                pending = _Pending()
             # What a footer says is here already; what a reading of batches says is cut to that.
-            own = (
-                [segment]
-                if segment.footer
-                else segments_of_parts((segment.index, *r) for r in rows)
+            parts = ((segment.index, *row) for row in rows)
+            own = [segment] if segment.footer else segments_of_parts(parts)
+            with self.snapshot() as snapshot:
+                pending.flows.update(_derived(snapshot, flows, snapshot.context, own))
+            pending.segments.append(SegmentFacts.of_image(segment).row())
+            pending.parts += rows
+        self._write(pending)
+
+    def _write(self, pending: _Pending) -> None:
+        if not pending.segments:
+            return
+        with self._transaction() as connection:
+            connection.executemany(
+                "INSERT INTO segments(sequence, place, is_closed, facts) VALUES (?, ?, ?, ?)",
+                pending.segments,
             )
-            _derive(connection, flows, context_of(connection), own)
+            # In the order of the indexes, so that each page of them is written once.
+            connection.executemany(_PUT_PART, sorted(pending.parts, key=itemgetter(0)))
+            connection.executemany(_PUT_FLOW, (row for _, row in sorted(pending.flows.items())))
 
     def drop(self, sequences: Iterable[int]) -> None:
         """Take segments out that are gone from the store."""
@@ -160,20 +178,34 @@ def assembled(
     )
 
 
-def _derive(
-    connection: sqlite3.Connection,
+@dataclass
+class _Pending:
+    """Rows that are to be written in one transaction; no flow is in two of its segments."""
+
+    segments: list[tuple[Any, ...]] = field(default_factory=list)
+    parts: list[tuple[Any, ...]] = field(default_factory=list)
+    flows: dict[bytes, tuple[Any, ...]] = field(default_factory=dict)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.flows) >= FLOWS_AT_ONCE
+
+
+def _derived(
+    snapshot: Snapshot,
     flows: Set[bytes],
     context: Context,
     own: Sequence[SegmentImage] = (),
-) -> None:
-    """Put flows together from their parts, those of `own` segments at hand.
-
-    Flows of which nothing is in any more go.
-    """
-    at_hand = {segment.sequence for segment in own}
-    parts = Snapshot(connection).parts_of(flows, at_hand)
-    made, anomalies = assembled([*own, *parts], context)
+) -> dict[bytes, tuple[Any, ...]]:
+    """Return rows of flows, put together from the parts that are in and those of `own` segments."""
+    made, anomalies = assembled([*own, *snapshot.parts_of(flows)], context)
     odd = {anomaly.flow for anomaly in anomalies}
-    connection.executemany(_PUT_FLOW, (flow_row(f, is_odd=f.flow in odd) for f in made))
-    gone = flows - {flow.flow_id for flow in made}
+    return {flow.flow_id: flow_row(flow, is_odd=flow.flow in odd) for flow in made}
+
+
+def _derive(connection: sqlite3.Connection, flows: Set[bytes], context: Context) -> None:
+    """Put flows together from their parts; those of which nothing is in any more go."""
+    rows = _derived(Snapshot(connection), flows, context)
+    connection.executemany(_PUT_FLOW, rows.values())
+    gone = flows - rows.keys()
     connection.executemany("DELETE FROM flows WHERE flow = ?", ((flow,) for flow in gone))

@@ -183,7 +183,8 @@ class CatalogueFeeder:
         with catalogue.snapshot() as snapshot:
             fed = snapshot.sequences()
         catalogue.drop(fed - in_use.keys())
-        unfed = sorted(in_use.keys() - fed)
+        unfed_set = in_use.keys() - fed
+        unfed = sorted(unfed_set)
         self.unfed_count = len(unfed)
         generation = self._superblock.generation
         self.unfed_older_count = sum(generation_of(sequence) < generation for sequence in unfed)
@@ -191,14 +192,20 @@ class CatalogueFeeder:
         catalogue.set_context(Context(generation, has_evicted, self._is_damaged))
         if segments_max is not None and len(unfed) > segments_max:
             return
+        catalogue.put(self._settled_of(in_use, unfed))
+        with catalogue.snapshot() as snapshot:
+            left = unfed_set - snapshot.sequences()
+        self.unfed_count = len(left)
+        self.unfed_older_count = sum(generation_of(sequence) < generation for sequence in left)
+
+    def _settled_of(self, in_use: Mapping[int, int], unfed: list[int]) -> Iterator[SegmentImage]:
+        """Read segments that do not change any more, the oldest first, until it is to end."""
         for sequence in unfed:
             if self._is_stopping:
                 return
             segment = self._settled(in_use[sequence], sequence)
             if segment is not None:
-                catalogue.put(segment)
-                self.unfed_count -= 1
-                self.unfed_older_count -= generation_of(sequence) < generation
+                yield segment
 
     def _settled(self, index: int, sequence: int) -> SegmentImage | None:
         """Read a segment that does not change any more; None: it may."""

@@ -74,7 +74,7 @@ class Snapshot:
         return segments_of_parts(self._part_rows(flows, {biased(sequence) for sequence in gone}))
 
     def _part_rows(self, flows: Set[bytes], gone: Set[int]) -> Iterator[tuple[Any, ...]]:
-        ids = iter(flows)
+        ids = iter(sorted(flows))  # in the order of the index
         while chosen := list(islice(ids, VARIABLES_MAX)):
             marks = ",".join("?" * len(chosen))
             # Events of a segment keep their order, as a flow has one part of each segment.

@@ -12,6 +12,7 @@ from contextlib import suppress
 from itertools import chain
 
 from ingestd.errors import StoreError
+from ingestd.store.catalogue.answers import Answers
 from ingestd.store.catalogue.feeder import CatalogueFeeder
 from ingestd.store.catalogue.schema import CatalogueError
 from ingestd.store.device.device import Device
@@ -38,7 +39,7 @@ class CataloguedFlowSource:
         superblock: Superblock,
         is_stopped: Callable[[], bool],
     ) -> None:
-        self._answers = feeder.answers(is_stopped) if feeder is not None else None
+        self._feeder = feeder
         self._device = device
         self._superblock = superblock
         self._is_stopped = is_stopped
@@ -50,18 +51,18 @@ class CataloguedFlowSource:
         limit: int | None = None,
     ) -> Iterator[Flow]:
         """Give the flows that match, `limit` at most. Raises StoreError, ScanStoppedError."""
-        if self._answers is not None:
+        if answers := self._answers():
             with suppress(CatalogueError):
-                found = self._answers.flows(wanted, order, limit)
+                found = answers.flows(wanted, order, limit)
                 first = next(found, None)
                 return chain([first], self._rest(found)) if first is not None else iter(())
         return self._of_store().flows(wanted, order, limit)
 
     def flow(self, flow_id: bytes) -> Flow | None:
         """Return one flow, with its spans. Raises StoreError, ScanStoppedError."""
-        if self._answers is not None:
+        if answers := self._answers():
             with suppress(CatalogueError):
-                return self._answers.flow(flow_id)
+                return answers.flow(flow_id)
         return self._of_store().flow(flow_id)
 
     def find(self, wanted: Set[bytes]) -> Found:
@@ -69,14 +70,18 @@ class CataloguedFlowSource:
 
         Raises StoreError, QueryStoppedError.
         """
-        if self._answers is not None:
+        if answers := self._answers():
             try:
-                return self._answers.find(wanted)
+                return answers.find(wanted)
             except ScanStoppedError:
                 raise QueryStoppedError from None
             except CatalogueError:
                 pass
         return find_flows(self._device, self._superblock, wanted, self._is_stopped)
+
+    def _answers(self) -> Answers | None:
+        """The catalogue as it is now: it may be made anew between two questions."""
+        return self._feeder.answers(self._is_stopped) if self._feeder is not None else None
 
     def _rest(self, found: Iterator[Flow]) -> Iterator[Flow]:
         try:
