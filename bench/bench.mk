@@ -17,6 +17,9 @@
 # make compare  measures the ways from a TCP flow to a file with O_DIRECT side by side, for
 #              docs/comparison.md; as root; COMPARE_ARGS go to the program
 #
+# make bench-catalogue  writes a store of many small flows, serves it, and fills the
+#              sizing table of docs/operations.md: BENCH_ARGS="--flows 100000 --no-docs"
+#
 # Needs socat, netcat-openbsd and mbuffer beside what a build needs, a quiet
 # machine and some 15 GiB of disk.
 
@@ -24,7 +27,7 @@
 bench-small: build ## measures what small and slow flows cost (BENCH_ARGS=...)
 	$(BIN)/python bench/small.py $(BENCH_ARGS)
 
-.PHONY: bench bench-ack bench-core bench-versions compare
+.PHONY: bench bench-ack bench-core bench-versions compare bench-catalogue
 bench-ack: build ## measures the cost of acknowledgements
 	$(BIN)/python bench/ack.py $(BENCH_ARGS)
 
@@ -39,3 +42,6 @@ bench-versions: build ## measures this build beside another one (OTHER=its progr
 
 compare: build ## measures the ways from a TCP flow to a disk side by side (COMPARE_ARGS=...)
 	@$(BIN)/python bench/compare.py $(COMPARE_ARGS)
+
+bench-catalogue: build ## measures a store of a million flows and its catalogue (BENCH_ARGS=...)
+	@$(BIN)/python bench/catalogue.py $(BENCH_ARGS)

@@ -152,6 +152,15 @@ def test_a_way_that_stores_other_bytes_has_no_figure(tmp_path: Path) -> None:
         way.check_file()
 
 
+def test_a_store_of_many_flows_is_measured(tmp_path: Path) -> None:
+    """What make bench-catalogue makes is a store that is served, listed and looked into."""
+    command = [sys.executable, "-P", str(ROOT / "bench" / "catalogue.py")]
+    command += ["--flows", "600", "--directory", str(tmp_path), "--no-docs"]
+    done = subprocess.run(command, capture_output=True, timeout=TIMEOUT_S, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "| a listing of all flows as JSON |" in done.stdout
+
+
 @pytest.mark.parametrize("engine", core_bench.ENGINES)
 def test_a_plain_life_is_played(engine: str) -> None:
     """What make bench-core counts in it ends, and every byte is received; without callgrind."""
