@@ -28,15 +28,22 @@ StartDaemon = Callable[..., Daemon]
 SMALL = {"area": "8MiB", "write_bytes_max": "64KiB"}
 
 
-@pytest.fixture
-def serve(start_daemon: StartDaemon, tmp_path: Path) -> Callable[..., Daemon]:
-    """A function that serves a store of segments of 1 MiB by both protocols."""
+@pytest.fixture(params=["", "catalogue"])
+def serve(
+    start_daemon: StartDaemon, tmp_path: Path, request: pytest.FixtureRequest
+) -> Callable[..., Daemon]:
+    """A function that serves a store of segments of 1 MiB by both protocols; with a catalogue too.
+
+    A removal rests on all of the store, or on what the catalogue shows of it.
+    """
+    state_dir = str(tmp_path / request.param) if request.param else ""
 
     def start(size: str = "32MiB", **store: object) -> Daemon:
         path = format_store(tmp_path / "store.img", "--segment-size", "1MiB", size=size)
         config = write_config(
             tmp_path / "c.toml",
             store={"default": {**SMALL, **store}},
+            daemon={"state_dir": state_dir},
             listener={
                 "default": {"address": "127.0.0.1:0"},
                 "ingest": {

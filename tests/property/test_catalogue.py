@@ -25,6 +25,7 @@ from ingestd.store.metadata.superblock import SuperblockReading
 from ingestd.store.read.flow_source import FlowFilter, FlowOrder, FlowSort, selected
 from ingestd.store.read.flows import STATES, Flow
 from ingestd.store.read.image import StoreImage, image_of
+from ingestd.store.reclaim.candidates import flows_gone, plan_reclaim
 from ingestd.store.reclaim.eviction import Evictor
 from ingestd.store.serve.served_store import ServedStore, open_for_serving
 from support.store_builder import MIB, SegmentWriter, StoreBuilder
@@ -117,7 +118,26 @@ class World:
     def sweep(self) -> None:
         if self.store is not None:
             expired = frozenset(self.draw(st.sets(st.sampled_from(FLOWS), max_size=3)))
-            self.store.sweeper.sweep(self.store.sweeper.scan(), expired)
+            image = self.store.removal_image(FLOWS[:2], lambda: False)
+            if image is not None:
+                self.check_removal(image)
+            if image is None or expired:
+                image = self.store.sweeper.scan()
+            self.store.sweeper.sweep(image, expired)
+
+    def check_removal(self, image: StoreImage) -> None:
+        """Compare what would be removed and reclaimed with what the whole store says."""
+        assert self.store is not None
+        whole = self.image()
+        assert {f.flow_id: f.bytes for f in image.flows} == {
+            f.flow_id: f.bytes for f in whole.flows if f.flow_id in FLOWS[:2]
+        }
+        for removed in (self.store.sweeper.removed, self.store.sweeper.removed | set(FLOWS[:2])):
+            plans = [plan_reclaim(i.segments, removed=removed) for i in (image, whole)]
+            indexes = [[item.segment.index for item in plan.segments] for plan in plans]
+            assert indexes[0] == indexes[1]
+            gone = [flows_gone(i.segments, set(indexes[0]), removed) for i in (image, whole)]
+            assert gone[0] == gone[1]
 
     def evict(self) -> None:
         """The oldest closed segment goes, as in a store that overwrites."""

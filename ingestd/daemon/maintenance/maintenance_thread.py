@@ -170,12 +170,18 @@ class MaintenanceThread:
         if not asked and not is_due:
             return
         with self._flow_lock.image():
-            image = self._sweeper.scan()
+            image = None
+            if not (is_due and self._terms):  # what expires is not in the removed flows' parts
+                flows = [flow for request in asked for flow in request.flows]
+                image = self._store.removal_image(flows, self._stop.is_set)
+            may_sweep = image is None or not self._terms
+            image = image or self._sweeper.scan()
             took_s = time.monotonic() - now_s
             if asked:
                 self.removals.answer(image, asked, partial(self._reclaim, image))
                 self._sweeps_left = SWEEPS_AFTER_CHANGE
-            self._sweep(image)
+            if may_sweep:
+                self._sweep(image)
         end_s = time.monotonic()
         self._next_answer_s = end_s + REQUEST_PAUSE_TIMES * took_s
         self._next_sweep_s = end_s + max(TURN_INTERVAL_S, SWEEP_PAUSE_TIMES * took_s)

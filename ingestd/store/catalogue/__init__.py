@@ -5,4 +5,4 @@ The store is the only truth: the catalogue can be thrown away at any time, and i
 the segments. It knows SQLite and the store's format, and no daemon.
 """
 
-__all__ = ["catalogue", "feeder", "rows", "schema", "source"]
+__all__ = ["catalogue", "feeder", "removed_parts", "rows", "schema", "source"]

@@ -32,7 +32,7 @@ from ingestd.store.reclaim.candidates import (
     plan_reclaim,
 )
 from ingestd.store.reclaim.discard import discard_segment, require_discard
-from ingestd.store.reclaim.presence import Presence, damaged_indexes
+from ingestd.store.reclaim.presence import Presence, damaged_indexes, flows_of
 
 # So many are reclaimed under the mutex at a time: who grants segments may wait for it.
 FREED_AT_ONCE_MAX: Final = 16
@@ -269,9 +269,13 @@ class Sweeper:
             self._discard_error = error
 
     def _is_same(self, item: Candidate) -> bool:
-        """Return whether the segment was not reclaimed by somebody else since it was looked at."""
+        """Return whether the segment was not reclaimed by somebody else since it was looked at.
+
+        And whether there is nothing in it but what the decision rests on, whoever read it then.
+        """
         now = self._scanner.scan(item.segment.index)
-        return now.state is SegmentState.CLOSED and now.sequence == item.segment.sequence
+        is_same = now.state is SegmentState.CLOSED and now.sequence == item.segment.sequence
+        return is_same and flows_of(now) <= item.flows
 
     def drop(self, flows: Iterable[bytes]) -> None:
         """Let flows of which nothing is left go out of the table. Raises StoreError."""

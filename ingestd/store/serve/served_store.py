@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import heapq
 import threading
-from collections.abc import Callable, Set
+from collections.abc import Callable, Iterable, Set
 from pathlib import Path
 from typing import Final
 
 from ingestd.errors import StoreError
+from ingestd.store.catalogue.removed_parts import image_of_removed
 from ingestd.store.catalogue.source import CataloguedFlowSource
 from ingestd.store.device.device import Device
 from ingestd.store.device.opening import open_locked
@@ -22,6 +23,7 @@ from ingestd.store.format.segment import SegmentImage, SegmentState
 from ingestd.store.metadata.freed_record import Reclaimer
 from ingestd.store.read.flow_source import FlowSource
 from ingestd.store.read.flows import Flow
+from ingestd.store.read.image import StoreImage
 from ingestd.store.read.point_query import Found
 from ingestd.store.reclaim.eviction import Evictor, Overwritten
 from ingestd.store.reclaim.sweep import Sweeper
@@ -238,6 +240,17 @@ class ServedStore:
     def find_flows(self, wanted: Set[bytes], is_stopped: Callable[[], bool]) -> Found:
         """Look for flows by their ids; as of lookup.find_flows(). Any thread may call."""
         return self._answering(is_stopped).find(wanted)
+
+    def removal_image(
+        self, asked: Iterable[bytes], is_stopped: Callable[[], bool]
+    ) -> StoreImage | None:
+        """Return an image for the removal of flows, and the sweep of removed ones, alone.
+
+        None: there is none to be had without reading the whole store. As image_of_removed().
+        """
+        feeder = self.feeder
+        answers = feeder.answers(is_stopped) if feeder and feeder.unfed_older_count == 0 else None
+        return None if answers is None else image_of_removed(answers, asked)
 
     def flow_source(self, is_stopped: Callable[[], bool] = lambda: False) -> FlowSource:
         """Return who lists the store's flows; a reading ends soon after `is_stopped`."""
