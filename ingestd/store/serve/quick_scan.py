@@ -35,7 +35,7 @@ from ingestd.store.metadata.superblock import Superblock
 from ingestd.store.metadata.tombstones import read_removals
 from ingestd.store.read.image import StoreImage
 from ingestd.store.read.scan import Scanner
-from ingestd.store.serve.compaction import COPY_BYTES_MAX, SEGMENTS_MAX
+from ingestd.store.serve.compaction import COPY_BYTES_MAX, SEGMENTS_MAX, SMALL_BYTES
 
 _NOTHING: Final[frozenset[bytes]] = frozenset()
 
@@ -126,24 +126,9 @@ def load_newest(
 
     Returns whether that could be done; the flows are those of these segments alone.
     """
-    newest = sorted(
-        (s for s in image.segments if s.state is SegmentState.CLOSED),
-        key=lambda s: s.sequence,
-        reverse=True,
-    )
     scanner = Scanner(device, superblock)
     flow_ids: set[bytes] = set()
-    batch_bytes = record_bytes = 0
-    for segment in newest[:SEGMENTS_MAX]:
-        # A run of twice as much is cut off by compaction itself.
-        batch_bytes += segment.batches_end
-        if segment.footer:
-            record_bytes += segment.footer.record_bytes
-            record_bytes += segment.footer.part_count * segment.footer.last_part_record_bytes
-        if batch_bytes > 2 * COPY_BYTES_MAX or record_bytes > footer_bytes_max(
-            superblock.segment_bytes
-        ):
-            break
+    for segment in _run_at_most(image.segments, superblock):
         loaded = scanner.scan(segment.index) if segment.footer else segment
         if loaded.state is not SegmentState.CLOSED:
             break
@@ -151,6 +136,8 @@ def load_newest(
         flow_ids.update(span.flow for span in loaded.spans)
         flow_ids.update(event.flow for event in loaded.events)
     image.flows = []
+    if not flow_ids:
+        return True
     answers = feeder.answers()
     if answers is None:
         return False
@@ -161,3 +148,28 @@ def load_newest(
     removed = read_removals(device, superblock).flows
     image.flows = [flow for flow in found.values() if flow.flow_id not in removed]
     return True
+
+
+def _run_at_most(segments: list[SegmentImage], superblock: Superblock) -> list[SegmentImage]:
+    """The newest segments that compaction may take by their sizes; none if it is one alone."""
+    newest = sorted(
+        (s for s in segments if s.state is not SegmentState.FREE),
+        key=lambda s: s.sequence,
+        reverse=True,
+    )
+    run: list[SegmentImage] = []
+    batch_bytes = record_bytes = 0
+    for segment in newest[:SEGMENTS_MAX]:
+        is_small = segment.batches_end <= max(SMALL_BYTES, 2 * batch_bytes)
+        batch_bytes += segment.batches_end
+        if segment.footer:
+            record_bytes += segment.footer.record_bytes
+            record_bytes += segment.footer.part_count * segment.footer.last_part_record_bytes
+        # Of what it passes over, as it was copied before, it counts nothing: so twice as much.
+        fits = batch_bytes <= 2 * COPY_BYTES_MAX and record_bytes <= footer_bytes_max(
+            superblock.segment_bytes
+        )
+        if segment.state is not SegmentState.CLOSED or not (is_small and fits):
+            break
+        run.append(segment)
+    return run if len(run) > 1 else []

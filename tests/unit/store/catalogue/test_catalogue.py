@@ -190,3 +190,25 @@ def test_what_is_uncertain_is_no_damage(tmp_path: Path) -> None:
     with pytest.raises(CatalogueError) as caught, catalogue.snapshot():
         pass
     assert not caught.value.is_damage
+
+
+def test_an_opening_with_a_catalogue_puts_small_segments_together(tmp_path: Path) -> None:
+    builder = StoreBuilder(segment_count=8)
+    flows = [bytes([number]) * 16 for number in range(1, 6)]
+    for index, flow in enumerate(flows):
+        segment = builder.segment(index)
+        segment.batch(Open(flow), Extent(flow, flow), Close(flow))
+        segment.close()
+    path = builder.save(tmp_path / "store.img")
+    with served(path) as store:
+        assert store.recovery.flows == len(flows)
+        assert store.recovery.segments_compacted == len(flows)
+        assert store.feeder is not None
+        expected = [(flow, 16) for flow in flows]
+        assert sorted(flow[:2] for flow in shown(store)) == expected
+        store.feeder.turn()
+        assert store.feeder.unfed_count == 0
+        assert sorted(flow[:2] for flow in shown(store)) == expected
+    with served(path) as store:
+        assert store.recovery.segments_compacted == 0
+        assert store.recovery.flows == len(flows)
