@@ -94,7 +94,12 @@ class World:
         assert writer.sequence == sequence
         fill_segment(self.draw, self.history, writer, FLOWS, self.draw(st.booleans()), True)
         self._save(index)
-        self.unclosed.append(writer)
+        block = writer.base + MIB - self.builder.block_bytes
+        footer = self.builder.image[block : block + 40]
+        if not (
+            footer[:8] == layout.FOOTER_MAGIC and footer[32:] == sequence.to_bytes(8, "little")
+        ):
+            self.unclosed.append(writer)
 
     def fill(self) -> None:
         """A worker fills a segment and ends it."""
