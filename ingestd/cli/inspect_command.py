@@ -193,6 +193,7 @@ def _show_segment(report: SegmentReport, as_json: bool) -> bool:
                         "records": line.record_count,
                         "payload_bytes": line.payload_bytes,
                         "counts": line.status,
+                        "part": line.is_part,
                     }
                     for line in report.batches
                 ],
@@ -222,7 +223,7 @@ def _print_segment(report: SegmentReport, blocks: Sequence[Struct]) -> None:
                     str(line.batch_bytes),
                     str(line.record_count),
                     str(line.payload_bytes),
-                    line.status,
+                    f"{line.status}, part of the footer" if line.is_part else line.status,
                 )
                 for line in report.batches
             ],
@@ -262,6 +263,7 @@ def _show_batch(report: BatchReport, as_json: bool) -> bool:
                 "header": report.header.as_dict(),
                 "counts": report.status,
                 "expected": report.is_expected,
+                "part": report.part and report.part.as_dict(),
                 "extents": extents,
                 "events": events,
             }
@@ -269,6 +271,8 @@ def _show_batch(report: BatchReport, as_json: bool) -> bool:
     else:
         _print_struct(report.header, "batch header")
         print_pairs([("counts", report.status)])
+        if report.part is not None:
+            _print_struct(report.part, "part of the footer")
         for record in (*extents, *events):
             _print_record(record)
     return report.is_damaged

@@ -28,6 +28,7 @@ from support.store_builder import (
 FLOWS_MAX: Final = 6
 SEGMENTS_MAX: Final = 4
 BATCHES_MAX: Final = 6
+PART_OF: Final = 4  # of so many batches one more is a part of the footer
 ITEMS_MAX: Final = 4
 LOST: Final[tuple[Lost, ...]] = ("no", "no", "no", "all", "header", "payload", "payload_tail")
 SIZES: Final = (1, 3, 511, 512, 1448, 4095, 4096, 4097, 20_000, 36_000)
@@ -163,10 +164,18 @@ def fill_segment(
     committed = count if intact else draw(st.integers(0, count))
     planned: list[_Planned] = []
     for index in range(count):
-        items, notes = _items(draw, history.builder, flows, history.sealed_flows)
         lost = "no" if index < committed else draw(st.sampled_from(LOST))
-        has_payload = any(isinstance(item, Extent) for item in items)
         known = draw(st.integers(0, min(index, committed)))
+        if (
+            segment.store.block_bytes == layout.BLOCK_BYTES_MIN
+            and draw(st.integers(0, PART_OF)) == 0
+        ):
+            segment.part(checksum=checksum, committed=known, lost=lost)
+            is_there = lost not in ("all", "header")
+            planned.append(_Planned([], is_there, lost == "no", checksum, known))
+            continue
+        items, notes = _items(draw, history.builder, flows, history.sealed_flows)
+        has_payload = any(isinstance(item, Extent) for item in items)
         segment.batch(*items, checksum=checksum, committed=known, lost=lost)
         # A lost payload of none at all is no loss; stale bytes may even be the right ones.
         harmless = lost == "no" or (not has_payload and lost.startswith("payload"))

@@ -19,12 +19,14 @@ from ingestd.errors import StoreDamagedError, UsageError
 from ingestd.store.device.claim import is_claimed
 from ingestd.store.device.device import Device
 from ingestd.store.device.holder import HOLDER_MAGIC, HOLDER_OFFSET, HOLDER_RECORD
+from ingestd.store.format.footer_part import FOOTER_PART
 from ingestd.store.format.layout import (
     BATCH_HEADER,
     BATCH_MAGIC,
     COMMIT_MARK,
     FOOTER_MAGIC,
     MARK_MAGIC,
+    PART_MAGIC,
     SEGMENT_DATA_BLOCK,
     SEGMENT_FOOTER,
     SEGMENT_HEADER,
@@ -57,6 +59,7 @@ class BatchLine:
     record_count: int
     payload_bytes: int
     status: str
+    is_part: bool  # of the footer
 
 
 @dataclass(slots=True)
@@ -94,11 +97,12 @@ class BatchReport:
     status: str
     is_expected: bool
     extents: list[ExtentReport] = field(default_factory=list)
+    part: Struct | None = None  # what it is of the footer, if it is
 
     @property
     def is_damaged(self) -> bool:
         """Return whether bytes are lost that were committed."""
-        if self.header.is_damaged:
+        if self.header.is_damaged or (self.part is not None and self.part.is_damaged):
             return True
         wrong = any(extent.is_whole is False for extent in self.extents)
         return wrong and self.status == COMMITTED
@@ -190,6 +194,9 @@ class Inspector:
         )
         found = BatchReport(header, batch, _status(image, batch), is_expected)
         found.extents = self._extents(window, index, batch)
+        if batch.is_part:
+            offset = self.superblock.segment_offset(index) + batch.payload_offset
+            found.part = self._read(FOOTER_PART, PART_MAGIC, offset, sequence)
         return found
 
     def _segment_once(self, index: int) -> SegmentReport:
@@ -214,6 +221,7 @@ class Inspector:
                 batch.header.record_count,
                 batch.header.payload_bytes,
                 _status(image, batch),
+                batch.is_part,
             )
             for number, batch in enumerate(self._walk(index, self._sequence(report)))
         ]

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from ingestd.errors import StoreDamagedError
 from ingestd.store.device.device import Device
+from ingestd.store.format.footer_part import FOOTER_PART
 from ingestd.store.format.layout import (
     COMMIT_MARK,
     CRC_OFFSET,
@@ -31,7 +32,7 @@ from ingestd.store.format.records import UNIT_BYTES, is_remains, is_torn
 
 _UUIDS: Final = frozenset({"store_uuid", "flow", "token", "boot_id"})
 # All their fields lie in the first unit that a device writes as a whole.
-_SHORT: Final = (SEGMENT_HEADER, SEGMENT_FOOTER, COMMIT_MARK)
+_SHORT: Final = (SEGMENT_HEADER, SEGMENT_FOOTER, COMMIT_MARK, FOOTER_PART)
 _TEXTS: Final = frozenset({"magic", "label"})
 
 

@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from ingestd.cli import main
 from ingestd.store.format import layout
 from ingestd.store.format.segment import SegmentState
 from ingestd.store.read.image import read_image
@@ -165,3 +167,20 @@ def test_a_chain_that_does_not_fall_is_no_footer(
     builder.save(path)
     assert state_of(path) is SegmentState.OPEN
     assert shown(path) == expected
+
+
+def test_inspect_shows_parts(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    builder = StoreBuilder()
+    segment = fill(builder)
+    segment.close()
+    builder.save(path)
+    assert main(["inspect", str(path), "segment", "0"]) == 0
+    assert capsys.readouterr().out.count("committed, part of the footer") == PARTS_COUNT
+    number = 3  # OPEN and bytes of the long flow, a short one, more of the long one, the part
+    assert main(["inspect", str(path), "batch", f"0.{number}"]) == 0
+    said = capsys.readouterr().out
+    assert "part of the footer" in said
+    assert "previous_offset" in said
+    assert main(["inspect", str(path), "batch", f"0.{number}", "--json"]) == 0
+    fields = json.loads(capsys.readouterr().out)["part"]
+    assert fields["verdict"] == "whole"
