@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 from crc32c import crc32c
@@ -141,6 +142,12 @@ def flow_row(flow: Flow, *, is_odd: bool) -> tuple[Any, ...]:
     )
 
 
+# Flows of one sender have the same labels, most of the time.
+@lru_cache(maxsize=256)
+def _labels_of(text: str) -> tuple[tuple[str, str], ...]:
+    return tuple(json.loads(text).items())
+
+
 def flow_of_row(row: tuple[Any, ...]) -> Flow:
     """Return what flow_row() was made from, without its spans."""
     flow_id, name, peer, listener, state, size, durable, started, ended = row[:9]
@@ -160,7 +167,7 @@ def flow_of_row(row: tuple[Any, ...]) -> Flow:
         checksum=checksum,
         reason=reason,
         protocol=protocol,
-        labels=json.loads(labels) if labels else {},
+        labels=dict(_labels_of(labels)) if labels else {},
         flow_id=flow_id,
         first_offset=first_offset,
         started_ns=started_ns,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from ingestd.store.format.layout import (
@@ -111,5 +112,10 @@ def utc_text(time_ns: int) -> str | None:
     if not time_ns:
         return None
     seconds, rest_ns = divmod(time_ns, 10**9)
-    when = datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None)
-    return f"{when.isoformat()}.{rest_ns // 1000:06d}Z"
+    return f"{_second_text(seconds)}.{rest_ns // 1000:06d}Z"
+
+
+# Flows of a listing began one after the other: most share their second with the one before.
+@lru_cache(maxsize=1024)
+def _second_text(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None).isoformat()
