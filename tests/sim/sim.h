@@ -272,6 +272,7 @@ void accounts_check(void *worker);
 void accounts_check_lost(const void *event_detail);
 void accounts_cut_table(void *worker, uint32_t entries_max, bool is_known);
 void accounts_check_sleep(void *worker);
+bool accounts_has_failed(const void *worker);
 bool accounts_are_empty(const void *worker);
 
 /* --- sim_main.c --- */

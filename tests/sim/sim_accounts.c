@@ -164,6 +164,10 @@ void accounts_check_sleep(void *worker) {
         sim_fail("a batch that had its place is slept on");
 }
 
+bool accounts_has_failed(const void *worker) {
+    return ((const struct worker *)worker)->storage.state == STORAGE_FAILED;
+}
+
 /* After a drain everything has come back. */
 bool accounts_are_empty(const void *worker) {
     const struct worker *w = worker;

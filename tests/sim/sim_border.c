@@ -489,5 +489,7 @@ void border_step(void) {
 
 /* The life is over: what has not been read of the mailbox is lost. */
 bool border_has_ended_well(void) {
+    /* A footer that the device refuses behind the drain's deadline is not tried again. */
+    sim.store_failed = sim.store_failed || accounts_has_failed(w);
     return accounts_are_empty(w);
 }
