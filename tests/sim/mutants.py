@@ -178,10 +178,6 @@ MUTANTS: Final = (
         ((r"(static void zcrx_start\(.*\) \{\s+if \()!zcrx_table_is_low\(r\)\)", r"\1true)"),),
     ),
     Mutant(
-        "starved connections are served while the table of fragments is low",
-        ((r"if \(waiting == 0 \|\| zcrx_table_is_low\(r\)\)", "if (waiting == 0)"),),
-    ),
-    Mutant(
         "a cancel that found nothing is not asked for again",
         ((r"(static void zcrx_pause_again\(.*\) \{)", r"\1 if (conn != NULL) return;"),),
     ),
