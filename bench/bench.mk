@@ -12,6 +12,9 @@
 # make bench-small   measures what small and slow flows cost: bytes written, store used,
 #              flows per second beside the plainest server; BENCH_ARGS="--flows 1000000"
 #
+# make bench-stores   measures what flows of well stores notice when another store hangs; as
+#              root; BENCH_ARGS="--rounds 3"
+#
 # make bench-versions  measures this build beside another one: OTHER=path of its program
 #
 # make compare  measures the ways from a TCP flow to a file with O_DIRECT side by side, for
@@ -26,6 +29,10 @@
 .PHONY: bench-small
 bench-small: build ## measures what small and slow flows cost (BENCH_ARGS=...)
 	$(BIN)/python bench/small.py $(BENCH_ARGS)
+
+.PHONY: bench-stores
+bench-stores: build ## measures well stores beside one that hangs (BENCH_ARGS=...)
+	$(BIN)/python bench/stores.py $(BENCH_ARGS)
 
 .PHONY: bench bench-ack bench-core bench-versions compare bench-catalogue
 bench-ack: build ## measures the cost of acknowledgements
