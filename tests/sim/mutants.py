@@ -205,10 +205,6 @@ MUTANTS: Final = (
         ((r"if \(taken == bytes && bytes < n->bytes\)[^;]*;", ""),),
     ),
     Mutant(
-        "a fragment that is split between batches has one holder",
-        ((r"if \(done < bytes\)\s+pending_share\(r, rest\);", "(void)pending_share;"),),
-    ),
-    Mutant(
         "a block that finds no chunk is tried again at once",
         ((r"if \(chunk_bytes == 0 && result == -ENOMEM[^;]*;", ""),),
     ),
