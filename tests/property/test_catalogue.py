@@ -123,9 +123,7 @@ class World:
     def sweep(self) -> None:
         if self.store is not None:
             expired = frozenset(self.draw(st.sets(st.sampled_from(FLOWS), max_size=3)))
-            image = self.store.removal_image(FLOWS[:2], lambda: False)
-            if image is not None:
-                self.check_removal(image)
+            image = self.store.removal_image((), lambda: False)
             if image is None or expired:
                 image = self.store.sweeper.scan()
             self.store.sweeper.sweep(image, expired)
@@ -232,6 +230,9 @@ class World:
             assert _whole(source.flow(flow)) == _whole(shown.get(flow))
         is_whole = source.find(set(FLOWS)).is_whole
         assert is_whole == (image.segment_counts()["damaged"] == 0)
+        removal_image = self.store.removal_image(FLOWS[:2], lambda: False)
+        if removal_image is not None:
+            self.check_removal(removal_image)
 
 
 def _whole(flow: Flow | None) -> tuple[Any, ...] | None:
