@@ -7,6 +7,7 @@ import errno
 import os
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -374,6 +375,54 @@ def test_queues_are_dealt_in_the_order_of_the_stores() -> None:
         Steered((("tcp4", 1), ("tcp6", 1)), (5, 7)),
         Steered((("tcp4", 2), ("tcp6", 3)), (6,)),
     ]
+
+
+def _shared(placement: str = "spread") -> Settings:
+    return Settings.model_validate(
+        {
+            "store": {"a": {"path": "/a", "workers": 2}, "b": {"path": "/b"}, "c": {"path": "/c"}},
+            "listener": {
+                "both": {"address": "*:1", "stores": ["b", "a"], "placement": placement},
+                "own": {"address": "192.0.2.1:2", "store": "c"},
+            },
+            "engine": {"interface": "eth0", "queues": [4, 5, 6, 7]},
+        }
+    )
+
+
+def test_a_listener_of_several_stores_has_the_queues_of_all() -> None:
+    """And a connection is handed over to the worker of any of them, by its number."""
+    settings = _shared()
+    assert [steered for steered in wanted_flows(settings) if steered.flows] == [
+        Steered((("tcp4", 2),), (7,)),
+        Steered((("tcp4", 1), ("tcp6", 1)), (4, 5, 6)),
+    ]
+    told: dict[str, Any] = {}
+    workers = [
+        SimpleNamespace(
+            store_name=name,
+            index=index,
+            set_napi=lambda own, others, key=f"{name}-{index}": told.update({key: (own, others)}),
+        )
+        for name, index in (("a", 0), ("a", 1), ("b", 0), ("c", 0))
+    ]
+    nic: Any = SimpleNamespace(napi_ids=lambda queues: [queue * 100 for queue in queues])
+    announce: Any = workers
+    zcrx.announce_napi_ids(settings, announce, nic)
+    assert told == {
+        "a-0": (400, [(500, 1), (600, 2)]),
+        "a-1": (500, [(400, 0), (600, 2)]),
+        "b-0": (600, [(400, 0), (500, 1)]),
+        "c-0": (700, []),
+    }
+
+
+def test_most_free_takes_recv_where_it_may_choose() -> None:
+    with ExitStack() as undo:
+        log = Log(Recorder(), "debug")
+        engine = zcrx.choose(_shared("most-free"), ALL_FEATURES, log, undo)
+    assert engine.kind == "recv"
+    assert "most-free" in engine.reason
 
 
 @pytest.mark.parametrize(
