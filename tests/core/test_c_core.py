@@ -59,8 +59,8 @@ PROGRAMS = {
     "test_segment": (TESTS / "core" / "test_segment.c",),
     "test_session": (TESTS / "core" / "test_session.c",),
     # What the engine calls beside its own files is a stub.
-    "test_zcrx_table": (
-        TESTS / "core" / "test_zcrx_table.c",
+    "test_zcrx_engine": (
+        TESTS / "core" / "test_zcrx_engine.c",
         CORE / "receive/engine.c",
         CORE / "receive/zcrx/control.c",
         CORE / "receive/zcrx/zcrx.c",
