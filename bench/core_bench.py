@@ -115,7 +115,7 @@ def play(
     Raises subprocess.CalledProcessError with what the simulator said.
     """
     segments = " ".join(map(str, range(SEGMENTS_COUNT)))
-    life = f"{LIFE} {int(checksum == 'crc32c')}\n{segments}\n.\ngo\n"
+    life = f"{LIFE} {int(checksum == 'crc32c')} 0\n{segments}\n.\ngo\n"  # 0: of sequences used
     with tempfile.TemporaryDirectory() as name:
         image = Path(name) / "image"
         with image.open("wb") as store:
