@@ -41,6 +41,7 @@ class ErrorCode(StrEnum):
     IDLE_TIMEOUT = "idle_timeout"  # the sender was silent for too long
     SHUTDOWN = "shutdown"  # the daemon stops
     LIMIT = "limit"  # a limit of the listener was reached
+    EMPTY = "empty"  # no byte was sent, and the listener keeps no empty flows
     INTERRUPTED = "interrupted"  # any other end before the end
 
 
