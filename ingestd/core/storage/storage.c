@@ -16,7 +16,7 @@
 #define URGENT_WRITES_MAX 2u
 #define SEGMENT_BATCHES_MIN 16u
 /* Of each batch's memory, where pieces lie in slots: locked, and times the writes in flight. */
-#define SLOT_COPIES_BYTES_MAX (128u * 1024u)
+#define SLOT_COPIES_BYTES_MAX (64u << 10)
 
 /* --- Memory ------------------------------------------------------------------------- */
 
