@@ -26,8 +26,6 @@ from support.stores import write_config
 FLOWS_COUNT = 2400
 AT_ONCE = 300
 BYTES = 100
-# OPEN, EXTENT and CLOSE in a batch's header; copies of two of them and a SPAN in the footer.
-STORE_BYTES_PER_FLOW_MAX = 1000
 
 
 def send_all(daemon: Daemon, first: int) -> list[Sent]:
@@ -74,13 +72,11 @@ def test_a_segment_holds_thousands_of_short_flows(
     assert daemon.stop() == 0
     assert_there(store, sent)
     assert_clean(store)
-    first, *_ = used = segments_of(store)
-    assert first.footer is not None
-    assert first.footer.part_count >= 1
-    # Of a segment that is closed as it is full, a batch and a footer at most are left over.
+    used = segments_of(store)
+    assert all(segment.footer is not None for segment in used)
+    # Of a segment that is closed as it is full, a batch and a footer at most are left over. How
+    # many flows it holds, and whether its footer has parts, depends on how fast the device is.
     assert all(segment.batches_end > 640 * 1024 for segment in used[:-1])
-    in_use_bytes = sum(segment.batches_end for segment in used)
-    assert in_use_bytes < FLOWS_COUNT * STORE_BYTES_PER_FLOW_MAX
 
 
 @pytest.mark.timeout(300)
