@@ -74,7 +74,9 @@ class Listing(NamedTuple):
 
 @contextmanager
 def listed(store: str, arguments: Namespace) -> Iterator[Listing]:
-    """List flows as the flags select them, by the daemon that serves the store, if there is one.
+    """List flows as the flags select them, by the catalogue of the daemon that serves the store.
+
+    Without a catalogue this process reads the store: a daemon's memory is not for that.
 
     Flags of an order and a limit need not be there.
     """
@@ -83,7 +85,9 @@ def listed(store: str, arguments: Namespace) -> Iterator[Listing]:
 
     sort, limit = getattr(arguments, "sort", None), getattr(arguments, "limit", None)
     serving = find_serving(store)
-    if serving is not None:
+    if serving is not None and not serving.has_catalogue:
+        serving.client.close()
+    elif serving is not None:
         with serving.client as client:
             flows = client.flows(
                 serving.store, **filter_arguments(arguments), sort=sort, limit=limit

@@ -20,10 +20,14 @@ CONNECT_TIMEOUT_S: Final = 10.0
 
 
 class Serving(NamedTuple):
-    """A daemon that serves a store, under a name of its own; `client` is to be closed."""
+    """A daemon that serves a store, under a name of its own; `client` is to be closed.
+
+    `has_catalogue`: it lists flows without reading all of the store, and keeping all in memory.
+    """
 
     client: ControlClient
     store: str
+    has_catalogue: bool
 
 
 def find_serving(
@@ -47,7 +51,7 @@ def find_serving(
     try:
         for store in client.status()["stores"]:
             if store["token"] == holder.token.hex():
-                return Serving(client, str(store["name"]))
+                return Serving(client, str(store["name"]), store["catalogue"] is True)
     except (ControlError, KeyError, TypeError):
         pass
     except BaseException:

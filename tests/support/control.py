@@ -91,7 +91,10 @@ class Desk:
             remove=self.remove,
         )
         self.parts = ControlParts(
-            status=lambda: {"version": "made up", "stores": [{"name": "a", "token": "00"}]},
+            status=lambda: {
+                "version": "made up",
+                "stores": [{"name": "a", "token": "00", "catalogue": True}],
+            },
             stores={"a": served},
             events=self.events,
             call_main=self.calls.call,

@@ -74,6 +74,7 @@ class FakeStore:
         return None
 
     token = bytes(16)
+    has_catalogue = False
 
     def flow_source(self, is_stopped: Callable[[], bool]) -> FlowSource:
         raise AssertionError("nobody lists its flows")

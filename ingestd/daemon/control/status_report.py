@@ -114,6 +114,7 @@ def _of_store(
         "path": store.path,
         "uuid": superblock.uuid,
         "token": store.token.hex(),
+        "catalogue": store.has_catalogue,
         "generation": superblock.generation,
         "state": "failed" if code else "full" if is_full else "serving",
         "out": {reason.value: round(lasted_s, 3) for reason, lasted_s in reasons_out.items()},

@@ -256,6 +256,11 @@ class ServedStore:
         """Return who lists the store's flows; a reading ends soon after `is_stopped`."""
         return self._answering(is_stopped)
 
+    @property
+    def has_catalogue(self) -> bool:
+        """Return whether questions are answered without a reading of the whole store."""
+        return self.feeder is not None and self.feeder.is_ready
+
     def _answering(self, is_stopped: Callable[[], bool]) -> CataloguedFlowSource:
         return CataloguedFlowSource(self.feeder, self._device, self.superblock, is_stopped)
 
