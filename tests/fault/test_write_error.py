@@ -205,7 +205,7 @@ def test_a_device_that_is_gone_and_comes_back(
         (event,) = wait_until(lambda: daemon.events("store_failed"), "the log tells")
         assert event["error"].startswith(("ENOSPC", "EIO", "ENODATA"))
         assert scrape(daemon).total("ingestd_store_failed", store="default") == 1
-        wait_until(lambda: manager.told("FAILED: store default"), "STATUS= tells")
+        wait_until(lambda: manager.told("store default failed"), "STATUS= tells")
         assert daemon.stop() == StoreFailedError.exit_code
         assert "restore its size" in serve_refusal(StoreDamagedError, device)
         limit_size(device, 0)

@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from sim.build import build
@@ -72,12 +73,16 @@ def _in_use(store: Store) -> tuple[list[Range], list[Range]]:
     """What a checksum covers, and which of it is a struct of which there is but one."""
     used: list[Range] = [(at, at + 4096) for at in (0, layout.SUPERBLOCK_B_OFFSET)]
     lone: list[Range] = []
+    sequence = 0  # of the segment; what a segment that was freed has left is not in use
     for at in range(layout.SEGMENTS_OFFSET, STORE_BYTES, 4096):
-        magic = bytes(store.bytes[at : at + len(layout.BATCH_MAGIC)])
-        if magic == layout.SEGMENT_MAGIC:
+        data = bytes(store.bytes[at : at + MIB])
+        is_batch = data.startswith(layout.BATCH_MAGIC)
+        if (at - layout.SEGMENTS_OFFSET) % MIB == 0:
+            sequence = 0
+        if data.startswith(layout.SEGMENT_MAGIC):
+            sequence = layout.SEGMENT_HEADER.unpack(data).segment_sequence
             lone.append((at, at + layout.SEGMENT_HEADER.size_bytes))
-        elif magic == layout.BATCH_MAGIC:
-            data = bytes(store.bytes[at : at + MIB])
+        elif is_batch and layout.BATCH_HEADER.unpack(data).segment_sequence == sequence:
             used += [(at + first, at + end) for first, end in _batch_ranges(data)]
     return used + lone, lone
 
@@ -178,14 +183,16 @@ class Succession(Run):
     base: bytes = b""
     stale_batches: int = 0
 
-    def look(self, store: Store, streams: list[Stream], *, is_end: bool, why: str) -> list[Flow]:
+    def look(
+        self, store: Store, streams: list[Stream], *, is_end: bool, why: str, **more: Any
+    ) -> list[Flow]:
         """Count, and look as ever: whatever is shown is this life's."""
         for at in range(layout.SEGMENTS_OFFSET, STORE_BYTES, 4096):
             is_batch = self.base.startswith(layout.BATCH_MAGIC, at)
             self.stale_batches += (
                 is_batch and store.bytes[at : at + 128] == self.base[at : at + 128]
             )
-        return super().look(store, streams, is_end=is_end, why=why)
+        return super().look(store, streams, is_end=is_end, why=why, **more)
 
 
 @pytest.mark.timeout(300)

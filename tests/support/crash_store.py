@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from ingestd.store.format import layout
+from ingestd.store.metadata.tombstones import TABLE_BYTES, TABLE_OFFSET
 from support.store_builder import MIB, StoreBuilder
 
 SEGMENT_COUNT: Final = 3
@@ -61,7 +62,8 @@ class Store:
         self.bytes[:] = builder.image
 
     def free_all(self) -> None:
-        """Free every segment as the daemon does: zeros over its header."""
+        """Free every segment as the daemon does, and forget what was removed: zeros over both."""
+        self.bytes[TABLE_OFFSET : TABLE_OFFSET + TABLE_BYTES] = bytes(TABLE_BYTES)
         for index in range(self.segment_count):
             at = layout.SEGMENTS_OFFSET + index * MIB
             self.bytes[at : at + layout.SEGMENT_HEADER.size_bytes] = bytes(
