@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -109,13 +110,12 @@ def single_pages() -> Iterator[None]:
 
 def build() -> Programs:
     """Compile the sender, the upper bound and the ways."""
-    programs = build_programs()
     ways = build_executable(
         "bench_ways",
         sorted((BENCH / "ways").glob("*.c")),
         flags=["-Wl,--no-as-needed", "-luring"],  # it stands before the sources
     )
-    return Programs(programs.sender, programs.upper_bound, ways=ways)
+    return replace(build_programs(), ways=ways)
 
 
 def measure(arguments: argparse.Namespace) -> tuple[Figures, dict[str, str], machine.Facts]:

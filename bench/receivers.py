@@ -228,6 +228,25 @@ class OneShot(Receiver):
         cpu_s = usage.ru_utime + usage.ru_stime - self._cpu_before_s
         return Outcome(cpu_s=cpu_s)
 
+    def said(self) -> dict[str, Any]:
+        """What a program of ours prints at its end, once it has received everything.
+
+        It counts its CPU time itself, so that taking down its memory is not in it.
+        """
+        assert self.process is not None
+        output, errors = self.process.communicate(timeout=END_TIMEOUT_S)
+        if self.process.returncode != 0:
+            raise self.failure(self.process.returncode, errors.strip())
+        said: dict[str, Any] = json.loads(output)
+        if said["bytes"] != self.job.payload_bytes:
+            raise BenchError(f"{self.name} received {said['bytes']} bytes")
+        return said
+
+    def failure(self, exit_code: int, text: str) -> BenchError:
+        """The error of a program that ended with an exit code and these words."""
+        del exit_code
+        return BenchError(f"{self.name} failed: {text}")
+
 
 class Socat(OneShot):
     """socat into a file, then sync of that file."""
@@ -303,14 +322,8 @@ class UpperBound(OneShot):
         return [self.program, *(f"--{key}={value}" for key, value in options.items())]
 
     def finish(self) -> Outcome:
-        """It counts its CPU time itself, so that taking down its area is not in it."""
-        assert self.process is not None
-        output, errors = self.process.communicate(timeout=END_TIMEOUT_S)
-        if self.process.returncode != 0:
-            raise BenchError(f"{self.name} failed: {errors.strip()}")
-        said = json.loads(output)
-        if said["bytes"] != self.job.payload_bytes:
-            raise BenchError(f"{self.name} received {said['bytes']} bytes")
+        """It is timed by itself: said()."""
+        said = self.said()
         return Outcome(cpu_s=said["user_s"] + said["sys_s"])
 
 

@@ -7,11 +7,10 @@ that the kernel refuses is no failure, but has no figure either: WayRefusedError
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Final
 
-from bench.receivers import END_TIMEOUT_S, BenchError, Job, OneShot, Outcome, write_zeros
+from bench.receivers import BenchError, Job, OneShot, Outcome, write_zeros
 
 DISCARD: Final = "discard"
 TCP_ZEROCOPY: Final = "tcp-zerocopy"
@@ -53,20 +52,18 @@ class Way(OneShot):
         return [self.program, f"--way={self.name}", f"--port={self.port}", f"--file={self.path}"]
 
     def finish(self) -> Outcome:
-        """It counts its CPU time itself. Raises BenchError, WayRefusedError."""
-        assert self.process is not None
-        output, errors = self.process.communicate(timeout=END_TIMEOUT_S)
-        if self.process.returncode == EXIT_REFUSED:
-            raise WayRefusedError(errors.strip())
-        if self.process.returncode != 0:
-            raise BenchError(f"{self.name} failed: {errors.strip()}")
-        said = json.loads(output)
-        if said["bytes"] != self.job.payload_bytes:
-            raise BenchError(f"{self.name} received {said['bytes']} bytes")
+        """It is timed by itself: said(). Raises BenchError, WayRefusedError."""
+        said = self.said()
         if self.name != DISCARD:
             self.check_file()
         counters = {key: float(said[key]) for key in ("user_copied", "kernel_copied")}
         return Outcome(cpu_s=said["user_s"] + said["sys_s"], counters=counters)
+
+    def failure(self, exit_code: int, text: str) -> BenchError:
+        """The error of a way that failed, or that the kernel refuses."""
+        return (
+            WayRefusedError(text) if exit_code == EXIT_REFUSED else super().failure(exit_code, text)
+        )
 
     def check_file(self) -> None:
         """Raise BenchError where the file does not have the sender's bytes in their order."""
